@@ -1,0 +1,64 @@
+"""What every section is made of."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _number(value: Any) -> Any:
+    # pydantic would take True for 1; a YAML `on` in the place of a number is a mistake.
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not true/false")  # noqa: TRY004 (pydantic wants ValueError)
+    return value
+
+
+NotBool = BeforeValidator(_number)
+Count = Annotated[int, NotBool, Field(ge=1)]
+CountOrZero = Annotated[int, NotBool, Field(ge=0)]
+Share = Annotated[float, NotBool, Field(ge=0, le=1)]
+Positive = Annotated[float, NotBool, Field(gt=0)]
+NotNegative = Annotated[float, NotBool, Field(ge=0)]
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return Path(os.path.abspath(path.expanduser()))
+    except RuntimeError as error:  # ~somebody who does not exist
+        raise ValueError(str(error)) from None
+
+
+def _absolute_if_folder(name: str) -> str:
+    return str(_absolute(Path(name))) if Path(name).expanduser().is_dir() else name
+
+
+# A local folder, which may be named relative to the working folder, or a hub id.
+FolderOrHub = Annotated[str, AfterValidator(_absolute_if_folder)]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Section(BaseModel):
+    """A frozen section that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def unless(section: SectionT, mistakes: Sequence[str]) -> SectionT:
+    """The section, unless there are mistakes in it; all of them are said."""
+    if mistakes:
+        raise ValueError("; ".join(mistakes))
+    return section
+
+
+class Sampling(Section):
+    """How one reply is sampled. `max_tokens` counts new tokens."""
+
+    temperature: NotNegative = 1.0
+    top_p: Annotated[float, NotBool, Field(gt=0, le=1)] = 1.0
+    max_tokens: Count = 256

@@ -1,0 +1,102 @@
+"""What an agent speaks through."""
+
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from salign.config.base import Count, CountOrZero, FolderOrHub, NotBool, Positive, Section, unless
+
+
+class ScriptedEngine(Section):
+    """Deterministic and instant; for tests and measurements of what surrounds a model."""
+
+    kind: Literal["scripted"]
+    max_in_flight: Count = 256
+
+
+class TransformersEngine(Section):
+    """A model in this process."""
+
+    kind: Literal["transformers"] = "transformers"
+    model: FolderOrHub | None = None
+    """A local folder, hub id or embedded name; None is the run's `model`."""
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_batch: Count = 16
+    max_in_flight: Count = 256
+
+
+class ServerAddress(Section):
+    """Where an OpenAI-compatible server is, and which environment variable holds its key."""
+
+    base_url: str
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "OPENAI_API_KEY"
+    """The environment variable that holds the key. The key itself is never in a config."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError("expected a URL such as http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("a URL carries no user, password or query; keys come from the environment (api_key_env)")
+        return value
+
+
+class _ServerCalls(Section):
+    """How calls to a server are made. `max_in_flight` is the most; pushed back (429, rising latency), fewer are."""
+
+    timeout_s: Positive = 600.0
+    """For one call, the time that it waits in the server's queue included."""
+    num_retries: CountOrZero = 5
+    max_in_flight: Count = 256
+    num_top_logprobs: Annotated[int, NotBool, Field(ge=7, le=100)] = 20
+    """Of how many of the likeliest tokens the server is asked for probabilities, to find the digits among them."""
+
+
+class OpenAIEngine(_ServerCalls, ServerAddress):
+    """Any OpenAI-compatible server."""
+
+    kind: Literal["openai"]
+    model: str | None = None
+    """The served name; None takes the only model that the server serves."""
+    begins_replies: bool = False
+    """The server continues a reply that is begun for it (llama.cpp and vLLM do): ratings then begin with "Rating: "
+    and nearly all the probability is on digits. Hosted APIs mostly refuse it."""
+
+
+class ServerEngine(_ServerCalls):
+    """Servers of our own, started and ended with the shard, on loopback ports and with keys of their own."""
+
+    kind: Literal["server"]
+    program: Literal["llama_cpp", "vllm"]
+    model: FolderOrHub | None = None
+    """A GGUF file or embedded name (llama_cpp), a folder or hub id (vllm); None is the run's `model`."""
+    num_servers: Count = 1
+    """Several share the calls, least loaded first, and the visible GPUs: each sees its part of them, or one in turn."""
+    context_length: Count = 4096
+    """Tokens of prompt and reply together."""
+    num_slots: Count = 16
+    """Replies that one server makes at a time."""
+    arguments: tuple[str, ...] = ()
+    """Further words on the command line of `vllm serve`."""
+    start_timeout_s: Positive = 900.0
+
+    @model_validator(mode="after")
+    def _arguments_that_are_free(self) -> "ServerEngine":
+        words = {word.split("=")[0].replace("_", "-") for word in self.arguments}
+        mistakes = [f"arguments: {word} is set by salign" for word in sorted(words & _OF_OUR_OWN)]
+        if self.arguments and self.program != "vllm":
+            mistakes.append(f"arguments are for `vllm serve`; {self.program} takes none")
+        return unless(self, mistakes)
+
+
+# Where a server is reached, and by whom, is for salign to say; a key has no place in a config.
+_OF_OUR_OWN = {"--host", "--port", "--uds", "--api-key", "--served-model-name", "--ssl-keyfile", "--ssl-certfile"}
+
+
+EngineSection = Annotated[
+    ScriptedEngine | TransformersEngine | OpenAIEngine | ServerEngine, Field(discriminator="kind")
+]

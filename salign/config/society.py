@@ -1,0 +1,232 @@
+"""The simulated society."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from salign.config.base import (
+    AbsolutePath,
+    Count,
+    CountOrZero,
+    FolderOrHub,
+    Name,
+    NotBool,
+    NotNegative,
+    Positive,
+    Sampling,
+    Section,
+    Share,
+    unless,
+)
+from salign.config.engines import EngineSection, ServerAddress
+from salign.config.sources import EverydaySource, Source
+
+Population = Literal["all_good", "all_bad", "half_half", "mixed_half_half"]
+Ablation = Literal["memory", "feedback_text", "audience"]
+
+# --- who can hear whom ---------------------------------------------------------------------------
+
+
+class GridTopology(Section):
+    """Agents on the cells of a square grid; neighbours are the cells within a radius."""
+
+    kind: Literal["grid"] = "grid"
+    size: Count = 10
+    """Cells in a row, and rows."""
+    radius: Positive = 2.0
+    metric: Literal["euclidean", "moore", "von_neumann"] = "euclidean"
+    """How far two cells are apart: as the crow flies, by a king's moves, or by a rook's steps."""
+    torus: bool = False
+    """The grid's edges meet."""
+
+
+class CompleteTopology(Section):
+    """Everybody hears everybody."""
+
+    kind: Literal["complete"]
+    num_agents: Count
+
+
+class SmallWorldTopology(Section):
+    """Watts and Strogatz: a ring of neighbours, a share of its links rewired at random."""
+
+    kind: Literal["small_world"]
+    num_agents: Count
+    num_neighbours: Annotated[int, NotBool, Field(ge=2)] = 8
+    rewired_share: Share = 0.1
+
+
+class ScaleFreeTopology(Section):
+    """Barabasi and Albert: each newcomer links to others in proportion to the links that they have."""
+
+    kind: Literal["scale_free"]
+    num_agents: Count
+    num_links: Count = 4
+
+
+class EdgesTopology(Section):
+    """Links from a file: two agents' numbers a line, counted from 0."""
+
+    kind: Literal["edges"]
+    path: AbsolutePath
+
+
+class IsolatedTopology(Section):
+    """Each agent alone: the control that tells whether it is the society at all."""
+
+    kind: Literal["isolated"]
+    num_agents: Count
+
+
+def _grid_unless_said(value: Any) -> Any:
+    return {"kind": "grid", **value} if isinstance(value, dict) else value
+
+
+TopologySection = Annotated[
+    GridTopology | CompleteTopology | SmallWorldTopology | ScaleFreeTopology | EdgesTopology | IsolatedTopology,
+    Field(discriminator="kind"),
+    BeforeValidator(_grid_unless_said),
+]
+
+# --- what makes two questions similar ------------------------------------------------------------
+
+
+class HashingEmbedder(Section):
+    """Hashed words and word pairs: no model, the same on every machine."""
+
+    kind: Literal["hashing"] = "hashing"
+    num_features: Count = 1 << 16
+
+
+class TransformersEmbedder(Section):
+    """The mean of a local model's last hidden states."""
+
+    kind: Literal["transformers"]
+    model: FolderOrHub
+    device: str = "auto"
+
+
+class OpenAIEmbedder(ServerAddress):
+    """An OpenAI-compatible server's `/v1/embeddings`."""
+
+    kind: Literal["openai"]
+    model: str
+    timeout_s: Positive = 60.0
+    num_retries: CountOrZero = 5
+
+
+Embedder = Annotated[HashingEmbedder | TransformersEmbedder | OpenAIEmbedder, Field(discriminator="kind")]
+
+# --- the rest ------------------------------------------------------------------------------------
+
+
+class MixturePart(Section):
+    """A share of the agents, drawn at random, that speaks through another engine or under other instructions."""
+
+    name: Name
+    share: Share
+    engine: EngineSection | None = None
+    """None: the run's engine."""
+    instructions: str | None = None
+    """Said to the model before each of the agent's own calls, as the system text."""
+
+
+class Stopping(Section):
+    """Stop once mean alignment x mean engagement has not improved by `tolerance` for `patience` rounds."""
+
+    tolerance: NotNegative = 0.01
+    patience: Count = 3
+
+
+class Gates(Section):
+    """What a shard must reach to count as done."""
+
+    min_rated_share: Share = 0.8
+    """Ratings that could be read, of all asked for."""
+    max_failed_share: Share = 0.1
+    """Interactions that failed, of all."""
+    max_refused_call_share: Share = 0.1
+    """Calls that the engine refused, of all."""
+    max_repeated_share: Share = 0.5
+    """Drafts and revisions that say the same as one to another question in the same round, of all."""
+
+
+class SocietySection(Section):
+    num_worlds: Count = 1
+    num_shards: Count = 1
+    topology: TopologySection = GridTopology()
+    max_rounds: Count = 50
+    audience_size: CountOrZero = 4
+    global_share: Share = 0.0
+    """Share of the audience that is drawn from the whole society."""
+    populations: tuple[Population, ...] = ("mixed_half_half",)
+    """World w starts with `populations[w % len(populations)]`."""
+    mixture: tuple[MixturePart, ...] = ()
+    observer: EngineSection | None = None
+    """Who rates drafts and revisions for the record; None: the run's engine."""
+    questions: Source = EverydaySource()
+    prior: Source = EverydaySource()
+    num_initial_memories: CountOrZero = 50
+    embedder: Embedder = HashingEmbedder()
+    max_recall_distance: Annotated[float, NotBool, Field(ge=0, le=2)] = 0.3
+    """Cosine distance under which a remembered question counts as similar."""
+    rating: Literal["logprob", "parse"] = "logprob"
+    num_rating_retries: CountOrZero = 2
+    wording: Literal["shared_first", "reference"] = "shared_first"
+    """The order of a prompt's parts: what prompts share first, for an engine's prefix cache; or the released code's."""
+    draft: Sampling = Sampling()
+    feedback: Sampling = Sampling()
+    revision: Sampling = Sampling()
+    without: tuple[Ablation, ...] = ()
+    """Ablations: nobody remembers; feedback is a rating without words; nobody has an audience."""
+    stopping: Stopping | None = Stopping()
+    schedule: Literal["dependency", "lockstep"] = "dependency"
+    """Both give the same result; lockstep waits for the whole world after each round."""
+    max_alive: Count = 1024
+    """Interactions that are held at a time in one process."""
+    gates: Gates = Gates()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SocietySection":
+        mistakes = []
+        topology = self.topology
+        num_agents = num_agents_of(topology)
+        if num_agents is not None and topology.kind != "isolated" and self.audience_size > num_agents - 1:
+            mistakes.append(
+                f"audience_size {self.audience_size} is larger than the rest of the society: a topology of "
+                f"{num_agents} agents leaves {num_agents - 1} others"
+            )
+        num_local = self.audience_size - round(self.audience_size * self.global_share)
+        if isinstance(topology, GridTopology) and topology.radius < 1 and 0 < num_local == self.audience_size:
+            mistakes.append(
+                f"topology.radius {topology.radius:g} leaves nobody an audience: the next cell is 1 away; raise it, or "
+                "global_share"
+            )
+        if isinstance(topology, SmallWorldTopology) and topology.num_neighbours >= topology.num_agents:
+            mistakes.append(
+                f"topology.num_neighbours {topology.num_neighbours} must be less than topology.num_agents "
+                f"{topology.num_agents}"
+            )
+        if isinstance(topology, ScaleFreeTopology) and topology.num_links >= topology.num_agents:
+            mistakes.append(
+                f"topology.num_links {topology.num_links} must be less than topology.num_agents {topology.num_agents}"
+            )
+        if self.num_shards > self.num_worlds:
+            mistakes.append(
+                f"num_shards {self.num_shards} exceeds num_worlds {self.num_worlds}: a shard has at least one world"
+            )
+        if not self.populations:
+            mistakes.append("populations is empty: name at least one, such as mixed_half_half")
+        names = [part.name for part in self.mixture]
+        if len(set(names)) < len(names):
+            mistakes.append(f"two parts of the mixture have one name: {', '.join(names)}")
+        if sum(part.share for part in self.mixture) > 1 + 1e-9:
+            mistakes.append("the shares of the mixture sum to more than 1")
+        return unless(self, mistakes)
+
+
+def num_agents_of(topology: TopologySection) -> int | None:
+    """How many agents a topology has; None where only its file says."""
+    if isinstance(topology, GridTopology):
+        return topology.size**2
+    return None if isinstance(topology, EdgesTopology) else topology.num_agents
