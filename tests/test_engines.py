@@ -15,9 +15,10 @@ from aiohttp.test_utils import TestServer
 from pydantic import ValidationError
 
 from salign.config import OpenAIEngine as OpenAISection
-from salign.config import Sampling, ScriptedEngine
+from salign.config import Sampling, ScriptedEngine, SocietySection
 from salign.config import TransformersEngine as TransformersSection
 from salign.engines.base import Prompt, RatingReply, Reply, normalise
+from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
 from salign.engines.openai import connect
 from salign.engines.opening import open_engine
@@ -26,6 +27,7 @@ from salign.engines.transformers import TransformersEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError
 from salign.society import prompts
 
+NO_LOGS = Path("/nonexistent")  # these engines start no server
 HELLO = Prompt("Hello, how are you?")
 
 # --- ratings -------------------------------------------------------------------------------------
@@ -64,9 +66,8 @@ def test_a_scripted_reply_ends_at_max_tokens():
 
 
 def test_a_scripted_rating_can_be_read():
-    found = [
-        prompts.parse_rating(scripted(prompts.observe_both("q", "a", "alignment"), seed).text) for seed in range(100)
-    ]
+    wording = prompts.Wording(SocietySection(rating="parse"))
+    found = [prompts.parse_rating(scripted(wording.observe("q", "a", "alignment"), seed).text) for seed in range(100)]
     assert {rating for rating, _ in found} == {1, 2, 3, 4, 5, 6, 7}
     assert all(reason for _, reason in found)
 
@@ -118,7 +119,7 @@ def test_a_meter_bounds_the_calls_in_flight(bound):
     slow = Slow()
 
     async def run():
-        metered = MeteredEngine(slow, bound)
+        metered = MeteredEngine(slow, Gate(bound, adaptive=False))
         calls = [metered.generate(HELLO, Sampling(), seed) for seed in range(20)]
         await asyncio.gather(*calls, *(metered.rate(HELLO, seed) for seed in range(20)))
 
@@ -128,7 +129,7 @@ def test_a_meter_bounds_the_calls_in_flight(bound):
 
 def test_a_meter_counts_what_was_answered():
     async def run():
-        metered = MeteredEngine(Slow(), 1)
+        metered = MeteredEngine(Slow(), Gate(1, adaptive=False))
         await metered.generate(HELLO, Sampling(), 0)
         await metered.rate(HELLO, 0)
         for call in (metered.generate(Prompt("no"), Sampling(), 0), metered.rate(Prompt("no"), 0)):
@@ -138,13 +139,14 @@ def test_a_meter_counts_what_was_answered():
         return metered
 
     metered = asyncio.run(run())
-    assert (metered.num_calls, metered.prompt_tokens, metered.completion_tokens) == (3, 27, 7)
+    assert (metered.num_calls, metered.prompt_tokens, metered.completion_tokens) == (5, 27, 7)  # refused calls are calls, without tokens
+    assert metered.num_refused == 2
     assert metered.calls_per_s > 0
 
 
 def test_a_meter_shows_and_closes_its_engine():
     slow = Slow()
-    metered = MeteredEngine(slow, 1)
+    metered = MeteredEngine(slow, Gate(1, adaptive=False))
     assert metered.identity == "slow"
     asyncio.run(metered.close())
     assert slow.closed
@@ -345,7 +347,7 @@ def test_more_calls_than_a_batch_holds_are_all_answered(tiny_model, engine):
     asked = [(HELLO, Sampling(max_tokens=6), seed) for seed in range(10)]
 
     async def run():
-        async with open_engine(TransformersSection(device="cpu", max_batch=3), str(tiny_model)) as small:
+        async with open_engine(TransformersSection(device="cpu", max_batch=3), str(tiny_model), NO_LOGS) as small:
             return await asyncio.gather(*(small.generate(*call) for call in asked))
 
     assert asyncio.run(run()) == answers(engine, *asked)
@@ -445,7 +447,7 @@ def test_without_tokens_for_digits_a_model_can_speak_but_not_rate(tiny_model, tm
 
     async def run():
         # a society that rates by parsing has no need of the digits' tokens
-        async with open_engine(TransformersSection(device="cpu"), str(tmp_path)) as opened:
+        async with open_engine(TransformersSection(device="cpu"), str(tmp_path), NO_LOGS) as opened:
             assert (await opened.generate(HELLO, Sampling(max_tokens=3), 0)).completion_tokens > 0
             with pytest.raises(ConfigError, match=r"society\.rating=parse"):
                 await opened.rate(HELLO, 0)
@@ -458,7 +460,7 @@ def test_without_tokens_for_digits_a_model_can_speak_but_not_rate(tiny_model, tm
 
 def test_an_engine_is_opened_metered_and_closed(tiny_model):
     async def run():
-        async with open_engine(TransformersSection(device="cpu"), str(tiny_model)) as opened:
+        async with open_engine(TransformersSection(device="cpu"), str(tiny_model), NO_LOGS) as opened:
             assert isinstance(opened, MeteredEngine)
             assert opened.identity == f"{tiny_model} (float32)"
             await opened.rate(HELLO, 0)
@@ -472,7 +474,7 @@ def test_an_engine_is_opened_metered_and_closed(tiny_model):
 def test_the_engine_s_own_model_comes_before_the_run_s(tiny_model):
     async def run():
         section = TransformersSection(device="cpu", model=str(tiny_model))
-        async with open_engine(section, "no/such-model") as opened:
+        async with open_engine(section, "no/such-model", NO_LOGS) as opened:
             return opened.identity
 
     assert str(tiny_model) in asyncio.run(run())
@@ -480,7 +482,7 @@ def test_the_engine_s_own_model_comes_before_the_run_s(tiny_model):
 
 def test_an_engine_is_closed_after_an_error(tiny_model):
     async def run():
-        async with open_engine(TransformersSection(device="cpu"), str(tiny_model)) as opened:
+        async with open_engine(TransformersSection(device="cpu"), str(tiny_model), NO_LOGS) as opened:
             kept.append(opened)
             raise ZeroDivisionError
 
@@ -493,7 +495,7 @@ def test_an_engine_is_closed_after_an_error(tiny_model):
 
 def test_the_scripted_engine_needs_no_model():
     async def run():
-        async with open_engine(ScriptedEngine(kind="scripted"), "no/such-model") as opened:
+        async with open_engine(ScriptedEngine(kind="scripted"), "no/such-model", NO_LOGS) as opened:
             return opened.identity, (await opened.generate(HELLO, Sampling(), 0)).text
 
     assert asyncio.run(run()) == ("scripted", scripted().text)
@@ -615,7 +617,7 @@ def test_a_server_is_asked_with_model_messages_and_sampling():
     server = Server(completion(" Hello there.\n"), served=("m", "other"))
     sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=9)
     reply = server.ask(Prompt("Who are you?", system="Be brief."), sampling, 42, model="other")
-    assert reply == Reply("Hello there.", 12, 5)
+    assert reply == Reply("Hello there.", 12, 5, served="m")
     (request,) = server.requests
     assert request.pop("messages") == [
         {"role": "system", "content": "Be brief."},
@@ -641,17 +643,7 @@ def test_the_key_comes_from_the_environment(monkeypatch):
 def test_a_server_that_counts_no_tokens_is_taken_as_it_is():
     silent = completion()
     del silent["usage"]
-    assert Server(silent).ask() == Reply("Hello.", 0, 0)
-
-
-def test_the_identity_names_model_and_server():
-    server = Server(completion())
-
-    async def run():
-        async with server.engine() as engine:
-            return engine.identity
-
-    assert asyncio.run(run()) == f"m at {server.url}"
+    assert Server(silent).ask() == Reply("Hello.", 0, 0, served="m")
 
 
 def test_log_probabilities_become_a_rating():

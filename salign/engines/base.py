@@ -12,17 +12,25 @@ RATING_PREFIX = "Rating: "
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One turn: what the user says, under an optional system text. The engine puts its model's template around it."""
+    """One turn: what the user says, under an optional system text. The engine puts its model's template around it.
+
+    `num_shared` characters at the start of `user` are those of other prompts of the same interaction too; an engine
+    with a prefix cache computes them once.
+    """
 
     user: str
     system: str | None = None
+    num_shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """What a model says. `served` is the model's name as the server gave it with this reply, if it gave one."""
+
     text: str
     prompt_tokens: int
     completion_tokens: int
+    served: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,7 @@ class RatingReply:
     mass: float
     prompt_tokens: int
     completion_tokens: int
+    served: str | None = None
 
     @property
     def expectation(self) -> float | None:
@@ -55,7 +64,7 @@ class Engine(Protocol):
 
     @property
     def identity(self) -> str:
-        """Which model answers, as it is written into results."""
+        """Which model answers, as it is written into results and hashed for the journal: not where it is served."""
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         """Samples one reply."""

@@ -1,33 +1,30 @@
-"""Any OpenAI-compatible server (vLLM, llama.cpp, a hosted one), through the `openai` client.
+"""Any OpenAI-compatible server (vLLM, llama.cpp, a hosted one), over plain HTTP.
 
-The client retries 429, 5xx, time-outs (408 and 409 included) and broken connections with exponential backoff; what
-refuses the call itself (400, 401, 403, 404, 413, 422) is not retried.
+One process makes hundreds of calls a second, of which the `openai` client manages some 400; the two requests that are
+needed here need little of it.
 """
 
+import json
 import math
-import os
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
-import openai
-from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel, Field, ValidationError
 
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import Sampling
 from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply, Reply, normalise
-from salign.errors import CallRejectedError, ConfigError, EngineError, SalignError, redact
-
-# These refuse one prompt; 401, 403 and 404 refuse whoever asks, or the model.
-_REJECTED = (400, 413, 422)
+from salign.engines.http import Server
+from salign.errors import CallRejectedError, ConfigError, EngineError
 
 # Where nobody may begin the reply for the model, the model is told.
 _ONE_DIGIT = f"Reply with one digit from 1 to {NUM_RATINGS} and nothing else."
 
 
-# What is read of an answer. The client takes what the server sends without a check, so it is checked here.
+# What is read of an answer.
 class _Candidate(BaseModel):
     token: str
-    logprob: float
+    logprob: Annotated[float, Field(le=1)]  # a hair above 0 by rounding; beyond it is none
 
 
 class _Token(BaseModel):
@@ -55,6 +52,7 @@ class _Usage(BaseModel):
 class _Completion(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
     usage: _Usage | None = None
+    model: Any = None
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -62,18 +60,50 @@ class _Completion(BaseModel):
         usage = self.usage or _Usage()
         return usage.prompt_tokens or 0, usage.completion_tokens or 0
 
+    @property
+    def served(self) -> str | None:
+        """The name that the server gives its model."""
+        return self.model if isinstance(self.model, str) and self.model else None
+
+
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
 
 class OpenAIEngine:
-    """A client of one server and model."""
+    """A client of one server and model. It is made inside the event loop that it is used in."""
 
-    def __init__(self, section: OpenAISection, model: str) -> None:
+    def __init__(
+        self,
+        section: OpenAISection,
+        model: str,
+        *,
+        identity: str | None = None,
+        api_key: str | None = None,
+        pushed_back: Callable[[], None] | None = None,
+    ) -> None:
+        """Makes the client; nothing is asked yet.
+
+        Args:
+            section: The server and how it is called.
+            model: The served name.
+            identity: Which model answers, for results and the journal; None is `model`.
+            api_key: The key of a server of our own; None reads the section's environment variable.
+            pushed_back: Called for each answer 429 or 503 and for each time-out, tried again or not.
+        """
         self._section = section
         self._model = model
-        self._client = _client(section)
+        self._identity = identity or model
+        self._name = f"{model} at {section.base_url}"
+        self._server = Server(section, self._name, api_key, pushed_back)
 
     @property
     def identity(self) -> str:
-        return f"{self._model} at {self._section.base_url}"
+        return self._identity
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         completion = await self._complete(
@@ -85,9 +115,8 @@ class OpenAIEngine:
         )
         text = completion.choices[0].message.content
         if text is None:
-            raise CallRejectedError(f"{self.identity} gave a reply without text")
-        # Half of a cut emoji can be written to no file.
-        return Reply(text.encode("utf-8", "replace").decode().strip(), *completion.counts)
+            raise CallRejectedError(f"{self._name} gave a reply without text")
+        return Reply(_writable(text).decode().strip(), *completion.counts, completion.served)
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         asked, begun = prompt, RATING_PREFIX if self._section.begins_replies else None
@@ -106,7 +135,7 @@ class OpenAIEngine:
         candidates = logprobs.content[0].top_logprobs if logprobs and logprobs.content else None
         if not candidates:
             raise EngineError(
-                f"{self.identity} returned no log-probabilities, which society.rating=logprob needs. Set "
+                f"{self._name} returned no log-probabilities, which society.rating=logprob needs. Set "
                 "society.rating=parse, or use a server that supports `logprobs` in chat completions."
             )
         weights = [0.0] * NUM_RATINGS
@@ -114,110 +143,67 @@ class OpenAIEngine:
             token = candidate.token.strip()
             if token.isascii() and token.isdigit() and len(token) == 1 and 1 <= int(token) <= NUM_RATINGS:
                 weights[int(token) - 1] += math.exp(candidate.logprob)
-        return RatingReply(normalise(weights), sum(weights), *completion.counts)
+        return RatingReply(normalise(weights), sum(weights), *completion.counts, completion.served)
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._server.close()
 
     async def _complete(self, prompt: Prompt, seed: int, begun: str | None = None, **parameters: Any) -> _Completion:
-        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": prompt.user}]
+        messages = [{"role": "user", "content": prompt.user}]
         if prompt.system:
             messages.insert(0, {"role": "system", "content": prompt.system})
         if begun:
             messages.append({"role": "assistant", "content": begun})
             # vLLM's words for it; llama.cpp does so of itself
-            parameters["extra_body"] = {"add_generation_prompt": False, "continue_final_message": True}
+            parameters |= {"add_generation_prompt": False, "continue_final_message": True}
+        request = {"model": self._model, "messages": messages, "seed": seed, **parameters}
+        answer = await self._server.ask("POST", "chat/completions", _writable(json.dumps(request, ensure_ascii=False)))
         try:
-            completion = await self._client.chat.completions.create(
-                model=self._model, messages=messages, seed=seed, **parameters
-            )
-        except openai.APIStatusError as error:
-            if error.status_code in _REJECTED:
-                raise CallRejectedError(f"{self.identity} refused a call: {_short(error, self._section)}") from error
-            raise _failure(error, self._section) from error
-        except (openai.OpenAIError, ValueError) as error:
-            raise _failure(error, self._section) from error
-        try:
-            return _Completion.model_validate(completion.model_dump(warnings=False))
-        except (AttributeError, ValidationError):
-            raise self._garbage(completion) from None
-
-    def _garbage(self, answer: object) -> EngineError:
-        return EngineError(
-            f"{self.identity} answered with something that is no chat completion: {_short(answer, self._section)!r}. "
-            "Is engine.base_url the root of an OpenAI-compatible API (it mostly ends in /v1)?"
-        )
+            return _Completion.model_validate(json.loads(answer))
+        except ValueError:  # no JSON, or (pydantic's ValidationError) not of this form
+            raise EngineError(
+                f"{self._name} answered with something that is no chat completion: {self._server.short(answer)!r}. "
+                "Is engine.base_url the root of an OpenAI-compatible API (it mostly ends in /v1)?"
+            ) from None
 
 
-def _key(section: OpenAISection) -> str:
-    return os.environ.get(section.api_key_env, "").strip()
+def _writable(text: str) -> bytes:
+    """UTF-8. Half of a cut emoji, which JSON can say and UTF-8 cannot, becomes a question mark."""
+    return text.encode("utf-8", "replace")
 
 
-def _client(section: OpenAISection) -> openai.AsyncOpenAI:
-    key = _key(section)
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"the key in {section.api_key_env} has characters that no key has; set it again.")
-    return openai.AsyncOpenAI(
-        base_url=section.base_url,
-        api_key=key or "none",  # a local server asks for none, and the client refuses to be made without one
-        timeout=section.timeout_s,
-        max_retries=section.num_retries,
-    )
-
-
-def _short(error: object, section: OpenAISection) -> str:
-    """What a server says, on one line, without the key if it says that too."""
-    text = " ".join(str(error).split())
-    key = _key(section)
-    return redact(text.replace(key, f"<{section.api_key_env}>") if key else text)[:300]
-
-
-def _failure(error: Exception, section: OpenAISection) -> SalignError:
-    where, tries = f"the engine at {section.base_url}", section.num_retries + 1
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return ConfigError(
-            f"{where} refuses the key (HTTP {error.status_code}). Put a valid one into the environment variable "
-            f"{section.api_key_env} (engine.api_key_env names it)."
-        )
-    if isinstance(error, openai.NotFoundError):
-        return ConfigError(
-            f"{where} does not know the model or the path: {_short(error, section)}. Check base_url and model."
-        )
-    if isinstance(error, openai.APITimeoutError):
-        return EngineError(
-            f"{where} did not answer within engine.timeout_s = {section.timeout_s:g} s, {tries} times. "
-            "Is it overloaded? Lower engine.max_in_flight or raise engine.timeout_s; what is complete is kept."
-        )
-    if isinstance(error, openai.APIConnectionError):
-        return EngineError(
-            f"{where} is unreachable ({_short(error.__cause__ or error, section)}), {tries} times. Start it, or "
-            "set engine.base_url to where it listens; what is complete is kept."
-        )
-    return EngineError(f"{where} failed after {section.num_retries} retries: {_short(error, section)}")
-
-
-async def connect(section: OpenAISection) -> OpenAIEngine:
+async def connect(
+    section: OpenAISection,
+    *,
+    pushed_back: Callable[[], None] | None = None,
+    api_key: str | None = None,
+    identity: str | None = None,
+) -> OpenAIEngine:
     """Opens the engine: the server answers, and serves the asked-for model.
+
+    Args:
+        section: The server and how it is called.
+        pushed_back: Called for each answer 429 or 503 and each time-out of the engine's calls.
+        api_key: The key of a server of our own; None reads the section's environment variable.
+        identity: Which model answers, for results and the journal; None is its served name.
 
     Raises:
         ConfigError: The model is not served, or none is named and several are.
         EngineError: The server is unreachable or is no such server.
     """
-    client = _client(section)
+    server = Server(section, api_key=api_key)  # a server that is still loading (503) does not lower the gate
     try:
-        served = [str(model.id) for model in (await client.models.list()).data if model.id]
-    except (openai.OpenAIError, ValueError) as error:
-        raise _failure(error, section) from error
-    except (AttributeError, TypeError):
+        answer = await server.ask("GET", "models")
+        served = [model.id for model in _Models.model_validate_json(answer).data if model.id]
+    except ValidationError:
         raise EngineError(
             f"the engine at {section.base_url} answered /models with something that is no list of models. Is "
             "engine.base_url the root of an OpenAI-compatible API (it mostly ends in /v1)?"
         ) from None
     finally:
-        await client.close()
-    if section.model is None and len(served) == 1:
-        return OpenAIEngine(section, served[0])
-    if section.model is None or section.model not in served:
+        await server.close()
+    model = section.model or (served[0] if len(served) == 1 else None)
+    if model is None or model not in served:
         asked = "no engine.model is named" if section.model is None else f"engine.model {section.model!r} is not served"
         raise ConfigError(f"{asked}; {section.base_url} serves: {', '.join(served) or 'nothing'}.")
-    return OpenAIEngine(section, section.model)
+    return OpenAIEngine(section, model, identity=identity, api_key=api_key, pushed_back=pushed_back)

@@ -1,0 +1,297 @@
+"""The journal: every model call's answer, append-only, under the hash of what was asked. Resume is replay.
+
+A journal is a folder's `journal-NNNNN.jsonl` files, one for each process that writes. Each begins with a header that
+says of which models and config it is; each further line is one answer. A line that was torn when its process was
+killed is dropped; nothing else ever is.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from salign.config import Sampling
+from salign.engines.base import Prompt, RatingReply, Reply
+from salign.errors import CallRejectedError, ConfigError, StageError
+
+JOURNAL_VERSION = 1
+_KEY_BYTES = 16
+_BEGIN = b'{"key":"'
+_KEY_START = len(_BEGIN)
+_KEY_END = _KEY_START + 2 * _KEY_BYTES
+
+Answer = Reply | RatingReply | CallRejectedError
+
+
+class CallKeys:
+    """Hashes of one model's calls: identity, kind of call, sampling, seed, system text, user text."""
+
+    def __init__(self, identity: str) -> None:
+        self._identity = identity
+        self._begun: dict[Sampling | None, Any] = {}
+
+    def of(self, prompt: Prompt, sampling: Sampling | None, seed: int) -> bytes:
+        """The key of a call; `sampling` is None for a rating by the digits' probabilities."""
+        begun = self._begun.get(sampling)
+        if begun is None:
+            asked = None if sampling is None else [sampling.temperature, sampling.top_p, sampling.max_tokens]
+            text = json.dumps([JOURNAL_VERSION, self._identity, asked])
+            begun = self._begun[sampling] = hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES)
+        hasher = begun.copy()
+        # The user's text last: nothing in it can be taken for another part.
+        hasher.update(f"\0{seed}\0{prompt.system!r}\0{prompt.user}".encode("utf-8", "surrogatepass"))
+        digest: bytes = hasher.digest()
+        return digest
+
+
+def _record(key: bytes, answer: Answer, seconds: float) -> bytes:
+    row: dict[str, Any] = {"key": key.hex(), "seconds": round(seconds, 4)}
+    if isinstance(answer, CallRejectedError):
+        row["refused"] = str(answer)
+    else:
+        if isinstance(answer, Reply):
+            row["text"] = answer.text
+        else:
+            row["probabilities"], row["mass"] = answer.probabilities, answer.mass
+        row["tokens"] = [answer.prompt_tokens, answer.completion_tokens]
+        if answer.served is not None:
+            row["served"] = answer.served
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _answer(row: Mapping[str, Any]) -> Answer:
+    if "refused" in row:
+        return CallRejectedError(row["refused"])
+    prompt_tokens, completion_tokens = row["tokens"]
+    if "text" in row:
+        return Reply(row["text"], prompt_tokens, completion_tokens, row.get("served"))
+    weights = row["probabilities"]
+    probabilities = None if weights is None else tuple(weights)
+    return RatingReply(probabilities, row["mass"], prompt_tokens, completion_tokens, row.get("served"))
+
+
+class _File:
+    """One journal file, mapped into memory; its whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            # An empty file cannot be mapped.
+            self._bytes: mmap.mmap | bytes = (
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+            )
+        self.num_bytes = self._bytes.rfind(b"\n") + 1
+        self.header_bytes = self._bytes.find(b"\n") + 1
+
+    def header(self) -> dict[str, Any] | None:
+        """What the file says of itself; None where not even that was written whole."""
+        if not self.header_bytes:
+            return None
+        try:
+            header = json.loads(self._bytes[: self.header_bytes])
+        except ValueError:
+            header = None
+        if not isinstance(header, dict) or header.get("journal") != JOURNAL_VERSION:
+            raise StageError(
+                f"{self.path} is no journal of version {JOURNAL_VERSION}. Remove it to begin the shard again."
+            )
+        return header
+
+    def index(self) -> Iterator[tuple[bytes, int]]:
+        """Key and offset of each record."""
+        start, mapped = self.header_bytes, self._bytes
+        while start < self.num_bytes:
+            try:
+                key = bytes.fromhex(mapped[start + _KEY_START : start + _KEY_END].decode())
+            except ValueError:
+                key = b""
+            if len(key) != _KEY_BYTES or mapped[start : start + _KEY_START] != _BEGIN:
+                raise self._damaged(start)
+            yield key, start
+            start = mapped.find(b"\n", start) + 1
+
+    def read(self, start: int) -> Answer:
+        try:
+            return _answer(orjson.loads(self._bytes[start : self._bytes.find(b"\n", start)]))
+        except (ValueError, KeyError, TypeError):
+            raise self._damaged(start) from None
+
+    def _damaged(self, start: int) -> StageError:
+        return StageError(
+            f"{self.path} is damaged at byte {start}: no record of a call stands there. Cut the file off there "
+            f"(truncate -s {start} FILE): the calls after it are made again; or remove it."
+        )
+
+
+class Journal:
+    """The calls that a shard has paid for.
+
+    Args:
+        folder: Where the journal's files are.
+        header: Of which models and config it is.
+        writer: Which of the files this process appends to; None for reading alone.
+
+    Raises:
+        ConfigError: The journal is of other models or another config; what differs is named.
+        StageError: A file is damaged other than by a torn end.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any], writer: int | None) -> None:
+        self._header = json.loads(json.dumps({"journal": JOURNAL_VERSION, **header}))
+        self._files: list[_File] = []
+        self._index: dict[bytes, tuple[_File, int]] = {}
+        for path in sorted(folder.glob("journal-*.jsonl")):
+            file = _File(path)
+            found = file.header()
+            if found is not None:
+                self._check(path, found)
+                self._files.append(file)
+                self._index.update((key, (file, start)) for key, start in file.index())
+        self._waiting: list[bytes] = []
+        self._error: OSError | None = None
+        self._descriptor: int | None = None
+        self._writes_later: Callable[[], object] | None = None
+        if writer is not None:
+            self._open(folder / f"journal-{writer:05d}.jsonl")
+
+    def __len__(self) -> int:
+        """Calls that an earlier process has left."""
+        return len(self._index)
+
+    def _check(self, path: Path, found: Mapping[str, Any]) -> None:
+        changed = [
+            f"{name} ({there!r} there, {here!r} now)"
+            for name in sorted(self._header | found)
+            if (there := found.get(name)) != (here := self._header.get(name))
+        ]
+        if changed:
+            raise ConfigError(
+                f"{path} is the journal of another simulation; it differs in {'; '.join(changed)}. Put that back as it "
+                f"was, choose another run.name, or remove {path.parent} to begin the shard again."
+            )
+
+    def _open(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = next((file.num_bytes for file in self._files if file.path == path), 0)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(self._descriptor, whole)
+        self._size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        self._path = path
+        if not whole:
+            self._waiting.append((json.dumps(self._header, ensure_ascii=False) + "\n").encode())
+            self.write()
+
+    def find(self, key: bytes) -> Answer | None:
+        """The answer that was recorded; None where there is none."""
+        place = self._index.get(key)
+        return None if place is None else place[0].read(place[1])
+
+    def append(self, key: bytes, answer: Answer, seconds: float) -> None:
+        """Records an answer. It is in the file when the event loop has come round once.
+
+        Raises:
+            OSError: An earlier record could not be written.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._descriptor is None:
+            return
+        if not self._waiting:
+            # All that is answered in one turn of the loop is one write.
+            asyncio.get_running_loop().call_soon(self._write_later)
+        self._waiting.append(_record(key, answer, seconds))
+
+    def _write_later(self) -> None:
+        with contextlib.suppress(OSError):  # kept in _error: the next call says it
+            self.write()
+
+    def write(self) -> None:
+        """Hands what waits to the system: it outlives this process, but not the machine (see `sync`).
+
+        Raises:
+            OSError: As for a full disk. The file is cut back to its last whole record.
+        """
+        if self._error is not None:
+            raise self._error
+        assert self._descriptor is not None
+        block = memoryview(b"".join(self._waiting))
+        self._waiting.clear()
+        try:
+            written = 0
+            while written < len(block):
+                written += os.write(self._descriptor, block[written:])
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self._size)
+            self._error = OSError(error.errno, error.strerror, str(self._path))
+            raise self._error from error
+        self._size += len(block)
+
+    async def sync(self) -> None:
+        """Waits until all that was appended is on the disk itself.
+
+        Raises:
+            OSError: Something could not be written.
+        """
+        if self._descriptor is not None:
+            self.write()
+            await asyncio.to_thread(os.fsync, self._descriptor)
+
+    def close(self) -> None:
+        """Writes what waits, and closes the file.
+
+        Raises:
+            OSError: Something could not be written.
+        """
+        if self._descriptor is not None:
+            try:
+                self.write()
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+
+def written_header(folder: Path) -> dict[str, Any]:
+    """The header of a folder's journal.
+
+    Raises:
+        StageError: There is no journal.
+    """
+    for path in sorted(folder.glob("journal-*.jsonl")):
+        header = _File(path).header()
+        if header is not None:
+            return {name: value for name, value in header.items() if name != "journal"}
+    raise StageError(f"{folder} has no journal to replay; simulate the shard first.")
+
+
+class ReplayEngine:
+    """Stands where an engine stood, for a shard whose every call is in its journal.
+
+    Args:
+        identity: Of the model whose answers the journal holds.
+    """
+
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
+        raise self._missing()
+
+    async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
+        raise self._missing()
+
+    def _missing(self) -> StageError:
+        return StageError(
+            f"the journal lacks a call of {self.identity}, so the shard cannot be replayed: it was not complete. "
+            "Simulate it without --replay: what is in the journal is not asked again."
+        )
+
+    async def close(self) -> None:
+        pass

@@ -1,0 +1,132 @@
+"""The programs that serve a model, and the GPUs that they get."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from salign import models
+from salign.config import ServerEngine
+from salign.engines.llama_server import SETTINGS, LlamaSettings
+from salign.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a server is started: its command, and what its environment adds, both for a port and a key."""
+
+    model: str
+    command: Callable[[int], list[str]]
+    environment: Callable[[int, str], dict[str, str]]
+
+
+def _llama_cpp(section: ServerEngine, model: str) -> Program:
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ConfigError(
+            "engine.program=llama_cpp needs the package xllamacpp, which is not installed: pip install xllamacpp"
+        )
+    gguf = _gguf(model)
+    # llama.cpp itself counts the cores of the machine, not those that this process may use.
+    named = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    allowed = int(named) if named.isdecimal() and int(named) else len(os.sched_getaffinity(0))
+
+    def environment(port: int, key: str) -> dict[str, str]:
+        settings = LlamaSettings(
+            gguf=str(gguf),
+            name=model,
+            port=port,
+            key=key,
+            context_length=section.context_length,
+            num_slots=section.num_slots,
+            num_threads=max(1, allowed // section.num_servers),
+        )
+        return {SETTINGS: settings.dumps()}
+
+    return Program(model, lambda _: [sys.executable, "-m", "salign.engines.llama_server"], environment)
+
+
+def _gguf(model: str) -> Path:
+    if model in models.EMBEDDED:
+        return models.embedded_gguf(model)
+    path = Path(model).expanduser().absolute()
+    remedy = (
+        f"engine.program=llama_cpp serves a GGUF file or an embedded model ({', '.join(models.EMBEDDED)}): name one in "
+        "engine.model (llama.cpp's convert_hf_to_gguf.py makes one of a Hugging Face folder), or set "
+        "engine.program=vllm."
+    )
+    if not path.is_file():
+        raise ConfigError(f"model {model!r} is no file here. {remedy}")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ConfigError(f"model {model!r} is not in GGUF format. {remedy}")
+    return path
+
+
+def _vllm(section: ServerEngine, model: str) -> Program:
+    # Beside this Python first: a virtual environment need not be activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    executable = shutil.which("vllm", path=path)
+    if executable is None:
+        raise ConfigError(
+            "engine.program=vllm needs the command vllm, which is not on the PATH: pip install vllm (on a machine with "
+            "GPUs; it may have a virtual environment of its own whose bin folder is put on the PATH), or set "
+            "engine.program=llama_cpp."
+        )
+    resolved = models.resolve(model)
+
+    def command(port: int) -> list[str]:
+        options = {
+            "host": "127.0.0.1",
+            "port": port,
+            "served-model-name": model,
+            "max-model-len": section.context_length,
+            "max-num-seqs": section.num_slots,
+            "max-logprobs": section.num_top_logprobs,
+            # The model's own file would add its top_k and penalties to the sampling that was asked for.
+            "generation-config": "vllm",
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        return [executable, "serve", resolved, *words, "--disable-uvicorn-access-log", *section.arguments]
+
+    return Program(model, command, lambda _, key: {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"})
+
+
+_PROGRAMS = {"llama_cpp": _llama_cpp, "vllm": _vllm}
+
+
+def program_of(section: ServerEngine, model: str) -> Program:
+    """How the servers of a section are started.
+
+    Raises:
+        ConfigError: The program or the model cannot be had here.
+    """
+    return _PROGRAMS[section.program](section, model)
+
+
+# --- GPUs ----------------------------------------------------------------------------------------
+
+
+def visible_devices() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none if there are none."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        devices = [device.strip() for device in named.split(",")]
+        return [] if devices[0] in ("", "-1", "NoDevFiles") else devices
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(index) for index in range(len(gpus))]
+
+
+def share_out(devices: Sequence[str], num_servers: int) -> list[list[str]]:
+    """The devices of each server: each its share, or one in turn where there are fewer than servers."""
+    return [
+        list(devices[index::num_servers] or devices[index % len(devices) :][:1]) if devices else []
+        for index in range(num_servers)
+    ]

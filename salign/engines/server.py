@@ -1,0 +1,356 @@
+"""Servers of our own (llama.cpp, vLLM): started and ended with the shard that uses them.
+
+Each has a port on loopback, a key and a temporary folder of its own, so two shards on a node never meet. A keeper
+process (keeper.py) stands between shard and server and ends the server when the shard is gone.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+
+from salign.config import OpenAIEngine as OpenAISection
+from salign.config import Sampling, ServerEngine
+from salign.engines import keeper
+from salign.engines.base import Engine, Prompt, RatingReply, Reply
+from salign.engines.openai import OpenAIEngine
+from salign.engines.programs import Program, program_of, share_out, visible_devices
+from salign.errors import CallRejectedError, EngineError, SalignError, redact
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_NUM_PORTS = 5
+"""On how many ports a server is tried, where others take them."""
+_NUM_RESTARTS = 3
+"""How often a server that ended is started again."""
+_POLL_S = 0.2
+_SAY_EVERY_S = 10.0
+_SEEN_DEAD_S = 2.0
+"""By when the end of a server is known after its connections broke."""
+_ANSWER_S = 10.0
+"""For an answer to whether a server is ready."""
+_NUM_LAST_LINES = 12
+
+
+@contextlib.asynccontextmanager
+async def servers(
+    section: ServerEngine, model: str, folder: Path, pushed_back: Callable[[], None] | None = None
+) -> AsyncIterator[Engine]:
+    """The servers of a section behind one engine, ended at the end of the block.
+
+    Args:
+        section: Which program, and how many.
+        model: What they serve.
+        folder: Where their logs go, `server-<index>.log`; not shared with another shard.
+        pushed_back: As `OpenAIEngine` takes it.
+
+    Raises:
+        ConfigError: The program or the model cannot be had here.
+        EngineError: A server ends or is not ready in time; the message quotes its log.
+    """
+    program = await asyncio.to_thread(program_of, section, model)
+    devices = await asyncio.to_thread(visible_devices)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [
+        KeptServer(program, section, index, folder / f"server-{index}.log", shared, pushed_back=pushed_back)
+        for index, shared in enumerate(share_out(devices, section.num_servers))
+    ]
+    starts = [asyncio.create_task(server.start()) for server in kept]
+    try:
+        await asyncio.gather(*starts)
+        yield LeastLoaded(kept)
+    finally:
+        for start in starts:
+            start.cancel()
+        await asyncio.gather(*starts, return_exceptions=True)
+        await asyncio.gather(*(server.close() for server in kept))
+
+
+# --- one server ----------------------------------------------------------------------------------
+
+
+class _PortTakenError(EngineError):
+    """Somebody else listens where our server should."""
+
+
+@dataclass
+class _Running:
+    """A server as it was started: on a port, with a key."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    reserved: socket.socket
+    key: str
+    log: Path
+    log_start: int
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def quote(self) -> str:
+        """The end of what it wrote, without its key."""
+        with self.log.open("rb") as file:
+            file.seek(max(self.log_start, self.log.stat().st_size - 16_000))
+            lines = file.read().decode("utf-8", "replace").replace(self.key, "<key>").splitlines()
+        last = "\n".join(f"  {line}" for line in lines[-_NUM_LAST_LINES:])
+        return f"Its log {self.log} ends:\n{redact(last) or '  (nothing was written)'}"
+
+    async def exit_code(self, timeout_s: float) -> int | None:
+        """None if it still lives after a while."""
+        until = time.monotonic() + timeout_s
+        while self.process.poll() is None and time.monotonic() < until:
+            await asyncio.sleep(_POLL_S / 4)
+        return self.process.poll()
+
+    async def end(self) -> None:
+        """Lets the keeper end the server, and waits until both are gone."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.reserved.close()
+        if await self.exit_code(keeper.GRACE_S + 10) is None:
+            logger.warning("the keeper of the server of %s does not end; its process is %d", self.log, self.process.pid)
+
+
+def reserve_port() -> socket.socket:
+    """A free port of loopback, bound but not listening.
+
+    As long as it is held the kernel gives the port to nobody who asks for any, while a server that asks for this one
+    gets it (SO_REUSEADDR on both). vLLM also sets SO_REUSEPORT: without this, two of them might share a port unseen.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
+
+
+class KeptServer:
+    """One server and its client. A server that ends is started again, a few times."""
+
+    def __init__(
+        self,
+        program: Program,
+        section: ServerEngine,
+        index: int,
+        log: Path,
+        devices: Sequence[str],
+        *,
+        pushed_back: Callable[[], None] | None = None,
+    ) -> None:
+        self._program = program
+        self._section = section
+        self._name = f"server {index} of {section.program}"
+        self._log = log
+        self._devices = devices
+        self._pushed_back = pushed_back
+        self._running: _Running | None = None
+        self._engine: OpenAIEngine | None = None
+        self._old_engines: list[OpenAIEngine] = []
+        self._num_starts = 0
+        self._starting = asyncio.Lock()
+
+    @property
+    def identity(self) -> str:
+        return f"{self._program.model} ({self._section.program})"
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
+        return await self._call(lambda engine: engine.generate(prompt, sampling, seed))
+
+    async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
+        return await self._call(lambda engine: engine.rate(prompt, seed))
+
+    async def start(self) -> None:
+        """Starts the server and waits until it is ready, on another port where somebody else took the first."""
+        if self._num_starts > _NUM_RESTARTS:
+            raise EngineError(
+                f"{self._name} was started {self._num_starts} times and ended each time; see {self._log}."
+            )
+        self._num_starts += 1
+        for attempt in range(1, _NUM_PORTS + 1):
+            await self._end()
+            try:
+                await self._start_once()
+            except _PortTakenError as error:
+                if attempt == _NUM_PORTS:
+                    raise EngineError(f"{error} So it was on {_NUM_PORTS} ports. See {self._log}.") from None
+                logger.info("%s Another port is tried.", error)
+            else:
+                return
+
+    async def close(self) -> None:
+        """Ends the server."""
+        await self._end()
+        for engine in self._old_engines:
+            await engine.close()
+
+    async def _call(self, call: Callable[[OpenAIEngine], Awaitable[T]]) -> T:
+        while True:
+            async with self._starting:
+                if self._engine is None:
+                    await self.start()
+                engine = self._engine
+            assert engine is not None
+            try:
+                return await call(engine)
+            except CallRejectedError:
+                raise
+            except SalignError as error:  # also a refused key, by who listens there since
+                async with self._starting:
+                    if engine is self._engine:
+                        await self._give_up(error)
+
+    async def _give_up(self, error: SalignError) -> None:
+        """Lets go of a server that ended, so that the next call starts it again; raises the error of one that lives."""
+        assert self._running is not None
+        code = await self._running.exit_code(_SEEN_DEAD_S)
+        if code is None:
+            raise error
+        ended = f"{self._name} ended by itself ({_explain(code)}). {self._running.quote()}"
+        if self._num_starts > _NUM_RESTARTS:
+            raise EngineError(f"{ended}\nIt was started {self._num_starts} times; what is complete is kept.") from error
+        logger.warning("%s\nIt is started again.", ended)
+        await self._end()
+
+    async def _start_once(self) -> None:
+        reserved = reserve_port()
+        port, key = reserved.getsockname()[1], secrets.token_urlsafe(32)
+        env = os.environ | self._program.environment(port, key)
+        if self._devices:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
+        command = [sys.executable, "-m", "salign.engines.keeper", *self._program.command(port)]
+        with self._log.open("ab") as log:
+            # A session of its own: Ctrl-C reaches the shard, which ends the server in its own time.
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, start_new_session=True
+            )
+            self._running = _Running(process, port, reserved, key, self._log, log.tell())
+        await self._ready(self._running)
+        shared = (OpenAISection.model_fields.keys() & ServerEngine.model_fields.keys()) - {"kind", "model"}
+        client = OpenAISection(
+            kind="openai",
+            base_url=self._running.base_url,
+            model=self._program.model,
+            begins_replies=True,
+            **self._section.model_dump(include=shared),
+        )
+        self._engine = OpenAIEngine(
+            client, self._program.model, identity=self.identity, api_key=key, pushed_back=self._pushed_back
+        )
+
+    async def _ready(self, running: _Running) -> None:
+        """Returns when the server serves the model."""
+        begin = said = time.monotonic()
+        # No proxy of the environment: the server is on loopback.
+        async with aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {running.key}"}, timeout=aiohttp.ClientTimeout(total=_ANSWER_S)
+        ) as session:
+            while (code := running.process.poll()) is None:
+                if await self._serves(session, running.base_url):
+                    return
+                now = time.monotonic()
+                if now - begin > self._section.start_timeout_s:
+                    raise EngineError(
+                        f"{self._name} was not ready within engine.start_timeout_s = "
+                        f"{self._section.start_timeout_s:g} s. {running.quote()}"
+                    )
+                if now - said >= _SAY_EVERY_S:
+                    logger.info("waiting for %s (%.0f s)", self._name, now - begin)
+                    said = now
+                await asyncio.sleep(_POLL_S)
+        if _somebody_listens(running.port):
+            raise _PortTakenError(f"{self._name} ended: somebody else listens on its port {running.port}.")
+        raise EngineError(f"{self._name} ended before it was ready ({_explain(code)}). {running.quote()}")
+
+    async def _serves(self, session: aiohttp.ClientSession, base_url: str) -> bool:
+        """Whether our server answers and serves the model; False while it is loading."""
+        try:
+            async with session.get(f"{base_url}/models") as response:
+                answer = await response.text()
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return False
+        if response.status in (401, 403):
+            raise _PortTakenError(f"{self._name}: its key is refused; somebody else's server has the port.")
+        if response.status != 200:
+            return False
+        try:
+            served = [model["id"] for model in json.loads(answer)["data"]]
+        except (ValueError, TypeError, KeyError):
+            served = []
+        if self._program.model not in served:
+            raise _PortTakenError(
+                f"{self._name}: somebody else's server has the port, it serves {served or 'no model'}."
+            )
+        return True
+
+    async def _end(self) -> None:
+        running, self._running = self._running, None
+        if self._engine is not None:
+            self._old_engines.append(self._engine)  # calls may still be on their way through it
+            self._engine = None
+        if running is not None:
+            await running.end()
+
+
+def _explain(code: int) -> str:
+    if code == 128 + signal.SIGKILL:
+        return "signal 9, as where memory runs out"
+    return f"exit code {code}" if code <= 128 else f"signal {code - 128}"
+
+
+def _somebody_listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+# --- several ---------------------------------------------------------------------------------------
+
+
+class LeastLoaded:
+    """Several engines of one model as one: a call goes to the one with the fewest calls in flight."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
+        self._num_calls = [0] * len(engines)
+
+    @property
+    def identity(self) -> str:
+        return self._engines[0].identity
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
+        with self._chosen() as engine:
+            return await engine.generate(prompt, sampling, seed)
+
+    async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
+        with self._chosen() as engine:
+            return await engine.rate(prompt, seed)
+
+    async def close(self) -> None:
+        """Closes all of them."""
+        await asyncio.gather(*(engine.close() for engine in self._engines))
+
+    @contextlib.contextmanager
+    def _chosen(self) -> Iterator[Engine]:
+        index = self._num_calls.index(min(self._num_calls))
+        self._num_calls[index] += 1
+        try:
+            yield self._engines[index]
+        finally:
+            self._num_calls[index] -= 1

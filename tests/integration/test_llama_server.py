@@ -1,0 +1,196 @@
+"""llama.cpp's server as a server of our own, with the embedded model."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from salign import models
+from salign.config import Sampling, ServerEngine
+from salign.engines.base import Prompt
+from salign.engines.server import servers
+from salign.errors import ConfigError, EngineError
+
+pytestmark = pytest.mark.integration
+
+CAPITAL = Prompt("What is the capital of France? Answer with one word.")
+GREEDY = Sampling(temperature=0.0, max_tokens=8)
+
+SHARD = """
+import asyncio, sys
+from pathlib import Path
+from salign.config import ServerEngine
+from salign.engines.server import servers
+
+async def main():
+    async with servers(ServerEngine.model_validate_json(sys.argv[1]), "smollm2-135m", Path(sys.argv[2])):
+        print("ready", flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _model() -> None:
+    pytest.importorskip("xllamacpp")
+    try:
+        models.embedded_gguf("smollm2-135m")
+    except ConfigError as error:
+        pytest.skip(f"the embedded model cannot be had here: {error}")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def section(**settings) -> ServerEngine:
+    settings = {"context_length": 500, "num_slots": 3, "num_retries": 0} | settings
+    return ServerEngine(kind="server", program="llama_cpp", **settings)
+
+
+def opened(folder: Path, **settings):
+    return servers(section(**settings), "smollm2-135m", folder)
+
+
+def children(pid: int) -> list[int]:
+    """A process's children and theirs."""
+    try:
+        own = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [found for child in map(int, own) for found in (child, *children(child))]
+
+
+def server_pids(pid: int) -> list[int]:
+    """The processes of a shard's servers, keepers left out."""
+    return [
+        found for found in children(pid) if b"llama_server" in command_of(found) and b"keeper" not in command_of(found)
+    ]
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def ended(pids: list[int]) -> bool:
+    until = time.monotonic() + 15
+    while time.monotonic() < until:
+        if not any(command_of(pid) for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+async def get(url: str, key: str) -> tuple[int, str]:
+    async with aiohttp.request("GET", url, headers={"Authorization": f"Bearer {key}"}) as response:
+        return response.status, await response.text()
+
+
+def running(engine):
+    """What the only server of an engine was started with."""
+    return engine._engines[0]._running
+
+
+def test_it_speaks_rates_and_ends(tmp_path):
+    async def run():
+        async with opened(tmp_path) as engine:
+            pids = children(os.getpid())
+            key = running(engine).key
+            assert not any(key.encode() in command_of(pid) for pid in pids)
+            url = running(engine).base_url.removesuffix("/v1")
+            slots = await get(f"{url}/slots", key)
+            properties = await get(f"{url}/props", key)
+            reply = await engine.generate(CAPITAL, GREEDY, 0)
+            rating = await engine.rate(Prompt("Rate the word 'good' from 1 to 7."), 0)
+            many = await asyncio.gather(*(engine.generate(CAPITAL, Sampling(max_tokens=3), s) for s in range(8)))
+            return engine.identity, pids, key, slots, properties, reply, rating, many
+
+    identity, pids, key, slots, properties, reply, rating, many = asyncio.run(run())
+    assert identity == "smollm2-135m (llama_cpp)"
+    assert len(pids) == 2
+    assert "Paris" in reply.text
+    assert reply.served == "smollm2-135m"
+    assert rating.mass > 0.5
+    assert sum(rating.probabilities) == pytest.approx(1)
+    assert len(many) == 8
+    # context_length is of each slot (llama.cpp rounds it up to a multiple of 256)
+    assert slots[1].count('"n_ctx":512') == 3
+    # temperature, then top_p, and none of llama.cpp's own cuts
+    assert '"samplers":["temperature","top_p"]' in properties[1]
+    assert ended(pids)
+    assert key not in (tmp_path / "server-0.log").read_text()
+
+
+def test_the_whole_context_of_a_slot_may_be_used(tmp_path):
+    async def run():
+        async with opened(tmp_path) as engine:
+            words = Prompt("Repeat: " + "one two three four " * 100)
+            return await asyncio.gather(*(engine.generate(words, GREEDY, seed) for seed in range(3)))
+
+    assert all(reply.prompt_tokens > 400 for reply in asyncio.run(run()))
+
+
+def test_two_shards_never_meet(tmp_path):
+    async def run():
+        async with opened(tmp_path / "a") as first, opened(tmp_path / "b") as second:
+            a, b = running(first), running(second)
+            crossed = [await get(f"{a.base_url}/models", b.key), await get(f"{b.base_url}/models", a.key)]
+            own = [await get(f"{one.base_url}/models", one.key) for one in (a, b)]
+            replies = await asyncio.gather(*(engine.generate(CAPITAL, GREEDY, 0) for engine in (first, second)))
+            return crossed, own, replies
+
+    crossed, own, replies = asyncio.run(run())
+    assert [status for status, _ in crossed] == [401, 401]
+    assert [status for status, _ in own] == [200, 200]
+    assert all("Paris" in reply.text for reply in replies)
+
+
+def test_two_shards_started_at_once_and_killed_leave_nothing(tmp_path):
+    command = [sys.executable, "-c", SHARD, section(num_servers=2).model_dump_json()]
+    shards = [subprocess.Popen([*command, str(tmp_path / name)], stdout=subprocess.PIPE, text=True) for name in "ab"]
+    try:
+        assert [shard.stdout.readline() for shard in shards] == ["ready\n", "ready\n"]
+        pids = [children(shard.pid) for shard in shards]
+        assert [len(server_pids(shard.pid)) for shard in shards] == [2, 2]
+        os.kill(shards[0].pid, signal.SIGKILL)
+        assert ended(pids[0])
+        assert all(command_of(pid) for pid in pids[1])
+        os.kill(shards[1].pid, signal.SIGTERM)
+        assert ended(pids[1])
+    finally:
+        for shard in shards:
+            shard.kill()
+            shard.communicate()
+
+
+def test_a_server_that_is_killed_is_started_again(tmp_path):
+    async def run():
+        async with opened(tmp_path) as engine:
+            [pid] = server_pids(os.getpid())
+            os.kill(pid, signal.SIGKILL)
+            return await asyncio.gather(*(engine.generate(CAPITAL, GREEDY, seed) for seed in range(2)))
+
+    assert all("Paris" in reply.text for reply in asyncio.run(run()))
+
+
+def test_a_damaged_model_is_told_from_the_log(tmp_path):
+    gguf = tmp_path / "damaged.gguf"
+    gguf.write_bytes(models.embedded_gguf("smollm2-135m").read_bytes()[:1000])
+
+    async def run():
+        async with servers(section(), str(gguf), tmp_path):
+            pass
+
+    with pytest.raises(EngineError, match=r"(?s)ended before it was ready.*server-0.log ends:.*failed to load model"):
+        asyncio.run(run())

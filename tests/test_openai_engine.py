@@ -1,0 +1,482 @@
+"""The client of OpenAI-compatible servers: retries, keys, names and concurrency, against a server in this process."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from salign.config import OpenAIEngine as OpenAISection
+from salign.config import Sampling
+from salign.engines import http
+from salign.engines.base import Prompt
+from salign.engines.gate import Gate
+from salign.engines.openai import OpenAIEngine, connect
+from salign.errors import CallRejectedError, ConfigError, EngineError
+
+HELLO = Prompt("Hello, how are you?")
+KEY = "sk-0123456789abcdef"
+HANG = "hang"
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Pauses of a hundredth."""
+    monkeypatch.setattr(http, "_FIRST_PAUSE_S", http._FIRST_PAUSE_S / 100)
+    monkeypatch.setattr(http, "_LONGEST_PAUSE_S", http._LONGEST_PAUSE_S / 100)
+
+
+def says(text="Hello.", **more) -> web.Response:
+    choice = {"message": {"role": "assistant", "content": text}}
+    usage = {"prompt_tokens": 12, "completion_tokens": 5}
+    return web.json_response({"choices": [choice], "usage": usage, "model": "org/model-v2", **more})
+
+
+def refuses(status: int, message="no", **headers) -> web.Response:
+    return web.json_response(
+        {"error": {"message": message}},
+        status=status,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
+
+
+class Server:
+    """Answers with what `answers` makes, one after the other and the last for ever; notes when it was asked."""
+
+    def __init__(self, *answers):
+        self.answers = answers
+        self.times: list[float] = []
+        self.keys: list[str] = []
+        self.num_pushed_back = 0
+        self.over = asyncio.Event()
+
+    def pushed_back(self):
+        self.num_pushed_back += 1
+
+    async def chat(self, request: web.Request) -> web.Response:
+        self.times.append(time.monotonic())
+        self.keys.append(request.headers["Authorization"])
+        answer = self.answers[min(len(self.times), len(self.answers)) - 1]
+        if answer is HANG:
+            await self.over.wait()
+            return says()
+        return answer()
+
+    async def models(self, request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_get("/v1/models", self.models)
+        return app
+
+    @contextlib.asynccontextmanager
+    async def engine(self, options=None, **settings):
+        async with TestServer(self.app(), host="127.0.0.1") as server:
+            try:
+                async with opened(str(server.make_url("/v1")), self, options, **settings) as engine:
+                    yield engine
+            finally:
+                self.over.set()
+
+    def ask(self, options=None, **settings):
+        async def run():
+            async with self.engine(options, **settings) as engine:
+                return await engine.generate(HELLO, Sampling(), 3)
+
+        return asyncio.run(run())
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str, server: Server | None = None, options=None, **settings):
+    section = OpenAISection(kind="openai", base_url=url, **{"num_retries": 2, **settings})
+    engine = OpenAIEngine(section, "m", pushed_back=server and server.pushed_back, **options or {})
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+# --- what may pass -------------------------------------------------------------------------------
+
+
+def test_retry_after_is_waited_for_and_told_to_the_gate():
+    server = Server(lambda: refuses(429, Retry_After="0.3"), says)
+    assert server.ask().text == "Hello."
+    assert 0.3 <= server.times[1] - server.times[0] < 0.7
+    assert server.num_pushed_back == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "pause_s"),
+    [
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": " 0.5 "}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": "3600"}, 60),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"retry-after": format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)}, 60),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after-ms": "nan"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(headers, pause_s):
+    assert http._asked_pause_s(headers) == pause_s
+
+
+def test_500_twice_then_an_answer(quick):
+    server = Server(lambda: refuses(500), lambda: refuses(500), says)
+    assert server.ask().text == "Hello."
+    assert (len(server.times), server.num_pushed_back) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "pushes_back"), [(429, True), (503, True), (408, False), (409, False), (502, False)]
+)
+def test_what_never_passes_ends_after_the_retries(quick, status, pushes_back):
+    server = Server(lambda: refuses(status, "too much"))
+    with pytest.raises(EngineError, match=rf"http://127.*/v1 failed after 2 retries: HTTP {status}: too much"):
+        server.ask()
+    assert (len(server.times), server.num_pushed_back) == (3, 3 if status in (429, 503) else 0)
+
+
+def test_a_call_that_hangs_is_made_again(quick):
+    server = Server(HANG, says)
+    start = time.monotonic()
+    assert server.ask(timeout_s=0.3).text == "Hello."
+    assert 0.3 < time.monotonic() - start < 3
+    assert (len(server.times), server.num_pushed_back) == (2, 1)
+
+
+def test_a_call_that_always_hangs_is_told(quick):
+    server = Server(HANG)
+    with pytest.raises(EngineError, match=r"did not answer within engine\.timeout_s = 0\.1 s, 2 times\. Is it overl"):
+        server.ask(timeout_s=0.1, num_retries=1)
+    assert server.num_pushed_back == 2
+
+
+def test_five_retries_bridge_fifteen_seconds():
+    async def run():
+        async with opened("http://127.0.0.1:1/v1") as engine:
+            return [[engine._server._pause_s(number, None) for number in range(1, 6)] for _ in range(200)]
+
+    pauses = asyncio.run(run())
+    assert all(sum(each) >= 15 for each in pauses)
+    assert all(max(each) <= 8 for each in pauses)
+    assert len({each[0] for each in pauses}) > 100
+
+
+def test_a_server_that_comes_back_is_found_again(quick):
+    """Killed in mid-run, with calls in flight, and restarted at the same port."""
+
+    async def run():
+        server = Server(says, HANG)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        runner = web.AppRunner(server.app(), shutdown_timeout=0.05)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        async with opened(f"http://127.0.0.1:{port}/v1", num_retries=7) as engine:
+            await engine.generate(HELLO, Sampling(), 0)
+            calls = [asyncio.create_task(engine.generate(HELLO, Sampling(), seed)) for seed in range(5)]
+            while len(server.times) < 6:
+                await asyncio.sleep(0.01)
+            await runner.cleanup()
+            await asyncio.sleep(0.05)
+            assert not any(call.done() for call in calls)
+            async with TestServer(Server(says).app(), host="127.0.0.1", port=port):
+                return [reply.text for reply in await asyncio.gather(*calls)]
+
+    assert asyncio.run(run()) == ["Hello."] * 5
+
+
+def test_a_server_that_is_not_there_is_unreachable(quick):
+    async def run():
+        async with opened("http://127.0.0.1:1/v1") as engine:
+            await engine.generate(HELLO, Sampling(), 0)
+
+    with pytest.raises(EngineError, match=r"http://127\.0\.0\.1:1/v1 is unreachable \(.*\), 3 times\. Start it"):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.05])
+@pytest.mark.parametrize("num_retries", [2, 5])
+def test_no_call_is_lost_to_a_server_that_is_busy_with_others(quick, num_retries, seconds):
+    """A capacity of 6 under 60 calls at a time: most are refused more often than they may fail."""
+
+    async def run():
+        now = 0
+
+        async def chat(request):
+            nonlocal now
+            if now >= 6:
+                return refuses(429, "busy")
+            now += 1
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                now -= 1
+            return says()
+
+        server, gate = Server(), Gate(60, adaptive=True)
+        server.chat = chat
+
+        async def call(engine, seed):
+            await gate.enter()
+            try:
+                return await engine.generate(HELLO, Sampling(), seed)
+            finally:
+                gate.leave()
+
+        server.pushed_back = gate.pushed_back
+        async with server.engine(num_retries=num_retries) as engine:
+            replies = await asyncio.gather(*(call(engine, seed) for seed in range(60)))
+        return len(replies), gate.num_pushbacks, gate.limit
+
+    num_replies, num_refused, limit = asyncio.run(run())
+    assert num_replies == 60
+    assert num_refused > 54
+    assert limit < 30
+
+
+def test_a_server_that_refuses_everybody_is_given_up(quick):
+    """As with a quota that is used up: calls that wait for their refusals are no sign of work."""
+
+    async def run():
+        server = Server(lambda: refuses(429, "quota"))
+        async with server.engine() as engine:
+            calls = [engine.generate(HELLO, Sampling(), seed) for seed in range(20)]
+            return server, await asyncio.gather(*calls, return_exceptions=True)
+
+    server, results = asyncio.run(run())
+    assert all(isinstance(result, EngineError) for result in results)
+    assert len(server.times) <= 4 * 20
+
+
+# --- what does not -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_call_is_rejected_at_once(status):
+    server = Server(lambda: refuses(status, "the prompt is\ntoo long"))
+    with pytest.raises(CallRejectedError, match=rf"m at http.* refused a call: HTTP {status}: the prompt is too long"):
+        server.ask()
+    assert len(server.times) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_an_error_of_the_config(status, monkeypatch):
+    monkeypatch.setenv("LAB_KEY", KEY)
+    server = Server(lambda: refuses(status, f"bad key {KEY}"))
+    with pytest.raises(ConfigError, match=rf"refuses the key \(HTTP {status}\).* LAB_KEY ") as raised:
+        server.ask(api_key_env="LAB_KEY")
+    assert KEY not in str(raised.value)
+    assert len(server.times) == 1
+
+
+def test_another_status_is_told_at_once():
+    server = Server(lambda: refuses(402, "pay"))
+    with pytest.raises(EngineError, match=r"/v1 failed: HTTP 402: pay") as raised:
+        server.ask()
+    assert not isinstance(raised.value, CallRejectedError)
+    assert len(server.times) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "no JSON",
+        '{"choices": [',
+        "[]",
+        "null",
+        '{"choices": []}',
+        '{"choices": [{"message": {"content": 7}}]}',
+        '{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}}',
+        "\xff",
+    ],
+)
+def test_garbage_is_an_engine_error_that_names_the_server(body):
+    server = Server(lambda: web.Response(body=body.encode("latin-1"), content_type="application/json"))
+    with pytest.raises(
+        EngineError, match=r"^m at http://127.*/v1 answered with something that is no chat comp"
+    ) as raised:
+        server.ask()
+    assert not isinstance(raised.value, CallRejectedError)
+    assert len(server.times) == 1
+
+
+@pytest.mark.parametrize("logprob", ["1000.0", "NaN", '"high"'])
+def test_a_log_probability_that_is_none_is_garbage(logprob):
+    body = (
+        '{"choices": [{"message": {"content": "5"}, "logprobs": {"content": [{"top_logprobs": '
+        f'[{{"token": "5", "logprob": {logprob}}}]}}]}}}}]}}'
+    )
+
+    async def run():
+        async with Server(lambda: web.Response(text=body)).engine() as engine:
+            await engine.rate(HELLO, 0)
+
+    with pytest.raises(EngineError, match="no chat completion"):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "environment"])
+@pytest.mark.parametrize(
+    "answer",
+    [lambda s=status: refuses(s, f"Bearer {KEY}") for status in (400, 401, 402, 404, 429, 500)]
+    + [lambda: web.Response(text=f"Bearer {KEY}"), lambda: web.Response(text=f"Bearer {KEY}", status=500)],
+)
+def test_no_message_has_the_key(quick, answer, given, monkeypatch):
+    monkeypatch.setenv("LAB_CREDENTIAL", "sk-of-the-environment" if given else KEY)
+    server = Server(answer)
+    with pytest.raises((EngineError, ConfigError)) as raised:
+        server.ask({"api_key": KEY} if given else {}, api_key_env="LAB_CREDENTIAL")
+    assert KEY not in str(raised.value)
+    assert set(server.keys) == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize("key", ["sk-\u2028-0", "sk\nX-Header: 1", "schlüssel"])
+def test_a_key_that_is_none_is_refused_unseen(key):
+    with pytest.raises(ConfigError, match="characters that no key has") as raised:
+        Server(says).ask({"api_key": key})
+    assert key not in str(raised.value)
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def test_the_served_name_comes_with_the_reply():
+    assert Server(says).ask().served == "org/model-v2"
+
+
+@pytest.mark.parametrize("model", [None, "", 7, ["m"]])
+def test_a_server_need_not_say_its_name(model):
+    assert Server(lambda: says(model=model)).ask().served is None
+
+
+def test_the_served_name_comes_with_a_rating():
+    top = [{"token": "5", "logprob": 0.0}]
+    logprobs = {"content": [{"token": "5", "top_logprobs": top}]}
+    server = Server(lambda: says(choices=[{"message": {"content": "5"}, "logprobs": logprobs}]))
+
+    async def run():
+        async with server.engine() as engine:
+            return await engine.rate(HELLO, 0)
+
+    found = asyncio.run(run())
+    assert (found.served, found.expectation) == ("org/model-v2", 5)
+
+
+def test_the_identity_is_the_model_and_not_its_address():
+    async def run():
+        async with TestServer(Server().app(), host="127.0.0.1") as server:
+            section = OpenAISection(kind="openai", base_url=str(server.make_url("/v1")))
+            engines = [await connect(section), await connect(section, identity="model.gguf (llama.cpp)")]
+            for engine in engines:
+                await engine.close()
+            return [engine.identity for engine in engines]
+
+    assert asyncio.run(run()) == ["m", "model.gguf (llama.cpp)"]
+
+
+def test_connecting_hands_on_the_key_and_the_gate(quick):
+    server = Server(lambda: refuses(429), says)
+
+    async def run():
+        async with TestServer(server.app(), host="127.0.0.1") as at:
+            section = OpenAISection(kind="openai", base_url=str(at.make_url("/v1")))
+            engine = await connect(section, api_key=KEY, pushed_back=server.pushed_back)
+            await engine.generate(HELLO, Sampling(), 0)
+            await engine.close()
+
+    asyncio.run(run())
+    assert server.keys == [f"Bearer {KEY}"] * 2
+    assert server.num_pushed_back == 1
+
+
+# --- the way there -------------------------------------------------------------------------------
+
+
+def test_as_many_calls_as_asked_are_in_flight():
+    """And each connection is used again."""
+
+    async def run():
+        together, peers = asyncio.Barrier(200), set()
+
+        async def chat(request):
+            peers.add(request.transport.get_extra_info("peername"))
+            await together.wait()
+            return says()
+
+        server = Server()
+        server.chat = chat
+        async with server.engine(max_in_flight=200, timeout_s=20) as engine:
+            for _ in range(2):
+                await asyncio.gather(*(engine.generate(HELLO, Sampling(), seed) for seed in range(200)))
+        return len(peers)
+
+    assert asyncio.run(run()) == 200
+
+
+def test_the_proxy_of_the_environment_is_used_and_named(monkeypatch):
+    async def run():
+        server = Server(says, lambda: refuses(402))
+        async with TestServer(server.app(), host="127.0.0.1") as proxy:
+            monkeypatch.setenv("http_proxy", f"me:secret@127.0.0.1:{proxy.port}")
+            monkeypatch.delenv("no_proxy", raising=False)
+            monkeypatch.delenv("NO_PROXY", raising=False)
+            async with opened("http://engine.invalid/v1") as engine:
+                assert (await engine.generate(HELLO, Sampling(), 0)).text == "Hello."
+                with pytest.raises(EngineError, match=r"through the environment's proxy 127\.0\.0\.1:\d+") as raised:
+                    await engine.generate(HELLO, Sampling(), 0)
+            assert "secret" not in str(raised.value)
+            monkeypatch.setenv("no_proxy", "engine.invalid")
+            async with opened("http://engine.invalid/v1", num_retries=0) as engine:
+                with pytest.raises(EngineError, match="unreachable"):
+                    await engine.generate(HELLO, Sampling(), 0)
+
+    asyncio.run(run())
+
+
+def test_a_proxy_that_cannot_be_used_is_an_error_of_the_config(monkeypatch):
+    monkeypatch.setenv("all_proxy", "socks5://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+
+    async def run():
+        section = OpenAISection(kind="openai", base_url="http://engine.invalid/v1")
+        with pytest.raises(ConfigError, match=r"socks5://127\.0\.0\.1.* no_proxy") as raised:
+            OpenAIEngine(section, "m")
+        assert "secret" not in str(raised.value)
+
+    asyncio.run(run())
+
+
+def test_loopback_needs_no_proxy(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert Server(says).ask().text == "Hello."
+
+
+def test_half_an_emoji_goes_both_ways():
+    async def run():
+        async with Server(lambda: says("Sorry \ud83d")).engine() as engine:
+            return await engine.generate(Prompt("Half \ud83d"), Sampling(), 0)
+
+    assert asyncio.run(run()).text == "Sorry ?"
