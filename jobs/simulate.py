@@ -1,9 +1,11 @@
 """One shard of a run's society, here.
 
-python jobs/simulate.py RUN --shard 0
+python jobs/simulate.py RUN --shard 0 [--replay]
+mpiexec -n 4 python jobs/simulate.py RUN --shard 0      # with cluster.ranks_per_shard=4
 """
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +13,7 @@ from rich.console import Console
 from salign import stages
 from salign.errors import run_main
 from salign.run import open_run
+from salign.society.ranks import is_first
 from salign.tracking.progress import watch_simulation, watching
 
 
@@ -18,11 +21,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--shard", type=int, required=True)
+    parser.add_argument("--replay", action="store_true", help="make it anew from its journal, without an engine")
     args = parser.parse_args()
     stages.set_up_logging()
     metrics = open_run(args.run).shard(args.shard) / "metrics.jsonl"
-    with watching(watch_simulation([metrics]), Console()):
-        stages.simulate(args.run, args.shard)
+    shown = watching(watch_simulation([metrics]), Console()) if is_first() else contextlib.nullcontext()
+    with shown:
+        stages.simulate(args.run, args.shard, replay=args.replay)
 
 
 if __name__ == "__main__":

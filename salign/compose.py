@@ -279,22 +279,23 @@ def dump(config: Config) -> str:
 
 def differences(old: Config, new: Config) -> list[str]:
     """The dotted names whose values differ."""
-    left, right = _leaves(old.model_dump(mode="json")), _leaves(new.model_dump(mode="json"))
+    left, right = leaves(old.model_dump(mode="json")), leaves(new.model_dump(mode="json"))
     return [name for name in {**left, **right} if left.get(name, _ABSENT) != right.get(name, _ABSENT)]
 
 
 _ABSENT = object()
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """A tree of plain values as dotted names; a list of named items is entered by their names."""
     if isinstance(value, dict):
         items = [(str(key), item) for key, item in value.items()]
-        leaves: dict[str, Any] = {}
+        found: dict[str, Any] = {}
     elif isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
         items = [(item["name"], item) for item in value]
-        leaves = {path: [name for name, _ in items]}  # the order of named items counts too
+        found = {path: [name for name, _ in items]}  # the order of named items counts too
     else:
         return {path: value}
     for key, item in items:
-        leaves |= _leaves(item, f"{path}.{key}".lstrip("."))
-    return leaves
+        found |= leaves(item, f"{path}.{key}".lstrip("."))
+    return found

@@ -8,14 +8,26 @@ from rich.table import Table
 from salign import models
 from salign.cluster.local import run_locally
 from salign.cluster.plan import complete, state, units
-from salign.config import Config, DatasetSource, EverydaySource, OpenAIEngine, Source, TransformersEngine
+from salign.config import (
+    Config,
+    DatasetSource,
+    EdgesTopology,
+    EverydaySource,
+    OpenAIEngine,
+    ServerEngine,
+    Source,
+    TransformersEmbedder,
+    TransformersEngine,
+)
 from salign.dataset.collect import check_leaks
 from salign.dataset.groups import demonstrations, load_groups
+from salign.engines.programs import program_of
 from salign.evaluation.evaluate import held_out_questions
 from salign.report.summary import print_summary, summarize
 from salign.run import RunDir, check_run, claim_run, sha256, write_manifest
 from salign.society import sources
 from salign.society.population import answers_by_label
+from salign.society.topology import make_topology
 from salign.training.settings import deepspeed_config
 
 
@@ -35,6 +47,10 @@ def check_inputs(config: Config) -> dict[str, str]:
     sources.questions(config.society.questions)
     if config.society.num_initial_memories:
         answers_by_label(config.society, sources.load(config.society.prior), config.society.populations)
+    topology = config.society.topology
+    if isinstance(topology, EdgesTopology):
+        make_topology(topology)
+        files.append(topology.path)
     held_out_questions(config)
     for stage in config.train.stages:
         deepspeed_config(stage, config.cluster.num_ranks)
@@ -60,9 +76,14 @@ def check_models(config: Config) -> None:
         EngineError: A server is unreachable.
     """
     models.resolve(config.model)
-    for engine in (config.engine, config.evaluate.judge):
+    if isinstance(config.society.embedder, TransformersEmbedder):
+        models.resolve(config.society.embedder.model)
+    parts = (part.engine for part in config.society.mixture)
+    for engine in (config.engine, config.evaluate.judge, config.society.observer, *parts):
         if isinstance(engine, TransformersEngine) and engine.model is not None:
             models.resolve(engine.model)
+        if isinstance(engine, ServerEngine):
+            program_of(engine, engine.model or config.model)
         if isinstance(engine, OpenAIEngine):
             asyncio.run(_connect_once(engine))
 

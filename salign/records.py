@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import orjson
+
 from salign.config import Kind
 from salign.errors import DataError
 
-INTERACTION_VERSION = 1
+INTERACTION_VERSION = 2
 MIN_SCORE, MAX_SCORE = 1.0, 7.0
 
 
@@ -47,12 +49,14 @@ class Feedback:
 class Interaction:
     """One Back-Scatter interaction, led by `agent` in `round` (counted from 1) of `world`.
 
-    `failure` says why an interaction came to no revision; then `revision` is None.
+    `part` names the agent's part of a mixed society. `failure` says why an interaction came to no revision; then
+    `revision` is None.
     """
 
     world: int
     round: int
     agent: int
+    part: str | None
     question: str
     recalled: Answer | None
     draft: str | None
@@ -119,7 +123,12 @@ class AlignmentGroup:
 
 def to_line(record: Interaction | AlignmentGroup) -> str:
     """A record as one line of JSON, the same bytes for the same record."""
-    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":")) + "\n"
+    return to_bytes(record).decode()
+
+
+def to_bytes(record: Interaction | AlignmentGroup) -> bytes:
+    """`to_line`, encoded."""
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def json_lines(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:

@@ -26,7 +26,7 @@ FAILED = "failed.json"
 # Not one try alone: is_locked may hold a lock for a moment, and a process whose launcher was killed a little longer.
 _LOCK_PATIENCE_S = 3.0
 _NO_ROOM_BYTES = 1 << 20
-PACKAGES = ("torch", "transformers", "deepspeed", "submitit", "mpi4py", "wandb", "openai", "numpy", "scikit-learn")
+PACKAGES = ("torch", "transformers", "deepspeed", "submitit", "mpi4py", "wandb", "openai", "numpy", "scipy", "networkx")
 
 
 def sha256(path: Path) -> str:
@@ -35,18 +35,25 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name only when the block has written it without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with new_file(path) as file:
+        file.write(text.encode())
 
 
 @contextlib.contextmanager
@@ -204,11 +211,16 @@ def recording_failure(folder: Path) -> Iterator[None]:
     try:
         yield
     except (SalignError, OSError) as error:
-        with contextlib.suppress(OSError):  # a full disk is already the error being reported
-            code = error.exit_code if isinstance(error, SalignError) else 1
-            said = (explain_os_error(error) if isinstance(error, OSError) else None) or str(error)
-            write_atomic(folder / FAILED, json.dumps({"error": redact(said), "exit_code": code}) + "\n")
+        record_failure(folder, error)
         raise
+
+
+def record_failure(folder: Path, error: SalignError | OSError) -> None:
+    """Leaves `failed.json`, if there is room for it."""
+    with contextlib.suppress(OSError):  # a full disk is already the error being reported
+        code = error.exit_code if isinstance(error, SalignError) else 1
+        said = (explain_os_error(error) if isinstance(error, OSError) else None) or str(error)
+        write_atomic(folder / FAILED, json.dumps({"error": redact(said), "exit_code": code}) + "\n")
 
 
 def read_failure(folder: Path) -> tuple[str, int] | None:
@@ -299,7 +311,9 @@ _FREE_TO_CHANGE = (
     "run.root",
     "cluster.",
     "tracking.",
+    *(f"society.{name}" for name in ("schedule", "max_alive")),
     *(f"engine.{name}" for name in ("base_url", "api_key_env", "timeout_s", "num_retries", "max_in_flight", "device")),
+    *(f"engine.{name}" for name in ("max_batch", "num_servers", "num_slots", "arguments", "start_timeout_s")),
 )
 
 

@@ -13,6 +13,7 @@ from salign.cluster.plan import complete, units
 from salign.config import Config
 from salign.errors import ConfigError, run_main
 from salign.run import RunDir, open_run
+from salign.society.ranks import is_first
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ def _is_done(run: RunDir, config: Config, *command: str) -> bool:
     return False
 
 
-def simulate(run_path: Path, shard: int) -> None:
-    """One shard of the society.
+def simulate(run_path: Path, shard: int, *, replay: bool = False) -> None:
+    """One shard of the society; with `replay`, made anew from its journal alone.
 
     Raises:
         ConfigError: There is no such shard.
@@ -40,8 +41,8 @@ def simulate(run_path: Path, shard: int) -> None:
     config = run.config()
     if not 0 <= shard < config.society.num_shards:
         raise ConfigError(f"no shard {shard}: society.num_shards is {config.society.num_shards}, counted from 0")
-    if not _is_done(run, config, "simulate", str(shard)):
-        run_shard(run, config, shard)
+    if replay or not _is_done(run, config, "simulate", str(shard)):
+        run_shard(run, config, shard, replay=replay)
 
 
 def collect(run_path: Path) -> None:
@@ -104,7 +105,8 @@ def _main() -> None:
     stages.choices["evaluate"].add_argument("model")
     parser.add_argument("--attended", action="store_true", help="end when standard input does")
     args = parser.parse_args()
-    if args.attended:
+    # A launcher of ranks hands its standard input to the first.
+    if args.attended and (args.stage != "simulate" or is_first()):
         _end_with_launcher()
     set_up_logging()
     if args.stage == "simulate":

@@ -1,10 +1,12 @@
 """Runs what is left of a run on this machine: a pool of processes, stage after stage."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -33,7 +35,21 @@ def _command(unit: Unit, run: RunDir, config: Config) -> list[str]:
     if unit.stage == "train" and config.cluster.num_ranks > 1:
         ranks = ["--standalone", "--nproc-per-node", str(config.cluster.num_ranks)]
         return [sys.executable, "-m", "torch.distributed.run", *ranks, *stage]
+    if unit.stage == "simulate" and config.cluster.ranks_per_shard > 1:
+        return [_mpiexec(), "-n", str(config.cluster.ranks_per_shard), sys.executable, *stage]
     return [sys.executable, *stage]
+
+
+def _mpiexec() -> str:
+    """The launcher of MPI: of this environment, where it has one, else of the system."""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which("mpiexec", path=places)
+    if found is None:
+        raise ConfigError(
+            "cluster.ranks_per_shard above 1 needs mpiexec, which is not on the PATH. Install an MPI (`pip install "
+            "mpich`, or load the site's module), or set cluster.ranks_per_shard=1."
+        )
+    return found
 
 
 def _environment(num_processes: int) -> dict[str, str]:
@@ -79,6 +95,8 @@ def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: 
     waiting = list(pending)
     running: dict[subprocess.Popen[bytes], Unit] = {}
     num_at_once = config.cluster.num_ranks if pending[0].stage == "train" else min(num_workers, len(pending))
+    if pending[0].stage == "simulate":
+        num_at_once *= config.cluster.ranks_per_shard
     try:
         while waiting or running:
             while waiting and len(running) < num_workers:

@@ -1,5 +1,6 @@
 """Where every unit of a run stands, and what went wrong."""
 
+import hashlib
 from collections import Counter
 
 from rich.console import Console
@@ -7,9 +8,27 @@ from rich.table import Table
 
 from salign.cluster.plan import complete, state, units
 from salign.config import Config
-from salign.run import RunDir, is_locked
+from salign.run import RunDir, is_locked, require_done
 
 _LAST_LINES = 5
+
+
+def digest(run: RunDir, config: Config) -> str:
+    """The sha256 of all interactions in canonical order (world, round, agent), however they were cut into shards.
+
+    Raises:
+        StageError: A shard is not complete, or its file has changed.
+    """
+    total = hashlib.sha256()
+    for shard in range(config.society.num_shards):  # contiguous worlds, each file in order
+        folder = run.shard(shard)
+        require_done(
+            folder, f"shard {shard} of {run.path}", f"Run `python jobs/simulate.py {run.path} --shard {shard}`."
+        )
+        with (folder / "interactions.jsonl").open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
 
 
 def print_status(run: RunDir, config: Config, console: Console) -> None:

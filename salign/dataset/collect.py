@@ -14,7 +14,7 @@ from salign.records import AlignmentGroup, Interaction, read_interactions, to_li
 from salign.run import RunDir, lock, mark_done, recording_failure, require_done, write_atomic
 from salign.seeds import rng
 from salign.society import sources
-from salign.society.world import mean
+from salign.society.rounds import mean
 from salign.tracking.metrics import read_metrics
 from salign.tracking.mirror import open_mirror
 

@@ -64,7 +64,7 @@ class _Counter:
 
 
 async def _rated_answers(
-    config: Config, questions: Sequence[str], model: str, counter: _Counter
+    config: Config, questions: Sequence[str], model: str, counter: _Counter, logs: Path
 ) -> tuple[list[Sample], str]:
     section, seed = config.evaluate, config.run.seed
 
@@ -75,9 +75,9 @@ async def _rated_answers(
     answering = TransformersEngine(model=model)
     if isinstance(config.engine, TransformersEngine):
         answering = config.engine.model_copy(update={"model": model})
-    async with open_engine(answering, model) as engine:
+    async with open_engine(answering, model, logs) as engine:
         answers = await answer_questions(engine, questions, section.answer, seed, lambda: heard(engine, 0))
-    async with open_engine(section.judge or config.engine, config.model) as engine:
+    async with open_engine(section.judge or config.engine, config.model, logs) as engine:
         judge, before = Judge(engine, config.society, seed), counter.tokens
 
         async def rate(question: str, answer: str | None) -> Sample:
@@ -155,7 +155,7 @@ def evaluate(run: RunDir, config: Config, name: str) -> None:
         (folder / "metrics.jsonl").unlink(missing_ok=True)
         with MetricsLog(folder / "metrics.jsonl") as log:
             counter = _Counter(log, 2 * len(questions) + num_stories)
-            samples, judge = asyncio.run(_rated_answers(config, questions, model, counter))
+            samples, judge = asyncio.run(_rated_answers(config, questions, model, counter, folder / "servers"))
             right = _accuracies(section, model, counter)
 
         def estimate(values: Sequence[float | None], what: str) -> Estimate:

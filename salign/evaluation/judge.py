@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from salign.config import Sampling, SocietySection
-from salign.engines.base import Engine, Prompt
+from salign.engines.base import Engine
 from salign.errors import CallRejectedError
 from salign.seeds import derive
 from salign.society import prompts
 from salign.society.back_scatter import CRITERIA
+from salign.society.prompts import Wording, parse_rating
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Judge:
     def __init__(self, engine: Engine, society: SocietySection, seed: int) -> None:
         self._engine = engine
         self._society = society
+        self._wording = Wording(society)
         self._seed = seed
 
     async def rate(self, question: str, answer: str | None) -> Sample:
@@ -76,9 +78,8 @@ class Judge:
         return None
 
     async def _ask(self, question: str, answer: str, criterion: str, seed: int) -> float | None:
+        prompt = self._wording.observe(question, answer, criterion)
         if self._society.rating == "logprob":
-            prompt: Prompt = prompts.observe_digit(question, answer, criterion)
             return (await self._engine.rate(prompt, seed)).expectation
-        prompt = prompts.observe_both(question, answer, criterion)
-        parsed = prompts.parse_rating((await self._engine.generate(prompt, self._society.feedback, seed)).text)
+        parsed = parse_rating((await self._engine.generate(prompt, self._society.feedback, seed)).text)
         return None if parsed is None else parsed[0]

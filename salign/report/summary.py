@@ -11,7 +11,7 @@ from salign.evaluation.evaluate import compare
 from salign.evaluation.statistics import Estimate
 from salign.records import Interaction, read_interactions
 from salign.run import RunDir, read_done, write_atomic
-from salign.society.world import mean
+from salign.society.rounds import mean
 from salign.tracking.metrics import read_metrics
 
 

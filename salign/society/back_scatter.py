@@ -1,127 +1,166 @@
 """Back-Scatter, the protocol of one interaction (paper, section 3.2): draft, feedback, revision, observation."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from salign.config import Sampling, SocietySection
-from salign.engines.base import Engine, Prompt, RatingReply, Reply
+from salign.engines.base import Prompt, RatingReply, Reply
+from salign.engines.meter import MeteredEngine
 from salign.errors import CallRejectedError
 from salign.records import Answer, Feedback, Interaction, Rating
 from salign.seeds import derive
 from salign.society import prompts
-from salign.society.memory import InternalMemory
+from salign.society.prompts import Wording, parse_rating
 
 CRITERIA = ("alignment", "engagement")
+# Of the calls that wait for their turn, the oldest round's go first, and those first that others wait for: an
+# observation goes with the next round's calls.
+_AWAITED, _OBSERVED = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """What somebody speaks through, and under which instructions."""
+
+    engine: MeteredEngine
+    instructions: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One interaction before it is held: who leads it in which round, and whose memories it reads."""
+    """One interaction before it is held: who leads it in which round, and who listens.
+
+    `part` is the agent's part of a mixed society; `recalled` is what it remembers of the question.
+    """
 
     seed: int
     world: int
     round: int
     agent: int
     question: str
-    memory: InternalMemory
-    audience: tuple[tuple[int, InternalMemory], ...]
+    part: str | None
+    recalled: Answer | None
+    audience: tuple[int, ...]
 
-    def recall(self, memory: InternalMemory, max_distance: float) -> Answer | None:
-        """What a memory, as it stood when its agent had finished the round before, says to the question."""
-        return memory.recall(self.question, self.round - 1, max_distance)
+
+@dataclass(slots=True)
+class Tally:
+    """Calls and tokens of one interaction."""
+
+    num_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, other: "Tally | Reply | RatingReply") -> None:
+        self.num_calls += other.num_calls if isinstance(other, Tally) else 1
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
 
 
 class _FailedError(Exception):
     """The interaction cannot be brought to its end; the run goes on."""
 
 
-async def _all(*calls: Awaitable[Any]) -> list[Any]:
-    """Waits for every call, so that counts do not depend on timing; then raises the first error, an engine's before a
-    refused call's.
-    """
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    errors = [result for result in results if isinstance(result, BaseException)]
-    for error in sorted(errors, key=lambda error: isinstance(error, CallRejectedError)):
-        raise error
-    return list(results)
+async def together(*calls: Awaitable[Any]) -> list[Any]:
+    """Waits for every call. The first error, which ends the run, is raised at once and ends the other calls."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
-class _Calls:
-    """The model calls of one interaction: seeds them by place, name and attempt, and counts them."""
+class Calls:
+    """The model calls that one speaker makes in one interaction: seeds them by place, name and attempt, counts them."""
 
-    def __init__(self, society: SocietySection, engine: Engine, seat: Seat) -> None:
-        self._society = society
-        self._engine = engine
-        self._place = (seat.seed, seat.world, seat.round, seat.agent)
-        self.num_calls = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
+    def __init__(
+        self, society: SocietySection, wording: Wording, speaker: Speaker, place: tuple[int, int, int, int]
+    ) -> None:
+        self.society = society
+        self.wording = wording
+        self.instructions = speaker.instructions
+        self._engine = speaker.engine
+        self._place = place
+        self._round = place[2]
+        self.tally = Tally()
 
-    def _count(self, reply: Reply | RatingReply) -> None:
-        self.num_calls += 1
-        self.prompt_tokens += reply.prompt_tokens
-        self.completion_tokens += reply.completion_tokens
-
-    async def generate(self, prompt: Prompt, sampling: Sampling, name: str, attempt: int = 0) -> str:
-        reply = await self._engine.generate(prompt, sampling, derive(*self._place, name, attempt))
-        self._count(reply)
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, name: str, attempt: int = 0, urgency: int = _AWAITED
+    ) -> str:
+        seed = derive(*self._place, name, attempt)
+        reply = await self._engine.generate(prompt, sampling, seed, (self._round + urgency, urgency))
+        self.tally.add(reply)
         return reply.text
 
-    async def reason(self, prompt: Prompt, name: str, attempt: int = 0) -> str:
+    async def reason(self, prompt: Prompt, name: str, attempt: int = 0, urgency: int = _AWAITED) -> str:
         """What an agent says of another's answer; nothing where the engine refuses the call."""
         try:
-            return await self.generate(prompt, self._society.feedback, name, attempt)
+            return await self.generate(prompt, self.society.feedback, name, attempt, urgency)
         except CallRejectedError:
             return ""
 
-    async def digit(self, prompt: Prompt, name: str) -> float | None:
-        """A rating by the probabilities of the digits; None where the engine names none or refuses the call."""
-        for attempt in range(1 + self._society.num_rating_retries):
-            try:
-                reply = await self._engine.rate(prompt, derive(*self._place, name, attempt))
-            except CallRejectedError:
-                return None
-            self._count(reply)
-            if reply.expectation is not None:
-                return reply.expectation
-        return None
+    async def rating(self, prompt: Prompt, name: str, urgency: int = _AWAITED) -> tuple[float | None, str]:
+        """A rating, and what was said with it; None where none can be had.
 
-    async def parsed(self, prompt: Prompt, name: str) -> tuple[float | None, str]:
-        """Rating and reason out of one reply; the rating is None where it cannot be read or the call is refused."""
-        for attempt in range(1 + self._society.num_rating_retries):
-            found = prompts.parse_rating(await self.reason(prompt, name, attempt))
-            if found is not None:
-                return found
+        By the probabilities of the digits nothing is said; of a reply in words, a rating that cannot be read is asked
+        for again.
+        """
+        for attempt in range(1 + self.society.num_rating_retries):
+            if self.society.rating == "parse":
+                found = parse_rating(await self.reason(prompt, name, attempt, urgency))
+                if found is not None:
+                    return found
+                continue
+            try:
+                seed = derive(*self._place, name, attempt)
+                reply = await self._engine.rate(prompt, seed, (self._round + urgency, urgency))
+            except CallRejectedError:
+                return None, ""
+            self.tally.add(reply)
+            if reply.expectation is not None:
+                return reply.expectation, ""
         return None, ""
 
 
-async def _feedback(seat: Seat, society: SocietySection, calls: _Calls, draft: str, member: int) -> Feedback:
-    agent, memory = seat.audience[member]
-    recalled = seat.recall(memory, society.max_recall_distance)
-    about = (seat.question, draft, recalled)
-    rating: float | None
-    if society.rating == "logprob":
-        rating, reason = await _all(
-            calls.digit(prompts.feedback_digit(*about), f"rating:{agent}"),
-            calls.reason(prompts.feedback_reason(*about), f"reason:{agent}"),
+async def give_feedback(calls: Calls, member: int, question: str, draft: str, recalled: Answer | None) -> Feedback:
+    """What one member of the audience says of a draft.
+
+    Args:
+        calls: The member's.
+        member: Its number.
+        question: What was asked.
+        draft: What is judged.
+        recalled: What the member remembers of the question.
+
+    Raises:
+        EngineError: The member's engine is at fault.
+    """
+    about = (question, draft, recalled, calls.instructions)
+    wanted = "feedback_text" not in calls.society.without
+    if calls.society.rating == "logprob" and wanted:
+        (rating, _), reason = await together(
+            calls.rating(calls.wording.feedback_rating(*about), f"rating:{member}"),
+            calls.reason(calls.wording.feedback_reason(*about), f"reason:{member}"),
         )
     else:
-        rating, reason = await calls.parsed(prompts.feedback_both(*about), f"feedback:{agent}")
-    return Feedback(agent, rating, reason, recalled)
+        rating, reason = await calls.rating(calls.wording.feedback_rating(*about), f"feedback:{member}")
+    return Feedback(member, rating, reason if wanted else "", recalled)
 
 
-async def _observe(seat: Seat, society: SocietySection, calls: _Calls, answer: str, what: str) -> Rating:
+async def _observe(calls: Calls, question: str, answer: str, what: str) -> Rating:
     """An observer's ratings of the draft or the revision; observers have no memory."""
-
-    async def rate(criterion: str) -> float | None:
-        name = f"observe:{what}:{criterion}"
-        if society.rating == "logprob":
-            return await calls.digit(prompts.observe_digit(seat.question, answer, criterion), name)
-        return (await calls.parsed(prompts.observe_both(seat.question, answer, criterion), name))[0]
-
-    return Rating(*await _all(*(rate(criterion) for criterion in CRITERIA)))
+    found = await together(
+        *(
+            calls.rating(calls.wording.observe(question, answer, criterion), f"observe:{what}:{criterion}", _OBSERVED)
+            for criterion in CRITERIA
+        )
+    )
+    return Rating(*(rating for rating, _ in found))
 
 
 def _spoken(text: str, what: str) -> str:
@@ -130,15 +169,24 @@ def _spoken(text: str, what: str) -> str:
     return text
 
 
-async def interact(society: SocietySection, engine: Engine, seat: Seat) -> Interaction:
+async def interact(
+    seat: Seat,
+    agent: Calls,
+    observer: Calls,
+    ask: Callable[[int, str], Awaitable[tuple[Feedback, Tally]]],
+    publish: Callable[[str | None], None],
+) -> Interaction:
     """Holds one interaction.
 
-    What can run together does: the feedback of the whole audience, and the observers' ratings of the draft beside it.
+    What can run together does: the feedback of the whole audience, each member's as soon as its memory is there; the
+    observers' ratings beside that. Others may go on as soon as the revision is published.
 
     Args:
-        society: Sampling, the way of rating, retrieval.
-        engine: What everybody speaks through.
-        seat: Who, what, and whose memories.
+        seat: Who, what, and who listens.
+        agent: The centre agent's calls.
+        observer: The observers' calls.
+        ask: Asks one member of the audience for feedback of a draft.
+        publish: Told of the revision, once, before it is observed; None where there is none.
 
     Returns:
         The record. Where the draft or the revision is refused or empty, or not one rating of the audience can be had,
@@ -147,39 +195,51 @@ async def interact(society: SocietySection, engine: Engine, seat: Seat) -> Inter
     Raises:
         EngineError: The engine itself is at fault.
     """
-    calls = _Calls(society, engine, seat)
-    unrated = Rating(None, None)
-    recalled = seat.recall(seat.memory, society.max_recall_distance)
+    society, wording = agent.society, agent.wording
     draft, revision, failure = None, None, None
     feedback: Sequence[Feedback] = ()
-    draft_rating, revision_rating = unrated, unrated
+    unrated = Rating(None, None)
+    observed_draft: asyncio.Task[Rating] | None = None
+    observed_revision: asyncio.Task[Rating] | None = None
+    total = Tally()
     try:
-        draft = _spoken(await calls.generate(prompts.draft(seat.question, recalled), society.draft, "draft"), "draft")
-        *feedback, draft_rating = await _all(
-            *(_feedback(seat, society, calls, draft, member) for member in range(len(seat.audience))),
-            _observe(seat, society, calls, draft, "draft"),
-        )
-        if all(item.rating is None for item in feedback):
-            raise _FailedError("no rating of the audience could be read")
-        prompt = prompts.revision(seat.question, draft, feedback)
-        revised = _spoken(await calls.generate(prompt, society.revision, "revision"), "revision")
-        revision_rating = await _observe(seat, society, calls, revised, "revision")
-        revision = revised
-    except (_FailedError, CallRejectedError) as error:
-        failure = str(error)
+        async with asyncio.TaskGroup() as observing:
+            try:
+                asked = prompts.draft(seat.question, seat.recalled, agent.instructions)
+                draft = _spoken(await agent.generate(asked, society.draft, "draft"), "draft")
+                observed_draft = observing.create_task(_observe(observer, seat.question, draft, "draft"))
+                heard = await together(*(ask(member, draft) for member in seat.audience))
+                feedback = tuple(item for item, _ in heard)
+                for _, tally in heard:
+                    total.add(tally)
+                if feedback and all(item.rating is None for item in feedback):
+                    raise _FailedError("no rating of the audience could be read")
+                asked = wording.revision(seat.question, draft, feedback, agent.instructions)
+                revision = _spoken(await agent.generate(asked, society.revision, "revision"), "revision")
+            except (_FailedError, CallRejectedError) as error:
+                failure = str(error)
+            publish(revision)
+            if revision is not None:
+                observed_revision = observing.create_task(_observe(observer, seat.question, revision, "revision"))
+    except BaseExceptionGroup as errors:
+        first = errors.exceptions[0]
+        raise first from first.__cause__
+    total.add(agent.tally)
+    total.add(observer.tally)
     return Interaction(
         world=seat.world,
         round=seat.round,
         agent=seat.agent,
+        part=seat.part,
         question=seat.question,
-        recalled=recalled,
+        recalled=seat.recalled,
         draft=draft,
         feedback=tuple(feedback),
         revision=revision,
-        draft_rating=draft_rating,
-        revision_rating=revision_rating,
+        draft_rating=unrated if observed_draft is None else observed_draft.result(),
+        revision_rating=unrated if observed_revision is None else observed_revision.result(),
         failure=failure,
-        num_calls=calls.num_calls,
-        prompt_tokens=calls.prompt_tokens,
-        completion_tokens=calls.completion_tokens,
+        num_calls=total.num_calls,
+        prompt_tokens=total.prompt_tokens,
+        completion_tokens=total.completion_tokens,
     )

@@ -1,44 +1,78 @@
 """What agents remember: question -> own latest answer, as it stood after a given round."""
 
-import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from array import array
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from salign.records import Answer
+from salign.config import Embedder, HashingEmbedder
+from salign.run import lock, new_file
+from salign.society.embedders import embed
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
-_NUM_FEATURES = 1 << 16
-_NUM_CACHED = 256
+# Distances in one matrix product, at most: 32 MB.
+_MAX_PRODUCT = 1 << 22
 
 
 class QuestionTable:
-    """All questions of a world, embedded once; agents refer to them by number.
+    """All questions of a shard, embedded once; agents refer to them by number.
 
-    The embedding is of hashed words and word pairs: deterministic, the same on every machine, and needs no model.
+    Which questions are similar does not depend on who asks: it is computed for many questions at a time, by one matrix
+    product, when the first of them is asked. An agent's retrieval is then a look into its own memory.
+
+    Args:
+        questions: In the order of their numbers; a second time a question does not count.
+        embedder: What makes two of them similar.
+        max_distance: Cosine distance under which they are.
+        folder: Where a model's embeddings are kept, so that every shard and every restart has the same.
     """
 
-    def __init__(self, questions: Sequence[str]) -> None:
-        from sklearn.feature_extraction.text import HashingVectorizer
-
+    def __init__(
+        self, questions: Sequence[str], embedder: Embedder, max_distance: float, folder: Path | None = None
+    ) -> None:
         self.questions = tuple(dict.fromkeys(questions))
         self.number = {question: number for number, question in enumerate(self.questions)}
-        vectorizer = HashingVectorizer(
-            n_features=_NUM_FEATURES, ngram_range=(1, 2), token_pattern=r"\w+", alternate_sign=False
-        )
-        self._embeddings: csr_matrix = vectorizer.transform(self.questions)
-        # A question is recalled by its agent and the audience in one round, and then not for long.
-        self.distances = functools.lru_cache(maxsize=_NUM_CACHED)(self._compute)
+        self._max_distance = max_distance
+        self._embeddings: Any = _embeddings(embedder, self.questions, folder)
+        self._block = max(1, _MAX_PRODUCT // len(self.questions))
+        self._near: dict[int, tuple[int, ...]] = {}
 
-    def _compute(self, question: int) -> NDArray[np.float64]:
-        """Cosine distance, in 0..1, of one question to each: [questions]."""
-        similarity = self._embeddings @ self._embeddings[question].T
-        distances: NDArray[np.float64] = 1.0 - similarity.toarray().ravel()
-        return distances
+    def near(self, question: int) -> tuple[int, ...]:
+        """The questions whose cosine distance to one is under the largest allowed, the nearest first.
+
+        Of questions equally near (to six decimals, so that machines agree), the first of the table comes first.
+        """
+        found = self._near.get(question)
+        if found is None:
+            self._compute(question // self._block * self._block)
+            found = self._near[question]
+        return found
+
+    def _compute(self, start: int) -> None:
+        """The similar questions of one block."""
+        product = self._embeddings[start : start + self._block] @ self._embeddings.T
+        similarity = product if isinstance(product, np.ndarray) else product.toarray()
+        distances = np.round(1.0 - similarity.astype(np.float64), 6)
+        for row, number in zip(distances, range(start, len(self.questions)), strict=False):
+            under = np.flatnonzero(row < self._max_distance)
+            self._near[number] = tuple(under[np.argsort(row[under], kind="stable")].tolist())
+
+
+def _embeddings(embedder: Embedder, questions: Sequence[str], folder: Path | None) -> Any:
+    if folder is None or isinstance(embedder, HashingEmbedder):
+        return embed(embedder, questions)
+    text = json.dumps([embedder.model_dump(mode="json"), questions], ensure_ascii=False)
+    path = folder / f"embeddings-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.npy"
+    # Of the shards that start together, one asks the model.
+    with lock(path.with_suffix(".lock"), f"the embeddings {path}", wait=True):
+        if not path.exists():
+            with new_file(path) as part:
+                np.save(part, np.asarray(embed(embedder, questions)))
+        return np.load(path)
 
 
 class InternalMemory:
@@ -47,36 +81,50 @@ class InternalMemory:
     (The external memory of the paper, a record of every interaction that an agent led, is the world's output.)
     """
 
-    def __init__(self, table: QuestionTable) -> None:
-        self._table = table
-        self._answers: dict[int, list[tuple[int, str]]] = {}
+    # A society may have a million agents: what they start with is two flat arrays, their texts shared.
+    __slots__ = ("_initial_answers", "_initial_questions", "_own")
+
+    def __init__(self, initial: Mapping[int, str]) -> None:
+        numbers = sorted(initial)
+        self._initial_questions = array("i", numbers)
+        self._initial_answers = tuple(initial[number] for number in numbers)
+        self._own: dict[int, list[tuple[int, str]]] = {}
 
     def __len__(self) -> int:
-        return len(self._answers)
+        """How many questions are remembered."""
+        return len(self._own.keys() | set(self._initial_questions))
 
-    def remember(self, question: str, answer: str, round_: int) -> None:
-        """Stores the agent's answer of a round (0: initial memory)."""
-        self._answers.setdefault(self._table.number[question], []).append((round_, answer))
+    @property
+    def num_versions(self) -> int:
+        """How many own answers are kept, replaced ones that may still be read included."""
+        return sum(map(len, self._own.values()))
 
-    def recall(self, question: str, after_round: int, max_distance: float) -> Answer | None:
-        """The answer to the most similar question, as the memory stood after a round.
+    def remember(self, question: int, answer: str, round_: int, read_after: int = 0) -> None:
+        """Stores the agent's answer of a round.
 
         Args:
-            question: What is asked now.
-            after_round: Answers of later rounds are not there yet.
-            max_distance: Cosine distance under which a question counts as similar.
-
-        Returns:
-            The stored question with its latest answer; None where nothing similar is remembered. Of questions equally
-            near, the first of the table is taken.
+            question: Its number.
+            answer: The answer.
+            round_: Counted from 1.
+            read_after: The memory as it stood before the end of this round is read no more.
         """
-        known = sorted(number for number, answers in self._answers.items() if answers[0][0] <= after_round)
-        if not known:
-            return None
-        distances = self._table.distances(self._table.number[question])[known]
-        nearest = int(distances.argmin())
-        if distances[nearest] >= max_distance:
-            return None
-        number = known[nearest]
-        answer = [text for round_, text in self._answers[number] if round_ <= after_round][-1]
-        return Answer(self._table.questions[number], answer)
+        versions = self._own.setdefault(question, [])
+        versions.append((round_, answer))
+        while len(versions) > 1 and versions[1][0] <= read_after:
+            del versions[0]
+
+    def recall(self, near: Sequence[int], after_round: int) -> tuple[int, str] | None:
+        """The first of some questions that is remembered, with its latest answer, as the memory stood after a round.
+
+        Args:
+            near: Numbers of questions, the most similar first.
+            after_round: Answers of later rounds are not there yet.
+        """
+        for number in near:
+            for round_, answer in reversed(self._own.get(number, ())):
+                if round_ <= after_round:
+                    return number, answer
+            place = bisect_left(self._initial_questions, number)
+            if place < len(self._initial_questions) and self._initial_questions[place] == number:
+                return number, self._initial_answers[place]
+        return None

@@ -1,21 +1,20 @@
-"""Who lives in a world: each agent's label, and the memory that it starts with."""
+"""Who lives in a world: each agent's label, the memory that it starts with, and its part of a mixed society."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from salign.config import Population, SocietySection
+from salign.config import MixturePart, Population, SocietySection
 from salign.errors import DataError
 from salign.seeds import rng
 from salign.society.memory import InternalMemory, QuestionTable
 from salign.society.sources import Exemplar, Label
 
 
-def labels(population: Population, grid_size: int, *place: int | str) -> list[Label]:
-    """The label of each agent, row by row.
+def labels(population: Population, num_agents: int, *place: int | str) -> list[Label]:
+    """The label of each agent, by its number.
 
-    `half_half` makes the upper half of the grid good and the lower bad; `mixed_half_half` places as many of each at
-    random. Of an odd number of agents, the odd one is good.
+    `half_half` makes the first half (the upper half of a grid) good and the other bad; `mixed_half_half` places as many
+    of each at random. Of an odd number of agents, the odd one is good.
     """
-    num_agents = grid_size**2
     if population == "all_good":
         return ["good"] * num_agents
     if population == "all_bad":
@@ -25,6 +24,14 @@ def labels(population: Population, grid_size: int, *place: int | str) -> list[La
     if population == "mixed_half_half":
         rng(*place, "population").shuffle(halves)
     return halves
+
+
+_LABELS: dict[Population, tuple[Label, ...]] = {
+    "all_good": ("good",),
+    "all_bad": ("bad",),
+    "half_half": ("bad", "good"),
+    "mixed_half_half": ("bad", "good"),
+}
 
 
 def answers_by_label(
@@ -40,7 +47,7 @@ def answers_by_label(
         if exemplar.label is not None:
             pools[exemplar.label].append(exemplar)
     for population in populations:
-        for label in sorted(set(labels(population, society.grid_size))):
+        for label in _LABELS[population]:
             if len(pools[label]) < society.num_initial_memories:
                 raise DataError(
                     f"society.prior has {len(pools[label])} answers labelled {label!r}; agents of the population "
@@ -51,19 +58,42 @@ def answers_by_label(
 
 
 def initial_memories(
-    society: SocietySection, prior: Sequence[Exemplar], table: QuestionTable, population: Population, *place: int | str
-) -> list[InternalMemory]:
+    society: SocietySection,
+    prior: Sequence[Exemplar],
+    table: QuestionTable,
+    labelled: Iterable[tuple[int, Label]],
+    *place: int | str,
+) -> dict[int, InternalMemory]:
     """Each agent's memory at the start: answers of its own label, drawn from the prior without replacement.
 
-    Raises:
-        DataError: The prior has too few answers of a label that the population needs.
+    Args:
+        society: How many they start with, and whether they remember at all.
+        prior: Where the answers come from; `answers_by_label` has found enough in it.
+        table: The numbers of its questions.
+        labelled: Agents with their labels.
+        *place: What makes the draws these: run seed, world.
     """
-    pools = answers_by_label(society, prior, [population])
-    memories = []
-    for agent, label in enumerate(labels(population, society.grid_size, *place)):
-        memory = InternalMemory(table)
-        for exemplar in rng(*place, agent, "memory").sample(pools[label], society.num_initial_memories):
-            assert exemplar.answer is not None
-            memory.remember(exemplar.question, exemplar.answer, round_=0)
-        memories.append(memory)
-    return memories
+    if "memory" in society.without:
+        return {agent: InternalMemory({}) for agent, _ in labelled}
+    pools: dict[Label, list[tuple[int, str]]] = {"good": [], "bad": []}
+    for exemplar in prior:
+        if exemplar.label is not None and exemplar.answer is not None:
+            pools[exemplar.label].append((table.number[exemplar.question], exemplar.answer))
+    num = society.num_initial_memories
+    return {
+        agent: InternalMemory(dict(rng(*place, agent, "memory").sample(pools[label], num)) if num else {})
+        for agent, label in labelled
+    }
+
+
+def parts(mixture: Sequence[MixturePart], num_agents: int, *place: int | str) -> bytes:
+    """Each agent's part of a mixed society: 0 for none, else the part's position counted from 1; drawn at random."""
+    if not mixture:
+        return bytes(num_agents)
+    drawn = bytearray()
+    for position, part in enumerate(mixture, start=1):
+        drawn += bytes([position]) * min(round(part.share * num_agents), num_agents - len(drawn))
+    drawn += bytes(num_agents - len(drawn))
+    everybody = list(drawn)
+    rng(*place, "mixture").shuffle(everybody)
+    return bytes(everybody)

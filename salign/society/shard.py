@@ -1,23 +1,42 @@
-"""One shard of the simulation: some worlds, their interactions in canonical order, and the gates that it must pass."""
+"""One shard of the simulation: some worlds, their journal, and their interactions in canonical order."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from salign.config import Config, Gates, SocietySection
+from salign import compose
+from salign.config import Config, SocietySection
+from salign.engines.gate import Gate
+from salign.engines.journal import Journal, ReplayEngine, written_header
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import open_engine
-from salign.errors import StageError
-from salign.records import Interaction, to_line
-from salign.run import RunDir, lock, mark_done, recording_failure, write_atomic
+from salign.errors import SalignError, redact
+from salign.run import RunDir, lock, mark_done, record_failure, recording_failure
 from salign.society import sources
+from salign.society.back_scatter import Speaker
+from salign.society.memory import QuestionTable
+from salign.society.population import answers_by_label
 from salign.society.prompts import PROMPTS_VERSION
-from salign.society.world import World, mean
+from salign.society.ranks import Ranks, join
+from salign.society.rounds import Round
+from salign.society.simulation import Simulation
+from salign.society.spool import Spool, write_sorted
+from salign.society.world import Setting, World
 from salign.tracking.metrics import MetricsLog
 
-_METRICS_EVERY_S = 1.0
+logger = logging.getLogger(__name__)
+
+# A machine that fails takes so much of the journal with it at most.
+_SYNC_EVERY_S = 1.0
+
+# What decides which calls are made in what order, when they end and what counts, but not what they say.
+_NOT_IN_JOURNAL = {"num_worlds", "num_shards", "max_rounds", "stopping", "schedule", "max_alive", "gates"}
+_NOT_IN_JOURNAL |= {"mixture", "observer"}  # they stand there as models and instructions
 
 
 def worlds_of(society: SocietySection, shard: int) -> range:
@@ -26,168 +45,309 @@ def worlds_of(society: SocietySection, shard: int) -> range:
     return range(shard * worlds // shards, (shard + 1) * worlds // shards)
 
 
-@dataclass(frozen=True)
-class Validity:
-    """How much of what was asked for came back usable."""
-
-    num_interactions: int
-    num_failed: int
-    num_ratings: int
-    num_missing: int
-    failures: tuple[str, ...]
-
-    @classmethod
-    def of(cls, interactions: Sequence[Interaction]) -> "Validity":
-        ratings = [
-            rating
-            for interaction in interactions
-            for rating in (
-                *(item.rating for item in interaction.feedback),
-                *([] if interaction.draft is None else [interaction.draft_rating.alignment]),
-                *([] if interaction.draft is None else [interaction.draft_rating.engagement]),
-                *([] if interaction.revision is None else [interaction.revision_rating.alignment]),
-                *([] if interaction.revision is None else [interaction.revision_rating.engagement]),
-            )
-        ]
-        failures = [interaction.failure for interaction in interactions if interaction.failure is not None]
-        return cls(
-            num_interactions=len(interactions),
-            num_failed=len(failures),
-            num_ratings=len(ratings),
-            num_missing=sum(rating is None for rating in ratings),
-            failures=tuple(sorted(set(failures))),
-        )
-
-    @property
-    def rated_share(self) -> float:
-        return 1 - self.num_missing / self.num_ratings if self.num_ratings else 0.0
-
-    @property
-    def failed_share(self) -> float:
-        return self.num_failed / self.num_interactions
-
-    def check(self, gates: Gates, shard: int) -> None:
-        """Raises StageError, with the figures, where a gate is crossed."""
-        crossed = []
-        if self.rated_share < gates.min_rated_share:
-            crossed.append(
-                f"{self.rated_share:.1%} of {self.num_ratings} ratings could be read "
-                f"(society.gates.min_rated_share = {gates.min_rated_share:.1%})"
-            )
-        if self.failed_share > gates.max_failed_share:
-            crossed.append(
-                f"{self.num_failed} of {self.num_interactions} interactions failed "
-                f"(society.gates.max_failed_share = {gates.max_failed_share:.1%}): {'; '.join(self.failures[:3])}"
-            )
-        if crossed:
-            raise StageError(
-                f"shard {shard} does not count as done: {' and '.join(crossed)}. Look at its interactions, and use a "
-                "stronger model, another society.rating, or other gates."
-            )
-
-
 def calls_per_interaction(society: SocietySection) -> int:
     """Model calls: draft, the audience's ratings and reasons, revision, and the observer's four ratings."""
-    calls_per_member = 2 if society.rating == "logprob" else 1
-    return 1 + calls_per_member * society.audience_size + 1 + 4
+    calls_per_member = 2 if society.rating == "logprob" and "feedback_text" not in society.without else 1
+    alone = "audience" in society.without or society.topology.kind == "isolated"
+    return 1 + (0 if alone else calls_per_member * society.audience_size) + 1 + 4
 
 
-class _Progress:
-    """Writes the shard's metrics: once a second, and for each round that is complete."""
-
-    def __init__(self, log: MetricsLog, engine: MeteredEngine, society: SocietySection, num_worlds: int) -> None:
-        self._log = log
-        self._engine = engine
-        self._num_agents = society.num_agents
-        # Without retries, and where everybody finds a whole audience.
-        self._most = num_worlds * society.max_rounds * society.num_agents * calls_per_interaction(society)
-        self._rounds: dict[tuple[int, int], list[Interaction]] = {}
-        self._count = 0
-
-    async def tick(self) -> None:
-        """Writes how far the shard is, until it is cancelled."""
-        while True:
-            self._log.log(self._figures())
-            await asyncio.sleep(_METRICS_EVERY_S)
-
-    def held(self, interaction: Interaction) -> None:
-        self._count += 1
-        held = self._rounds.setdefault((interaction.world, interaction.round), [])
-        held.append(interaction)
-        if len(held) == self._num_agents:
-            self._log.log({**self._figures(), **_round_metrics(held)})
-            del self._rounds[interaction.world, interaction.round]
-
-    def _figures(self) -> dict[str, Any]:
-        return {
-            "sim/interactions": self._count,
-            "sim/calls": self._engine.num_calls,
-            "sim/calls_most": self._most,
-            "sim/calls_per_s": round(self._engine.calls_per_s, 3),
-            "sim/tokens": self._engine.prompt_tokens + self._engine.completion_tokens,
-        }
+def _model_names(society: SocietySection) -> list[str]:
+    """Under which names a journal's header has the models: the run's, the observer's, each part's of a mixture."""
+    return ["model", "society.observer.model", *(f"society.mixture.{part.name}.model" for part in society.mixture)]
 
 
-def _round_metrics(interactions: Sequence[Interaction]) -> dict[str, Any]:
-    """One world's round in figures. None where nothing was rated."""
-    validity = Validity.of(interactions)
+def _header(config: Config, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
+    """Of what a journal is: models, seed, prompts, and all of the society that shapes its calls."""
+    society = config.society
+    shape = society.model_dump(mode="json", exclude=_NOT_IN_JOURNAL)
     return {
-        "sim/world": interactions[0].world,
-        "sim/round": interactions[0].round,
-        "sim/alignment_mean": mean(item.revision_rating.alignment for item in interactions),
-        "sim/engagement_mean": mean(item.revision_rating.engagement for item in interactions),
-        "sim/draft_alignment_mean": mean(item.draft_rating.alignment for item in interactions),
-        "sim/draft_engagement_mean": mean(item.draft_rating.engagement for item in interactions),
-        "sim/parse_rate": validity.rated_share,
-        "sim/failed": validity.num_failed,
+        **{name: engine.identity for name, engine in zip(_model_names(society), engines, strict=True)},
+        **{f"society.mixture.{part.name}.instructions": part.instructions for part in society.mixture},
+        **{f"society.mixture.{part.name}.share": part.share for part in society.mixture},
+        "run.seed": config.run.seed,
+        "prompts": PROMPTS_VERSION,
+        **compose.leaves(shape, "society"),
     }
 
 
-async def _simulate(config: Config, shard: int, folder: Path) -> tuple[list[Interaction], dict[str, Any]]:
+@contextlib.asynccontextmanager
+async def _open_engines(config: Config, logs: Path) -> AsyncIterator[list[MeteredEngine]]:
+    """The run's engine, the observer's, then one for each part of a mixed society; the run's where none is named."""
     society = config.society
-    questions, prior = sources.questions(society.questions), sources.load(society.prior)
-    numbers = worlds_of(society, shard)
-    with MetricsLog(folder / "metrics.jsonl") as log:
-        async with open_engine(config.engine, config.model) as engine:
-            progress = _Progress(log, engine, society, len(numbers))
-            worlds = [World(society, config.run.seed, number, questions, prior) for number in numbers]
-            ticking = asyncio.create_task(progress.tick())
-            histories = await asyncio.gather(*(world.run(engine, progress.held) for world in worlds))
-            ticking.cancel()
-            facts: dict[str, Any] = {
-                "worlds": {world.number: world.population for world in worlds},
-                "rounds": {world.number: len(rounds) for world, rounds in zip(worlds, histories, strict=True)},
-                "model": engine.identity,
-                "prompts_version": PROMPTS_VERSION,
-                "num_calls": engine.num_calls,
-                "prompt_tokens": engine.prompt_tokens,
-                "completion_tokens": engine.completion_tokens,
-            }
-    interactions = [item for rounds in histories for round_ in rounds for item in round_]
-    return sorted(interactions, key=lambda item: item.key), facts
+    others = [("observer", society.observer), *((part.name, part.engine) for part in society.mixture)]
+    async with contextlib.AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(open_engine(config.engine, config.model, logs))]
+        for name, section in others:
+            if section is None:
+                engines.append(engines[0])
+            else:
+                engines.append(await stack.enter_async_context(open_engine(section, config.model, logs / name)))
+        yield engines
 
 
-def run_shard(run: RunDir, config: Config, shard: int) -> None:
-    """Simulates a shard's worlds and writes its folder; `done.json` last.
+@contextlib.asynccontextmanager
+async def _open_replay(config: Config, folder: Path) -> AsyncIterator[list[MeteredEngine]]:
+    """Nothing that answers, under the names of the models whose answers are in the journal."""
+    header = written_header(folder)
+    yield [
+        MeteredEngine(ReplayEngine(str(header.get(name))), Gate(1, adaptive=False))
+        for name in _model_names(config.society)
+    ]
+
+
+class _Progress:
+    """Writes the shard's metrics, of all ranks: once a second, and for each round that is complete."""
+
+    def __init__(
+        self, folder: Path, config: Config, worlds: Sequence[World], engines: Sequence[MeteredEngine], ranks: Ranks
+    ) -> None:
+        self._log = MetricsLog(folder / "metrics.jsonl") if ranks.rank == 0 else None
+        self._engines = list(dict.fromkeys(engines))
+        self._ranks = ranks
+        self._others: dict[int, dict[str, float]] = {}
+        # Without retries, and where everybody finds a whole audience.
+        society = config.society
+        self._most = sum(world.num_agents for world in worlds) * society.max_rounds * calls_per_interaction(society)
+        self.simulation: Simulation
+
+    def _here(self) -> dict[str, float]:
+        """How far this process is, in figures that can be added up."""
+        engines = self._engines
+        return {
+            "sim/interactions": self.simulation.num_held,
+            "sim/alive": self.simulation.num_alive,
+            "sim/in_flight": sum(engine.gate.in_flight for engine in engines),
+            "sim/in_flight_limit": sum(engine.gate.limit for engine in engines),
+            "sim/calls": sum(engine.num_calls for engine in engines),
+            "sim/calls_journaled": sum(engine.num_journaled for engine in engines),
+            "sim/calls_per_s": round(sum(engine.calls_per_s for engine in engines), 3),
+            "sim/tokens": sum(engine.prompt_tokens + engine.completion_tokens for engine in engines),
+        }
+
+    def _figures(self) -> dict[str, Any]:
+        here = self._here()
+        total = {name: sum((other[name] for other in self._others.values()), start=here[name]) for name in here}
+        return {**total, "sim/calls_most": self._most}
+
+    def told(self, rank: int, figures: dict[str, float]) -> None:
+        self._others[rank] = figures
+
+    def tick(self) -> None:
+        if self._log is not None:
+            self._log.log(self._figures())
+        else:
+            self._ranks.send(0, ("figures", self._here()))
+
+    def complete(self, round_: Round) -> None:
+        assert self._log is not None
+        self._log.log({**self._figures(), **round_.metrics()})
+
+    def end(self, facts: dict[str, Any]) -> None:
+        """The last figures, with what all ranks count together."""
+        assert self._log is not None
+        tokens = facts["prompt_tokens"] + facts["completion_tokens"]
+        total = {"sim/calls": facts["num_calls"], "sim/tokens": tokens, "sim/interactions": facts["num_held"]}
+        self._log.log({**self._figures(), **total})
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+
+def _worlds(config: Config, shard: int, folder: Path, engines: Sequence[MeteredEngine], ranks: Ranks) -> list[World]:
+    """The shard's worlds as they are before the first round.
 
     Raises:
-        StageError: Another process works on the shard, or it crosses a gate.
+        DataError: Questions, prior or links cannot be read, or there are too few answers.
+        EngineError: The embedder's server is at fault.
+    """
+    society = config.society
+    questions, prior = sources.questions(society.questions), sources.load(society.prior)
+    answers_by_label(society, prior, society.populations)
+    names = [*questions, *(exemplar.question for exemplar in prior)]
+    table = QuestionTable(names, society.embedder, society.max_recall_distance, folder.parent)
+    first, observer, *others = engines
+    parts = zip(others, society.mixture, strict=True)
+    setting = Setting(
+        society=society,
+        seed=config.run.seed,
+        table=table,
+        num_questions=len(questions),
+        prior=prior,
+        speakers=[Speaker(first), *(Speaker(engine, part.instructions) for engine, part in parts)],
+        observer=Speaker(observer),
+    )
+    return [World(setting, number, ranks.rank, ranks.size) for number in worlds_of(society, shard)]
+
+
+async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, replay: bool) -> dict[str, Any] | None:
+    """Writes the shard's interactions; the facts for its marker on rank 0, None elsewhere."""
+    if replay:
+        # Nothing runs ahead of a decision then: each call that is asked for was asked for.
+        config = config.model_copy(update={"society": config.society.model_copy(update={"schedule": "lockstep"})})
+    opened = _open_replay(config, folder) if replay else _open_engines(config, folder / "servers")
+    with contextlib.ExitStack() as stack:
+        async with opened as engines:
+            journal = Journal(folder, _header(config, engines), None if replay else ranks.rank)
+            stack.callback(journal.close)
+            for engine in engines:
+                engine.journal = journal
+            worlds = _worlds(config, shard, folder, engines, ranks)
+            spool = stack.enter_context(Spool(folder / f".interactions-{ranks.rank:05d}.part"))
+            progress = _Progress(folder, config, worlds, engines, ranks)
+            stack.callback(progress.close)
+            simulation = progress.simulation = Simulation(
+                config.society, worlds, spool, ranks=ranks, complete=progress.complete, told=progress.told
+            )
+            await _until_first(simulation.run(), _tick(progress, journal))
+            await journal.sync()
+            facts = _facts(worlds, engines, simulation)
+        spool.flush()
+        everybody = ranks.gather((spool.path, dict(spool.index), facts))
+        if everybody is not None:
+            facts = _summed([facts for _, _, facts in everybody])
+            rounds = [(n, r) for n, last in sorted(simulation.last_rounds.items()) for r in range(1, last + 1)]
+            write_sorted(folder / "interactions.jsonl", [(path, index) for path, index, _ in everybody], rounds)
+            progress.end(facts)
+            simulation.validity.check(config.society.gates, shard, facts)
+            facts |= simulation.validity.figures()
+        ranks.barrier()  # nobody removes its spool before it is read
+        return None if everybody is None else facts
+
+
+async def _until_first(work: Any, beside: Any) -> None:
+    """Does the work, unless what goes on beside it fails first."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(beside)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _tick(progress: _Progress, journal: Journal) -> NoReturn:
+    while True:
+        progress.tick()
+        await journal.sync()
+        await asyncio.sleep(_SYNC_EVERY_S)
+
+
+def _served(engines: Sequence[MeteredEngine]) -> dict[str, list[str]]:
+    """Each model's names as servers gave them with their answers."""
+    names: dict[str, set[str]] = {engine.identity: set() for engine in engines}
+    for engine in engines:
+        names[engine.identity] |= set(engine.served)
+    return {identity: sorted(given) for identity, given in names.items()}
+
+
+def _facts(worlds: Sequence[World], engines: Sequence[MeteredEngine], simulation: Simulation) -> dict[str, Any]:
+    distinct = list(dict.fromkeys(engines))
+    return {
+        "worlds": {world.number: world.population for world in worlds},
+        "rounds": simulation.last_rounds,
+        "models": sorted({engine.identity for engine in distinct}),
+        "served": _served(distinct),
+        "prompts_version": PROMPTS_VERSION,
+        "num_calls": sum(engine.num_calls for engine in distinct),
+        "num_journaled_calls": sum(engine.num_journaled for engine in distinct),
+        "num_refused_calls": sum(engine.num_refused for engine in distinct),
+        "num_pushbacks": sum(engine.gate.num_pushbacks for engine in distinct),
+        "prompt_tokens": sum(engine.prompt_tokens for engine in distinct),
+        "completion_tokens": sum(engine.completion_tokens for engine in distinct),
+        "prompt_characters": sum(engine.prompt_characters for engine in distinct),
+        "shared_prompt_characters": sum(engine.shared_characters for engine in distinct),
+        "num_held": simulation.num_held,
+        "num_discarded_interactions": simulation.num_discarded,
+    }
+
+
+def _summed(everybody: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The facts of all ranks: counts are added up, names put together."""
+    total = dict(everybody[0])
+    for facts in everybody[1:]:
+        for name, value in facts.items():
+            if isinstance(value, int):
+                total[name] += value
+        for identity, names in facts["served"].items():
+            total["served"][identity] = sorted({*total["served"].get(identity, []), *names})
+    shared, characters = total.pop("shared_prompt_characters"), total.pop("prompt_characters")
+    total["shared_prompt_share"] = round(shared / characters, 4) if characters else 0.0
+    return total
+
+
+def run_shard(run: RunDir, config: Config, shard: int, *, replay: bool = False) -> None:
+    """Simulates a shard's worlds and writes its folder; `done.json` last.
+
+    What an earlier try was answered is in the journal, and is not asked again.
+
+    Args:
+        run: Its folder.
+        config: The run's.
+        shard: Counted from 0.
+        replay: Answers come from the journal alone; no engine is opened.
+
+    Raises:
+        StageError: Another process works on the shard, it crosses a gate, or a replay finds no answer.
+        ConfigError: The journal is of another model or config; or the number of ranks is not as configured.
         EngineError: The engine is at fault.
         DataError: Questions or prior cannot be read.
     """
     folder = run.shard(shard)
-    with lock(folder / ".lock", f"shard {shard} of {run.path}"), recording_failure(folder):
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-        interactions, facts = asyncio.run(_simulate(config, shard, folder))
-        write_atomic(folder / "interactions.jsonl", "".join(map(to_line, interactions)))
-        validity = Validity.of(interactions)
-        validity.check(config.society.gates, shard)
-        gates = {
-            "num_interactions": validity.num_interactions,
-            "num_failed": validity.num_failed,
-            "num_ratings": validity.num_ratings,
-            "num_missing_ratings": validity.num_missing,
-            "rated_share": round(validity.rated_share, 6),
-            "failed_share": round(validity.failed_share, 6),
-        }
-        mark_done(folder, ["interactions.jsonl"], inputs={}, facts={**facts, **gates})
+    ranks = join(1 if replay else config.cluster.ranks_per_shard)
+    if ranks.rank > 0:
+        ranks.barrier()  # until the shard is this launch's
+        _run(config, shard, folder, ranks, replay)
+        return
+    with contextlib.ExitStack() as stack:
+        with _ending_all(ranks):
+            stack.enter_context(lock(folder / ".lock", f"shard {shard} of {run.path}"))
+            if replay:
+                written_header(folder)  # where there is no journal, what is complete stays so
+            else:
+                stack.enter_context(recording_failure(folder))
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
+            ranks.barrier()
+        facts = _run(config, shard, folder, ranks, replay)
+        assert facts is not None
+        mark_done(folder, ["interactions.jsonl"], inputs={}, facts=facts)
+
+
+@contextlib.contextmanager
+def _ending_all(ranks: Ranks) -> Iterator[None]:
+    """Where one rank fails, all end: they would wait for it."""
+    try:
+        yield
+    except BaseException as error:
+        if ranks.size > 1:
+            logger.error("rank %d: %s", ranks.rank, redact(str(error) or type(error).__name__))  # noqa: TRY400
+            ranks.abort(error.exit_code if isinstance(error, SalignError) else 1)
+        raise
+
+
+def _run(config: Config, shard: int, folder: Path, ranks: Ranks, replay: bool) -> dict[str, Any] | None:
+    """`_simulate`; SIGTERM ends it as a cancellation: what was answered is written, servers are ended."""
+
+    async def simulate() -> dict[str, Any] | None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await _simulate(config, shard, folder, ranks, replay)
+
+    try:
+        return asyncio.run(simulate())
+    except asyncio.CancelledError:
+        print("terminated; launch again to go on: what was answered is in the journal", file=sys.stderr)
+        ranks.abort(128 + signal.SIGTERM)  # the others may not have been told
+        sys.exit(128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        ranks.abort(128 + signal.SIGINT)
+        raise
+    except BaseException as error:
+        with _ending_all(ranks):
+            if ranks.size > 1 and isinstance(error, SalignError | OSError):
+                record_failure(folder, error)  # nothing that follows is sure to run on rank 0
+            raise

@@ -1,38 +1,258 @@
-"""Who can hear whom: agents on the cells of a square grid."""
+"""Who can hear whom, who judges a draft, and which process owns which agent."""
 
-from salign.config import SocietySection
-from salign.seeds import rng
+import itertools
+import logging
+import math
+import re
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import SupportsIndex, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from salign.config import (
+    CompleteTopology,
+    EdgesTopology,
+    GridTopology,
+    IsolatedTopology,
+    ScaleFreeTopology,
+    SmallWorldTopology,
+    SocietySection,
+    TopologySection,
+)
+from salign.errors import DataError
+from salign.seeds import derive, rng
+from salign.society.sources import read_text
+
+logger = logging.getLogger(__name__)
 
 
-def neighbours(agent: int, grid_size: int, radius: float) -> list[int]:
-    """The other agents within a Euclidean radius, in order of their number (row by row)."""
-    row, column = divmod(agent, grid_size)
-    reach = int(radius)
-    return [
-        r * grid_size + c
-        for r in range(max(0, row - reach), min(grid_size, row + reach + 1))
-        for c in range(max(0, column - reach), min(grid_size, column + reach + 1))
-        if (r, c) != (row, column) and (r - row) ** 2 + (c - column) ** 2 <= radius**2
-    ]
+class Topology(ABC):
+    """The links of a society. Agents are numbered from 0; a link goes both ways."""
+
+    def __init__(self, num_agents: int) -> None:
+        self.num_agents = num_agents
+
+    @abstractmethod
+    def neighbours(self, agent: int) -> Sequence[int]:
+        """Whom an agent can hear: the others that it is linked with, ordered by number."""
+
+    def owners(self, num_ranks: int) -> NDArray[np.int32]:
+        """The rank that owns each agent, by number: what a rank owns is as good as equal in size.
+
+        Who owns whom changes no result, only how much ranks must tell each other. With as many agents as ranks or
+        more, every rank owns one. One rank asks and tells the others: only one installation surely gives one answer.
+        """
+        return (np.arange(self.num_agents, dtype=np.int64) * num_ranks // self.num_agents).astype(np.int32)
 
 
-def draw_audience(society: SocietySection, agent: int, *place: int | str) -> tuple[int, ...]:
-    """The audience of one interaction: drawn without replacement from what there is.
+class Grid(Topology):
+    """Agents on the cells of a square, row by row; neighbours are the cells within a radius.
 
-    A share of it, `global_share`, comes from the whole society, the rest from the neighbourhood; where the
-    neighbourhood has too few, the audience is smaller.
+    Nothing is stored for a cell. Whatever the metric, what lies within the radius is one stretch in each row, widest in
+    the agent's own, so it is enough to know how far the stretch reaches to either side. Blocks of owners are bands of
+    rows.
+    """
+
+    def __init__(self, section: GridTopology) -> None:
+        super().__init__(section.size**2)
+        self._size = section.size
+        self._torus = section.torus
+        radius = min(section.radius, 2.0 * section.size)  # by any metric, no two cells are farther apart
+        reach = min(int(radius), section.size - 1)
+        steps = range(-reach, reach + 1)
+        if section.torus:
+            # Each row once, by the shorter way round; of the longer one less lies within the radius.
+            steps = range(max(-reach, -((section.size - 1) // 2)), min(reach, section.size // 2) + 1)
+        self._widths = [(step, _width(section.metric, radius, abs(step))) for step in steps]
+
+    def neighbours(self, agent: int) -> list[int]:
+        size = self._size
+        row, column = divmod(agent, size)
+        found: list[int] = []
+        if self._torus:
+            rows = [((row + step) % size * size, width) for step, width in self._widths]
+            rows.sort()
+        else:
+            rows = [((row + step) * size, width) for step, width in self._widths if 0 <= row + step < size]
+        for start, width in rows:
+            left, right = column - width, column + width + 1
+            if left >= 0 and right <= size:
+                found.extend(range(start + left, start + right))
+            elif not self._torus:
+                found.extend(range(start + max(left, 0), start + min(right, size)))
+            elif right - left >= size:
+                found.extend(range(start, start + size))
+            elif left < 0:
+                found.extend(range(start, start + right))
+                found.extend(range(start + left + size, start + size))
+            else:
+                found.extend(range(start, start + right - size))
+                found.extend(range(start + left, start + size))
+        found.remove(agent)
+        return found
+
+
+def _width(metric: str, radius: float, step: int) -> int:
+    """How many cells to either side are within the radius, that many rows away."""
+    if metric == "euclidean":
+        return math.isqrt(int(radius**2) - step**2)  # exact: the squares of whole numbers are whole
+    return int(radius) - step if metric == "von_neumann" else int(radius)
+
+
+class _AllBut(Sequence[int]):
+    """All agents but one, without a list of them."""
+
+    def __init__(self, num_agents: int, agent: int) -> None:
+        self._others = range(num_agents - 1)
+        self._agent = agent
+
+    def __len__(self) -> int:
+        return len(self._others)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[one] for one in self._others[index]]
+        other = self._others[index]
+        return other + (other >= self._agent)
+
+
+class Complete(Topology):
+    """Everybody hears everybody."""
+
+    def neighbours(self, agent: int) -> Sequence[int]:
+        return _AllBut(self.num_agents, agent)
+
+
+class Isolated(Topology):
+    """Nobody hears anybody."""
+
+    def neighbours(self, agent: int) -> Sequence[int]:
+        return ()
+
+
+class Links(Topology):
+    """Any links: for each agent in turn its neighbours, all in one array."""
+
+    def __init__(self, num_agents: int, pairs: NDArray[np.int64]) -> None:
+        """Takes each link once or several times, in either direction: [links, 2]."""
+        super().__init__(num_agents)
+        one, other = pairs.T
+        codes = np.sort(np.concatenate([one * num_agents + other, other * num_agents + one]))
+        codes = codes[np.diff(codes, prepend=-1) > 0]  # np.unique takes 60 times as long
+        self._starts = np.searchsorted(codes, np.arange(num_agents + 1, dtype=np.int64) * num_agents)
+        self._others = (codes % num_agents).astype(np.int32)
+
+    def neighbours(self, agent: int) -> list[int]:
+        found: list[int] = self._others[self._starts[agent] : self._starts[agent + 1]].tolist()
+        return found
+
+    def owners(self, num_ranks: int) -> NDArray[np.int32]:
+        """By METIS, so that few links lie between ranks; blocks where it is not installed or leaves a rank empty."""
+        if not 1 < num_ranks <= self.num_agents:
+            return super().owners(num_ranks)
+        try:
+            import pymetis
+        except ImportError:
+            logger.info("pymetis is not installed: ranks own agents by number, and may have more to tell each other")
+            return super().owners(num_ranks)
+        graph = pymetis.CSRAdjacency(adj_starts=self._starts.astype(np.int32), adjacent=self._others)
+        parts = pymetis.part_graph(num_ranks, graph, options=pymetis.Options(seed=0)).vertex_part
+        owners = np.asarray(parts, dtype=np.int32)
+        return owners if len(np.unique(owners)) == num_ranks else super().owners(num_ranks)
+
+
+def make_topology(section: TopologySection, *place: int | str) -> Topology:
+    """A society's links.
 
     Args:
-        society: Grid, radius, audience size and global share.
+        section: Which kind, and how large.
+        *place: What makes a random one this one: run seed, world.
+
+    Raises:
+        DataError: The file of links is missing or malformed.
+    """
+    if isinstance(section, GridTopology):
+        return Grid(section)
+    if isinstance(section, CompleteTopology):
+        return Complete(section.num_agents)
+    if isinstance(section, IsolatedTopology):
+        return Isolated(section.num_agents)
+    if isinstance(section, EdgesTopology):
+        return _from_file(section.path)
+    return _random(section, derive(*place, "topology"))
+
+
+def _random(section: SmallWorldTopology | ScaleFreeTopology, seed: int) -> Links:
+    import networkx as nx
+
+    if isinstance(section, SmallWorldTopology):
+        graph = nx.watts_strogatz_graph(section.num_agents, section.num_neighbours, section.rewired_share, seed=seed)
+    else:
+        graph = nx.barabasi_albert_graph(section.num_agents, section.num_links, seed=seed)
+    numbers = np.fromiter(itertools.chain.from_iterable(graph.edges()), dtype=np.int64)
+    return Links(section.num_agents, numbers.reshape(-1, 2))
+
+
+# Nine digits: what is longer is no agent's number, and its society would fit into no memory.
+_LINE = re.compile(r"\s*(?:(\d{1,9})(?:\s*,\s*|\s+)(\d{1,9})\s*)?(?:#.*)?", re.ASCII)
+
+
+def _from_file(path: Path) -> Links:
+    numbers = array("q")
+    for place, line in enumerate(read_text(path).split("\n"), start=1):
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise DataError(
+                f"{path}, line {place}: {line.strip()[:80]!r} is no link. A line holds two agents' numbers, from 0 to "
+                "999999999, apart by a space, tab or comma; what follows a # is skipped."
+            )
+        if found[1] is None:
+            continue
+        one, other = int(found[1]), int(found[2])
+        if one == other:
+            raise DataError(f"{path}, line {place}: agent {one} is linked with itself; remove the line.")
+        numbers.append(one)
+        numbers.append(other)
+    if not numbers:
+        raise DataError(f"{path} holds no link at all. Write two agents' numbers a line.")
+    pairs = np.asarray(numbers, dtype=np.int64).reshape(-1, 2)
+    return Links(int(pairs.max()) + 1, pairs)
+
+
+def draw_audience(society: SocietySection, topology: Topology, agent: int, *place: int | str) -> tuple[int, ...]:
+    """The audience of one interaction, ordered by number: drawn without replacement from what there is.
+
+    A share of it, `global_share`, comes from the whole society, the rest from the neighbourhood; where the
+    neighbourhood has too few, the audience is smaller. Where nobody has one, it is empty.
+
+    Args:
+        society: Audience size, global share and ablations.
+        topology: Who can hear whom.
         agent: Who asks.
         *place: What makes the draw this one: run seed, world, round, agent.
     """
+    if not society.audience_size or "audience" in society.without or isinstance(topology, Isolated):
+        return ()
     generator = rng(*place, "audience")
-    near = neighbours(agent, society.grid_size, society.radius)
+    near = topology.neighbours(agent)
     num_global = round(society.audience_size * society.global_share)
-    num_local = min(society.audience_size - num_global, len(near))
-    drawn = generator.sample(near, num_local)
+    drawn = generator.sample(near, min(society.audience_size - num_global, len(near)))
     if num_global:
-        rest = [other for other in range(society.num_agents) if other != agent and other not in drawn]
-        drawn += generator.sample(rest, min(num_global, len(rest)))
+        # As if from a list of all that are left, without the list: a place in it is a number once those left out
+        # before it are counted in.
+        left_out = sorted([agent, *drawn])
+        num_left = topology.num_agents - len(left_out)
+        for other in generator.sample(range(num_left), min(num_global, num_left)):
+            member = other
+            for number in left_out:
+                member += member >= number
+            drawn.append(member)
     return tuple(sorted(drawn))

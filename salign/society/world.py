@@ -1,105 +1,176 @@
-"""A world: agents on a grid, round after round, until the society improves no more."""
+"""A world: its agents, what they remember after which round, and who listens to whom."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from statistics import fmean
+from array import array
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
-from salign.config import SocietySection, Stopping
-from salign.engines.base import Engine
-from salign.records import Interaction
+import numpy as np
+
+from salign.config import SocietySection
+from salign.records import Answer, Feedback, Interaction
 from salign.seeds import rng
-from salign.society.back_scatter import Seat, interact
+from salign.society.back_scatter import Calls, Seat, Speaker, Tally, give_feedback, interact
 from salign.society.memory import QuestionTable
-from salign.society.population import initial_memories
+from salign.society.population import initial_memories, labels, parts
+from salign.society.prompts import Wording
 from salign.society.sources import Exemplar
-from salign.society.topology import draw_audience
+from salign.society.topology import draw_audience, make_topology
 
 
-def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are there; None where none is."""
-    there = [value for value in values if value is not None]
-    return fmean(there) if there else None
+@dataclass(frozen=True)
+class Setting:
+    """What the worlds of a shard have in common.
+
+    `num_questions` questions of the table, from its start, are asked; `speakers` are the run's engine, then one for
+    each part of a mixed society; the first of them observes, unless there is an `observer`.
+    """
+
+    society: SocietySection
+    seed: int
+    table: QuestionTable
+    num_questions: int
+    prior: Sequence[Exemplar]
+    speakers: Sequence[Speaker]
+    observer: Speaker | None = None
 
 
-class ParetoStop:
-    """Whether a world should stop: mean alignment x mean engagement of its revisions has stopped to improve."""
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """An agent's request for one member's feedback; what it takes to answer it on another rank."""
 
-    def __init__(self, stopping: Stopping | None) -> None:
-        self._stopping = stopping
-        self._best: float | None = None
-        self._since_best = 0
-
-    def after(self, interactions: Sequence[Interaction]) -> bool:
-        """Takes one round's interactions; True where the world should stop. No ratings count as no improvement."""
-        if self._stopping is None:
-            return False
-        alignment = mean(interaction.revision_rating.alignment for interaction in interactions)
-        engagement = mean(interaction.revision_rating.engagement for interaction in interactions)
-        product = None if alignment is None or engagement is None else alignment * engagement
-        if product is not None and (self._best is None or product > self._best + self._stopping.tolerance):
-            self._best, self._since_best = product, 0
-        else:
-            self._since_best += 1
-        return self._since_best >= self._stopping.patience
+    world: int
+    round: int
+    agent: int
+    member: int
+    question: int
+    draft: str
 
 
 class World:
-    """One society. Its interactions are a function of seed, number and the engine's replies alone.
+    """One society. Its interactions are a function of seed, number and the engines' replies alone.
 
-    Round r of an agent reads memories as they stood when their owners had finished round r-1 (method: section 1).
+    Round r of an agent reads memories as they stood when their owners had finished round r-1 (method: section 1); it
+    may run as soon as they are there.
+
+    Args:
+        setting: What it has in common with other worlds.
+        number: Its number in the run.
+        rank: Which of the ranks this process is.
+        num_ranks: Among how many the agents are divided.
     """
 
-    def __init__(
-        self, society: SocietySection, seed: int, number: int, questions: Sequence[str], prior: Sequence[Exemplar]
-    ) -> None:
-        self._society = society
-        self._seed = seed
+    def __init__(self, setting: Setting, number: int, rank: int = 0, num_ranks: int = 1) -> None:
+        society, seed = setting.society, setting.seed
         self.number = number
         self.population = society.populations[number % len(society.populations)]
-        self._questions = rng(seed, number, "questions").sample(questions, len(questions))
-        table = QuestionTable([*questions, *(exemplar.question for exemplar in prior)])
-        self._memories = initial_memories(society, prior, table, self.population, seed, number)
-
-    def _seat(self, agent: int, round_: int) -> Seat:
-        asked = (round_ - 1) * self._society.num_agents + agent
-        audience = draw_audience(self._society, agent, self._seed, self.number, round_, agent)
-        return Seat(
-            seed=self._seed,
-            world=self.number,
-            round=round_,
-            agent=agent,
-            question=self._questions[asked % len(self._questions)],
-            memory=self._memories[agent],
-            audience=tuple((member, self._memories[member]) for member in audience),
+        self._setting = setting
+        self._wording = Wording(society)
+        self._topology = make_topology(society.topology, seed, number)
+        self.num_agents = self._topology.num_agents
+        self.owners = self._topology.owners(num_ranks)
+        self._questions = array(
+            "i", rng(seed, number, "questions").sample(range(setting.num_questions), setting.num_questions)
         )
+        self._parts = parts(society.mixture, self.num_agents, seed, number)
+        self.own_agents: list[int] = np.flatnonzero(self.owners == rank).tolist()
+        everybody = labels(self.population, self.num_agents, seed, number)
+        mine = ((agent, everybody[agent]) for agent in self.own_agents)
+        self._memories = initial_memories(society, setting.prior, setting.table, mine, seed, number)
+        # The last round after which an agent's memory is there, and who waits for a later one.
+        self._remembers_after = array("i", bytes(4 * self.num_agents))
+        self._waiting: dict[tuple[int, int], list[asyncio.Future[None]]] = {}
+        self.num_rounds_complete = 0
 
-    async def run(self, engine: Engine, held: Callable[[Interaction], None]) -> list[list[Interaction]]:
-        """Runs to the stop.
+    @property
+    def num_answers(self) -> int:
+        """How many own answers the agents here keep, replaced ones included."""
+        return sum(memory.num_versions for memory in self._memories.values())
 
-        Args:
-            engine: What the agents speak through.
-            held: Told of each interaction as it ends, in any order.
+    def question(self, agent: int, round_: int) -> int:
+        """The number of the question that an agent asks in a round."""
+        return self._questions[((round_ - 1) * self.num_agents + agent) % len(self._questions)]
 
-        Returns:
-            The interactions by round, each round's by agent.
+    def _recall(self, agent: int, question: int, after_round: int) -> Answer | None:
+        if "memory" in self._setting.society.without:
+            return None
+        table = self._setting.table
+        found = self._memories[agent].recall(table.near(question), after_round)
+        return None if found is None else Answer(table.questions[found[0]], found[1])
+
+    def _calls(self, speaker: Speaker, round_: int, agent: int) -> Calls:
+        return Calls(self._setting.society, self._wording, speaker, (self._setting.seed, self.number, round_, agent))
+
+    def _speaker(self, agent: int) -> Speaker:
+        return self._setting.speakers[self._parts[agent]]
+
+    async def _remembers(self, agent: int, after_round: int) -> None:
+        """Waits until the agent's memory after a round is there."""
+        if self._remembers_after[agent] < after_round:
+            there = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault((agent, after_round), []).append(there)
+            await there
+
+    def _publish(self, agent: int, round_: int, question: int, revision: str | None) -> None:
+        if revision is not None and "memory" not in self._setting.society.without:
+            # A round that is complete reads no more; the next reads what stood after it.
+            self._memories[agent].remember(question, revision, round_, read_after=self.num_rounds_complete)
+        self._remembers_after[agent] = round_
+        for there in self._waiting.pop((agent, round_), ()):
+            if not there.done():
+                there.set_result(None)
+
+    async def feedback(self, ask: Ask) -> tuple[Feedback, Tally]:
+        """The feedback of an agent that lives here, as soon as its memory after the round before is there.
 
         Raises:
-            EngineError: The engine is at fault.
+            EngineError: The member's engine is at fault.
         """
+        await self._remembers(ask.member, ask.round - 1)
+        recalled = self._recall(ask.member, ask.question, ask.round - 1)
+        calls = self._calls(self._speaker(ask.member), ask.round, ask.agent)
+        question = self._setting.table.questions[ask.question]
+        return await give_feedback(calls, ask.member, question, ask.draft, recalled), calls.tally
 
-        async def hold(agent: int, round_: int) -> Interaction:
-            interaction = await interact(self._society, engine, self._seat(agent, round_))
-            held(interaction)
-            return interaction
+    async def interact(
+        self,
+        agent: int,
+        round_: int,
+        ask: Callable[[Ask], Awaitable[tuple[Feedback, Tally]]] | None,
+        published: Callable[[int, int], None],
+    ) -> Interaction:
+        """Holds one interaction of an agent that lives here and has finished the round before.
 
-        stop = ParetoStop(self._society.stopping)
-        rounds: list[list[Interaction]] = []
-        for round_ in range(1, self._society.max_rounds + 1):
-            interactions = await asyncio.gather(*(hold(agent, round_) for agent in range(self._society.num_agents)))
-            for interaction in interactions:
-                if interaction.revision is not None:
-                    self._memories[interaction.agent].remember(interaction.question, interaction.revision, round_)
-            rounds.append(interactions)
-            if stop.after(interactions):
-                break
-        return rounds
+        Args:
+            agent: Who leads it.
+            round_: Counted from 1.
+            ask: How members that live elsewhere are asked; None where all live here.
+            published: Told of agent and round when the agent's memory after this round is there.
+
+        Raises:
+            EngineError: An engine is at fault.
+        """
+        setting, number = self._setting, self.question(agent, round_)
+        place = (setting.seed, self.number, round_, agent)
+        part = self._parts[agent]
+        seat = Seat(
+            *place,
+            question=setting.table.questions[number],
+            part=setting.society.mixture[part - 1].name if part else None,
+            recalled=self._recall(agent, number, round_ - 1),
+            audience=draw_audience(setting.society, self._topology, agent, *place),
+        )
+        here = self.owners[agent]
+
+        async def heard(member: int, draft: str) -> tuple[Feedback, Tally]:
+            request = Ask(self.number, round_, agent, member, number, draft)
+            if ask is None or self.owners[member] == here:
+                return await self.feedback(request)
+            return await ask(request)
+
+        def publish(revision: str | None) -> None:
+            self._publish(agent, round_, number, revision)
+            published(agent, round_)
+
+        observer = self._calls(setting.observer or setting.speakers[0], round_, agent)
+        return await interact(seat, self._calls(self._speaker(agent), round_, agent), observer, heard, publish)

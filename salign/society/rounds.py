@@ -1,0 +1,203 @@
+"""What is known of a round when all of it is held: its ratings, how much came back usable, and whether to stop."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+from zlib import crc32
+
+from salign.config import Gates, Stopping
+from salign.errors import StageError
+from salign.records import Interaction
+
+_NUM_EXAMPLES = 3
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are there, exactly rounded and so the same in any order; None where none is."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None
+
+
+@dataclass
+class Round:
+    """One round of one world, or the part of it that is known so far; parts are merged.
+
+    Ratings are lists of all that were asked for, None where one is missing.
+    """
+
+    world: int
+    number: int
+    num_interactions: int = 0
+    failures: list[str] = field(default_factory=list)
+    num_failed: int = 0
+    feedback: list[float | None] = field(default_factory=list)
+    draft_alignment: list[float | None] = field(default_factory=list)
+    draft_engagement: list[float | None] = field(default_factory=list)
+    alignment: list[float | None] = field(default_factory=list)
+    engagement: list[float | None] = field(default_factory=list)
+    answers: list[tuple[int, int]] = field(default_factory=list)
+    """Checksums of each draft and revision, and of the question."""
+
+    def add(self, interaction: Interaction) -> None:
+        """Takes up one interaction."""
+        self.num_interactions += 1
+        if interaction.failure is not None:
+            self.num_failed += 1
+            self.failures.append(interaction.failure)
+        self.feedback.extend(item.rating for item in interaction.feedback)
+        question = crc32(interaction.question.encode())
+        if interaction.draft is not None:
+            self.draft_alignment.append(interaction.draft_rating.alignment)
+            self.draft_engagement.append(interaction.draft_rating.engagement)
+            self.answers.append((crc32(interaction.draft.encode()), question))
+        if interaction.revision is not None:
+            self.alignment.append(interaction.revision_rating.alignment)
+            self.engagement.append(interaction.revision_rating.engagement)
+            self.answers.append((crc32(interaction.revision.encode()), question))
+        self.failures = sorted(set(self.failures))[:_NUM_EXAMPLES]
+
+    def merge(self, other: "Round") -> None:
+        """Takes up another part of the same round."""
+        self.num_interactions += other.num_interactions
+        self.num_failed += other.num_failed
+        self.failures = sorted({*self.failures, *other.failures})[:_NUM_EXAMPLES]
+        for name in ("feedback", "draft_alignment", "draft_engagement", "alignment", "engagement", "answers"):
+            getattr(self, name).extend(getattr(other, name))
+
+    def metrics(self) -> dict[str, Any]:
+        """The round in figures; None where nothing was rated."""
+        validity = Validity()
+        validity.add(self)
+        return {
+            "sim/world": self.world,
+            "sim/round": self.number,
+            "sim/alignment_mean": mean(self.alignment),
+            "sim/engagement_mean": mean(self.engagement),
+            "sim/draft_alignment_mean": mean(self.draft_alignment),
+            "sim/draft_engagement_mean": mean(self.draft_engagement),
+            "sim/parse_rate": validity.rated_share,
+            "sim/failed": self.num_failed,
+        }
+
+
+class ParetoStop:
+    """Whether a world should stop: mean alignment x mean engagement of its revisions has stopped to improve."""
+
+    def __init__(self, stopping: Stopping | None) -> None:
+        self._stopping = stopping
+        self._best: float | None = None
+        self._since_best = 0
+
+    def after(self, round_: Round) -> bool:
+        """Takes a round; True where the world should stop. No ratings count as no improvement."""
+        if self._stopping is None:
+            return False
+        alignment, engagement = mean(round_.alignment), mean(round_.engagement)
+        product = None if alignment is None or engagement is None else alignment * engagement
+        if product is not None and (self._best is None or product > self._best + self._stopping.tolerance):
+            self._best, self._since_best = product, 0
+        else:
+            self._since_best += 1
+        return self._since_best >= self._stopping.patience
+
+
+@dataclass
+class Validity:
+    """How much of what was asked for came back usable, over many rounds."""
+
+    num_interactions: int = 0
+    num_failed: int = 0
+    num_ratings: int = 0
+    num_missing_ratings: int = 0
+    num_answers: int = 0
+    num_repeated: int = 0
+    failures: tuple[str, ...] = ()
+
+    def add(self, round_: Round) -> None:
+        """Takes up a round that is complete."""
+        self.num_interactions += round_.num_interactions
+        self.num_failed += round_.num_failed
+        self.failures = tuple(sorted({*self.failures, *round_.failures})[:_NUM_EXAMPLES])
+        for ratings in (
+            round_.feedback,
+            round_.draft_alignment,
+            round_.draft_engagement,
+            round_.alignment,
+            round_.engagement,
+        ):
+            self.num_ratings += len(ratings)
+            self.num_missing_ratings += ratings.count(None)
+        questions = defaultdict(set)
+        for answer, question in round_.answers:
+            questions[answer].add(question)
+        self.num_answers += len(round_.answers)
+        self.num_repeated += sum(len(questions[answer]) > 1 for answer, _ in round_.answers)
+
+    @property
+    def rated_share(self) -> float:
+        return 1 - self.num_missing_ratings / self.num_ratings if self.num_ratings else 0.0
+
+    @property
+    def failed_share(self) -> float:
+        return self.num_failed / self.num_interactions
+
+    @property
+    def repeated_share(self) -> float:
+        return self.num_repeated / self.num_answers if self.num_answers else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """Counts and shares, for the marker."""
+        return {
+            "num_interactions": self.num_interactions,
+            "num_failed": self.num_failed,
+            "num_ratings": self.num_ratings,
+            "num_missing_ratings": self.num_missing_ratings,
+            "rated_share": round(self.rated_share, 6),
+            "failed_share": round(self.failed_share, 6),
+            "repeated_share": round(self.repeated_share, 6),
+        }
+
+    def check(self, gates: Gates, shard: int, facts: Mapping[str, Any]) -> None:
+        """Says which gates are crossed.
+
+        Args:
+            gates: What a shard must reach.
+            shard: Its number.
+            facts: `num_calls`, `num_refused_calls`, and `served`, the names under which each model's answers came.
+
+        Raises:
+            StageError: With the figures of every gate that is crossed.
+        """
+        num_calls, num_refused = facts["num_calls"], facts["num_refused_calls"]
+        crossed = [
+            f"answers of {model} came under several names ({', '.join(names)}): is it one model?"
+            for model, names in facts["served"].items()
+            if len(names) > 1
+        ]
+        if self.rated_share < gates.min_rated_share:
+            crossed.append(
+                f"{self.rated_share:.1%} of {self.num_ratings} ratings could be read "
+                f"(society.gates.min_rated_share = {gates.min_rated_share:.1%})"
+            )
+        if self.failed_share > gates.max_failed_share:
+            crossed.append(
+                f"{self.num_failed} of {self.num_interactions} interactions failed "
+                f"(society.gates.max_failed_share = {gates.max_failed_share:.1%}): {'; '.join(self.failures)}"
+            )
+        if num_refused > gates.max_refused_call_share * num_calls:
+            crossed.append(
+                f"the engine refused {num_refused} of {num_calls} calls "
+                f"(society.gates.max_refused_call_share = {gates.max_refused_call_share:.1%})"
+            )
+        if self.repeated_share > gates.max_repeated_share:
+            crossed.append(
+                f"{self.repeated_share:.1%} of {self.num_answers} drafts and revisions say what was said to another "
+                f"question in the same round (society.gates.max_repeated_share = {gates.max_repeated_share:.1%})"
+            )
+        if crossed:
+            raise StageError(
+                f"shard {shard} does not count as done: {' and '.join(crossed)}. Look at its interactions, and use a "
+                "stronger model, another society.rating, or other gates."
+            )
