@@ -1,0 +1,369 @@
+"""What surrounds the model, measured: the scheduler, the journal, the client. No model takes part.
+
+Figures of one table come from one run on one machine, side by side. Those of others are quoted, with their source.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import md5
+from itertools import pairwise
+from math import log
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from salign import compose
+from salign.config import Config, Sampling, SocietySection
+from salign.engines.base import Prompt, RatingReply, Reply
+from salign.engines.gate import Gate
+from salign.engines.meter import MeteredEngine
+from salign.errors import ConfigError, StageError
+from salign.run import RunDir, create_run, read_done
+from salign.society import sources
+from salign.society.back_scatter import Speaker
+from salign.society.memory import QuestionTable
+from salign.society.shard import run_shard
+from salign.society.simulation import Simulation
+from salign.society.spool import Spool
+from salign.society.world import Setting, World
+from salign.tracking.metrics import read_metrics
+
+_REFERENCE = "released code, 10 threads, zero-latency stub (design notes, section 6)"
+_MS_PER_TOKEN, _SLOTS, _MEDIAN_TOKENS = 4.0, 256, 45
+_KIB = 1024
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table. `value` is None where it could not be had; then `note` says why."""
+
+    name: str
+    value: float | None
+    unit: str
+    to_reach: str = ""
+    beside: str = ""
+    note: str = ""
+
+
+class _Bench:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._num = 0
+
+    def config(self, **society: Any) -> Config:
+        """A society of 10 x 10 in words, as the paper's; nothing stops it early."""
+        self._num += 1
+        shape = {"topology": {"size": 10, "radius": 2}, "rating": "parse", "stopping": None, "gates": _OPEN, **society}
+        tree = {
+            "run": {"root": str(self._folder), "name": f"bench-{self._num}"},
+            "engine": {"kind": "scripted"},
+            "society": shape,
+        }
+        return compose.parse(tree, "bench")
+
+    def run(self, config: Config, *, replay: bool = False) -> tuple[float, RunDir, dict[str, Any]]:
+        """Seconds of shard 0 of a run, from its questions to its marker; the run; the marker's facts."""
+        run = RunDir(config.run.root / config.run.name) if replay else create_run(config)
+        start = time.perf_counter()
+        run_shard(run, config, 0, replay=replay)
+        seconds = time.perf_counter() - start
+        done = read_done(run.shard(0))
+        assert done is not None
+        return seconds, run, done.facts
+
+
+_OPEN = {"min_rated_share": 0.0, "max_failed_share": 1.0, "max_refused_call_share": 1.0, "max_repeated_share": 1.0}
+
+
+def _throughput(bench: _Bench) -> list[Figure]:
+    rates, replays = [], []
+    for _ in range(3):
+        config = bench.config(max_rounds=20)
+        seconds, _, facts = bench.run(config)
+        rates.append(facts["num_calls"] / seconds)
+        seconds, _, facts = bench.run(config, replay=True)
+        replays.append(facts["num_calls"] / seconds)
+    beside = f"226: {_REFERENCE}; 38: OASIS 0.2.5 through HTTP"
+    return [
+        Figure("scripted engine, journal on, 10 x 10, 20 rounds", median(rates), "calls/s", ">= 10,000", beside),
+        Figure("replay of that journal", median(replays), "calls/s", ">= 20,000"),
+    ]
+
+
+def _steadiness(bench: _Bench) -> list[Figure]:
+    ratios = []
+    for _ in range(3):
+        _, run, _ = bench.run(bench.config(max_rounds=50))
+        ends = [row["time"] for row in read_metrics(run.shard(0) / "metrics.jsonl") if "sim/round" in row]
+        spans = [later - earlier for earlier, later in pairwise(ends)]
+        ratios.append(fmean(spans[:10]) / fmean(spans[-10:]))
+    beside = f"0.59 after 20 rounds: {_REFERENCE}"
+    return [Figure("last rounds' rate over the first's (10 of 50)", median(ratios), "", ">= 0.95", beside)]
+
+
+# --- memory and start: in processes of their own -------------------------------------------------
+
+
+def resident_after(num_agents: int, folder: Path) -> dict[str, float]:
+    """Simulates one round of so many agents, in this process; its memory (bytes) and the text of its answers."""
+    bench = _Bench(folder)
+    side = round(num_agents**0.5)
+    config = bench.config(topology={"size": side, "radius": 2}, max_rounds=1, audience_size=1)
+    _, run, facts = bench.run(config)
+    with (run.shard(0) / "interactions.jsonl").open("rb") as file:
+        text = sum(len(json.loads(line)["revision"] or "") for line in file)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
+    return {"agents": side**2, "peak": peak, "text": text, "calls": facts["num_calls"]}
+
+
+def _memory(sizes: Sequence[int], folder: Path) -> list[Figure]:
+    def measured(num_agents: int) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            words = [sys.executable, "-m", "salign.bench.society", str(num_agents), own]
+            found: dict[str, float] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+            return found
+
+    least = measured(100)
+    figures = []
+    for size in sizes:
+        found = measured(size)
+        num = found["agents"] - least["agents"]
+        each = (found["peak"] - least["peak"] - (found["text"] - least["text"])) / num / _KIB
+        name = f"memory an agent beyond its text, {size:,} agents, one round"
+        figures.append(Figure(name, each, "KiB", "<= 8"))
+    return figures
+
+
+def _start(bench: _Bench) -> list[Figure]:
+    def once() -> float:
+        run = create_run(bench.config(max_rounds=1))
+        journal = run.shard(0) / "journal-00000.jsonl"
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "salign.stages", "simulate", str(run.path), "0"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 1):
+                time.sleep(0.005)
+            return time.perf_counter() - start
+
+    seconds = median(once() for _ in range(5))
+    return [Figure("start of a shard of 100 agents, process included, to the first answer", seconds, "s", "<= 1.5")]
+
+
+# --- through HTTP, against the neutral engine ----------------------------------------------------
+
+
+@contextmanager
+def _mock_engine(script: Path, ms_per_token: float, slots: int) -> Iterator[str]:
+    """The yardstick's engine on a free loopback port; its base URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["--port", str(port), "--ms-per-token", str(ms_per_token), "--slots", str(slots)]
+    process = subprocess.Popen([sys.executable, str(script), *words], stdout=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(200):
+            try:
+                with urllib.request.urlopen(f"{url}/health", timeout=1):  # noqa: S310 (our own, on loopback)
+                    break
+            except OSError:
+                time.sleep(0.05)
+        else:
+            raise StageError(f"the mock engine {script} does not answer on port {port}; does it run by itself?")
+        yield f"{url}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _stats(base_url: str) -> dict[str, float]:
+    with urllib.request.urlopen(base_url.removesuffix("/v1") + "/stats", timeout=5) as answer:  # noqa: S310
+        found: dict[str, float] = json.loads(answer.read())
+        return found
+
+
+def _against(bench: _Bench, url: str, **society: Any) -> tuple[float, dict[str, Any], Config]:
+    config = bench.config(**society)
+    engine = {"kind": "openai", "base_url": url, "max_in_flight": _SLOTS}
+    config = compose.parse({**config.model_dump(mode="json"), "engine": engine}, "bench")
+    seconds, _, facts = bench.run(config)
+    return seconds, facts, config
+
+
+def _http(bench: _Bench, script: Path) -> list[Figure]:
+    with _mock_engine(script, 0.0, _SLOTS) as url:
+        rates = []
+        for _ in range(3):
+            seconds, facts, _ = _against(bench, url, max_rounds=5)
+            rates.append(facts["num_calls"] / seconds)
+    beside = "40: released code at 4 ms a token, at most 10 in flight; 38: OASIS 0.2.5 at 0 ms"
+    return [Figure("HTTP, mock engine, 0 ms a token, 10 x 10, 5 rounds", median(rates), "calls/s", ">= 800", beside)]
+
+
+def _latency(bench: _Bench, script: Path) -> list[Figure]:
+    figures = []
+    ten = {"max_rounds": 10}
+    with _mock_engine(script, _MS_PER_TOKEN, _SLOTS) as url:
+        seconds, facts, config = _against(bench, url, **ten)
+        busy = _stats(url)["busy"]
+        bound = max(critical_path(config.society, 0.6), busy / _SLOTS)
+        note = f"{seconds:.1f} s for {facts['num_calls']} calls; bound {bound:.1f} s"
+        name = "4 ms a token, 256 slots, 10 x 10, 10 rounds: time over the lower bound"
+        figures.append(Figure(name, seconds / bound, "", "<= 1.10", note=note))
+        near = {**ten, "topology": {"size": 10, "radius": 1}}
+        free, _, config = _against(bench, url, **near)
+        barred, _, _ = _against(bench, url, **near, schedule="lockstep")
+    note = f"{barred:.1f} s and {free:.1f} s; without a limit to the slots {_ideal(config.society, 0.6):.2f}"
+    name = "the same with radius 1: dependency over lockstep"
+    figures.append(
+        Figure(name, barred / free, "", ">= 1.3, heavy tails", "AI Metropolis: 1.3 to 4.15 (abstract)", note)
+    )
+    for sigma in (1.0, 1.4):
+        name = f"the same in virtual time, log-normal lengths of sigma {sigma}"
+        figures.append(Figure(name, _ideal(config.society, sigma), "", ">= 1.3, heavy tails"))
+    return figures
+
+
+# --- the bound: the same society in virtual time -------------------------------------------------
+
+
+class _VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop in which waiting takes no time: the clock jumps to when somebody wakes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+
+    def time(self) -> float:
+        return self._now
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self._now = max(self._now, self._scheduled[0].when())  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
+
+
+class _TimedEngine:
+    """The mock engine's replies and lengths, with any number of slots.
+
+    With sigma 0.6 a reply is that of the yardstick, length and words, so that the prompts that follow are the same.
+    """
+
+    identity = "timed"
+
+    def __init__(self, sigma: float) -> None:
+        self._sigma = sigma
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
+        text = prompt.user
+        name = md5(text.encode(), usedforsecurity=False).hexdigest()
+        tokens = random.Random(name).lognormvariate(log(_MEDIAN_TOKENS), self._sigma)
+        tokens = max(4, min(256 if self._sigma == 0.6 else 4096, int(tokens)))
+        await asyncio.sleep(tokens * _MS_PER_TOKEN / 1000)
+        if "Rating:" in text:
+            return Reply(f"Rating: {random.Random(text).randint(1, 7)} ### Reason: " + "because " * tokens, 0, tokens)
+        return Reply((f"[{name[:8]}] " + "word " * tokens).strip(), 0, tokens)
+
+    async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        pass
+
+
+def critical_path(society: SocietySection, sigma: float) -> float:
+    """Seconds that a society takes where nothing ever waits for a slot: the longest chain of calls."""
+    society = society.model_copy(update={"max_alive": 1 << 30})
+    questions, prior = sources.questions(society.questions), sources.load(society.prior)
+    names = [*questions, *(exemplar.question for exemplar in prior)]
+    table = QuestionTable(names, society.embedder, society.max_recall_distance)
+
+    async def simulate() -> float:
+        engine = MeteredEngine(_TimedEngine(sigma), Gate(1 << 30, adaptive=False))
+        world = World(Setting(society, 0, table, len(questions), prior, [Speaker(engine)]), 0)
+        with tempfile.TemporaryDirectory() as folder, Spool(Path(folder) / "spool") as spool:
+            await Simulation(society, [world], spool).run()
+        return asyncio.get_running_loop().time()
+
+    with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
+        return runner.run(simulate())
+
+
+def _ideal(society: SocietySection, sigma: float) -> float:
+    lockstep = society.model_copy(update={"schedule": "lockstep"})
+    return critical_path(lockstep, sigma) / critical_path(society, sigma)
+
+
+# --- all of it -----------------------------------------------------------------------------------
+
+
+def measure(script: Path, sizes: Sequence[int], only: Sequence[str], say: Callable[[str], None]) -> list[Figure]:
+    """The figures of `python jobs/bench.py society`.
+
+    Args:
+        script: The yardstick's mock engine.
+        sizes: Numbers of agents of which the memory is measured.
+        only: Names of parts; empty for all.
+        say: Told what is being measured.
+
+    Raises:
+        ConfigError: There is no such part.
+    """
+    with tempfile.TemporaryDirectory(prefix="salign-bench-") as name:
+        folder = Path(name)
+        bench = _Bench(folder)
+        parts: dict[str, Callable[[], list[Figure]]] = {
+            "throughput": lambda: _throughput(bench),
+            "steadiness": lambda: _steadiness(bench),
+            "http": lambda: _http(bench, script),
+            "latency": lambda: _latency(bench, script),
+            "memory": lambda: _memory(sizes, folder),
+            "start": lambda: _start(bench),
+        }
+        unknown = [part for part in only if part not in parts]
+        if unknown:
+            raise ConfigError(f"no part {', '.join(unknown)} of the society's bench; it has: {', '.join(parts)}")
+        figures: list[Figure] = []
+        for part, measured in parts.items():
+            if only and part not in only:
+                continue
+            if part in ("http", "latency") and not script.is_file():
+                figures.append(Figure(part, None, "", note=f"no mock engine at {script}; name it with --mock-engine"))
+                continue
+            say(part)
+            figures += measured()
+        return figures
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
+    return {
+        "cores": os.cpu_count(),
+        "cpu": model.group(1) if model else "",
+        "load_1min": round(os.getloadavg()[0], 2),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _KIB**3, 1),
+        "python": sys.version.split()[0],
+    }
+
+
+def as_json(figures: Sequence[Figure]) -> str:
+    """The figures and the machine, for a file."""
+    return json.dumps({"machine": machine(), "figures": [asdict(figure) for figure in figures]}, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(json.dumps(resident_after(int(sys.argv[1]), Path(sys.argv[2]))))
