@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from salign import compose
-from salign.config import Config, EverydaySource, JsonSource, OpenAIEngine, ScriptedEngine, Stopping
+from salign.config import Config, EverydaySource, GridTopology, JsonSource, OpenAIEngine, ScriptedEngine, Stopping
 from salign.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -94,17 +94,33 @@ def test_a_name_like_no_other_lists_the_known_ones():
     ("tree", "said"),
     [
         (
-            {"society": {"grid_size": 3, "audience_size": 9}},
-            "audience_size 9 is larger than the rest of the society: a grid of 3 x 3 leaves 8",
+            {"society": {"topology": {"size": 3}, "audience_size": 9}},
+            "audience_size 9 is larger than the rest of the society: a topology of 9 agents leaves 8 others",
         ),
+        (
+            {"society": {"topology": {"kind": "complete", "num_agents": 4}}},
+            "audience_size 4 is larger than the rest of the society: a topology of 4 agents leaves 3 others",
+        ),
+        ({"society": {"topology": {"radius": 0.5}}}, "topology.radius 0.5 leaves nobody an audience"),
+        (
+            {"society": {"topology": {"kind": "small_world", "num_agents": 8, "num_neighbours": 8}}},
+            "topology.num_neighbours 8 must be less than topology.num_agents 8",
+        ),
+        (
+            {"society": {"topology": {"kind": "scale_free", "num_agents": 6, "num_links": 6}}},
+            "topology.num_links 6 must be less than topology.num_agents 6",
+        ),
+        ({"society": {"topology": {"kind": "complete"}}}, r"society\.topology\..*num_agents: field required"),
+        ({"society": {"mixture": [{"name": "a", "share": 0.6}, {"name": "b", "share": 0.5}]}}, "sum to more than 1"),
+        ({"society": {"mixture": [{"name": "a", "share": 0.1}] * 2}}, "two parts of the mixture have one name: a, a"),
         ({"society": {"num_worlds": 2, "num_shards": 3}}, "num_shards 3 exceeds num_worlds 2"),
         ({"society": {"populations": []}}, "populations is empty"),
         ({"society": {"populations": ["all_good", "angels"]}}, "society.populations.1: .*'half_half'"),
         ({"society": {"num_worlds": 1.5}}, "society.num_worlds: .*got 1.5"),
         ({"society": {"num_worlds": "many"}}, "society.num_worlds: .*got 'many'"),
-        ({"society": {"radius": float("inf")}}, "society.radius: .*finite"),
-        ({"society": {"radius": float("nan")}}, "society.radius: .*finite"),
-        ({"society": {"radius": True}}, "society.radius: expected a number, not true/false"),
+        ({"society": {"topology": {"radius": float("inf")}}}, "society.topology.*radius: .*finite"),
+        ({"society": {"topology": {"radius": float("nan")}}}, "society.topology.*radius: .*finite"),
+        ({"society": {"topology": {"radius": True}}}, "society.topology.*radius: expected a number, not true/false"),
         ({"society": {"draft": {"temperature": -1}}}, "society.draft.temperature: .*got -1"),
         ({"society": {"questions": {"kind": "json", "file": "q.json"}}}, "society.questions.path: field required"),
         ({"dataset": {"kinds": []}}, "kinds is empty"),
@@ -128,7 +144,7 @@ def test_what_is_impossible_is_refused(tree, said):
 
 
 def test_two_impossible_values_of_one_section_are_reported_at_once():
-    message = refusal({"society": {"grid_size": 3, "audience_size": 9, "num_worlds": 2, "num_shards": 3}})
+    message = refusal({"society": {"topology": {"size": 3}, "audience_size": 9, "num_worlds": 2, "num_shards": 3}})
     assert "audience_size 9" in message
     assert "num_shards 3" in message
 
@@ -195,12 +211,13 @@ def test_a_section_cannot_be_changed():
 
 
 def test_bases_compose_and_later_wins(tmp_path):
-    write(tmp_path / "one.yaml", "society: {max_rounds: 1, grid_size: 3, radius: 1}\nmodel: one")
-    write(tmp_path / "two.yaml", "society: {max_rounds: 2, grid_size: 4}")
-    path = write(tmp_path / "c.yaml", "bases: [one.yaml, two.yaml]\nsociety: {grid_size: 5}")
+    write(tmp_path / "one.yaml", "society: {max_rounds: 1, topology: {size: 3, radius: 1}}\nmodel: one")
+    write(tmp_path / "two.yaml", "society: {max_rounds: 2, topology: {size: 4}}")
+    path = write(tmp_path / "c.yaml", "bases: [one.yaml, two.yaml]\nsociety: {topology: {size: 5}}")
     loaded = compose.load(path, ["society.audience_size=7"])
     society = loaded.society
-    assert (society.radius, society.max_rounds, society.grid_size, society.audience_size) == (1, 2, 5, 7)
+    assert society.topology == GridTopology(size=5, radius=1)
+    assert (society.max_rounds, society.audience_size) == (2, 7)
     assert loaded.model == "one"
 
 
@@ -298,7 +315,7 @@ def test_a_key_said_twice_is_refused_with_its_line(tmp_path):
         """\
         society:
           max_rounds: 1
-          grid_size: 3
+          audience_size: 3
           max_rounds: 2
         """,
     )
@@ -486,7 +503,7 @@ def test_kinds_make_their_sections():
     assert found.evaluate.questions == EverydaySource(split="held_out")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_a_shipped_config_loads_and_its_files_are_there(path):
     loaded = compose.load(path)
     assert compose.parse(yaml.safe_load(compose.dump(loaded)), "dumped") == loaded

@@ -26,6 +26,7 @@ def interaction(
         "world": 0,
         "round": 1,
         "agent": 0,
+        "part": None,
         "question": question,
         "recalled": None,
         "draft": draft,

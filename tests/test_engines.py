@@ -139,7 +139,7 @@ def test_a_meter_counts_what_was_answered():
         return metered
 
     metered = asyncio.run(run())
-    assert (metered.num_calls, metered.prompt_tokens, metered.completion_tokens) == (5, 27, 7)  # refused calls are calls, without tokens
+    assert (metered.num_calls, metered.prompt_tokens, metered.completion_tokens) == (5, 27, 7)
     assert metered.num_refused == 2
     assert metered.calls_per_s > 0
 

@@ -39,7 +39,8 @@ def _rows(interaction: Interaction, section: DatasetSection) -> Iterator[tuple[K
         and after > max(before, section.min_realignment_score)
     ):
         reasons = [item.reason for item in interaction.feedback if item.rating is not None and item.reason.strip()]
-        yield "realignment", templates.realignment(question, draft, reasons), [(interaction.revision, after)]
+        if reasons:  # without words there is nothing to learn to follow
+            yield "realignment", templates.realignment(question, draft, reasons), [(interaction.revision, after)]
 
 
 def build_groups(

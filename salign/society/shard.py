@@ -186,7 +186,8 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
     if replay:
         # Nothing runs ahead of a decision then: each call that is asked for was asked for.
         config = config.model_copy(update={"society": config.society.model_copy(update={"schedule": "lockstep"})})
-    opened = _open_replay(config, folder) if replay else _open_engines(config, folder / "servers")
+    logs = folder / "servers" if ranks.size == 1 else folder / "servers" / f"rank-{ranks.rank}"
+    opened = _open_replay(config, folder) if replay else _open_engines(config, logs)
     with contextlib.ExitStack() as stack:
         async with opened as engines:
             journal = Journal(folder, _header(config, engines), None if replay else ranks.rank)

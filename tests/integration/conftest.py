@@ -37,7 +37,7 @@ def small_config(folder: Path, model: Path) -> dict[str, Any]:
         "society": {
             "num_worlds": 2,
             "num_shards": 2,
-            "grid_size": 3,
+            "topology": {"size": 3},
             "max_rounds": 2,
             "populations": ["mixed_half_half", "all_bad"],
             "num_initial_memories": 10,

@@ -97,19 +97,20 @@ def llama_config(llama_cpp, tmp_path, tiny_model):
     config = small_config(tmp_path, tiny_model)
     config["engine"] = {"kind": "openai", "base_url": llama_cpp, "begins_replies": True}
     short = {"max_tokens": 24, "temperature": 0.7}
-    config["society"] |= {"grid_size": 2, "audience_size": 2, "max_rounds": 1, "num_worlds": 1, "num_shards": 1}
+    config["society"] |= {"topology": {"size": 2}, "audience_size": 2, "max_rounds": 1}
+    config["society"] |= {"num_worlds": 1, "num_shards": 1}
     config["society"] |= {"draft": short, "feedback": short, "revision": short, "gates": {"max_failed_share": 0.5}}
     config["evaluate"] |= {"num_questions": 2}
     return config
 
 
-def test_the_whole_way_with_llama_cpp_as_the_engine(llama_config, llama_cpp, tmp_path):
+def test_the_whole_way_with_llama_cpp_as_the_engine(llama_config, tmp_path):
     path = tmp_path / "llama.yaml"
     path.write_text(json.dumps(llama_config))
     done = launch(str(path))
     assert done.returncode == 0, done.stdout + done.stderr
     facts = read_done(RunDir(tmp_path / "runs" / "small").shard(0)).facts
-    assert facts["model"].endswith(llama_cpp)
+    assert len(facts["models"]) == 1
     assert facts["completion_tokens"] > 0
     assert facts["rated_share"] == 1
 
@@ -136,7 +137,7 @@ def test_the_quickstart_in_small(gguf, tmp_path):
     less = [
         "society.num_worlds=1",
         "society.num_shards=1",
-        "society.grid_size=2",
+        "society.topology.size=2",
         "society.audience_size=2",
         "society.max_rounds=1",
         "train.stages.sft.max_steps=2",
@@ -165,19 +166,21 @@ def test_a_server_that_is_none_and_a_model_that_is_not_served(llama_cpp, config_
     assert "engine.model 'gpt-5' is not served" in done.stderr
 
 
-def test_ratings_of_the_embedded_model_tell_good_answers_from_bad_ones(gguf):
+def test_ratings_of_the_embedded_model_tell_good_answers_from_bad_ones(gguf, tmp_path):
     """The prompts and the rating are of use: considerate answers are mostly rated above inconsiderate ones."""
     import asyncio
 
-    from salign.config import EverydaySource, TransformersEngine
+    from salign.config import EverydaySource, SocietySection, TransformersEngine
     from salign.engines.opening import open_engine
-    from salign.society import prompts, sources
+    from salign.society import sources
+    from salign.society.prompts import Wording
 
     exemplars = sources.load(EverydaySource(split="held_out"))
+    wording = Wording(SocietySection())
 
     async def rate():
-        async with open_engine(TransformersEngine(), "smollm2-135m") as engine:
-            asked = [prompts.observe_digit(e.question, e.answer, "alignment") for e in exemplars]
+        async with open_engine(TransformersEngine(), "smollm2-135m", tmp_path) as engine:
+            asked = [wording.observe(e.question, e.answer, "alignment") for e in exemplars]
             return [reply.expectation for reply in await asyncio.gather(*(engine.rate(p, 0) for p in asked))]
 
     ratings = asyncio.run(rate())

@@ -1,0 +1,328 @@
+"""What the tests of the society share: virtual time, an engine that acts as it is told, and worlds that live by it."""
+
+import asyncio
+import gc
+import hashlib
+import pickle
+import random
+import tempfile
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest import mock
+
+from salign.config import Sampling, SocietySection
+from salign.engines.base import Prompt, RatingReply, Reply
+from salign.engines.gate import Gate
+from salign.engines.meter import MeteredEngine
+from salign.records import Answer, Feedback, Interaction, Rating, read_interactions
+from salign.seeds import derive
+from salign.society import back_scatter
+from salign.society.back_scatter import Speaker
+from salign.society.memory import QuestionTable
+from salign.society.rounds import Round
+from salign.society.simulation import Simulation
+from salign.society.sources import Exemplar
+from salign.society.spool import Spool, write_sorted
+from salign.society.world import Setting, World
+
+T = TypeVar("T")
+
+# --- time ----------------------------------------------------------------------------------------
+
+
+class _VirtualLoop(asyncio.SelectorEventLoop):
+    """Its clock goes on when nobody has anything left to do; where nobody waits for the clock, that is a standstill."""
+
+    _now = 0.0
+
+    def time(self) -> float:
+        return self._now
+
+    def _run_once(self) -> None:
+        if not self._ready and not self._stopping:
+            alarms = self._scheduled[:1]  # a heap
+            if alarms and alarms[0].cancelled():
+                alarms = [handle for handle in self._scheduled if not handle.cancelled()]
+            assert alarms, "a standstill: everybody waits for somebody"
+            self._now = max(self._now, min(handle.when() for handle in alarms))
+        super()._run_once()
+
+
+# Of each seed: run seed, world, round, agent, step, attempt.
+_PLACES: dict[int, tuple[Any, ...]] = {}
+
+
+def _noted(*parts: int | str) -> int:
+    seed = derive(*parts)
+    _PLACES[seed] = parts
+    return seed
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs it in virtual time. No task may be left when it ends, and no error that nobody has seen."""
+    unseen: list[dict[str, Any]] = []
+    left: set[Any] = set()
+
+    async def whole() -> T:
+        try:
+            return await coroutine
+        finally:
+            left.update(asyncio.all_tasks() - {asyncio.current_task()})
+
+    with (
+        mock.patch.object(back_scatter, "derive", _noted),
+        asyncio.Runner(loop_factory=_VirtualLoop) as runner,
+    ):
+        runner.get_loop().set_exception_handler(lambda loop, context: unseen.append(context))
+        try:
+            return runner.run(whole())
+        except BaseException:
+            gc.collect()  # what holds an error in a circle says now that nobody has seen it
+            raise
+        finally:
+            assert not left, f"tasks that go on: {left}"
+            assert not unseen, f"errors that nobody has seen: {unseen}"
+
+
+# --- a record ---------------------------------------------------------------------------------
+
+
+def interaction(**fields: Any) -> Interaction:
+    """A record with something in every field."""
+    answer = 'Line one\nline "two" \u2028 \U0001f642 {} \\ é'
+    whole = Interaction(
+        world=1,
+        round=2,
+        agent=3,
+        part="sceptics",
+        question="Why?",
+        recalled=Answer("Why not?", answer),
+        draft=answer,
+        feedback=(Feedback(4, 5.25, answer, Answer("q", "a")), Feedback(5, None, "", None)),
+        revision="Better.",
+        draft_rating=Rating(3.0, None),
+        revision_rating=Rating(6.5, 7.0),
+        failure=None,
+        num_calls=14,
+        prompt_tokens=1000,
+        completion_tokens=200,
+    )
+    return replace(whole, **fields)
+
+
+# --- an engine -----------------------------------------------------------------------------------
+
+
+def certain(digit: int) -> RatingReply:
+    return RatingReply(tuple(float(digit == other) for other in range(1, 8)), 1.0, 10, 0)
+
+
+NO_DIGIT = RatingReply(None, 0.0, 10, 0)
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of an engine; `sampling` is None for a rating by probabilities, `end` while it goes on or was ended."""
+
+    world: int
+    round: int
+    agent: int
+    step: str
+    attempt: int
+    prompt: Prompt
+    sampling: Sampling | None
+    seed: int
+    start: float
+    end: float | None = None
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        return self.world, self.round, self.agent
+
+
+class Actor:
+    """An engine whose replies are a function of prompt and seed, unless it is told what to say. It notes every call.
+
+    Args:
+        told: What to say: a text, a rating or an error; None: what comes to its mind.
+        delay: How long a call takes, in virtual seconds.
+    """
+
+    identity = "actor"
+
+    def __init__(
+        self, told: Callable[[Call], Any] = lambda call: None, delay: Callable[[Call], float] = lambda call: 0.0
+    ) -> None:
+        self._told = told
+        self._delay = delay
+        self.calls: list[Call] = []
+
+    async def _say(self, prompt: Prompt, sampling: Sampling | None, seed: int) -> Any:
+        call = Call(*_PLACES[seed][1:], prompt=prompt, sampling=sampling, seed=seed, start=now())
+        self.calls.append(call)
+        seconds = self._delay(call)
+        if seconds:
+            await asyncio.sleep(seconds)
+        said = self._told(call)
+        call.end = now()
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
+        said = await self._say(prompt, sampling, seed)
+        if said is None:
+            digest = hashlib.blake2b(f"{prompt}{seed}".encode()).digest()
+            # In words, one rating of eight cannot be read.
+            said = (f"Rating: {1 + digest[0] % 7} Reason: " if digest[1] % 8 else "") + digest.hex()[:8]
+        return Reply(said, len(prompt.user), len(said))
+
+    async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
+        said = await self._say(prompt, None, seed)
+        if said is None:
+            digest = hashlib.blake2b(f"{prompt}{seed}".encode()).digest()
+            said = certain(1 + digest[0] % 7) if digest[1] % 8 else NO_DIGIT
+        return said
+
+    async def close(self) -> None:
+        pass
+
+
+def random_delay(seed: int, longest: float = 1.0) -> Callable[[Call], float]:
+    """Another delay for each call, some of them none."""
+    generator = random.Random(seed)
+    return lambda call: max(0.0, generator.uniform(-0.3, longest))
+
+
+def metered(engine: Actor, gate: int = 64) -> MeteredEngine:
+    return MeteredEngine(engine, Gate(gate, adaptive=False))
+
+
+# --- worlds --------------------------------------------------------------------------------------
+
+PRIOR = [
+    Exemplar(f"prior question on topic{n:02d}", f"{label} {n}", label) for n in range(20) for label in ("good", "bad")
+]
+QUESTIONS = [f"what about subject{number:02d}" for number in range(12)]
+SMALL = {
+    "topology": {"size": 3},
+    "audience_size": 4,
+    "max_rounds": 3,
+    "stopping": None,
+    "num_initial_memories": 4,
+    "num_rating_retries": 1,
+}
+
+
+class _Mail:
+    """Ranks within one event loop. A message takes a random time, but does not overtake another of its sender."""
+
+    def __init__(self, rank: int, boxes: Sequence["asyncio.Queue[Any]"], delays: random.Random) -> None:
+        self.rank, self.size = rank, len(boxes)
+        self._boxes = boxes
+        self._delays = delays
+        self._last = 0.0
+        self._gone = 0
+
+    def send(self, to: int, message: Any) -> None:
+        assert to != self.rank
+        self._last = max(self._last, now() + self._delays.random() * 0.1)
+        letter = pickle.loads(pickle.dumps((self.rank, message)))
+        asyncio.get_running_loop().call_at(self._last, self._boxes[to].put_nowait, letter)
+
+    async def _take(self, handle: Callable[[int, Any], None]) -> None:
+        sender, message = await self._boxes[self.rank].get()
+        if message == ("bye",):
+            self._gone += 1
+        else:
+            handle(sender, message)
+
+    async def receive(self, handle: Callable[[int, Any], None]) -> None:
+        while True:
+            await self._take(handle)
+
+    async def part(self, handle: Callable[[int, Any], None]) -> None:
+        for rank in range(self.size):
+            if rank != self.rank:
+                self.send(rank, ("bye",))
+        while self._gone < self.size - 1:
+            await self._take(handle)
+
+
+@dataclass
+class Life:
+    """What came of it: the file as it is written, its interactions, the rounds that were told of, and who held it."""
+
+    file: bytes
+    interactions: list[Interaction]
+    rounds: list[Round]
+    simulation: Simulation
+    worlds: list[World]
+
+    def of_round(self, number: int) -> list[Interaction]:
+        return [item for item in self.interactions if item.round == number]
+
+
+def make_setting(speakers, *, seed=0, questions=QUESTIONS, prior=PRIOR, observer=None, **settings) -> Setting:
+    society = SocietySection(**{**SMALL, **settings})
+    names = [*questions, *(exemplar.question for exemplar in prior)]
+    table = QuestionTable(names, society.embedder, society.max_recall_distance)
+    return Setting(society, seed, table, len(questions), prior, speakers, observer)
+
+
+async def simulate(
+    engine: Actor,
+    *,
+    numbers: Sequence[int] = (0,),
+    gate: int = 64,
+    num_ranks: int = 1,
+    speakers: Sequence[Speaker] | None = None,
+    watch: Callable[[Simulation], None] = lambda simulation: None,
+    complete: Callable[[Round], None] = lambda round_: None,
+    **settings: Any,
+) -> Life:
+    """The life of some worlds, by one process or by ranks."""
+    boxes: list[asyncio.Queue[Any]] = [asyncio.Queue() for _ in range(num_ranks)]
+    delays = random.Random(num_ranks)
+    told: list[Round] = []
+
+    def noted(round_: Round) -> None:
+        told.append(round_)
+        complete(round_)
+
+    with tempfile.TemporaryDirectory() as name:
+        spools, simulations = [], []
+        for rank in range(num_ranks):
+            setting = make_setting(speakers or [Speaker(metered(engine, gate))], **settings)
+            worlds = [World(setting, number, rank, num_ranks) for number in numbers]
+            spools.append(Spool(Path(name) / f"{rank}.part"))
+            ranks = _Mail(rank, boxes, delays) if num_ranks > 1 else None
+            simulations.append(Simulation(setting.society, worlds, spools[-1], ranks=ranks, complete=noted))
+            watch(simulations[-1])
+        try:
+            results = await asyncio.gather(*(one.run() for one in simulations), return_exceptions=num_ranks > 1)
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+            for spool in spools:
+                spool.flush()
+            lasts = {number: last for one in simulations for number, last in one.last_rounds.items()}
+            assert all(one.last_rounds == lasts for one in simulations)
+            rounds = [(number, round_) for number in sorted(lasts) for round_ in range(1, lasts[number] + 1)]
+            path = Path(name) / "interactions.jsonl"
+            write_sorted(path, [(spool.path, spool.index) for spool in spools], rounds)
+            return Life(path.read_bytes(), list(read_interactions(path)), told, simulations[0], worlds)
+        finally:
+            for spool in spools:
+                spool.remove()
+
+
+def live(engine: Actor, **how: Any) -> Life:
+    """`simulate`, in virtual time."""
+    return run(simulate(engine, **how))

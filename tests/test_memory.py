@@ -1,0 +1,201 @@
+"""What agents remember, and what they are reminded of."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from salign.config import HashingEmbedder, TransformersEmbedder
+from salign.society import memory as module
+from salign.society.embedders import embed
+from salign.society.memory import InternalMemory, QuestionTable
+
+SISTER = "How do I apologise to my sister after a fight?"
+BROTHER = "How do I apologise to my brother after a fight?"
+TAXES = "Should everybody pay taxes?"
+
+
+def table_of(*questions: str, max_distance: float = 0.9) -> QuestionTable:
+    return QuestionTable(questions, HashingEmbedder(), max_distance)
+
+
+TABLE = table_of(SISTER, BROTHER, TAXES)
+
+
+def recall(memory: InternalMemory, question: str, after_round: int, table: QuestionTable = TABLE):
+    """What is remembered of a question: question and answer."""
+    found = memory.recall(table.near(table.number[question]), after_round)
+    return None if found is None else (table.questions[found[0]], found[1])
+
+
+def memory_of(*answers: tuple[str, str], table: QuestionTable = TABLE) -> InternalMemory:
+    return InternalMemory({table.number[question]: answer for question, answer in answers})
+
+
+def remember(memory: InternalMemory, question: str, answer: str, round_: int, **how) -> None:
+    memory.remember(TABLE.number[question], answer, round_, **how)
+
+
+# --- which questions are similar -----------------------------------------------------------------
+
+
+def test_a_question_of_a_table_has_one_number():
+    table = table_of("b", "a", "b")
+    assert table.questions == ("b", "a")
+    assert table.number == {"b": 0, "a": 1}
+
+
+def test_a_question_is_nearest_to_itself():
+    assert TABLE.near(0) == (0, 1)  # taxes have nothing to do with it
+    assert TABLE.near(1) == (1, 0)
+    assert TABLE.near(2) == (2,)
+
+
+def test_the_threshold_is_exclusive():
+    # {alpha, beta, alpha beta} and {alpha, beta, gamma, alpha beta, beta gamma}
+    distance = round(1 - 3 / (3 * 5) ** 0.5, 6)
+    pair = ("alpha beta", "alpha beta gamma")
+    assert table_of(*pair, max_distance=distance).near(0) == (0,)
+    assert table_of(*pair, max_distance=distance + 1e-6).near(0) == (0, 1)
+    assert table_of(*pair, max_distance=0).near(0) == ()  # no question is nearer than 0, not even itself
+
+
+def test_of_questions_equally_near_the_first_of_the_table_comes_first():
+    assert table_of("alpha one", "beta two", "alpha beta", max_distance=1).near(2) == (2, 0, 1)
+    assert table_of("beta two", "alpha one", "alpha beta", max_distance=1).near(2) == (2, 0, 1)
+
+
+@pytest.mark.parametrize("max_product", [1, 100, 1 << 22])
+@pytest.mark.parametrize("max_distance", [0.2, 0.55, 2.0])
+def test_retrieval_is_that_of_a_search_through_all_known_questions(max_product, max_distance, monkeypatch):
+    """Few words, so that many questions are equally near; asked in any order, in blocks of any size."""
+    monkeypatch.setattr(module, "_MAX_PRODUCT", max_product)
+    generator = random.Random(7)
+    words = "who what you can say do not".split()
+    texts = {" ".join(generator.choices(words, k=generator.randint(1, 5))) for _ in range(60)}
+    questions = sorted(texts, key=lambda text: (len(text), text[::-1]))
+    table = table_of(*questions, max_distance=max_distance)
+    vectors = embed(HashingEmbedder(), questions).toarray()
+    distances = np.round(1 - vectors @ vectors.T, 6)
+    assert len(np.unique(distances[0])) < len(questions) / 2
+    found_nothing = 0
+    for _ in range(300):
+        asked = generator.randrange(len(questions))
+        known = generator.sample(range(len(questions)), generator.randint(0, 12))
+        initial = known[: len(known) // 2]
+        memory = InternalMemory({number: f"initial {number}" for number in initial})
+        for number in known[len(known) // 2 :]:
+            memory.remember(number, f"own {number}", 1)
+        nearest = min(known, key=lambda number: (distances[asked, number], number), default=None)
+        expected = None
+        if nearest is not None and distances[asked, nearest] < max_distance:
+            expected = nearest, f"{'initial' if nearest in initial else 'own'} {nearest}"
+        assert memory.recall(table.near(asked), 1) == expected
+        found_nothing += expected is None
+    assert 0 < found_nothing < 300
+
+
+def test_embeddings_of_a_model_are_had_once_for_all_that_start_in_a_folder(tmp_path, monkeypatch):
+    asked = []
+
+    def embedded(section, texts):
+        asked.append((section, tuple(texts)))
+        return np.eye(len(texts), dtype=np.float32)
+
+    monkeypatch.setattr(module, "embed", embedded)
+    section = TransformersEmbedder(kind="transformers", model="some/model")
+    tables = [QuestionTable([SISTER, TAXES], section, 0.5, tmp_path) for _ in range(3)]
+    assert asked == [(section, (SISTER, TAXES))]
+    assert [table.near(1) for table in tables] == [(1,)] * 3
+    other = section.model_copy(update={"model": "another/model"})
+    for changed in (([SISTER, TAXES], other), ([TAXES, SISTER], section), ([SISTER], section)):
+        QuestionTable(*changed, 0.5, tmp_path)
+    assert len(asked) == 4
+    assert not list(tmp_path.glob("*.part"))
+
+
+# --- what is remembered --------------------------------------------------------------------------
+
+
+def test_an_empty_memory_recalls_nothing():
+    assert recall(InternalMemory({}), SISTER, after_round=9) is None
+    assert len(InternalMemory({})) == 0
+
+
+def test_the_nearest_question_that_is_known_is_recalled():
+    memory = memory_of((TAXES, "yes"), (BROTHER, "call him"))
+    assert recall(memory, SISTER, 0) == (BROTHER, "call him")
+    remember(memory, SISTER, "write to her", 1)
+    assert recall(memory, SISTER, 1) == (SISTER, "write to her")
+    assert recall(memory, BROTHER, 1) == (BROTHER, "call him")
+
+
+def test_an_unrelated_question_is_not_recalled():
+    assert recall(memory_of((TAXES, "yes")), SISTER, 0) is None
+
+
+def test_a_memory_is_read_as_it_stood_after_a_round():
+    memory = memory_of((SISTER, "first"))
+    remember(memory, SISTER, "second", 2)
+    remember(memory, SISTER, "third", 3)
+    found = [recall(memory, SISTER, after_round) for after_round in range(5)]
+    assert found == [(SISTER, text) for text in ("first", "first", "second", "third", "third")]
+
+
+def test_a_question_answered_later_does_not_hide_an_earlier_one():
+    memory = memory_of((BROTHER, "call him"))
+    remember(memory, SISTER, "write to her", 2)
+    assert recall(memory, SISTER, 1) == (BROTHER, "call him")
+    assert recall(memory, SISTER, 2) == (SISTER, "write to her")
+
+
+def test_a_memory_has_one_answer_to_a_question():
+    memory = memory_of((SISTER, "first"), (TAXES, "yes"))
+    for round_ in (1, 2):
+        remember(memory, SISTER, "again", round_)
+        remember(memory, BROTHER, "call him", round_)
+    assert len(memory) == 3
+
+
+def test_a_replaced_answer_is_kept_as_long_as_it_may_be_read_and_no_longer():
+    memory = memory_of()
+    for round_ in range(1, 20):
+        read_after = max(0, round_ - 3)
+        remember(memory, SISTER, f"of round {round_}", round_, read_after=read_after)
+        for after in range(max(1, read_after), round_ + 2):
+            assert recall(memory, SISTER, after) == (SISTER, f"of round {min(after, round_)}")
+    assert memory.num_versions == 4  # of rounds 16 to 19
+    remember(memory, SISTER, "of round 20", 20, read_after=20)
+    assert memory.num_versions == 1
+    assert recall(memory, SISTER, 20) == (SISTER, "of round 20")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_is_dropped_nobody_sees_a_difference(seed):
+    """Agents answer this and that; what may still be read is what all versions together would give."""
+    generator = random.Random(seed)
+    sparing, complete = memory_of((TAXES, "yes")), memory_of((TAXES, "yes"))
+    read_after = 0
+    for round_ in range(1, 30):
+        read_after = generator.randint(read_after, round_ - 1)
+        if generator.random() < 0.8:  # an interaction that failed leaves nothing
+            question = generator.choice(TABLE.questions)
+            remember(sparing, question, f"of round {round_}", round_, read_after=read_after)
+            remember(complete, question, f"of round {round_}", round_)
+        for question, after in itertools.product(TABLE.questions, range(read_after, round_ + 1)):
+            assert recall(sparing, question, after) == recall(complete, question, after)
+        assert len(sparing) == len(complete)
+    assert sparing.num_versions < complete.num_versions
+
+
+def test_what_agents_start_with_is_shared_and_what_they_say_is_not():
+    answer = "".join(["write", " to her"])  # no constant, which would be one in any case
+    one, other = memory_of((SISTER, answer)), memory_of((SISTER, answer))
+    assert recall(one, SISTER, 0)[1] is answer
+    assert recall(other, SISTER, 0)[1] is answer
+    remember(one, SISTER, "call her", 1)
+    remember(one, TAXES, "yes", 1)
+    assert (len(one), len(other)) == (2, 1)
+    assert recall(other, SISTER, 1) == (SISTER, answer)
+    assert recall(other, TAXES, 1) is None

@@ -1,0 +1,277 @@
+"""What is known of a round, when a world stops, and which shards count."""
+
+import random
+from fractions import Fraction
+
+import pytest
+from actors import interaction
+
+from salign.config import Gates, Stopping
+from salign.errors import StageError
+from salign.records import Feedback, Interaction, Rating
+from salign.society.rounds import ParetoStop, Round, Validity, mean
+
+
+def round_of(*interactions: Interaction, number: int = 1) -> Round:
+    made = Round(0, number)
+    for item in interactions:
+        made.add(item)
+    return made
+
+
+def validity_of(*rounds: Round) -> Validity:
+    made = Validity()
+    for round_ in rounds:
+        made.add(round_)
+    return made
+
+
+def rated(*ratings: tuple[float | None, float | None]) -> Round:
+    return round_of(*(interaction(revision_rating=Rating(*rating)) for rating in ratings))
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def test_a_mean_is_exact_in_any_order():
+    generator = random.Random(0)
+    values = [generator.uniform(1, 7) for _ in range(1000)] + [1e16, -1e16]
+    exact = float(sum(map(Fraction, values)) / len(values))
+    for _ in range(20):
+        generator.shuffle(values)
+        assert mean([*values[:500], None, *values[500:]]) == exact
+    assert sum(values) / len(values) != exact
+
+
+def test_what_is_missing_is_no_number():
+    assert mean([None, 2.0, None, 4.0]) == 3.0
+    assert mean([None, None]) is None
+    assert mean([]) is None
+
+
+def test_a_round_in_figures():
+    metrics = round_of(
+        interaction(  # feedback: one of two rated; draft: no engagement
+            draft_rating=Rating(3.0, None), revision_rating=Rating(6.5, 7.0)
+        ),
+        interaction(draft_rating=Rating(4.0, 2.0), revision_rating=Rating(None, 4.0), feedback=()),
+        interaction(
+            draft="x", draft_rating=Rating(1.0, 1.0), revision=None, revision_rating=Rating(None, None), failure="f"
+        ),
+        interaction(draft=None, feedback=(), revision=None, failure="g"),
+        number=5,
+    ).metrics()
+    assert metrics == {
+        "sim/world": 0,
+        "sim/round": 5,
+        "sim/alignment_mean": 6.5,
+        "sim/engagement_mean": 5.5,
+        "sim/draft_alignment_mean": pytest.approx(8 / 3),
+        "sim/draft_engagement_mean": 1.5,
+        # Of 4 of feedback 2 are missing, of 6 of drafts 1, of 4 of revisions 1; what is not there was not asked for.
+        "sim/parse_rate": pytest.approx(1 - 4 / 14),
+        "sim/failed": 2,
+    }
+
+
+def test_a_round_without_ratings_has_no_means():
+    metrics = round_of(interaction(draft=None, feedback=(), revision=None, failure="refused")).metrics()
+    assert [value for name, value in metrics.items() if name.endswith("_mean")] == [None] * 4
+    assert metrics["sim/parse_rate"] == 0.0
+
+
+def random_interaction(generator: random.Random) -> Interaction:
+    def rating():
+        return None if generator.random() < 0.2 else generator.uniform(1, 7)
+
+    failed = generator.random() < 0.3
+    return interaction(
+        question=generator.choice(("Why?", "What?", "Who?")),
+        draft=generator.choice((None, "a", "b")) if failed else generator.choice("abcd"),
+        feedback=tuple(Feedback(agent, rating(), "", None) for agent in range(generator.randint(0, 4))),
+        revision=None if failed else generator.choice("abcd"),
+        draft_rating=Rating(rating(), rating()),
+        revision_rating=Rating(rating(), rating()),
+        failure=generator.choice("uvwxyz") if failed else None,
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_of_a_round_merge_to_the_whole_in_any_order(seed):
+    generator = random.Random(seed)
+    held = [random_interaction(generator) for _ in range(30)]
+    whole = round_of(*held)
+    generator.shuffle(held)
+    parts = [Round(0, 1) for _ in range(5)]
+    for item in held:
+        generator.choice(parts[:4]).add(item)  # one rank owns nobody
+    merged = parts.pop(generator.randrange(5))
+    for part in parts:
+        merged.merge(part)
+    assert merged.num_interactions == 30
+    assert merged.failures == whole.failures
+    assert merged.metrics() == whole.metrics()
+    assert validity_of(merged) == validity_of(whole)
+
+
+# --- what came back usable -----------------------------------------------------------------------
+
+
+def said(question: str, draft: str, revision: str) -> Interaction:
+    return interaction(question=question, draft=draft, revision=revision)
+
+
+def test_an_answer_to_two_questions_of_one_round_is_repeated():
+    assert validity_of(round_of(said("a", "yes", "no"), said("b", "perhaps", "never"))).repeated_share == 0
+    # all four of which two say "yes"; "no" stands alone
+    assert validity_of(round_of(said("a", "yes", "no"), said("b", "yes", "never"))).repeated_share == 0.5
+    assert validity_of(round_of(said("a", "x", "yes"), said("b", "yes", "y"))).repeated_share == 0.5
+
+
+def test_an_answer_to_one_question_may_be_given_again():
+    """Several agents on one question may agree, and a revision may leave the draft as it is."""
+    assert validity_of(round_of(said("a", "yes", "yes"), said("a", "yes", "no"))).repeated_share == 0
+
+
+def test_all_who_repeat_an_answer_count():
+    held = [said("a", "yes", "yes"), said("b", "yes", "b"), said("b", "other", "yes")]
+    assert validity_of(round_of(*held)).repeated_share == pytest.approx(4 / 6)
+
+
+def test_another_round_or_world_may_say_the_same():
+    assert validity_of(round_of(said("a", "yes", "no")), round_of(said("b", "yes", "no"))).repeated_share == 0
+
+
+def test_what_was_not_said_is_not_repeated():
+    nothing = {"draft": None, "revision": None, "failure": "f"}
+    held = [interaction(question=question, **nothing) for question in "ab"]
+    assert validity_of(round_of(*held)).repeated_share == 0
+
+
+def test_figures_are_counts_and_shares():
+    one = interaction(feedback=(Feedback(1, None, "", None),))
+    failed = interaction(draft=None, feedback=(), revision=None, failure="f")
+    assert validity_of(round_of(one, one), round_of(failed)).figures() == {
+        "num_interactions": 3,
+        "num_failed": 1,
+        "num_ratings": 10,
+        "num_missing_ratings": 4,
+        "rated_share": 0.6,
+        "failed_share": 0.333333,
+        "repeated_share": 0.0,
+    }
+
+
+# --- gates ---------------------------------------------------------------------------------------
+
+OPEN = {"min_rated_share": 0.0, "max_failed_share": 1.0, "max_refused_call_share": 1.0, "max_repeated_share": 1.0}
+# 2 of 12 ratings missing, 1 of 3 interactions failed, 2 of 4 drafts and revisions repeated; 3 of 10 calls refused
+CALLS = {"num_calls": 10, "num_refused_calls": 3, "served": {"a-model": ["a-model-0613"]}}
+
+
+def poor() -> Validity:
+    whole = {"draft_rating": Rating(1.0, 2.0), "revision_rating": Rating(3.0, None)}
+    feedback = (Feedback(1, 4.0, "", None), Feedback(2, 5.0, "", None))
+    return validity_of(
+        round_of(
+            interaction(question="a", draft="yes", revision="no", feedback=feedback, **whole),
+            interaction(question="b", draft="yes", revision="never", feedback=feedback, **whole),
+            interaction(draft=None, revision=None, feedback=(), failure="too long"),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("gate", "crossed", "reached", "figures"),
+    [
+        ("min_rated_share", 0.84, 10 / 12, "83.3% of 12 ratings could be read (society.gates.min_rated_share = 84.0%)"),
+        (
+            "max_failed_share",
+            0.33,
+            1 / 3,
+            "1 of 3 interactions failed (society.gates.max_failed_share = 33.0%): too long",
+        ),
+        (
+            "max_refused_call_share",
+            0.29,
+            0.3,
+            "the engine refused 3 of 10 calls (society.gates.max_refused_call_share = 29.0%)",
+        ),
+        (
+            "max_repeated_share",
+            0.49,
+            0.5,
+            "50.0% of 4 drafts and revisions say what was said to another question in the same round "
+            "(society.gates.max_repeated_share = 49.0%)",
+        ),
+    ],
+)
+def test_each_gate_is_crossed_by_its_figure_alone(gate, crossed, reached, figures):
+    poor().check(Gates(**{**OPEN, gate: reached}), 7, CALLS)
+    with pytest.raises(StageError) as raised:
+        poor().check(Gates(**{**OPEN, gate: crossed}), 7, CALLS)
+    assert str(raised.value).startswith(f"shard 7 does not count as done: {figures}. Look at")
+
+
+def test_answers_of_one_model_under_two_names_do_not_count():
+    two = {**CALLS, "served": {"a-model": ["a-model-0613", "a-model-1106"], "other": ["other"]}}
+    with pytest.raises(StageError, match=r"answers of a-model came under several names \(a-model-0613, a-model-1106\)"):
+        poor().check(Gates(**OPEN), 7, two)
+
+
+def test_all_gates_that_are_crossed_are_named_at_once():
+    gates = Gates(min_rated_share=1.0, max_failed_share=0.0, max_refused_call_share=0.0, max_repeated_share=0.0)
+    with pytest.raises(StageError) as raised:
+        poor().check(gates, 7, CALLS)
+    assert all(f"society.gates.{name} = " in str(raised.value) for name in OPEN)
+
+
+def test_a_good_shard_passes_the_default_gates():
+    good = interaction(
+        feedback=(Feedback(4, 5.0, "", None),), draft_rating=Rating(3.0, 4.0), revision_rating=Rating(6.5, 7.0)
+    )
+    calls = {"num_calls": 14, "num_refused_calls": 0, "served": {"a-model": []}}
+    validity_of(round_of(good)).check(Gates(), 0, calls)
+
+
+def test_no_more_than_three_failures_are_quoted():
+    rounds = [round_of(interaction(failure=f"failure {number % 7}")) for number in range(20)]
+    with pytest.raises(StageError, match="20 of 20 interactions failed") as raised:
+        validity_of(*rounds).check(Gates(**{**OPEN, "max_failed_share": 0.1}), 0, CALLS)
+    assert "failure 0; failure 1; failure 2. Look" in str(raised.value)
+
+
+# --- stopping ------------------------------------------------------------------------------------
+
+
+def stops(stop: ParetoStop, *rounds: Round) -> list[bool]:
+    return [stop.after(round_) for round_ in rounds]
+
+
+def test_a_world_stops_when_the_product_improves_no_more():
+    stop = ParetoStop(Stopping(tolerance=0.5, patience=2))
+    products = [(2, 2), (2, 3), (3, 2), (2, 3.2), (3, 3), (9, 1), (1, 9)]  # 4, 6, 6, 6.4, 9, 9, 9
+    assert stops(stop, *(rated(each) for each in products)) == [False, False, False, True, False, False, True]
+
+
+def test_small_steps_add_up_to_an_improvement():
+    stop = ParetoStop(Stopping(tolerance=0.5, patience=2))
+    assert not any(stops(stop, *(rated((1, 4 + 0.3 * number)) for number in range(10))))
+
+
+def test_the_product_is_of_the_means_of_what_is_rated():
+    stop = ParetoStop(Stopping(tolerance=0, patience=1))
+    # means 3 and 5: 15; then 4 and 4: 16, which the mean of products (12) would not show
+    assert stops(stop, rated((2, 5), (4, 5), (None, None)), rated((2, 6), (6, 2))) == [False, False]
+
+
+def test_missing_ratings_are_no_improvement():
+    stop = ParetoStop(Stopping(patience=2))
+    assert stops(stop, rated((None, None)), rated((None, 7), (None, None))) == [False, True]
+    stop = ParetoStop(Stopping(patience=2))
+    rounds = (rated(each) for each in ((4, 4), (None, None), (5, 5), (None, 7), (None, 7)))
+    assert stops(stop, *rounds) == [False, False, False, False, True]
+
+
+def test_without_stopping_nothing_stops():
+    assert not any(stops(ParetoStop(None), *(rated((4, 4)) for _ in range(20))))
