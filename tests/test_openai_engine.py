@@ -467,6 +467,12 @@ def test_a_proxy_that_cannot_be_used_is_an_error_of_the_config(monkeypatch):
     asyncio.run(run())
 
 
+def test_a_refusal_can_be_written_to_a_file():
+    with pytest.raises(CallRejectedError) as refused:
+        Server(lambda: refuses(400, "no \ud83d")).ask()
+    str(refused.value).encode()
+
+
 def test_loopback_needs_no_proxy(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)

@@ -193,8 +193,9 @@ class Server:
         return self.short(f"HTTP {status}: {said.decode('utf-8', 'replace') if isinstance(said, bytes) else said}")
 
     def short(self, said: str | bytes) -> str:
-        """What is said, on one line, without the key if it is in there."""
-        text = " ".join((said.decode("utf-8", "replace") if isinstance(said, bytes) else said).split())
+        """What is said, on one line, as a file can take it, without the key if it is in there."""
+        raw = said if isinstance(said, bytes) else said.encode("utf-8", "replace")
+        text = " ".join(raw.decode("utf-8", "replace").split())
         return redact(text.replace(self._key, f"<{self._key_name}>") if self._key else text)[:300]
 
 

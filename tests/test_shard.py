@@ -1,0 +1,576 @@
+"""A shard: its marker, its resume and its replay; and ranks and schedules that change nothing, in one process."""
+
+import asyncio
+import collections
+import contextlib
+import json
+import random
+import re
+
+import pytest
+
+from salign import compose
+from salign import run as run_module
+from salign.config import Sampling
+from salign.engines import opening
+from salign.engines.base import Prompt, RatingReply, Reply
+from salign.engines.gate import Gate
+from salign.engines.journal import CallKeys
+from salign.engines.meter import MeteredEngine
+from salign.engines.scripted import ScriptedEngine
+from salign.errors import CallRejectedError, ConfigError, EngineError, StageError
+from salign.records import read_interactions
+from salign.run import DONE, RunDir, lock, read_done, read_failure, sha256
+from salign.society import sources
+from salign.society.back_scatter import Speaker
+from salign.society.memory import QuestionTable
+from salign.society.rounds import Round
+from salign.society.shard import calls_per_interaction, run_shard, worlds_of
+from salign.society.simulation import Simulation, _Verdicts
+from salign.society.spool import Spool, write_sorted
+from salign.society.world import Setting, World
+
+SMALL = {
+    "num_worlds": 2,
+    "topology": {"kind": "grid", "size": 3},
+    "max_rounds": 3,
+    "audience_size": 3,
+    "num_initial_memories": 6,
+    "populations": ["mixed_half_half", "all_bad"],
+    "rating": "parse",
+    "stopping": None,
+}
+# By this seed one world stops after the first round that is no better, the other goes on longer.
+STOPPING = {"max_rounds": 6, "stopping": {"patience": 1, "tolerance": 0.01}}
+TOPOLOGIES = {
+    "grid": {"kind": "grid", "size": 3},
+    "small_world": {"kind": "small_world", "num_agents": 12, "num_neighbours": 4},
+    "complete": {"kind": "complete", "num_agents": 7},
+}
+
+
+def config_of(folder, seed=0, **society):
+    return compose.parse(
+        {
+            "run": {"root": str(folder), "name": "run", "seed": seed},
+            "engine": {"kind": "scripted"},
+            "society": {**SMALL, **society},
+        },
+        "test",
+    )
+
+
+class Asked:
+    """Counts, by the journal's key, what the scripted engine is asked."""
+
+    def __init__(self, monkeypatch):
+        self.keys: list[str] = []
+        keys = CallKeys("scripted")
+        generate, rate = ScriptedEngine.generate, ScriptedEngine.rate
+
+        async def counted_generate(engine, prompt, sampling, seed):
+            self.keys.append(keys.of(prompt, sampling, seed).hex())
+            return await generate(engine, prompt, sampling, seed)
+
+        async def counted_rate(engine, prompt, seed):
+            self.keys.append(keys.of(prompt, None, seed).hex())
+            return await rate(engine, prompt, seed)
+
+        monkeypatch.setattr(ScriptedEngine, "generate", counted_generate)
+        monkeypatch.setattr(ScriptedEngine, "rate", counted_rate)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    return Asked(monkeypatch)
+
+
+def simulate(config, shard=0, **options):
+    """Runs a shard; its folder and the bytes of its interactions."""
+    run = RunDir(config.run.root / config.run.name)
+    run_shard(run, config, shard, **options)
+    folder = run.shard(shard)
+    return folder, (folder / "interactions.jsonl").read_bytes()
+
+
+def records_of(folder):
+    """A journal's header and records."""
+    header, *records = (folder / "journal-00000.jsonl").read_bytes().splitlines(keepends=True)
+    return header, records
+
+
+def key_of(record):
+    return record[8:40].decode()
+
+
+def rewrite(folder, header, records):
+    (folder / DONE).unlink(missing_ok=True)
+    (folder / "journal-00000.jsonl").write_bytes(b"".join([header, *records]))
+
+
+# --- the marker ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rating", ["parse", "logprob"])
+def test_the_marker_says_what_was_held(tmp_path, asked, rating):
+    config = config_of(tmp_path, rating=rating)
+    folder, content = simulate(config)
+    done = read_done(folder)
+    held = list(read_interactions(folder / "interactions.jsonl"))
+    assert [i.key for i in held] == [(w, r, a) for w in range(2) for r in (1, 2, 3) for a in range(9)]
+    facts = done.facts
+    assert facts["worlds"] == {"0": "mixed_half_half", "1": "all_bad"}
+    assert facts["rounds"] == {"0": 3, "1": 3}
+    assert facts["models"] == ["scripted"]
+    assert facts["num_interactions"] == facts["num_held"] == len(held) == 54
+    assert facts["num_calls"] == len(asked.keys) == sum(i.num_calls for i in held)
+    assert facts["num_calls"] == 54 * calls_per_interaction(config.society)
+    assert facts["prompt_tokens"] == sum(i.prompt_tokens for i in held)
+    assert facts["completion_tokens"] == sum(i.completion_tokens for i in held)
+    assert facts["num_ratings"] == 54 * (3 + 4)
+    names = ("num_journaled_calls", "num_refused_calls", "num_failed", "num_missing_ratings")
+    assert [facts[name] for name in (*names, "num_discarded_interactions")] == [0] * 5
+    assert facts["rated_share"] == 1
+    assert done.files == {
+        "interactions.jsonl": {"bytes": len(content), "sha256": sha256(folder / "interactions.jsonl")}
+    }
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "done.json",
+        "interactions.jsonl",
+        "journal-00000.jsonl",
+        "metrics.jsonl",
+    ]
+
+
+def test_the_metrics_have_every_round_and_end_with_the_counts(tmp_path):
+    folder, _ = simulate(config_of(tmp_path, **STOPPING))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    facts = read_done(folder).facts
+    rounds = [(row["sim/world"], row["sim/round"]) for row in rows if "sim/round" in row]
+    assert sorted(rounds) == [(w, r) for w in (0, 1) for r in range(1, facts["rounds"][str(w)] + 1)]
+    assert rows[-1]["sim/calls"] == facts["num_calls"]
+
+
+def test_worlds_are_dealt_out_to_shards_in_order():
+    society = config_of("/nowhere", num_worlds=7, num_shards=3).society
+    assert [list(worlds_of(society, shard)) for shard in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize("rating", ["parse", "logprob"])
+def test_shards_together_hold_what_one_shard_holds(tmp_path, rating):
+    _, whole = simulate(config_of(tmp_path / "one", rating=rating, num_worlds=4, **STOPPING))
+    cut = config_of(tmp_path / "four", rating=rating, num_worlds=4, num_shards=4, **STOPPING)
+    assert b"".join(simulate(cut, shard)[1] for shard in range(4)) == whole
+
+
+def test_another_seed_is_another_society(tmp_path):
+    assert simulate(config_of(tmp_path / "a", seed=0))[1] != simulate(config_of(tmp_path / "b", seed=1))[1]
+
+
+def test_pareto_stopping_ends_worlds_at_different_rounds(tmp_path):
+    """The other tests of stopping would say nothing otherwise."""
+    folder, _ = simulate(config_of(tmp_path, **STOPPING))
+    rounds = read_done(folder).facts["rounds"]
+    assert len(set(rounds.values())) == 2
+    assert min(rounds.values()) < 6
+
+
+def test_a_second_process_on_a_shard_is_refused_and_disturbs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "_LOCK_PATIENCE_S", 0.1)
+    config = config_of(tmp_path)
+    folder, content = simulate(config)
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    with (
+        lock(folder / ".lock", "the shard"),
+        pytest.raises(StageError, match=r"shard 0 of .* is already being worked on by process \d+ on"),
+    ):
+        simulate(config)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"} == before
+    assert simulate(config)[1] == content
+
+
+# --- resume --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rating", ["parse", "logprob"])
+def test_what_any_beginning_of_a_journal_holds_is_not_asked_again(tmp_path, asked, rating):
+    config = config_of(tmp_path, rating=rating)
+    folder, content = simulate(config)
+    facts = read_done(folder).facts
+    header, records = records_of(folder)
+    everything = sorted(asked.keys)
+    assert everything == sorted(map(key_of, records))
+    chance = random.Random(1)
+    for number_kept in (0, 1, *chance.sample(range(2, len(records) - 1), 6), len(records) - 1, len(records)):
+        rewrite(folder, header, records[:number_kept])
+        asked.keys.clear()
+        _, again = simulate(config)
+        assert again == content
+        assert sorted(asked.keys) == sorted(map(key_of, records[number_kept:]))
+        assert read_done(folder).facts == {**facts, "num_journaled_calls": number_kept}
+        assert sorted(map(key_of, records_of(folder)[1])) == everything
+
+
+@pytest.mark.parametrize("schedule", ["dependency", "lockstep"])
+@pytest.mark.parametrize("max_alive", [1, 1024])
+def test_what_any_part_of_a_journal_holds_is_not_asked_again(tmp_path, asked, schedule, max_alive):
+    """As a killed shard of several ranks, or of another schedule, may leave it."""
+    config = config_of(tmp_path)
+    folder, content = simulate(config)
+    header, records = records_of(folder)
+    other = config_of(tmp_path, schedule=schedule, max_alive=max_alive)
+    for seed in range(4):
+        chance = random.Random(seed)
+        kept = chance.sample(records, chance.randrange(len(records)))
+        rewrite(folder, header, kept)
+        asked.keys.clear()
+        assert simulate(other)[1] == content
+        assert sorted(asked.keys) == sorted(map(key_of, set(records) - set(kept)))
+
+
+def test_a_society_that_stops_is_resumed_to_the_same_bytes(tmp_path, asked):
+    config = config_of(tmp_path, **STOPPING)
+    folder, content = simulate(config)
+    header, records = records_of(folder)
+    for seed in range(10):
+        chance = random.Random(seed)
+        kept = chance.sample(records, chance.randrange(len(records)))
+        rewrite(folder, header, kept)
+        asked.keys.clear()
+        assert simulate(config)[1] == content
+        # what is held ahead of a stop may be more or less; what was paid for is never paid for again
+        assert not {*map(key_of, kept)} & {*asked.keys}
+        assert len({*asked.keys}) == len(asked.keys)
+
+
+def test_the_files_of_other_ranks_are_resumed_from(tmp_path, asked):
+    config = config_of(tmp_path)
+    folder, content = simulate(config)
+    header, records = records_of(folder)
+    third = len(records) // 3
+    rewrite(folder, header, records[:third])
+    (folder / "journal-00001.jsonl").write_bytes(b"".join([header, *records[third : 2 * third]])[:-3])
+    asked.keys.clear()
+    assert simulate(config)[1] == content
+    assert sorted(asked.keys) == sorted(map(key_of, records[2 * third - 1 :]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 5}, r"run\.seed \(0 there, 5 now\)"),
+        ({"audience_size": 2}, r"society\.audience_size \(3 there, 2 now\)"),
+        ({"rating": "logprob"}, r"society\.rating \('parse' there, 'logprob' now\)"),
+        ({"topology": {"kind": "grid", "size": 4}}, r"society\.topology\.size \(3 there, 4 now\)"),
+        ({"draft": {"temperature": 0.5}}, r"society\.draft\.temperature \(1\.0 there, 0\.5 now\)"),
+    ],
+)
+def test_a_journal_of_another_config_is_refused(tmp_path, asked, change, said):
+    folder, _ = simulate(config_of(tmp_path))
+    before = (folder / "journal-00000.jsonl").read_bytes()
+    asked.keys.clear()
+    with pytest.raises(ConfigError, match=said):
+        simulate(config_of(tmp_path, **change))
+    assert asked.keys == []
+    assert (folder / "journal-00000.jsonl").read_bytes() == before
+    error, code = read_failure(folder)
+    assert re.search(said, error)
+    assert code == 2
+
+
+def test_a_journal_of_other_prompts_is_refused(tmp_path, monkeypatch):
+    simulate(config_of(tmp_path))
+    monkeypatch.setattr("salign.society.shard.PROMPTS_VERSION", "next")
+    with pytest.raises(ConfigError, match=r"prompts \('\w+' there, 'next' now\)"):
+        simulate(config_of(tmp_path))
+
+
+def test_more_rounds_and_other_gates_go_on_with_the_same_journal(tmp_path, asked):
+    """They say which calls are made, not what they say."""
+    _, short = simulate(config_of(tmp_path, num_worlds=1))
+    num_asked = len(asked.keys)
+    folder, long = simulate(config_of(tmp_path, num_worlds=1, max_rounds=4, gates={"min_rated_share": 0.5}))
+    assert long.startswith(short)
+    assert len(asked.keys) == num_asked // 3 * 4
+    assert read_done(folder).facts["num_journaled_calls"] == num_asked
+
+
+def test_an_engine_that_fails_is_named_and_what_it_answered_is_kept(tmp_path, monkeypatch):
+    config = config_of(tmp_path)
+    _, content = simulate(config_of(tmp_path / "undisturbed"))
+    generate, num_asked = ScriptedEngine.generate, 0
+
+    async def failing(engine, prompt, sampling, seed):
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked == 200:
+            raise EngineError("the engine is gone")
+        return await generate(engine, prompt, sampling, seed)
+
+    monkeypatch.setattr(ScriptedEngine, "generate", failing)
+    with pytest.raises(EngineError, match="the engine is gone"):
+        simulate(config)
+    folder = RunDir(config.run.root / config.run.name).shard(0)
+    assert read_failure(folder) == ("the engine is gone", 1)
+    assert read_done(folder) is None
+    num_kept = len(records_of(folder)[1])
+    assert 199 <= num_kept == num_asked - 1
+    assert simulate(config)[1] == content
+    assert read_done(folder).facts["num_journaled_calls"] == num_kept
+    assert read_failure(folder) is None
+
+
+def test_refused_calls_are_journaled_and_replayed(tmp_path, asked, monkeypatch):
+    generate = ScriptedEngine.generate
+
+    async def refusing(engine, prompt, sampling, seed):
+        reply = await generate(engine, prompt, sampling, seed)
+        if seed % 20 == 0:
+            raise CallRejectedError("refused: 長すぎ\u2028")
+        return reply
+
+    monkeypatch.setattr(ScriptedEngine, "generate", refusing)
+    config = config_of(tmp_path, gates={"max_failed_share": 0.5})
+    folder, content = simulate(config)
+    facts = read_done(folder).facts
+    assert facts["num_refused_calls"] > 10
+    assert facts["num_failed"] > 0
+    asked.keys.clear()
+    assert simulate(config, replay=True)[1] == content
+    assert asked.keys == []
+    replayed = read_done(folder).facts
+    assert replayed == {**facts, "num_journaled_calls": facts["num_calls"]}
+
+
+# --- replay --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("society", [{}, {"rating": "logprob"}, STOPPING], ids=["parse", "logprob", "stopping"])
+def test_a_replay_gives_the_same_bytes_without_an_engine(tmp_path, monkeypatch, society):
+    config = config_of(tmp_path, **society)
+    folder, content = simulate(config)
+    (folder / "interactions.jsonl").unlink()
+    journal = (folder / "journal-00000.jsonl").read_bytes()
+    facts = read_done(folder)
+    assert facts is None
+    with monkeypatch.context() as patch:
+
+        async def refuse(*_):
+            raise AssertionError("an engine was opened")
+
+        patch.setattr(opening, "_open", refuse)
+        assert simulate(config, replay=True)[1] == content
+        assert simulate(config, replay=True)[1] == content
+    facts = read_done(folder).facts
+    assert facts["num_journaled_calls"] == facts["num_calls"] > 0
+    assert facts["num_discarded_interactions"] == 0
+    assert (folder / "journal-00000.jsonl").read_bytes() == journal
+
+
+def test_a_replay_that_lacks_a_call_says_so_and_leaves_what_is_complete(tmp_path):
+    config = config_of(tmp_path)
+    folder, content = simulate(config)
+    header, records = records_of(folder)
+    for place in (0, len(records) // 2, len(records) - 1):
+        (folder / "journal-00000.jsonl").write_bytes(b"".join([header, *records[:place], *records[place + 1 :]]))
+        with pytest.raises(StageError, match=r"the journal lacks a call of scripted.*without --replay"):
+            simulate(config, replay=True)
+        assert read_done(folder) is not None
+        assert (folder / "interactions.jsonl").read_bytes() == content
+
+
+def test_a_replay_without_a_journal_says_so_and_leaves_what_is_complete(tmp_path):
+    config = config_of(tmp_path)
+    with pytest.raises(StageError, match="has no journal to replay; simulate the shard first"):
+        simulate(config, replay=True)
+    folder, content = simulate(config)
+    (folder / "journal-00000.jsonl").unlink()
+    with pytest.raises(StageError, match="has no journal to replay"):
+        simulate(config, replay=True)
+    assert read_done(folder) is not None
+    assert (folder / "interactions.jsonl").read_bytes() == content
+    assert (folder / "metrics.jsonl").stat().st_size
+
+
+def test_a_replay_of_another_config_is_refused(tmp_path):
+    simulate(config_of(tmp_path))
+    with pytest.raises(ConfigError, match=r"run\.seed \(0 there, 1 now\)"):
+        simulate(config_of(tmp_path, seed=1), replay=True)
+
+
+# --- schedules, windows and ranks ----------------------------------------------------------------
+
+
+class Slow:
+    """The scripted engine, whose calls take times of chance."""
+
+    identity = "scripted"
+
+    def __init__(self, seed):
+        self._engine = ScriptedEngine()
+        self._chance = random.Random(seed)
+        self.most_in_flight = self._in_flight = 0
+
+    async def _wait(self):
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        for _ in range(int(self._chance.paretovariate(0.7)) % 50):
+            await asyncio.sleep(0)
+        self._in_flight -= 1
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
+        await self._wait()
+        return await self._engine.generate(prompt, sampling, seed)
+
+    async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
+        await self._wait()
+        return await self._engine.rate(prompt, seed)
+
+
+class Wires:
+    """Messages among ranks in one event loop. Each pair's keep their order, and come in bursts of chance."""
+
+    def __init__(self, size, seed):
+        self.size = size
+        self._chance = random.Random(seed)
+        self.mail = {(a, b): collections.deque() for a in range(size) for b in range(size) if a != b}
+
+    def arrives(self):
+        return self._chance.random() < 0.03
+
+
+class Rank:
+    def __init__(self, wires, rank):
+        self._wires, self.rank, self.size = wires, rank, wires.size
+        self._gone = set()
+
+    def send(self, to, message):
+        self._wires.mail[self.rank, to].append(message)
+
+    def _take(self, handle):
+        for sender in range(self.size):
+            mail = self._wires.mail.get((sender, self.rank))
+            for _ in range(len(mail) if mail and self._wires.arrives() else 0):
+                message = mail.popleft()
+                if message == ("bye",):
+                    self._gone.add(sender)
+                else:
+                    handle(sender, message)
+
+    async def receive(self, handle):
+        while True:
+            self._take(handle)
+            await asyncio.sleep(0)
+
+    async def part(self, handle):
+        for rank in range(self.size):
+            if rank != self.rank:
+                self.send(rank, ("bye",))
+        while len(self._gone) < self.size - 1:
+            self._take(handle)
+            await asyncio.sleep(0)
+
+
+def on_ranks(config, folder, num_ranks, seed, max_in_flight=64):
+    """A shard as several ranks simulate it: its bytes, its rounds, and the engine."""
+    society = config.society
+    questions, prior = sources.questions(society.questions), sources.load(society.prior)
+    every_question = [*questions, *(exemplar.question for exemplar in prior)]
+    table = QuestionTable(every_question, society.embedder, society.max_recall_distance)
+    engine = Slow(seed)
+
+    async def run():
+        wires = Wires(num_ranks, seed)
+        simulations = []
+        with contextlib.ExitStack() as stack:
+            for rank in range(num_ranks):
+                speakers = [Speaker(MeteredEngine(engine, Gate(max_in_flight, adaptive=False)))]
+                setting = Setting(society, config.run.seed, table, len(questions), prior, speakers)
+                worlds = [World(setting, number, rank, num_ranks) for number in worlds_of(society, 0)]
+                spool = stack.enter_context(Spool(folder / f"spool-{rank}"))
+                ranks = Rank(wires, rank) if num_ranks > 1 else None
+                simulations.append((Simulation(society, worlds, spool, ranks=ranks), spool))
+            await asyncio.wait_for(asyncio.gather(*(simulation.run() for simulation, _ in simulations)), 20)
+            for _, spool in simulations:
+                spool.flush()
+            (last_rounds,) = {tuple(sorted(simulation.last_rounds.items())) for simulation, _ in simulations}
+            rounds = [(number, round_) for number, last in last_rounds for round_ in range(1, last + 1)]
+            path = folder / "interactions.jsonl"
+            write_sorted(path, [(spool.path, spool.index) for _, spool in simulations], rounds)
+            return path.read_bytes(), dict(last_rounds), simulations[0][0].validity.num_interactions
+
+    return *asyncio.run(run()), engine
+
+
+def asked_again(folder):
+    """A society of few questions, where everybody always remembers something: what is remembered when shows."""
+    questions = folder / "questions.txt"
+    questions.write_text("".join(f"What should I say to my {who}?\n" for who in ("sister", "boss", "friend", "child")))
+    return {"questions": {"kind": "text", "path": str(questions)}, "max_recall_distance": 2.0, **STOPPING}
+
+
+def test_agents_recall_their_own_answers_of_the_round_before(tmp_path):
+    """The tests of timing would say nothing otherwise."""
+    folder, _ = simulate(config_of(tmp_path, **asked_again(tmp_path)))
+    held = list(read_interactions(folder / "interactions.jsonl"))
+    revised = {(i.world, i.round, i.agent): i.revision for i in held}
+    fresh = [
+        item
+        for i in held
+        for item in i.feedback
+        if item.recalled.answer == revised.get((i.world, i.round - 1, item.agent))
+    ]
+    assert len(fresh) > 10
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_no_timing_of_calls_and_messages_changes_the_bytes(tmp_path, topology, num_ranks):
+    changes = {**asked_again(tmp_path), "topology": TOPOLOGIES[topology]}
+    folder, content = simulate(config_of(tmp_path, schedule="lockstep", **changes))
+    rounds = {int(world): last for world, last in read_done(folder).facts["rounds"].items()}
+    for seed in range(6):
+        max_alive = (1024, 3, 1, 1024, 1024, 1024)[seed]
+        config = config_of(tmp_path, schedule=("dependency", "lockstep")[seed == 5], max_alive=max_alive, **changes)
+        again, last_rounds, num_interactions, _ = on_ranks(config, tmp_path, num_ranks, seed)
+        assert last_rounds == rounds
+        assert again == content
+        assert num_interactions == content.count(b"\n")
+
+
+def test_more_ranks_than_agents_leave_some_without_work(tmp_path):
+    changes = {"topology": {"kind": "complete", "num_agents": 2}, "audience_size": 1, **STOPPING}
+    _, content = simulate(config_of(tmp_path, **changes))
+    for schedule in ("dependency", "lockstep"):
+        assert on_ranks(config_of(tmp_path, schedule=schedule, **changes), tmp_path, 3, 0)[0] == content
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 5])
+def test_no_more_calls_are_in_flight_than_allowed(tmp_path, max_in_flight):
+    config = config_of(tmp_path)
+    _, content = simulate(config)
+    again, *_, engine = on_ranks(config, tmp_path, 1, 0, max_in_flight)
+    assert again == content
+    assert engine.most_in_flight == max_in_flight
+
+
+def part_of(world, number, agents, rating):
+    return Round(world.number, number, num_interactions=agents, alignment=[rating], engagement=[rating])
+
+
+class Numbered:
+    number, num_agents = 0, 4
+
+
+def test_nothing_is_decided_after_the_end_of_a_world():
+    """Another rank's part of a later round may arrive after the part that ended the world."""
+    society = config_of("/nowhere", **STOPPING).society
+    verdicts = _Verdicts(society, [Numbered])
+    assert verdicts.take(part_of(Numbered, 1, 4, 5.0))[0][1] is False
+    assert verdicts.take(part_of(Numbered, 2, 2, 5.0)) == []
+    assert verdicts.take(part_of(Numbered, 3, 2, 6.0)) == []
+    ((round_, over),) = verdicts.take(part_of(Numbered, 2, 2, 5.0))
+    assert (round_.number, over) == (2, True)
+    assert verdicts.take(part_of(Numbered, 3, 2, 6.0)) == []
+    assert verdicts.validity.num_interactions == 8
