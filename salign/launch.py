@@ -20,7 +20,7 @@ from salign.config import (
     TransformersEngine,
 )
 from salign.dataset.collect import check_leaks
-from salign.dataset.groups import demonstrations, load_groups
+from salign.dataset.groups import demonstrations
 from salign.engines.programs import program_of
 from salign.evaluation.evaluate import held_out_questions
 from salign.report.summary import print_summary, summarize
@@ -56,8 +56,7 @@ def check_inputs(config: Config) -> dict[str, str]:
         deepspeed_config(stage, config.cluster.num_ranks)
         files.append(stage.deepspeed)
         if stage.data.kind == "groups":
-            load_groups(stage.data.path)
-            files.append(stage.data.path)
+            files.append(stage.data.path)  # check_leaks reads it
         elif stage.data.kind == "answers":
             demonstrations(stage.data)
             used.append(stage.data.source)
@@ -68,24 +67,33 @@ def check_inputs(config: Config) -> dict[str, str]:
     return {str(file): sha256(file) for file in files}
 
 
-def check_models(config: Config) -> None:
-    """Makes sure that the models are there and the servers answer; fetches the embedded model.
+def check_models(config: Config, *, fetch: bool) -> None:
+    """Makes sure that the models and the programs that serve them are there.
+
+    Args:
+        config: The run's.
+        fetch: Also that servers answer; and fetches the embedded model.
 
     Raises:
-        ConfigError: A model or a served name that does not exist.
+        ConfigError: A model, a program or a served name that does not exist.
         EngineError: A server is unreachable.
     """
-    models.resolve(config.model)
+    named = [config.model]
     if isinstance(config.society.embedder, TransformersEmbedder):
-        models.resolve(config.society.embedder.model)
+        named.append(config.society.embedder.model)
     parts = (part.engine for part in config.society.mixture)
     for engine in (config.engine, config.evaluate.judge, config.society.observer, *parts):
         if isinstance(engine, TransformersEngine) and engine.model is not None:
-            models.resolve(engine.model)
+            named.append(engine.model)
         if isinstance(engine, ServerEngine):
-            program_of(engine, engine.model or config.model)
-        if isinstance(engine, OpenAIEngine):
+            served = engine.model or config.model
+            if fetch or served not in models.EMBEDDED:
+                program_of(engine, served)
+        if isinstance(engine, OpenAIEngine) and fetch:
             asyncio.run(_connect_once(engine))
+    for name in named:
+        if fetch or name not in models.EMBEDDED:
+            models.resolve(name)
 
 
 async def _connect_once(section: OpenAIEngine) -> None:
@@ -122,14 +130,13 @@ def launch(config: Config, console: Console, *, dry_run: bool = False, prepare: 
     """
     hashes = check_inputs(config)
     run = check_run(config)
-    if config.model not in models.EMBEDDED:
-        models.resolve(config.model)
+    check_models(config, fetch=False)
     if dry_run:
         print_plan(run, config, console)
         return
     everything = units(run, config)
     if not prepare and len(complete(everything)) < len(everything):
-        check_models(config)
+        check_models(config, fetch=True)
     with claim_run(config):
         write_manifest(run, config, hashes)
         if prepare:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -311,10 +312,19 @@ _FREE_TO_CHANGE = (
     "run.root",
     "cluster.",
     "tracking.",
-    *(f"society.{name}" for name in ("schedule", "max_alive")),
-    *(f"engine.{name}" for name in ("base_url", "api_key_env", "timeout_s", "num_retries", "max_in_flight", "device")),
-    *(f"engine.{name}" for name in ("max_batch", "num_servers", "num_slots", "arguments", "start_timeout_s")),
+    "society.schedule",
+    "society.max_alive",
 )
+# Of every engine and embedder: where it is and how it is asked.
+_ENGINES = re.compile(
+    r"(engine|evaluate\.judge|society\.(observer|embedder|mixture\.[^.]+\.engine))\."
+    r"(base_url|api_key_env|timeout_s|num_retries|max_in_flight|device|max_batch|num_servers|num_slots|arguments"
+    r"|start_timeout_s)"
+)
+
+
+def _is_free(name: str) -> bool:
+    return name.startswith(_FREE_TO_CHANGE) or _ENGINES.fullmatch(name) is not None
 
 
 def check_run(config: Config) -> RunDir:
@@ -327,7 +337,7 @@ def check_run(config: Config) -> RunDir:
     """
     run = RunDir(config.run.root / config.run.name)
     if run.config_file.exists():
-        changed = [name for name in compose.differences(run.config(), config) if not name.startswith(_FREE_TO_CHANGE)]
+        changed = [name for name in compose.differences(run.config(), config) if not _is_free(name)]
         if changed and next(run.path.rglob(DONE), None) is not None:
             raise ConfigError(
                 f"{run.path} holds a run of another config; it differs in {', '.join(changed)}. Choose another "

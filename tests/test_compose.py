@@ -133,8 +133,20 @@ def test_a_name_like_no_other_lists_the_known_ones():
         ({"train": {"stages": [stage("a"), stage("a")]}}, "two stages have one name: a, a"),
         ({"train": {"stages": [stage("base")]}}, "train.stages.base.name: 'base' names the model"),
         (
-            {"train": {"stages": [stage("a", groups_per_step=3)]}, "cluster": {"num_ranks": 2}},
-            "train.stages.a.groups_per_step 3 must be a multiple of .* 2 x 1",
+            {"train": {"stages": [stage("a", groups_per_step=3)]}, "cluster": {"num_ranks": 4}},
+            "train.stages.a.groups_per_step 3 is less than cluster.num_ranks 4",
+        ),
+        (
+            {"train": {"stages": [stage("a", objective={"kind": "dpo"}, num_responses=1)]}},
+            "train.stages.a: the objective dpo compares responses: num_responses must be at least 2",
+        ),
+        (
+            {"train": {"stages": [stage("a", objective={"kind": "listwise_dpo"}, data={"kind": "answers"})]}},
+            "train.stages.a: the objective listwise_dpo compares responses: .*kind answers has one a group",
+        ),
+        (
+            {"train": {"stages": [stage("a", held_out_share=1.5)]}},
+            "train.stages.a.held_out_share: .*got 1.5",
         ),
     ],
 )

@@ -377,6 +377,14 @@ def test_a_server_that_is_not_there():
         embed(nobody, ["a"])
 
 
+def test_a_server_on_this_machine_is_asked_without_a_proxy(stub, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert embed(section(stub), ["abc"])[0] == pytest.approx([0.6, 0.8, 0])
+
+
 def test_a_server_is_asked_from_within_a_running_loop(stub):
     async def run():
         return embed(section(stub), ["abc"])

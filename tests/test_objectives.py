@@ -1,13 +1,61 @@
-"""The losses against a slow reference in float64."""
+"""The objectives against slow references in float64, written with loops over lists; and the words of hindsight."""
 
 import itertools
 import math
 import random
+from dataclasses import dataclass
 
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from salign.training.objectives import preference_metrics, sft_loss, stable_loss
+from salign.config import (
+    CoHObjective,
+    DPOObjective,
+    ListwiseDPOObjective,
+    Objective,
+    RRHFObjective,
+    SFTObjective,
+    StableObjective,
+)
+from salign.records import AlignmentGroup
+from salign.training.hindsight import BAD, GOOD, chain_of_hindsight
+from salign.training.objectives import (
+    counted_groups,
+    dpo_losses,
+    implicit_rewards,
+    listwise_dpo_losses,
+    needs_reference,
+    objective_loss,
+    objective_losses,
+    objective_sum,
+    preference_metrics,
+    stable_loss,
+)
+
+SFT = SFTObjective(kind="sft")
+COH = CoHObjective(kind="coh")
+STABLE = StableObjective(kind="stable")
+DPO = DPOObjective(kind="dpo")
+DPO_BEST = DPOObjective(kind="dpo", pairs="best")
+LISTWISE = ListwiseDPOObjective(kind="listwise_dpo")
+RRHF = RRHFObjective(kind="rrhf")
+OBJECTIVES = [
+    SFT,
+    COH,
+    STABLE,
+    StableObjective(kind="stable", ratio=1.0, margin=10.0, hinge="each", max_flow=True),
+    DPO,
+    DPO_BEST,
+    DPOObjective(kind="dpo", beta=0.5, label_smoothing=0.1),
+    DPOObjective(kind="dpo", beta=0.03, pairs="best", label_smoothing=0.25),
+    LISTWISE,
+    ListwiseDPOObjective(kind="listwise_dpo", beta=0.02),
+    RRHF,
+    RRHFObjective(kind="rrhf", sft_weight=0.0),
+    RRHFObjective(kind="rrhf", sft_weight=0.3),
+]
+NAN = math.nan
 
 
 def reference_stable(nll, scores, *, ratio, margin, scale, hinge, max_flow):
@@ -33,6 +81,131 @@ def reference_stable(nll, scores, *, ratio, margin, scale, hinge, max_flow):
             flow = max(terms) if max_flow else math.fsum(terms) / len(terms)
         losses.append(group_nll[best] + ratio * max(0.0, flow))
     return math.fsum(losses) / len(losses)
+
+
+@dataclass
+class Response:
+    """One that is there: what its group's loss is made of, as the papers count it."""
+
+    nll: float  # mean over tokens
+    score: float
+    logp: float  # sum over tokens
+    reference_logp: float
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
+
+
+def best_of(group):
+    return next(response for response in group if response.score == max(other.score for other in group))
+
+
+def reference_dpo(group, objective):
+    terms = []
+    for chosen in [best_of(group)] if group and objective.pairs == "best" else group:
+        for rejected in group:
+            if chosen.score > rejected.score:
+                gain = chosen.logp - rejected.logp - (chosen.reference_logp - rejected.reference_logp)
+                right = -log_sigmoid(objective.beta * gain)
+                wrong = -log_sigmoid(-objective.beta * gain)
+                terms.append((1 - objective.label_smoothing) * right + objective.label_smoothing * wrong)
+    return math.fsum(terms) / len(terms) if terms else None
+
+
+def reference_listwise(group, objective):
+    if len({response.score for response in group}) < 2:
+        return None
+    terms = []
+    for response in group:
+        rivals = [response, *(other for other in group if other.score < response.score)]
+        utilities = [objective.beta * (rival.logp - rival.reference_logp) for rival in rivals]
+        top = max(utilities)
+        terms.append(top + math.log(math.fsum(math.exp(u - top) for u in utilities)) - utilities[0])
+    return math.fsum(terms)
+
+
+def reference_rrhf(group, objective):
+    if not group:
+        return None
+    ranking = [max(0.0, -worse.nll + better.nll) for worse in group for better in group if worse.score < better.score]
+    return math.fsum(ranking) - objective.sft_weight * best_of(group).logp
+
+
+def reference_group(group, objective):
+    """The loss of one group, a list of the responses that are there; None where it does not count."""
+    if objective.kind in ("sft", "coh"):
+        return best_of(group).nll if group else None
+    if objective.kind == "stable":
+        if not group:
+            return None
+        settings = objective.model_dump(exclude={"kind"})
+        return reference_stable([[r.nll for r in group]], [[r.score for r in group]], **settings)
+    per_group = {"dpo": reference_dpo, "listwise_dpo": reference_listwise, "rrhf": reference_rrhf}
+    return per_group[objective.kind](group, objective)
+
+
+@dataclass
+class Batch:
+    """Tensors as training has them, and the same as lists of what is there."""
+
+    nll: torch.Tensor
+    scores: torch.Tensor
+    num_tokens: torch.Tensor
+    reference_nll: torch.Tensor
+
+    @property
+    def groups(self):
+        rows = zip(*(tensor.tolist() for tensor in vars(self).values()), strict=True)
+        return [
+            [
+                Response(nll, score, -nll * count, -reference * count)
+                for nll, score, count, reference in zip(*row, strict=True)
+                if not math.isnan(nll) and not math.isnan(score)
+            ]
+            for row in rows
+        ]
+
+    def expected(self, objective):
+        """The losses of the groups that count."""
+        losses = [reference_group(group, objective) for group in self.groups]
+        return [loss for loss in losses if loss is not None]
+
+    def take(self, rows, columns=slice(None)):
+        return Batch(*(tensor[rows][:, columns] for tensor in vars(self).values()))
+
+    def __iter__(self):
+        return iter(vars(self).values())
+
+
+def random_batch(rng, num_groups, width=5):
+    """Groups of 0 to `width` responses, anywhere in the width; few scores, so that ties are common; some missing."""
+    cells = []
+    for _ in range(num_groups):
+        size = rng.randint(0, width)
+        row = [
+            (rng.uniform(0.01, 6), rng.choice([1.0, 2.0, 4.5, 7.0, 7.0, NAN]), rng.randint(1, 40), rng.uniform(0.01, 6))
+            for _ in range(size)
+        ] + [(NAN, NAN, 0, NAN)] * (width - size)
+        if size and rng.random() < 0.1:
+            row[0] = (NAN, row[0][1], 0, NAN)  # a score alone is no response
+        rng.shuffle(row)
+        cells.append(row)
+    nll, scores, num_tokens, reference = ([[cell[part] for cell in row] for row in cells] for part in range(4))
+    return Batch(
+        torch.tensor(nll, dtype=torch.float64),
+        torch.tensor(scores, dtype=torch.float64),
+        torch.tensor(num_tokens),
+        torch.tensor(reference, dtype=torch.float64),
+    )
+
+
+def batch_of(*groups):
+    """A batch of groups of (nll, score, num_tokens, reference_nll), all of one width."""
+    parts = [
+        torch.tensor([[cell[part] for cell in group] for group in groups], dtype=torch.float64) for part in range(4)
+    ]
+    return Batch(parts[0], parts[1], parts[2].long(), parts[3])
 
 
 def tensors(nll, scores, dtype=torch.float64):
@@ -141,13 +314,279 @@ def test_no_rated_response_at_all_is_an_error():
 
 
 def test_shapes_that_differ_are_an_error():
-    with pytest.raises(ValueError, match=r"must both be \[groups, K\]"):
+    with pytest.raises(ValueError, match=r"nll \(2, 3\), scores \(2, 2\) must all be \[groups, K\]"):
         stable_loss(torch.zeros(2, 3), torch.zeros(2, 2), ratio=0.2, margin=1.0, scale=7.0)
 
 
-def test_sft_is_the_likelihood_of_the_best():
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_objectives_equal_the_references_over_random_groups(objective):
+    rng = random.Random(str(objective))
+    counts = []
+    for _ in range(150):
+        batch = random_batch(rng, rng.randint(1, 5))
+        expected = batch.expected(objective)
+        total, count = objective_sum(objective, *batch)
+        assert count.item() == len(expected)
+        assert total.item() == pytest.approx(math.fsum(expected), rel=1e-12, abs=1e-12)
+        if expected:
+            loss = objective_loss(objective, *batch)
+            assert loss.item() == pytest.approx(math.fsum(expected) / len(expected), rel=1e-12, abs=1e-12)
+        else:
+            with pytest.raises(ValueError, match=f"no group has .*, which objective {objective.kind} needs"):
+                objective_loss(objective, *batch)
+        counts.append(len(expected))
+    assert {0, 1, 2, 3} <= set(counts)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_gradients_equal_finite_differences(objective):
+    rng = random.Random(11)
+    for _ in range(12):
+        batch = random_batch(rng, 4, width=4)
+        nll = batch.nll.clone().requires_grad_()
+        rest = (batch.scores, batch.num_tokens, batch.reference_nll)
+        assert torch.autograd.gradcheck(lambda nll, rest=rest: objective_sum(objective, nll, *rest)[0], (nll,))
+        total, _ = objective_sum(objective, nll, *rest)
+        total.backward()
+        assert bool(nll.grad.isfinite().all())
+        assert bool((nll.grad[batch.nll.isnan() | batch.scores.isnan()] == 0).all())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize(
+    "group",
+    [
+        [(NAN, NAN, 0, NAN)] * 3,  # nothing there
+        [(1.0, NAN, 4, 2.0), (2.0, NAN, 3, 2.0), (NAN, NAN, 0, NAN)],  # no ratings
+        [(NAN, NAN, 0, NAN), (1.5, 4.0, 6, 1.0), (NAN, NAN, 0, NAN)],  # K = 1
+        [(1.0, 4.0, 4, 2.0), (2.0, 4.0, 3, 2.0), (0.5, 4.0, 5, 1.0)],  # all ties
+        [(1.0, 4.0, 4, 1.0), (1.0, 2.0, 4, 1.0), (1.0, 2.0, 4, 1.0)],  # the model is its reference
+        [(9.0, 7.0, 10**6, 1.0), (0.1, 1.0, 10**6, 9.0), (5.0, 4.0, 10**6, 5.0)],  # far out, wrong way
+        [(0.1, 7.0, 10**6, 9.0), (9.0, 1.0, 10**6, 0.1), (5.0, 4.0, 10**6, 5.0)],  # far out, right way
+    ],
+)
+def test_losses_and_gradients_are_finite_for_each_kind_of_group(objective, group):
+    """Also in float32, as training has it; alone, and beside a group that counts."""
+    for others in [(), ([(1.0, 6.0, 5, 1.1), (2.0, 3.0, 5, 1.9), (NAN, NAN, 0, NAN)],)]:
+        batch = batch_of(group, *others)
+        expected = batch.expected(objective)
+        nll = batch.nll.float().requires_grad_()
+        total, count = objective_sum(
+            objective, nll, batch.scores.float(), batch.num_tokens, batch.reference_nll.float()
+        )
+        total.backward()
+        assert total.dtype == torch.float32
+        assert count.item() == len(expected)
+        assert total.item() == pytest.approx(math.fsum(expected), rel=1e-5, abs=1e-6)
+        assert bool(nll.grad.isfinite().all())
+        if not expected:
+            assert not bool(nll.grad.any())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_sums_and_counts_add_up_over_rows(objective):
+    """However a batch is cut, the gradient of sum / count of all is the same."""
+    batch = random_batch(random.Random(5), 12)
+    nll = batch.nll.clone().requires_grad_()
+    objective_loss(objective, nll, batch.scores, batch.num_tokens, batch.reference_nll).backward()
+    whole = nll.grad.clone()
+    num_counted = counted_groups(objective, batch.scores.masked_fill(batch.nll.isnan(), NAN)).sum()
+    for per_row in (1, 3, 6):
+        nll.grad = None
+        counts = 0
+        for start in range(0, 12, per_row):
+            rows = slice(start, start + per_row)
+            part = batch.take(rows)
+            total, count = objective_sum(objective, nll[rows], part.scores, part.num_tokens, part.reference_nll)
+            (total / num_counted).backward()
+            counts += count
+        assert counts == num_counted
+        assert torch.allclose(nll.grad, whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_a_row_without_groups_adds_nothing(objective):
+    nll = torch.zeros(0, 1, requires_grad=True)
+    total, count = objective_sum(objective, nll, torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.long), nll.detach())
+    total.backward()
+    assert (total.item(), count.item()) == (0.0, 0)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_every_ordering_of_three_responses_gives_the_same_losses(objective):
+    cells = [(0.5, 6.0, 3, 0.7), (1.5, 3.0, 9, 1.2), (0.2, 1.0, 5, 0.9)]
+    losses = [objective_loss(objective, *batch_of(order)).item() for order in itertools.permutations(cells)]
+    assert losses == pytest.approx([losses[0]] * 6, rel=1e-14)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_the_order_of_responses_does_not_matter(objective):
+    """Ties included, but for a tie for the best where the objective has one best: there the first is meant."""
+    rng = random.Random(3)
+    one_best = objective.kind in ("sft", "coh", "stable", "rrhf") or getattr(objective, "pairs", "all") == "best"
+    for _ in range(40):
+        batch = random_batch(rng, 4)
+        if one_best:
+            batch.scores[batch.scores == 7.0] = NAN
+            for row in batch.scores:
+                row[rng.randrange(5)] = 7.0
+        columns = rng.sample(range(5), 5)
+        before, after = (
+            objective_losses(objective, *batch),
+            objective_losses(objective, *batch.take(slice(None), columns)),
+        )
+        if one_best:
+            # Only where the 7 stands on a response is the best the only one.
+            kept = ((batch.scores == 7.0) & ~batch.nll.isnan()).any(dim=1)
+            before, after = before[kept], after[kept]
+        assert torch.allclose(before, after, rtol=1e-12, atol=1e-12)
+
+
+def test_sft_and_coh_are_the_likelihood_of_the_best():
     nll, scores = tensors([[1.0, 2.0, None], [3.0, 0.5, 4.0]], [[2.0, 7.0, None], [1.0, 1.0, 6.0]])
-    assert sft_loss(nll, scores).item() == pytest.approx((2.0 + 4.0) / 2)
+    for objective in (SFT, COH):
+        assert objective_loss(objective, nll, scores).item() == pytest.approx((2.0 + 4.0) / 2)
+
+
+def test_dpo_by_hand():
+    # sums: -2, -8, -4; of the reference: -4, -6, -4; rewards at 0.1: 0.2, -0.2, 0.0
+    batch = batch_of([(1.0, 5.0, 2, 2.0), (2.0, 3.0, 4, 1.5), (4.0, 1.0, 1, 4.0)])
+    rewards = implicit_rewards(batch.nll, batch.reference_nll, batch.num_tokens, beta=0.1)
+    assert rewards[0].tolist() == pytest.approx([0.2, -0.2, 0.0])
+    first, second, third = (math.log(1 + math.exp(-gain)) for gain in (0.4, 0.2, -0.2))
+    assert objective_loss(DPO, *batch).item() == pytest.approx((first + second + third) / 3)
+    assert objective_loss(DPO_BEST, *batch).item() == pytest.approx((first + second) / 2)
+    smooth = DPOObjective(kind="dpo", pairs="best", label_smoothing=0.25)
+    wrong = math.log(1 + math.exp(0.4)), math.log(1 + math.exp(0.2))
+    assert objective_loss(smooth, *batch).item() == pytest.approx((0.75 * (first + second) + 0.25 * sum(wrong)) / 2)
+
+
+def test_dpo_at_its_reference_is_log_two():
+    batch = batch_of([(1.0, 5.0, 2, 1.0), (2.0, 3.0, 4, 2.0)])
+    assert objective_loss(DPO, *batch).item() == pytest.approx(math.log(2))
+
+
+def test_of_equal_best_scores_dpo_takes_the_first_for_its_pairs():
+    cells = [(1.0, 5.0, 2, 2.0), (2.0, 5.0, 4, 1.0), (3.0, 1.0, 1, 3.0)]
+    assert objective_loss(DPO_BEST, *batch_of(cells)).item() == pytest.approx(math.log(1 + math.exp(-0.2)))
+    swapped = [cells[1], cells[0], cells[2]]
+    assert objective_loss(DPO_BEST, *batch_of(swapped)).item() == pytest.approx(math.log(1 + math.exp(0.4)))
+
+
+def test_listwise_dpo_by_hand():
+    rewards, scores = tensors([[0.2, -0.2, 0.0]], [[5.0, 3.0, 1.0]])
+    e = math.exp
+    ranking = (e(0.2) / (e(0.2) + e(-0.2) + e(0.0))) * (e(-0.2) / (e(-0.2) + e(0.0)))
+    assert listwise_dpo_losses(rewards, scores).item() == pytest.approx(-math.log(ranking))
+    tied = torch.tensor([[5.0, 5.0, 1.0]], dtype=torch.float64)  # each of the two against the third alone
+    block = (e(0.2) / (e(0.2) + e(0.0))) * (e(-0.2) / (e(-0.2) + e(0.0)))
+    assert listwise_dpo_losses(rewards, tied).item() == pytest.approx(-math.log(block))
+
+
+def test_listwise_dpo_gives_the_rankings_without_ties_a_probability_of_one_in_all():
+    rewards = torch.tensor([[0.7, -1.2, 0.1, 2.0]], dtype=torch.float64)
+    rankings = [torch.tensor([order], dtype=torch.float64) for order in itertools.permutations([1, 2, 3, 4])]
+    total = math.fsum(math.exp(-listwise_dpo_losses(rewards, scores).item()) for scores in rankings)
+    assert total == pytest.approx(1.0)
+
+
+def test_for_two_responses_listwise_dpo_is_dpo():
+    rng = random.Random(2)
+    for _ in range(20):
+        rewards = torch.tensor([[rng.gauss(0, 3), rng.gauss(0, 3)]], dtype=torch.float64)
+        scores = torch.tensor([[rng.choice([1.0, 4.0]), rng.choice([1.0, 4.0])]])
+        assert torch.allclose(listwise_dpo_losses(rewards, scores), dpo_losses(rewards, scores), atol=1e-14)
+
+
+def test_rrhf_by_hand():
+    # p: -1.0, -0.5, -2.0; the worst two are a tie; wrong is only that the second is likelier than the first
+    batch = batch_of([(1.0, 6.0, 10, 0.0), (0.5, 2.0, 3, 0.0), (2.0, 2.0, 4, 0.0)])
+    assert objective_loss(RRHF, *batch).item() == pytest.approx(0.5 + 10 * 1.0)
+    assert objective_loss(RRHFObjective(kind="rrhf", sft_weight=0.1), *batch).item() == pytest.approx(0.5 + 1.0)
+
+
+def test_a_group_without_a_pair_counts_for_rrhf_and_not_for_dpo():
+    batch = batch_of(
+        [(1.0, 4.0, 4, 1.0), (2.0, 4.0, 3, 2.0)],
+        [(1.5, 4.0, 2, 1.0), (NAN, NAN, 0, NAN)],
+        [(1.0, 4.0, 4, 1.0), (2.0, 1.0, 3, 2.0)],
+        [(NAN, NAN, 0, NAN), (NAN, NAN, 0, NAN)],
+    )
+    assert counted_groups(RRHF, batch.scores).tolist() == [True, True, True, False]
+    assert objective_loss(RRHF, *batch).item() == pytest.approx((4.0 + 3.0 + 4.0) / 3)
+    for objective in (DPO, DPO_BEST, LISTWISE):
+        assert counted_groups(objective, batch.scores).tolist() == [False, False, True, False]
+        assert objective_losses(objective, *batch).tolist() == pytest.approx([0.0, 0.0, math.log(2), 0.0])
+        assert objective_loss(objective, *batch).item() == pytest.approx(math.log(2))
+
+
+def test_no_gradient_goes_to_the_reference():
+    batch = batch_of([(1.0, 5.0, 2, 2.0), (2.0, 3.0, 4, 1.5)])
+    nll, reference = batch.nll.requires_grad_(), batch.reference_nll.requires_grad_()
+    objective_loss(DPO, nll, batch.scores, batch.num_tokens, reference).backward()
+    assert reference.grad is None
+    assert nll.grad[0, 0] > 0 > nll.grad[0, 1]
+
+
+def test_what_an_objective_needs_is_asked_for():
+    batch = batch_of([(1.0, 5.0, 2, 2.0), (2.0, 3.0, 4, 1.5)])
+    for objective in (DPO, LISTWISE, RRHF):
+        with pytest.raises(ValueError, match=f"{objective.kind} needs num_tokens"):
+            objective_loss(objective, batch.nll, batch.scores)
+    for objective in (DPO, LISTWISE):
+        with pytest.raises(ValueError, match=f"{objective.kind} needs reference_nll"):
+            objective_loss(objective, batch.nll, batch.scores, batch.num_tokens)
+    with pytest.raises(ValueError, match="its reference_nll is NaN"):
+        objective_loss(DPO, batch.nll, batch.scores, batch.num_tokens, batch.reference_nll.fill_(NAN))
+    with pytest.raises(ValueError, match=r"reference_nll \(1, 1\).* must all be"):
+        objective_loss(DPO, batch.nll, batch.scores, batch.num_tokens, torch.zeros(1, 1))
+    assert [objective.kind for objective in OBJECTIVES if not needs_reference(objective)] == [
+        "sft",
+        "coh",
+        "stable",
+        "stable",
+        "rrhf",
+        "rrhf",
+        "rrhf",
+    ]
+
+
+def test_objectives_in_a_config():
+    adapter = TypeAdapter(Objective)
+    assert adapter.validate_python({"kind": "dpo"}) == DPOObjective(
+        kind="dpo", beta=0.1, pairs="all", label_smoothing=0.0
+    )
+    assert adapter.validate_python({"kind": "listwise_dpo"}) == ListwiseDPOObjective(kind="listwise_dpo", beta=0.1)
+    assert adapter.validate_python({"kind": "rrhf"}) == RRHFObjective(kind="rrhf", sft_weight=1.0)
+    assert adapter.validate_python({"kind": "coh"}) == CoHObjective(kind="coh")
+    for wrong in ({"beta": 0}, {"label_smoothing": 0.5}, {"label_smoothing": True}, {"pairs": "worst"}):
+        with pytest.raises(ValidationError):
+            adapter.validate_python({"kind": "dpo", **wrong})
+
+
+def test_hindsight_by_hand():
+    group = AlignmentGroup("Why?", ("so so", "no {way}", "gladly"), (4.0, 1.5, 6.0), "imitation", {"question": "Why?"})
+    expected = {"Good: gladly\nBad: no {way}", "Bad: no {way}\nGood: gladly"}
+    made = [chain_of_hindsight(group, 0, "coh", number) for number in range(40)]
+    assert {chain.responses[0] for chain in made} == expected  # both orders are drawn
+    for chain in made:
+        assert chain == AlignmentGroup("Why?", chain.responses, (6.0,), "imitation", {"question": "Why?"})
+    assert made == [chain_of_hindsight(group, 0, "coh", number) for number in range(40)]
+    first = sum(chain.responses[0].startswith(GOOD) for chain in made)
+    assert 10 <= first <= 30
+    assert (GOOD, BAD) == ("Good:", "Bad:")
+
+
+def test_hindsight_of_groups_without_a_worse_response():
+    one = AlignmentGroup("Why?", ("so so",), (2.0,))
+    tied = AlignmentGroup("Why?", ("first", "second"), (3.0, 3.0))
+    assert chain_of_hindsight(one, 0) == AlignmentGroup("Why?", ("Good: so so",), (2.0,))
+    assert chain_of_hindsight(tied, 0) == AlignmentGroup("Why?", ("Good: first",), (3.0,))
+
+
+def test_hindsight_takes_the_first_of_equal_best_and_of_equal_worst():
+    group = AlignmentGroup("Why?", ("a", "b", "c", "d"), (1.0, 5.0, 5.0, 1.0))
+    assert chain_of_hindsight(group, 0).responses[0] in ("Good: b\nBad: a", "Bad: a\nGood: b")
 
 
 def test_preference_metrics_by_hand():

@@ -454,6 +454,27 @@ def test_the_proxy_of_the_environment_is_used_and_named(monkeypatch):
     asyncio.run(run())
 
 
+def test_a_proxy_that_refuses_is_named_without_its_password(monkeypatch):
+    async def refused(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def run():
+        async with await asyncio.start_server(refused, "127.0.0.1", 0) as proxy:
+            port = proxy.sockets[0].getsockname()[1]
+            monkeypatch.setenv("https_proxy", f"http://me:s@cr:et@127.0.0.1:{port}")
+            monkeypatch.setenv("no_proxy", "")
+            async with opened("https://engine.invalid/v1", num_retries=0) as engine:
+                with pytest.raises(EngineError, match=r"407.*http://127\.0\.0\.1") as raised:
+                    await engine.generate(HELLO, Sampling(), 0)
+        assert "me:" not in str(raised.value)
+        assert "cr" not in str(raised.value)
+
+    asyncio.run(run())
+
+
 def test_a_proxy_that_cannot_be_used_is_an_error_of_the_config(monkeypatch):
     monkeypatch.setenv("all_proxy", "socks5://me:secret@127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")

@@ -7,6 +7,7 @@ import json
 import random
 import re
 
+import numpy as np
 import pytest
 
 from salign import compose
@@ -277,6 +278,51 @@ def test_a_journal_of_another_config_is_refused(tmp_path, asked, change, said):
     error, code = read_failure(folder)
     assert re.search(said, error)
     assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (
+            {"kind": "openai", "base_url": "http://a/v1"},
+            {"kind": "openai", "base_url": "http://b/v1", "begins_replies": True},
+            r"differs in engine\.begins_replies \(False there, True now\)\.",
+        ),
+        (
+            {"kind": "server", "program": "vllm", "num_slots": 4},
+            {"kind": "server", "program": "vllm", "context_length": 8192},
+            r"differs in engine\.context_length \(4096 there, 8192 now\)\.",
+        ),
+    ],
+)
+def test_a_journal_of_calls_that_were_made_otherwise_is_refused(tmp_path, monkeypatch, one, other, said):
+    """Its answers, also refusals, would stand in the place of those that the new settings give."""
+
+    @contextlib.asynccontextmanager
+    async def opened(section, model, folder):
+        yield MeteredEngine(ScriptedEngine(), Gate(8, adaptive=False))
+
+    monkeypatch.setattr("salign.society.shard.open_engine", opened)
+    tree = config_of(tmp_path).model_dump(mode="json")
+    simulate(compose.parse({**tree, "engine": one}, "test"))
+    with pytest.raises(ConfigError, match=said):
+        simulate(compose.parse({**tree, "engine": other}, "test"))
+
+
+def test_an_embedder_that_moved_is_the_same(tmp_path, monkeypatch):
+    asked = []
+
+    def embed(section, texts):
+        asked.append(section.base_url)
+        return np.eye(len(texts), dtype=np.float32)
+
+    monkeypatch.setattr("salign.society.memory.embed", embed)
+    for port in (1, 2):
+        moved = {"kind": "openai", "model": "small", "base_url": f"http://127.0.0.1:{port}/v1"}
+        folder, _ = simulate(config_of(tmp_path, embedder=moved))
+    assert asked == ["http://127.0.0.1:1/v1"]
+    facts = read_done(folder).facts
+    assert facts["num_journaled_calls"] == facts["num_calls"]
 
 
 def test_a_journal_of_other_prompts_is_refused(tmp_path, monkeypatch):

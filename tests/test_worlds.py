@@ -584,6 +584,19 @@ def test_a_round_that_cannot_be_told_of_ends_the_run(schedule):
         live(Actor(delay=random_delay(1)), schedule=schedule, complete=complete)
 
 
+def test_a_bug_of_one_rank_is_shown_with_its_traceback(caplog):
+    """The other ranks end that one before it could do so by itself."""
+
+    def told(call):
+        return KeyError("a bug") if call.round == 2 and call.step == "draft" and call.agent // 3 == 1 else None
+
+    with pytest.raises((KeyError, StageError), match="a bug"):
+        live(Actor(told, random_delay(1)), num_ranks=3)
+    (shown,) = [record for record in caplog.records if record.exc_info]
+    assert shown.getMessage() == "rank 1 failed"
+    assert shown.exc_info[0] is KeyError
+
+
 def test_a_bug_ends_the_run_as_itself():
     def told(call):
         return ZeroDivisionError("a bug") if call.place == (0, 2, 4) else None

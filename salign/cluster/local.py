@@ -12,6 +12,7 @@ from rich.console import Console
 
 from salign.cluster.plan import Unit, complete, units
 from salign.config import Config
+from salign.engines.programs import share_out, visible_devices
 from salign.errors import ConfigError, StageError, explain_os_error
 from salign.run import RunDir, forget, full_disk, read_failure
 from salign.tracking.mirror import prepare_environment
@@ -52,10 +53,11 @@ def _mpiexec() -> str:
     return found
 
 
-def _environment(num_processes: int) -> dict[str, str]:
-    """The cores shared out among processes that run at a time."""
+def _environment(num_processes: int, devices: Sequence[str]) -> dict[str, str]:
+    """The cores shared out among processes that run at a time; and the GPUs of one of them, if it has not all."""
     threads = max(1, (os.cpu_count() or 1) // num_processes)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ}
+    own = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, **own}
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -93,24 +95,27 @@ def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: 
         StageError: One failed; those that were running are ended.
     """
     waiting = list(pending)
-    running: dict[subprocess.Popen[bytes], Unit] = {}
+    running: dict[subprocess.Popen[bytes], tuple[Unit, int]] = {}
     num_at_once = config.cluster.num_ranks if pending[0].stage == "train" else min(num_workers, len(pending))
+    places = list(range(min(num_workers, len(pending))))
+    devices = visible_devices() if len(places) > 1 else []
     if pending[0].stage == "simulate":
         num_at_once *= config.cluster.ranks_per_shard
     try:
         while waiting or running:
             while waiting and len(running) < num_workers:
-                unit = waiting.pop(0)
+                unit, place = waiting.pop(0), places.pop(0)
                 forget(unit.folder)
                 with (run.logs / unit.log_name).open("wb") as log:
                     command = _command(unit, run, config)
-                    environment = _environment(num_at_once)
+                    environment = _environment(num_at_once, share_out(devices, num_workers)[place])
                     process = subprocess.Popen(
                         command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
                     )
-                running[process] = unit
+                running[process] = unit, place
             for process in [process for process in running if process.poll() is not None]:
-                unit = running.pop(process)
+                unit, place = running.pop(process)
+                places.append(place)
                 if process.returncode:
                     raise _failure(unit, run, process.returncode)
             time.sleep(_POLL_S)

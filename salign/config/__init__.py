@@ -47,11 +47,16 @@ from salign.config.sources import (
 from salign.config.training import (
     KINDS,
     AnswersData,
+    CoHObjective,
+    DatasetData,
     DatasetSection,
+    DPOObjective,
     GroupsData,
     Kind,
+    ListwiseDPOObjective,
     Objective,
     Ratio,
+    RRHFObjective,
     RunData,
     SFTObjective,
     StableObjective,
@@ -65,8 +70,11 @@ __all__ = [
     "KINDS",
     "Ablation",
     "AnswersData",
+    "CoHObjective",
     "CompleteTopology",
     "Config",
+    "DPOObjective",
+    "DatasetData",
     "DatasetSection",
     "DatasetSource",
     "EdgesTopology",
@@ -83,6 +91,7 @@ __all__ = [
     "IsolatedTopology",
     "JsonSource",
     "Kind",
+    "ListwiseDPOObjective",
     "LocalCluster",
     "MixturePart",
     "MoralStoriesSource",
@@ -90,6 +99,7 @@ __all__ = [
     "OpenAIEmbedder",
     "OpenAIEngine",
     "Population",
+    "RRHFObjective",
     "Ratio",
     "RunData",
     "RunSection",
@@ -193,10 +203,10 @@ class Config(Section):
         if unknown:
             mistakes.append(f"evaluate.models names {', '.join(unknown)}; known: {', '.join(known)}")
         ranks = self.cluster.num_ranks
-        for stage in self.train.stages:
-            if stage.groups_per_step % (ranks * stage.groups_per_row):
-                mistakes.append(
-                    f"train.stages.{stage.name}.groups_per_step {stage.groups_per_step} must be a multiple of "
-                    f"cluster.num_ranks x groups_per_row = {ranks} x {stage.groups_per_row}"
-                )
+        mistakes += [
+            f"train.stages.{stage.name}.groups_per_step {stage.groups_per_step} is less than cluster.num_ranks {ranks}"
+            ": some ranks would have nothing to do"
+            for stage in self.train.stages
+            if stage.groups_per_step < ranks
+        ]
         return unless(self, mistakes)

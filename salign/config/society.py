@@ -191,7 +191,8 @@ class SocietySection(Section):
         mistakes = []
         topology = self.topology
         num_agents = num_agents_of(topology)
-        if num_agents is not None and topology.kind != "isolated" and self.audience_size > num_agents - 1:
+        alone = topology.kind == "isolated" or "audience" in self.without
+        if num_agents is not None and not alone and self.audience_size > num_agents - 1:
             mistakes.append(
                 f"audience_size {self.audience_size} is larger than the rest of the society: a topology of "
                 f"{num_agents} agents leaves {num_agents - 1} others"

@@ -9,6 +9,7 @@ from salign.config.base import (
     AbsolutePath,
     Count,
     CountOrZero,
+    FolderOrHub,
     Name,
     NotBool,
     NotNegative,
@@ -67,7 +68,52 @@ class StableObjective(Section):
     max_flow: bool = False
 
 
-Objective = Annotated[SFTObjective | StableObjective, Field(discriminator="kind")]
+class DPOObjective(Section):
+    """Direct preference optimization: the better of two responses gains on the worse, measured from the model at start.
+
+    Rafailov et al. 2023, arXiv 2305.18290.
+    """
+
+    kind: Literal["dpo"]
+    beta: Positive = 0.1
+    """How strongly the model is held to where it started; in nats over a whole response."""
+    pairs: Literal["all", "best"] = "all"
+    """Pairs of a group: all with different scores, or the best response with each that is rated lower."""
+    label_smoothing: Annotated[float, NotBool, Field(ge=0, lt=0.5)] = 0.0
+    """The share of pairs that are taken to be rated the wrong way round (conservative DPO)."""
+
+
+class ListwiseDPOObjective(Section):
+    """DPO over the whole ranking of a group at once, under Plackett and Luce's model (its paper's appendix A.3)."""
+
+    kind: Literal["listwise_dpo"]
+    beta: Positive = 0.1
+
+
+class RRHFObjective(Section):
+    """RRHF: a response rated higher is to be likelier by the token, and the best one is learnt.
+
+    Yuan et al. 2023, arXiv 2304.05302.
+    """
+
+    kind: Literal["rrhf"]
+    sft_weight: NotNegative = 1.0
+    """Weight of the best response's likelihood, which is a sum over its tokens as in the paper."""
+
+
+class CoHObjective(Section):
+    """Chain of Hindsight: the best and the worst response in one text, each after a word on it; the text is learnt.
+
+    Liu et al. 2023, arXiv 2302.02676.
+    """
+
+    kind: Literal["coh"]
+
+
+Objective = Annotated[
+    SFTObjective | StableObjective | DPOObjective | ListwiseDPOObjective | RRHFObjective | CoHObjective,
+    Field(discriminator="kind"),
+]
 
 
 class RunData(Section):
@@ -76,11 +122,37 @@ class RunData(Section):
     kind: Literal["run"]
 
 
-class GroupsData(Section):
-    """A file of groups: `groups.jsonl`, or the released `sandbox_v1.json` shape."""
+class _RatedData(Section):
+    score_range: tuple[Annotated[float, NotBool], Annotated[float, NotBool]] | None = None
+    """The ends of the scale of the file's scores, which is mapped onto 1..7; None: it is 1..7."""
+    skip_bad: bool = False
+    """Malformed rows are skipped, and counted; False: the first is an error."""
+
+    @field_validator("score_range")
+    @classmethod
+    def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError(f"[{value[0]:g}, {value[1]:g}] is no scale; give [lowest, highest]")
+        return value
+
+
+class GroupsData(_RatedData):
+    """A file of groups, or of preferences in one of TRL's shapes: a JSON array or JSON Lines (also .gz).
+
+    What is in the file decides: `groups.jsonl` or the released `sandbox_v1.json` shape; `prompt`, `chosen`, `rejected`
+    (the prompt may be implied); `prompt`, `completion`, `label`.
+    """
 
     kind: Literal["groups"]
     path: AbsolutePath
+
+
+class DatasetData(_RatedData):
+    """A Hugging Face dataset (hub id, or a folder written by `save_to_disk`) with rows of those shapes."""
+
+    kind: Literal["dataset"]
+    path: FolderOrHub
+    split: str = "train"
 
 
 class AnswersData(Section):
@@ -90,7 +162,7 @@ class AnswersData(Section):
     source: Source = EverydaySource()
 
 
-TrainingData = Annotated[RunData | GroupsData | AnswersData, Field(discriminator="kind")]
+TrainingData = Annotated[RunData | GroupsData | DatasetData | AnswersData, Field(discriminator="kind")]
 
 
 class TrainStage(Section):
@@ -105,13 +177,18 @@ class TrainStage(Section):
     max_grad_norm: Positive = 1.0
     groups_per_step: Count = 8
     """Groups in one optimizer step, over all ranks and accumulation."""
-    groups_per_row: Count = 1
-    """Groups in one forward pass of one rank."""
+    row_tokens: Count | None = None
+    """Groups share a row, one forward pass of one rank, up to so many tokens; None: each has a row of its own."""
     num_responses: Count = 4
     """Responses of a group in one step: the best, and others drawn at random."""
     max_tokens: Count = 480
     """Longest query + response; a longer response is left out whole, and counted."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    """Less memory for a third more time: states are computed again for the gradient."""
+    held_out_share: Share = 0.0
+    """Of the groups; they are not trained on, and the loss on them is measured every `evaluate_every_steps`."""
+    evaluate_every_steps: Count = 50
     deepspeed: AbsolutePath
     checkpoint_every_steps: Count = 100
     keep_checkpoints: CountOrZero = 2
@@ -123,6 +200,16 @@ class TrainStage(Section):
         if value == "base":
             raise ValueError("'base' names the model that training starts from; choose another name")
         return value
+
+    @model_validator(mode="after")
+    def _has_pairs(self) -> "TrainStage":
+        compares = self.objective.kind in ("dpo", "listwise_dpo")
+        if compares and (self.num_responses < 2 or self.data.kind == "answers"):
+            raise ValueError(
+                f"the objective {self.objective.kind} compares responses: num_responses must be at least 2, and data "
+                "of kind answers has one a group"
+            )
+        return self
 
 
 class TrainSection(Section):

@@ -1,5 +1,6 @@
 """Interactions of all worlds -> alignment data of three kinds (method: section 2)."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -7,7 +8,7 @@ from typing import Any
 
 from salign.config import KINDS, Config, DatasetSection, Kind, Ratio
 from salign.dataset import templates
-from salign.dataset.groups import load_groups
+from salign.dataset.groups import read_groups
 from salign.dataset.leaks import find_leaks, prompts_of
 from salign.errors import StageError
 from salign.records import AlignmentGroup, Interaction, read_interactions, to_line
@@ -19,6 +20,9 @@ from salign.tracking.metrics import read_metrics
 from salign.tracking.mirror import open_mirror
 
 Rated = tuple[str, float | None]
+
+# Training texts that are compared at a time.
+_LEAK_BATCH = 10_000
 
 
 def _rows(interaction: Interaction, section: DatasetSection) -> Iterator[tuple[Kind, str, list[Rated]]]:
@@ -143,6 +147,17 @@ def evaluation_prompts(config: Config) -> list[str]:
     return prompts
 
 
+def _training_texts(config: Config, groups: Iterable[AlignmentGroup]) -> Iterator[str]:
+    """All that is trained on, or that agents remember."""
+    yield from (exemplar.question for exemplar in sources.load(config.society.prior))
+    yield from (text for group in groups for text in (group.provenance["question"], group.query))
+    for stage in config.train.stages:
+        if stage.data.kind == "answers":
+            yield from sources.questions(stage.data.source)
+        elif stage.data.kind != "run":
+            yield from (group.query for group in read_groups(stage.data, Counter()))
+
+
 def check_leaks(config: Config, groups: Iterable[AlignmentGroup]) -> int:
     """Compares all that is trained on, or that agents remember, with the evaluation prompts.
 
@@ -151,16 +166,13 @@ def check_leaks(config: Config, groups: Iterable[AlignmentGroup]) -> int:
 
     Raises:
         StageError: Some are in it, with their number and the first of them.
+        DataError: A stage's data is missing or malformed; all of its rows are read here.
     """
-    training = [exemplar.question for exemplar in sources.load(config.society.prior)]
-    training += [text for group in groups for text in (group.provenance["question"], group.query)]
-    for stage in config.train.stages:
-        if stage.data.kind == "answers":
-            training += sources.questions(stage.data.source)
-        elif stage.data.kind == "groups":
-            training += [group.query for group in load_groups(stage.data.path).groups]
-    evaluation = set(evaluation_prompts(config))
-    leaked = find_leaks(training, sorted(evaluation))
+    evaluation = sorted(set(evaluation_prompts(config)))
+    texts, found = _training_texts(config, groups), set()
+    while batch := list(itertools.islice(texts, _LEAK_BATCH)):
+        found.update(find_leaks(batch, evaluation))
+    leaked = sorted(found)
     if leaked:
         raise StageError(
             f"{len(leaked)} of {len(evaluation)} evaluation prompts are in the training data or in the agents' initial "

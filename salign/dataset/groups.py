@@ -1,18 +1,127 @@
-"""Files of alignment groups: ours, and the released `sandbox_v1.json` shape."""
+"""Groups from files and datasets, read row by row."""
 
+import contextlib
 import dataclasses
+import hashlib
+import itertools
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from salign.config import AnswersData
-from salign.dataset.templates import plain_query
-from salign.errors import DataError
-from salign.records import MAX_SCORE, AlignmentGroup
+from salign.config import AnswersData, DatasetData, GroupsData
+from salign.dataset.formats import RowError, Shape, parse, shape_of, stream_rows
+from salign.errors import DataError, StageError
+from salign.records import MAX_SCORE, MIN_SCORE, AlignmentGroup
+from salign.run import sha256
 from salign.society import sources
-from salign.society.sources import read_rows
 
-# The released code writes these in the place of a rating that it could not read (method: section 5).
-_RELEASED_PLACEHOLDERS = (-1, 8)
+
+def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Iterator[AlignmentGroup]:
+    """The groups of a file or a dataset, in its order, of which one at a time is in memory.
+
+    Rows of TRL's unpaired preferences with the same prompt become one group, where the first of them stands.
+
+    Args:
+        data: Where they are, and on which scale.
+        left_out: Counts, while the groups are read, `unrated_responses` (the score is null, or a placeholder of the
+            released code, -1 or 8; a group of such alone is left out), `bad_rows` (malformed ones, where
+            `data.skip_bad` is set) and `only_bad_groups` (unpaired rows of a prompt without a good one).
+
+    Raises:
+        DataError: The file is missing, has no group in it, or a row is malformed, with file, row and reason.
+    """
+    left_out.update(unrated_responses=0, bad_rows=0)
+    rows = stream_rows(data.path) if isinstance(data, GroupsData) else _dataset_rows(data)
+    shape, rows = _first_shape(rows, data, left_out)
+    groups = _parsed(rows, shape, data, left_out)
+    empty = True
+    for group in _gathered(groups) if shape == "unpaired" else groups:
+        if shape == "unpaired" and max(group.scores) == MIN_SCORE:
+            left_out["only_bad_groups"] += 1  # its best response would be learnt
+            continue
+        empty = False
+        yield group
+    if empty:
+        raise _no_group(data)
+
+
+def _dataset_rows(data: DatasetData) -> Iterator[tuple[int, object]]:
+    yield from enumerate(sources.load_split(data.path, data.split), start=1)
+
+
+def _first_shape(
+    rows: Iterator[tuple[int, object]], data: GroupsData | DatasetData, left_out: Counter[str]
+) -> tuple[Shape, Iterator[tuple[int, object]]]:
+    """The shape of the first row that has one, and the rows from there on."""
+    for number, row in rows:
+        try:
+            return shape_of(row), itertools.chain([(number, row)], rows)
+        except RowError as error:
+            _refuse(number, error, data, left_out)
+    raise _no_group(data)
+
+
+def _parsed(
+    rows: Iterator[tuple[int, object]], shape: Shape, data: GroupsData | DatasetData, left_out: Counter[str]
+) -> Iterator[AlignmentGroup]:
+    for number, row in rows:
+        try:
+            group, num_unrated = parse(row, shape, data.score_range)
+        except ValueError as error:
+            _refuse(number, error, data, left_out)
+            continue
+        left_out["unrated_responses"] += num_unrated
+        if group is not None:
+            yield group
+
+
+def _refuse(number: int, error: ValueError, data: GroupsData | DatasetData, left_out: Counter[str]) -> None:
+    if not data.skip_bad:
+        raise DataError(
+            f"{data.path}, row {number}: {error}. Mend the row, or leave such rows out by skip_bad"
+        ) from None
+    left_out["bad_rows"] += 1
+
+
+def _no_group(data: GroupsData | DatasetData) -> DataError:
+    return DataError(f"{data.path} holds no group with a rated response")
+
+
+def _gathered(groups: Iterable[AlignmentGroup]) -> Iterator[AlignmentGroup]:
+    """Groups of one response with the same query as one, in the order of their first rows.
+
+    Such rows may stand anywhere in a file, so they are sorted in a temporary one.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect("")) as db:
+            db.execute("CREATE TABLE item (number INTEGER PRIMARY KEY, query TEXT, response TEXT, score REAL)")
+            items = ((group.query, group.responses[0], group.scores[0]) for group in groups)
+            db.executemany("INSERT INTO item (query, response, score) VALUES (?, ?, ?)", items)
+            rows = db.execute(
+                "SELECT query, response, score FROM "
+                "(SELECT *, MIN(number) OVER (PARTITION BY query) AS first FROM item) ORDER BY first, number"
+            )
+            for query, same in itertools.groupby(rows, key=lambda row: row[0]):
+                _, responses, scores = zip(*same, strict=True)
+                yield AlignmentGroup(query, responses, scores)
+    except sqlite3.OperationalError as error:
+        raise StageError(
+            f"rows with the same prompt are gathered in a temporary file, which failed: {error}. Set TMPDIR to a "
+            "folder with room for the data."
+        ) from error
+
+
+def digest_of(data: GroupsData | DatasetData | AnswersData) -> str:
+    """What changes when the groups of a file, a dataset or a source do."""
+    if isinstance(data, GroupsData):
+        content = sha256(data.path)
+    elif isinstance(data, DatasetData):
+        content = sources.load_split(data.path, data.split)._fingerprint
+    else:
+        content = hashlib.sha256(repr(demonstrations(data)).encode()).hexdigest()
+    how = None if isinstance(data, AnswersData) else (data.score_range, data.skip_bad)
+    return hashlib.sha256(repr((content, how)).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,59 +133,10 @@ class LoadedGroups:
 
 
 def load_groups(path: Path) -> LoadedGroups:
-    """Reads groups from a JSON array or JSON Lines (also .gz), one `{query, responses, scores}` a row.
-
-    Responses whose score is null, or one of the placeholders of the released code (-1 and 8), are left out and
-    counted; so are groups in which nothing remains.
-
-    Raises:
-        DataError: The file is missing, empty or a row is malformed, with file, row and reason.
-    """
-    groups, num_unrated = [], 0
-    for number, row in read_rows(path):
-        place = f"{path}, row {number}"
-        query, responses, scores = _fields(row, place)
-        rated = [
-            (response, float(score))
-            for response, score in zip(responses, scores, strict=True)
-            if score is not None and score not in _RELEASED_PLACEHOLDERS
-        ]
-        num_unrated += len(responses) - len(rated)
-        if not rated:
-            continue
-        try:
-            groups.append(
-                AlignmentGroup(
-                    query=plain_query(query),
-                    responses=tuple(response for response, _ in rated),
-                    scores=tuple(score for _, score in rated),
-                    kind=row.get("kind"),
-                    provenance=row.get("provenance") or {},
-                )
-            )
-        except ValueError as error:
-            raise DataError(f"{place}: {error}") from None
-    if not groups:
-        raise DataError(f"{path} holds no group with a rated response")
-    return LoadedGroups(groups, num_unrated)
-
-
-def _fields(row: Any, place: str) -> tuple[str, list[str], list[float | None]]:
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: no object but {type(row).__name__}; a group is {{query, responses, scores}}")
-    missing = [name for name in ("query", "responses", "scores") if name not in row]
-    if missing:
-        raise DataError(f"{place}: {', '.join(missing)} missing; a group is {{query, responses, scores}}")
-    query, responses, scores = row["query"], row["responses"], row["scores"]
-    if not isinstance(query, str):
-        raise DataError(f"{place}: the query is no text")
-    if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
-        raise DataError(f"{place}: responses must be a list of texts")
-    if not isinstance(scores, list) or not all(score is None or type(score) in (int, float) for score in scores):
-        raise DataError(f"{place}: scores must be a list of numbers (null where there is none)")
-    if len(responses) != len(scores):
-        raise DataError(f"{place}: {len(responses)} responses and {len(scores)} scores; as many of each are needed")
-    return query, responses, scores
+    """All groups of a file, for one that is small; see `read_groups`."""
+    left_out: Counter[str] = Counter()
+    groups = list(read_groups(GroupsData(kind="groups", path=path), left_out))
+    return LoadedGroups(groups, left_out["unrated_responses"])
 
 
 def demonstrations(data: AnswersData) -> list[AlignmentGroup]:

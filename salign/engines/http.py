@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import re
 import urllib.request
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -35,6 +36,9 @@ _PATIENCE = 10
 
 # vLLM and llama.cpp close a connection that is idle for 5 s; a call that is sent at that moment would be lost.
 _KEEP_ALIVE_S = 3.0
+
+# The user and password of a proxy, which the environment names and aiohttp's errors quote.
+_USER_OF_URL = re.compile(r"(?<=://)[^/\s'\"]*@")
 
 
 class _MayPassError(Exception):
@@ -193,18 +197,22 @@ class Server:
         return self.short(f"HTTP {status}: {said.decode('utf-8', 'replace') if isinstance(said, bytes) else said}")
 
     def short(self, said: str | bytes) -> str:
-        """What is said, on one line, as a file can take it, without the key if it is in there."""
+        """What is said, on one line, as a file can take it, without the key and a proxy's password."""
         raw = said if isinstance(said, bytes) else said.encode("utf-8", "replace")
-        text = " ".join(raw.decode("utf-8", "replace").split())
+        text = _USER_OF_URL.sub("", " ".join(raw.decode("utf-8", "replace").split()))
         return redact(text.replace(self._key, f"<{self._key_name}>") if self._key else text)[:300]
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL is of this machine, where no proxy has a part in it."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _proxy(url: str) -> URL | None:
     """The proxy that the environment names for a URL (https_proxy, all_proxy, ... and no_proxy); none for loopback."""
     parts = urlsplit(url)
-    if parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127."):
-        return None
-    if urllib.request.proxy_bypass(parts.netloc):
+    if is_loopback(url) or urllib.request.proxy_bypass(parts.netloc):
         return None
     proxies = urllib.request.getproxies()
     named = proxies.get(parts.scheme) or proxies.get("all")

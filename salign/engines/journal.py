@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -23,6 +23,7 @@ from salign.errors import CallRejectedError, ConfigError, StageError
 
 JOURNAL_VERSION = 1
 _KEY_BYTES = 16
+_TAIL_BYTES = 1 << 16
 _BEGIN = b'{"key":"'
 _KEY_START = len(_BEGIN)
 _KEY_END = _KEY_START + 2 * _KEY_BYTES
@@ -77,17 +78,30 @@ def _answer(row: Mapping[str, Any]) -> Answer:
     return RatingReply(probabilities, row["mass"], prompt_tokens, completion_tokens, row.get("served"))
 
 
+def _end_of_last_line(file: IO[bytes]) -> int:
+    start = file.seek(0, os.SEEK_END)
+    while start > 0:
+        end, start = start, max(0, start - _TAIL_BYTES)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+    return 0
+
+
 class _File:
     """One journal file, mapped into memory; its whole lines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with path.open("rb") as file:
-            # An empty file cannot be mapped.
+            # Its writer may be another process that cuts a torn end off now: what is cut off while it is mapped is a
+            # SIGBUS where it is read.
+            self.num_bytes = _end_of_last_line(file)
+            # Nothing cannot be mapped.
             self._bytes: mmap.mmap | bytes = (
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+                mmap.mmap(file.fileno(), self.num_bytes, access=mmap.ACCESS_READ) if self.num_bytes else b""
             )
-        self.num_bytes = self._bytes.rfind(b"\n") + 1
         self.header_bytes = self._bytes.find(b"\n") + 1
 
     def header(self) -> dict[str, Any] | None:
@@ -189,9 +203,15 @@ class Journal:
             self.write()
 
     def find(self, key: bytes) -> Answer | None:
-        """The answer that was recorded; None where there is none."""
+        """The answer that was recorded; None where there is none.
+
+        A refusal counts in a replay alone: it was paid with nothing, and its reason may be gone.
+        """
         place = self._index.get(key)
-        return None if place is None else place[0].read(place[1])
+        if place is None:
+            return None
+        answer = place[0].read(place[1])
+        return None if isinstance(answer, CallRejectedError) and self._descriptor is not None else answer
 
     def append(self, key: bytes, answer: Answer, seconds: float) -> None:
         """Records an answer. It is in the file when the event loop has come round once.
@@ -209,6 +229,8 @@ class Journal:
         self._waiting.append(_record(key, answer, seconds))
 
     def _write_later(self) -> None:
+        if self._descriptor is None:  # closed since, and written then
+            return
         with contextlib.suppress(OSError):  # kept in _error: the next call says it
             self.write()
 

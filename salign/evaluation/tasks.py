@@ -10,7 +10,8 @@ from salign.errors import DataError
 from salign.records import MAX_SCORE, MIN_SCORE, AlignmentGroup
 from salign.society.sources import moral_story, read_rows
 from salign.training.model import response_nll
-from salign.training.packing import lay_out, tokenize
+from salign.training.packing import lay_out
+from salign.training.tokens import tokenize
 
 
 def moral_stories(path: Path, limit: int | None) -> list[AlignmentGroup]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 
+# Where a model is and how it is asked; which one it is, the others say.
+ADDRESS = {"base_url", "api_key_env", "timeout_s", "num_retries", "device"}
+
 _TEXTS_PER_FORWARD = 32
 _TEXTS_PER_CALL = 256
 
@@ -167,6 +170,8 @@ class _Answer(BaseModel):
 def _of_server(section: OpenAIEmbedder, texts: Sequence[str]) -> NDArray[np.float64]:
     import openai
 
+    from salign.engines.http import is_loopback
+
     key = os.environ.get(section.api_key_env, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(f"the key in {section.api_key_env} has characters that no key has; set it again.")
@@ -176,6 +181,8 @@ def _of_server(section: OpenAIEmbedder, texts: Sequence[str]) -> NDArray[np.floa
         api_key=key or "none",  # a local server asks for none, and the client refuses to be made without one
         timeout=section.timeout_s,
         max_retries=section.num_retries,
+        # The client would ask a proxy of the environment for this machine too.
+        http_client=openai.DefaultHttpxClient(trust_env=False) if is_loopback(section.base_url) else None,
     ) as client:
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             vectors += _call(client, section, texts[start : start + _TEXTS_PER_CALL])

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -15,14 +16,16 @@ from salign.engines.gate import Gate
 from salign.engines.journal import Journal, ReplayEngine, written_header
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import open_engine
+from salign.engines.programs import share_out, visible_devices
 from salign.errors import SalignError, redact
 from salign.run import RunDir, lock, mark_done, record_failure, recording_failure
 from salign.society import sources
 from salign.society.back_scatter import Speaker
+from salign.society.embedders import ADDRESS
 from salign.society.memory import QuestionTable
 from salign.society.population import answers_by_label
 from salign.society.prompts import PROMPTS_VERSION
-from salign.society.ranks import Ranks, join
+from salign.society.ranks import Ranks, join, place_here
 from salign.society.rounds import Round
 from salign.society.simulation import Simulation
 from salign.society.spool import Spool, write_sorted
@@ -37,6 +40,8 @@ _SYNC_EVERY_S = 1.0
 # What decides which calls are made in what order, when they end and what counts, but not what they say.
 _NOT_IN_JOURNAL = {"num_worlds", "num_shards", "max_rounds", "stopping", "schedule", "max_alive", "gates"}
 _NOT_IN_JOURNAL |= {"mixture", "observer"}  # they stand there as models and instructions
+# What of an engine makes another answer of the same call.
+_ANSWERED_BY = ("begins_replies", "num_top_logprobs", "context_length")
 
 
 def worlds_of(society: SocietySection, shard: int) -> range:
@@ -60,9 +65,17 @@ def _model_names(society: SocietySection) -> list[str]:
 def _header(config: Config, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
     """Of what a journal is: models, seed, prompts, and all of the society that shapes its calls."""
     society = config.society
-    shape = society.model_dump(mode="json", exclude=_NOT_IN_JOURNAL)
+    shape = society.model_dump(mode="json", exclude={**dict.fromkeys(_NOT_IN_JOURNAL, True), "embedder": ADDRESS})
+    sections = {"engine": config.engine, "society.observer": society.observer}
+    sections |= {f"society.mixture.{part.name}.engine": part.engine for part in society.mixture}
     return {
         **{name: engine.identity for name, engine in zip(_model_names(society), engines, strict=True)},
+        **{
+            f"{name}.{setting}": getattr(section, setting)
+            for name, section in sections.items()
+            for setting in _ANSWERED_BY
+            if hasattr(section, setting)
+        },
         **{f"society.mixture.{part.name}.instructions": part.instructions for part in society.mixture},
         **{f"society.mixture.{part.name}.share": part.share for part in society.mixture},
         "run.seed": config.run.seed,
@@ -75,7 +88,8 @@ def _header(config: Config, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
 async def _open_engines(config: Config, logs: Path) -> AsyncIterator[list[MeteredEngine]]:
     """The run's engine, the observer's, then one for each part of a mixed society; the run's where none is named."""
     society = config.society
-    others = [("observer", society.observer), *((part.name, part.engine) for part in society.mixture)]
+    parts = ((f"mixture/{part.name}", part.engine) for part in society.mixture)
+    others = [("observer", society.observer), *parts]
     async with contextlib.AsyncExitStack() as stack:
         engines = [await stack.enter_async_context(open_engine(config.engine, config.model, logs))]
         for name, section in others:
@@ -100,9 +114,14 @@ class _Progress:
     """Writes the shard's metrics, of all ranks: once a second, and for each round that is complete."""
 
     def __init__(
-        self, folder: Path, config: Config, worlds: Sequence[World], engines: Sequence[MeteredEngine], ranks: Ranks
+        self,
+        log: MetricsLog | None,
+        config: Config,
+        worlds: Sequence[World],
+        engines: Sequence[MeteredEngine],
+        ranks: Ranks,
     ) -> None:
-        self._log = MetricsLog(folder / "metrics.jsonl") if ranks.rank == 0 else None
+        self._log = log
         self._engines = list(dict.fromkeys(engines))
         self._ranks = ranks
         self._others: dict[int, dict[str, float]] = {}
@@ -136,23 +155,20 @@ class _Progress:
     def tick(self) -> None:
         if self._log is not None:
             self._log.log(self._figures())
-        else:
+        elif self._ranks.rank > 0:
             self._ranks.send(0, ("figures", self._here()))
 
     def complete(self, round_: Round) -> None:
-        assert self._log is not None
-        self._log.log({**self._figures(), **round_.metrics()})
+        if self._log is not None:
+            self._log.log({**self._figures(), **round_.metrics()})
 
     def end(self, facts: dict[str, Any]) -> None:
         """The last figures, with what all ranks count together."""
-        assert self._log is not None
+        if self._log is None:
+            return
         tokens = facts["prompt_tokens"] + facts["completion_tokens"]
         total = {"sim/calls": facts["num_calls"], "sim/tokens": tokens, "sim/interactions": facts["num_held"]}
         self._log.log({**self._figures(), **total})
-
-    def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
 
 
 def _worlds(config: Config, shard: int, folder: Path, engines: Sequence[MeteredEngine], ranks: Ranks) -> list[World]:
@@ -186,6 +202,7 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
     if replay:
         # Nothing runs ahead of a decision then: each call that is asked for was asked for.
         config = config.model_copy(update={"society": config.society.model_copy(update={"schedule": "lockstep"})})
+    _take_own_gpus()
     logs = folder / "servers" if ranks.size == 1 else folder / "servers" / f"rank-{ranks.rank}"
     opened = _open_replay(config, folder) if replay else _open_engines(config, logs)
     with contextlib.ExitStack() as stack:
@@ -196,8 +213,8 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
                 engine.journal = journal
             worlds = _worlds(config, shard, folder, engines, ranks)
             spool = stack.enter_context(Spool(folder / f".interactions-{ranks.rank:05d}.part"))
-            progress = _Progress(folder, config, worlds, engines, ranks)
-            stack.callback(progress.close)
+            log = None if replay or ranks.rank > 0 else stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
+            progress = _Progress(log, config, worlds, engines, ranks)
             simulation = progress.simulation = Simulation(
                 config.society, worlds, spool, ranks=ranks, complete=progress.complete, told=progress.told
             )
@@ -215,6 +232,14 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             facts |= simulation.validity.figures()
         ranks.barrier()  # nobody removes its spool before it is read
         return None if everybody is None else facts
+
+
+def _take_own_gpus() -> None:
+    """Of the GPUs that all ranks on this machine see, each takes its share."""
+    rank, num_ranks = place_here()
+    devices = visible_devices() if num_ranks > 1 else []
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share_out(devices, num_ranks)[rank])
 
 
 async def _until_first(work: Any, beside: Any) -> None:
@@ -298,7 +323,7 @@ def run_shard(run: RunDir, config: Config, shard: int, *, replay: bool = False) 
         DataError: Questions or prior cannot be read.
     """
     folder = run.shard(shard)
-    ranks = join(1 if replay else config.cluster.ranks_per_shard)
+    ranks = join(config.cluster.ranks_per_shard, alone=replay)
     if ranks.rank > 0:
         ranks.barrier()  # until the shard is this launch's
         _run(config, shard, folder, ranks, replay)
@@ -310,7 +335,9 @@ def run_shard(run: RunDir, config: Config, shard: int, *, replay: bool = False) 
                 written_header(folder)  # where there is no journal, what is complete stays so
             else:
                 stack.enter_context(recording_failure(folder))
-            (folder / "metrics.jsonl").unlink(missing_ok=True)
+                (folder / "metrics.jsonl").unlink(missing_ok=True)
+            for left in folder.glob(".*.part"):  # of processes that were killed
+                left.unlink()
             ranks.barrier()
         facts = _run(config, shard, folder, ranks, replay)
         assert facts is not None
@@ -324,7 +351,9 @@ def _ending_all(ranks: Ranks) -> Iterator[None]:
         yield
     except BaseException as error:
         if ranks.size > 1:
-            logger.error("rank %d: %s", ranks.rank, redact(str(error) or type(error).__name__))  # noqa: TRY400
+            bug = isinstance(error, Exception) and not isinstance(error, SalignError | OSError)
+            said = redact(str(error) or type(error).__name__)
+            logger.error("rank %d: %s", ranks.rank, said, exc_info=bug)  # noqa: TRY400
             ranks.abort(error.exit_code if isinstance(error, SalignError) else 1)
         raise
 

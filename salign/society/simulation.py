@@ -8,17 +8,20 @@ were alive themselves, and have their turn before any other when they are ready 
 
 import asyncio
 import heapq
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from salign.config import SocietySection
-from salign.errors import StageError
+from salign.errors import SalignError, StageError
 from salign.records import Feedback, Interaction
 from salign.society.back_scatter import Tally
 from salign.society.ranks import Alone, Message, Ranks
 from salign.society.rounds import ParetoStop, Round, Validity
 from salign.society.spool import Spool
 from salign.society.world import Ask, World
+
+logger = logging.getLogger(__name__)
 
 # Before a rank that failed ends all ranks, the others may note what it failed of.
 _LAST_WORDS_S = 1.0
@@ -146,9 +149,12 @@ class Simulation:
             raise
         except BaseException as error:
             if self._ranks.size > 1 and not self._failed_elsewhere:
+                if not isinstance(error, SalignError | OSError):
+                    # A bug: this process may be ended before its traceback is shown.
+                    logger.exception("rank %d failed", self._ranks.rank)
                 for rank in range(self._ranks.size):
                     if rank != self._ranks.rank:
-                        self._ranks.send(rank, ("failed", str(error)))
+                        self._ranks.send(rank, ("failed", str(error) or type(error).__name__))
                 await asyncio.sleep(_LAST_WORDS_S)
             raise
         finally:

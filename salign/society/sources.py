@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from salign.config import (
     DatasetSource,
@@ -24,7 +24,13 @@ from salign.config import (
 from salign.errors import DataError
 from salign.records import json_lines
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 Label = Literal["good", "bad"]
+
+# What a damaged file, or one that is no text, leads to while it is read.
+UNREADABLE = (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error)
 
 # Every sixth embedded question is held out: 4 of the 24 of each topic.
 _HELD_OUT_EVERY = 6
@@ -63,7 +69,7 @@ def read_text(path: Path) -> str:
     try:
         with open_text(path) as file:
             return file.read()
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: no UTF-8 text, or damaged ({error})") from None
 
 
@@ -103,7 +109,7 @@ def _load(source: Source) -> Iterable[Exemplar]:
     if isinstance(source, JsonSource):
         return _from_fields(read_rows(source.path), source, source.path)
     if isinstance(source, DatasetSource):
-        return _from_fields(_dataset_rows(source), source, source.path)
+        return _from_fields(enumerate(load_split(source.path, source.split), start=1), source, source.path)
     if isinstance(source, HHSource):
         return _hh(source)
     return _moral_stories(source)
@@ -139,23 +145,26 @@ def _from_fields(rows: Iterable[tuple[int, Any]], source: FieldsSource, path: Pa
         yield Exemplar(question, _text(row, source.answer, place), cast(Label, label))
 
 
-def _dataset_rows(source: DatasetSource) -> Iterator[tuple[int, Any]]:
+def load_split(path: str, split: str) -> "Dataset":
+    """A split of a Hugging Face dataset: of the hub, or of a folder written by `save_to_disk`.
+
+    Raises:
+        DataError: It does not load, or the package datasets is missing.
+    """
     try:
         import datasets
     except ImportError:
-        raise DataError("a source of kind `dataset` needs the package datasets: pip install datasets") from None
+        raise DataError("data of kind `dataset` needs the package datasets: pip install datasets") from None
     try:
-        if Path(source.path).is_dir():
-            loaded = datasets.load_from_disk(source.path)
-            rows = loaded[source.split] if isinstance(loaded, dict) else loaded
-        else:
-            rows = datasets.load_dataset(source.path, split=source.split)
+        if Path(path).is_dir():
+            loaded = datasets.load_from_disk(path)
+            return loaded[split] if isinstance(loaded, dict) else loaded
+        return datasets.load_dataset(path, split=split)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"the dataset {source.path} (split {source.split}) does not load: {error}. Give a hub id, or a folder "
-            "written by save_to_disk."
+            f"the dataset {path} (split {split}) does not load: {error}. Give a hub id, or a folder written by "
+            "save_to_disk."
         ) from error
-    yield from enumerate(rows, start=1)
 
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")

@@ -1,6 +1,9 @@
 """Checkpoints of a stage: DeepSpeed's files under a marker; the newest complete one to go on from; the final model."""
 
+import logging
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,15 @@ from typing import Any
 import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from salign.errors import ConfigError
-from salign.run import mark_done, new_folder, noticing_full_disk, read_done
-from salign.training.distributed import Ranks
+from salign.errors import ConfigError, StageError
+from salign.run import mark_done, new_folder, noticing_full_disk, read_done, sha256
+from salign.training.distributed import Ranks, share_from_main
+
+logger = logging.getLogger(__name__)
+
+_UNIVERSAL = "universal-"
+# From the first ZeRO stage to the second, at whatever number of ranks; others DeepSpeed 0.19 cannot.
+_CONVERTIBLE = {(1, 2)}
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,8 @@ def save(engine: Any, store: Store, ranks: Ranks, state: dict[str, Any]) -> None
     dist.barrier()
     checkpoints.mkdir(parents=True, exist_ok=True)
     with noticing_full_disk(checkpoints):
-        engine.save_checkpoint(str(checkpoints), tag=name, client_state=state, save_latest=False)
+        kept = {**state, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        engine.save_checkpoint(str(checkpoints), tag=name, client_state=kept, save_latest=False)
     dist.barrier()
     if ranks.is_main:
         names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -60,34 +70,80 @@ def prune(checkpoints: Path, keep: int) -> None:
     for folder in checkpoints.glob("step-*"):
         if folder not in kept:
             shutil.rmtree(folder)
+    for folder in checkpoints.glob(f"{_UNIVERSAL}*"):
+        shutil.rmtree(folder)
     if not kept:
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def resume(engine: Any, store: Store, ranks: Ranks) -> dict[str, Any] | None:
-    """Loads the newest complete checkpoint that was trained from the same inputs; every rank calls it.
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint to go on from; `universal` if it was converted from another number of ranks or ZeRO stage."""
+
+    folder: Path
+    universal: bool
+
+
+def find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
+    """The newest whole checkpoint that was trained from the same inputs; every rank calls it before its engine is made.
+
+    One that was written by another number of ranks is converted to DeepSpeed's universal form, once. One that is not
+    what its marker vouches for is passed over with a warning.
+
+    Raises:
+        ConfigError: It was written under a ZeRO stage that DeepSpeed cannot convert to this one.
+        StageError: The conversion failed.
+    """
+    return share_from_main((_find(store, ranks, zero_stage),) if ranks.is_main else None)[0]
+
+
+def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
+    for folder in reversed(_folders(store.folder)):
+        done = read_done(folder)
+        if done is None or done.inputs != store.inputs:
+            continue
+        damaged = [name for name, seen in done.files.items() if sha256(folder / name) != seen["sha256"]]
+        if damaged:
+            logger.warning("the checkpoint %s is damaged (%s); it is passed over", folder, damaged[0])
+            continue
+        written, num_ranks = done.facts["zero_stage"], done.facts["num_ranks"]
+        if written != zero_stage and (written, zero_stage) not in _CONVERTIBLE:
+            raise ConfigError(
+                f"the checkpoint {folder} was written under ZeRO stage {written}, now it is {zero_stage}, and "
+                f"DeepSpeed cannot convert it. Go on with stage {written}, or remove {store.folder} to begin the "
+                "stage again."
+            )
+        if (written, num_ranks) == (zero_stage, ranks.size):
+            return Found(folder, universal=False)
+        return Found(_universal(folder, num_ranks, ranks.size), universal=True)
+    return None
+
+
+def _universal(folder: Path, written_by: int, num_ranks: int) -> Path:
+    converted = folder.with_name(f"{_UNIVERSAL}{folder.name}")
+    if not converted.is_dir():
+        logger.info("the checkpoint %s of %d ranks is converted for %d", folder, written_by, num_ranks)
+        with new_folder(converted) as part:
+            words = ["--input_folder", str(folder), "--output_folder", str(part), "--inject_missing_state"]
+            command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise StageError(
+                    f"the checkpoint {folder} of {written_by} ranks cannot be converted for {num_ranks}: "
+                    f"{(done.stderr.strip().splitlines() or ['no message'])[-1]}. Go on with {written_by} ranks."
+                )
+    return converted
+
+
+def resume(engine: Any, found: Found | None) -> dict[str, Any] | None:
+    """Loads a checkpoint; every rank calls it.
 
     Returns:
         The loop's own state, or None where there is no checkpoint.
-
-    Raises:
-        ConfigError: It was written by another number of ranks or another ZeRO stage.
     """
-    checkpoints = store.folder
-    found = {folder: read_done(folder) for folder in _folders(checkpoints)}
-    folders = [folder for folder, done in found.items() if done is not None and done.inputs == store.inputs]
-    if not folders:
+    if found is None:
         return None
-    done = found[folders[-1]]
-    assert done is not None
-    now = {"num_ranks": ranks.size, "zero_stage": engine.zero_optimization_stage()}
-    for name, value in now.items():
-        if done.facts[name] != value:
-            raise ConfigError(
-                f"the checkpoint {folders[-1]} was written with {name} {done.facts[name]}, now it is {value}. Go on "
-                f"with {done.facts[name]}, or remove {checkpoints} to begin the stage again."
-            )
-    _, state = engine.load_checkpoint(str(checkpoints), tag=folders[-1].name)
+    _, state = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
     return dict(state)
 
 

@@ -1,64 +1,174 @@
 """The groups that a stage trains on, and the order in which it sees them."""
 
-from collections.abc import Iterator, Sequence
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
 
-from salign.config import GroupsData, RunData, TrainStage
-from salign.dataset.groups import demonstrations, load_groups
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from salign import models
+from salign.config import AnswersData, GroupsData, RunData, TrainStage
+from salign.dataset.groups import demonstrations, digest_of, read_groups
+from salign.errors import DataError
 from salign.records import AlignmentGroup
 from salign.run import RunDir, require_done
 from salign.seeds import rng
-from salign.training.packing import TokenGroup, sample_responses
+from salign.training.hindsight import HINDSIGHT_VERSION, chain_of_hindsight
+from salign.training.packing import sample_responses
+from salign.training.tokens import TokenGroup, TokenStore, store_key
+
+logger = logging.getLogger(__name__)
 
 
-def load_training_groups(run: RunDir, stage: TrainStage) -> tuple[list[AlignmentGroup], dict[str, str]]:
-    """The stage's groups, and the digests of the stages that they come from.
+def stage_groups(
+    run: RunDir, stage: TrainStage, left_out: Counter[str]
+) -> tuple[Iterable[AlignmentGroup], str, dict[str, str]]:
+    """The stage's groups, read while they are iterated.
+
+    Args:
+        run: The run's folder.
+        stage: Whose data.
+        left_out: See `read_groups`.
+
+    Returns:
+        The groups, a digest of what they are, and the digests of the stages that they come from.
 
     Raises:
         StageError: The dataset of this run is not complete.
-        DataError: A file is missing or malformed.
+        DataError: A file is missing or malformed (raised, for its rows, while they are iterated).
     """
     data = stage.data
     if isinstance(data, RunData):
         done = require_done(run.dataset, "the dataset", f"Run `python jobs/collect.py {run.path}`, or launch again.")
-        return load_groups(run.dataset / "groups.jsonl").groups, {"dataset": done.digest}
-    if isinstance(data, GroupsData):
-        return load_groups(data.path).groups, {}
-    return demonstrations(data), {}
+        own = GroupsData(kind="groups", path=run.dataset / "groups.jsonl")
+        return read_groups(own, left_out), done.digest, {"dataset": done.digest}
+    if isinstance(data, AnswersData):
+        return demonstrations(data), digest_of(data), {}
+    return read_groups(data, left_out), digest_of(data), {}
+
+
+def context_length(model: str) -> int | None:
+    """The longest text that a model was made for, in tokens; None where its config does not say."""
+    config = AutoConfig.from_pretrained(models.resolve(model), trust_remote_code=False).get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
+def build_tokens(
+    run: RunDir, stage: TrainStage, seed: int, tokenizer: PreTrainedTokenizerBase, context: int | None
+) -> tuple[Path, dict[str, str]]:
+    """Tokenises the stage's data, unless that is done; one rank calls it, under the stage's lock.
+
+    Args:
+        run: The run's folder.
+        stage: Whose data.
+        seed: The run's.
+        tokenizer: With its chat template.
+        context: The longest text for the model; what is longer is left out, as by the stage's `max_tokens`.
+
+    Returns:
+        The folder for `TokenStore`, and the digests of the stages that the data comes from.
+
+    Raises:
+        StageError: The dataset of this run is not complete.
+        DataError: A file is missing or malformed, or nothing in it fits into `max_tokens`.
+    """
+    max_tokens = stage.max_tokens if context is None else min(stage.max_tokens, context)
+    left_out: Counter[str] = Counter()
+    groups, digest, inputs = stage_groups(run, stage, left_out)
+    if stage.objective.kind == "coh":
+        groups = (chain_of_hindsight(group, seed, stage.name, number) for number, group in enumerate(groups))
+        digest = f"{digest}-{HINDSIGHT_VERSION}-{seed}"
+    folder = run.stage(stage.name) / f"tokens-{store_key(tokenizer, max_tokens, digest)}"
+    if not folder.is_dir():
+        logger.info("train stage %s: the data is tokenised, once", stage.name)
+        TokenStore.build(folder, groups, tokenizer, max_tokens, left_out)
+    for other in folder.parent.glob("tokens-*"):  # of other data or another limit
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder, inputs
+
+
+class Groups(Protocol):
+    """Groups by their number: a list, or a store."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> TokenGroup: ...
+
+
+def split(groups: Groups, stage: TrainStage, seed: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Which groups are trained on and which are held out, by their numbers: a function of seed and stage.
+
+    A group without two responses of different scores is in neither where the objective compares responses.
+
+    Raises:
+        DataError: Nothing is left to train on.
+    """
+    numbers = shuffled(len(groups), seed, stage.name, "held_out")
+    if stage.objective.kind in ("dpo", "listwise_dpo"):
+        pairs = (groups[int(number)].scores for number in numbers)
+        numbers = numbers[np.fromiter((max(scores) > min(scores) for scores in pairs), dtype=bool)]
+    num_held_out = round(stage.held_out_share * len(numbers))
+    if len(numbers) == num_held_out:
+        raise DataError(
+            f"train stage {stage.name}: none of its {len(groups)} groups is left to train on. The objective "
+            f"{stage.objective.kind} needs groups with "
+            + ("responses of different scores" if stage.objective.kind.endswith("dpo") else "a response")
+            + f", and held_out_share is {stage.held_out_share:g}."
+        )
+    return np.sort(numbers[num_held_out:]), np.sort(numbers[:num_held_out])
 
 
 class Order:
-    """Which groups each step takes: a function of seed, stage and step alone, the same for any number of ranks."""
+    """Which groups each step takes: a function of seed, stage and step alone, the same for any number of ranks.
 
-    def __init__(self, groups: Sequence[TokenGroup], stage: TrainStage, seed: int) -> None:
+    Args:
+        groups: All of the stage's.
+        stage: Its budget.
+        seed: The run's.
+        numbers: Of the groups that are trained on; None: all.
+    """
+
+    def __init__(self, groups: Groups, stage: TrainStage, seed: int, numbers: NDArray[np.uint32] | None = None) -> None:
         self._groups = groups
         self._stage = stage
         self._seed = seed
-        self._shuffled: dict[int, list[int]] = {}
+        self._numbers = np.arange(len(groups), dtype=np.uint32) if numbers is None else numbers
+        self._shuffled: dict[int, NDArray[np.uint32]] = {}
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the stage."""
-        steps = max(1, round(self._stage.num_epochs * len(self._groups) / self._stage.groups_per_step))
+        steps = max(1, round(self._stage.num_epochs * len(self._numbers) / self._stage.groups_per_step))
         return min(steps, self._stage.max_steps) if self._stage.max_steps is not None else steps
 
-    def _group(self, position: int) -> TokenGroup:
-        epoch, place = divmod(position, len(self._groups))
+    def _group(self, position: int) -> tuple[int, TokenGroup]:
+        epoch, place = divmod(position, len(self._numbers))
         if epoch not in self._shuffled:
-            order = list(range(len(self._groups)))
-            rng(self._seed, self._stage.name, "order", epoch).shuffle(order)
+            # A step may span two epochs.
             self._shuffled = {key: value for key, value in self._shuffled.items() if key == epoch - 1}
-            self._shuffled[epoch] = order
-        number = self._shuffled[epoch][place]
+            self._shuffled[epoch] = shuffled(len(self._numbers), self._seed, self._stage.name, "order", epoch)
+        number = int(self._numbers[self._shuffled[epoch][place]])
         place_of_draw = (self._seed, self._stage.name, epoch, number)
-        return sample_responses(self._groups[number], self._stage.num_responses, *place_of_draw)
+        return number, sample_responses(self._groups[number], self._stage.num_responses, *place_of_draw)
 
-    def rows(self, step: int, rank: int, num_ranks: int) -> Iterator[list[TokenGroup]]:
-        """The groups of each row of one rank in one step (counted from 0)."""
-        per_rank = self._stage.groups_per_step // num_ranks
-        first = step * self._stage.groups_per_step + rank * per_rank
-        for start in range(first, first + per_rank, self._stage.groups_per_row):
-            yield [self._group(position) for position in range(start, start + self._stage.groups_per_row)]
+    def groups(self, step: int) -> list[tuple[int, TokenGroup]]:
+        """The groups of a step (counted from 0), of all ranks, each with its number in the data."""
+        first = step * self._stage.groups_per_step
+        return [self._group(position) for position in range(first, first + self._stage.groups_per_step)]
 
     def epoch(self, step: int) -> float:
         """Epochs seen after so many steps."""
-        return step * self._stage.groups_per_step / len(self._groups)
+        return step * self._stage.groups_per_step / len(self._numbers)
+
+
+def shuffled(count: int, *place: int | str) -> NDArray[np.uint32]:
+    """The numbers below `count` in an order that the place decides, in any version of numpy: sorted by random keys."""
+    keys = np.frombuffer(rng(*place).randbytes(8 * count), dtype="<u8")
+    return keys.argsort(kind="stable").astype(np.uint32)

@@ -1,13 +1,17 @@
 """The ranks of a training job: found, joined and checked."""
 
 import os
+import signal
 import socket
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from salign.errors import ConfigError
+
+T = TypeVar("T")
 
 # Launchers that start several processes and are not joined here: N silent worlds of one would all write one model.
 _FOREIGN_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -69,8 +73,38 @@ def init_ranks() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
+def leave_ranks() -> None:
+    """Ends the group of ranks when all are done: one that goes earlier may tear threads of the others."""
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def sum_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
     """Adds up scalars over all ranks; every rank must name the same."""
     tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     return dict(zip(values, tensor.tolist(), strict=True))
+
+
+class StopSignal:
+    """Whether this process was asked to stop (SIGTERM, or SIGUSR2, as Slurm warns of a time limit or a preemption)."""
+
+    def __init__(self) -> None:
+        self.came = False
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+
+    def any(self, device: torch.device) -> bool:
+        """Whether any rank was asked; all ranks ask together, so that they stop together."""
+        return bool(sum_over_ranks({"came": float(self.came)}, device)["came"])
+
+
+def share_from_main(value: T | None) -> T:
+    """What rank 0 has, on every rank; the others wait for it."""
+    box = [value]
+    dist.broadcast_object_list(box)
+    assert box[0] is not None
+    return box[0]

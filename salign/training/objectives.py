@@ -1,19 +1,32 @@
-"""Objectives: pure functions of each response's mean negative log-likelihood and its score."""
+"""Objectives: pure functions of each response's mean negative log-likelihood and its score.
 
-from typing import Literal, NamedTuple
+What all of them share: tensors are [groups, K]. A response whose nll or score is NaN is not there, and takes no part. A
+group's best response has the highest score, of equal ones it is the first. `*_losses` give each group's loss, [groups],
+and 0 where a group has nothing that the objective is about; `counted_groups` says which have.
+"""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from salign.config import Objective, SFTObjective
+from salign.config import (
+    CoHObjective,
+    DPOObjective,
+    ListwiseDPOObjective,
+    Objective,
+    RRHFObjective,
+    SFTObjective,
+    StableObjective,
+)
 
 
-class LossParts(NamedTuple):
-    """Per group, shape [groups]: the best response's nll, the hinge (0 where there is no other response), validity."""
-
-    best_nll: Tensor
-    hinge: Tensor
-    valid: Tensor
+def _check_shapes(**tensors: Tensor) -> None:
+    shapes = {tuple(tensor.shape) for tensor in tensors.values()}
+    if len(shapes) > 1 or len(shapes.pop()) != 2:
+        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"{found} must all be [groups, K]")
 
 
 def best_responses(nll: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,22 +39,55 @@ def best_responses(nll: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `there`, bool [groups, K], and `best`, int64 [groups] (0 in a group where nothing is there).
     """
-    if nll.ndim != 2 or nll.shape != scores.shape:
-        raise ValueError(f"nll {tuple(nll.shape)} and scores {tuple(scores.shape)} must both be [groups, K]")
+    _check_shapes(nll=nll, scores=scores)
     there = ~(nll.isnan() | scores.isnan())
     return there, scores.masked_fill(~there, -torch.inf).argmax(dim=1)
 
 
-def stable_parts(
+def _rated_above(there: Tensor, scores: Tensor) -> Tensor:
+    """Bool [groups, K, K]: both responses are there, and the first (second last axis) has the higher score."""
+    return (scores[:, :, None] > scores[:, None, :]) & there[:, :, None] & there[:, None, :]
+
+
+def sft_losses(nll: Tensor, scores: Tensor) -> Tensor:
+    """Supervised fine-tuning on each group's best response: its nll.
+
+    Args:
+        nll: [groups, K], as for `stable_losses`.
+        scores: [groups, K].
+    """
+    there, best = best_responses(nll, scores)
+    return nll.masked_fill(~there, 0.0).gather(1, best[:, None]).squeeze(1)
+
+
+def stable_losses(
     nll: Tensor,
     scores: Tensor,
     *,
+    ratio: float,
     margin: float,
     scale: float,
     hinge: Literal["mean", "each"] = "mean",
     max_flow: bool = False,
-) -> LossParts:
-    """The two parts of the Stable Alignment loss for each group; see `stable_loss`."""
+) -> Tensor:
+    """The Stable Alignment loss (Liu et al. 2023, arXiv 2305.16960, section 3.3) of each group.
+
+    With best = argmax of the scores
+
+        nll_best + ratio * max(0, mean over i != best of [nll_best - nll_i + margin * (r_best - r_i) / scale])
+
+    A group of one response has no second part.
+
+    Args:
+        nll: [groups, K], mean over a response's tokens of -log p(token | query, earlier tokens); NaN where a group has
+            fewer responses.
+        scores: [groups, K], ratings; NaN where there is none.
+        ratio: Weight of the second part.
+        margin: How far apart, in nats a token, responses at the ends of the scale should be.
+        scale: The scale's length.
+        hinge: Whether max(0, .) is taken of the mean (the released code) or of each response (the paper's formula).
+        max_flow: Takes the largest over the responses in the place of the mean.
+    """
     there, best = best_responses(nll, scores)
     # Zeros in the place of what is not there, before any arithmetic: NaN x 0 would make the gradient NaN.
     nll = nll.masked_fill(~there, 0.0)
@@ -57,18 +103,7 @@ def stable_parts(
         merged = merged.masked_fill(~others.any(dim=1), 0.0)
     else:
         merged = (flow * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
-    return LossParts(best_nll.squeeze(1), merged.clamp(min=0), there.any(dim=1))
-
-
-def mean_over_groups(values: Tensor, valid: Tensor) -> Tensor:
-    """The mean over the groups that have a rated response.
-
-    Raises:
-        ValueError: No group has.
-    """
-    if not bool(valid.any()):
-        raise ValueError("no group has a rated response")
-    return values.masked_fill(~valid, 0.0).sum() / valid.sum()
+    return best_nll.squeeze(1) + ratio * merged.clamp(min=0)
 
 
 def stable_loss(
@@ -81,24 +116,7 @@ def stable_loss(
     hinge: Literal["mean", "each"] = "mean",
     max_flow: bool = False,
 ) -> Tensor:
-    """The Stable Alignment loss (Liu et al. 2023, arXiv 2305.16960, section 3.3), mean over groups.
-
-    With best = argmax of the scores (of equal ones the first), for each group
-
-        nll_best + ratio * max(0, mean over i != best of [nll_best - nll_i + margin * (r_best - r_i) / scale])
-
-    A group of one response has no second part. A response whose nll or score is NaN is not there; a group in which
-    nothing is there does not count.
-
-    Args:
-        nll: [groups, K], mean over a response's tokens of -log p(token | query, earlier tokens); NaN where a group has
-            fewer responses.
-        scores: [groups, K], ratings; NaN where there is none.
-        ratio: Weight of the second part.
-        margin: How far apart, in nats a token, responses at the ends of the scale should be.
-        scale: The scale's length.
-        hinge: Whether max(0, .) is taken of the mean (the released code) or of each response (the paper's formula).
-        max_flow: Takes the largest over the responses in the place of the mean.
+    """The mean over groups of `stable_losses`; a group in which nothing is there does not count.
 
     Returns:
         A scalar of nll's dtype.
@@ -106,34 +124,215 @@ def stable_loss(
     Raises:
         ValueError: The shapes differ, or no group has a rated response.
     """
-    parts = stable_parts(nll, scores, margin=margin, scale=scale, hinge=hinge, max_flow=max_flow)
-    return mean_over_groups(parts.best_nll + ratio * parts.hinge, parts.valid)
+    objective = StableObjective(kind="stable", ratio=ratio, margin=margin, scale=scale, hinge=hinge, max_flow=max_flow)
+    return objective_loss(objective, nll, scores)
 
 
-def sft_loss(nll: Tensor, scores: Tensor) -> Tensor:
-    """Supervised fine-tuning on each group's best response: the mean over groups of its nll.
+def rrhf_losses(nll: Tensor, scores: Tensor, num_tokens: Tensor, *, sft_weight: float) -> Tensor:
+    """RRHF (Yuan et al. 2023, arXiv 2304.05302, section 3.1) of each group.
+
+    With p_i = -nll_i, a response's log-probability over its length,
+
+        sum over r_i < r_j of max(0, p_i - p_j) + sft_weight * num_tokens_best * nll_best
+
+    The paper adds the two up with weight 1. (The authors' released code averages the second part over tokens, padding
+    included, and gives the first a weight.) A group of one response has the second part alone.
 
     Args:
-        nll: [groups, K], as for `stable_loss`.
+        nll: [groups, K], as for `stable_losses`.
         scores: [groups, K].
+        num_tokens: [groups, K], tokens of each response; 0 where a group has fewer.
+        sft_weight: Weight of the second part.
     """
-    parts = stable_parts(nll, scores, margin=0.0, scale=1.0)
-    return mean_over_groups(parts.best_nll, parts.valid)
+    _check_shapes(nll=nll, scores=scores, num_tokens=num_tokens)
+    there, best = best_responses(nll, scores)
+    nll = nll.masked_fill(~there, 0.0)
+    excess = (nll[:, :, None] - nll[:, None, :]).clamp(min=0)
+    ranking = (excess * _rated_above(there, scores)).sum(dim=(1, 2))
+    best_nll = (nll * num_tokens.to(nll.dtype)).gather(1, best[:, None]).squeeze(1)
+    return ranking + sft_weight * best_nll
 
 
-def objective_loss(objective: Objective, nll: Tensor, scores: Tensor) -> Tensor:
-    """The loss of a configured objective: a scalar."""
-    if isinstance(objective, SFTObjective):
-        return sft_loss(nll, scores)
-    return stable_loss(
-        nll,
-        scores,
-        ratio=objective.ratio,
-        margin=objective.margin,
-        scale=objective.scale,
-        hinge=objective.hinge,
-        max_flow=objective.max_flow,
-    )
+def implicit_rewards(nll: Tensor, reference_nll: Tensor, num_tokens: Tensor, *, beta: float) -> Tensor:
+    """DPO's reward of each response: beta * (log p - log p of the reference), summed over its tokens.
+
+    Args:
+        nll: [groups, K], mean over a response's tokens; NaN where a group has fewer responses.
+        reference_nll: The same under the reference model. No gradient goes there.
+        num_tokens: [groups, K], tokens of each response; 0 where a group has fewer.
+        beta: How strongly the model is held to the reference.
+
+    Returns:
+        [groups, K] of nll's dtype, NaN where nll is.
+
+    Raises:
+        ValueError: The shapes differ, or a response of the model has no reference or no tokens: that would leave it out
+            without a word.
+    """
+    _check_shapes(nll=nll, reference_nll=reference_nll, num_tokens=num_tokens)
+    if bool((~nll.isnan() & (reference_nll.isnan() | (num_tokens <= 0))).any()):
+        raise ValueError("a response has an nll, but its reference_nll is NaN or its num_tokens 0")
+    return beta * (reference_nll.detach().to(nll.dtype) - nll) * num_tokens.to(nll.dtype)
+
+
+def dpo_losses(
+    rewards: Tensor, scores: Tensor, *, pairs: Literal["all", "best"] = "all", label_smoothing: float = 0.0
+) -> Tensor:
+    """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290, equation 7) of each group.
+
+    The mean over a group's pairs of a better response w and a worse one l of
+
+        -(1 - label_smoothing) * log sigmoid(reward_w - reward_l) - label_smoothing * log sigmoid(reward_l - reward_w)
+
+    Responses of equal score are no pair.
+
+    Args:
+        rewards: [groups, K], of `implicit_rewards`; NaN where a group has fewer responses.
+        scores: [groups, K], ratings; NaN where there is none.
+        pairs: All pairs of a group, or those of its best response alone.
+        label_smoothing: The share of pairs taken to be the wrong way round (Mitchell 2023, "A note on DPO with noisy
+            preferences", conservative DPO).
+    """
+    there, best = best_responses(rewards, scores)
+    rewards = rewards.masked_fill(~there, 0.0)
+    chosen = _rated_above(there, scores)
+    if pairs == "best":
+        chosen = chosen & F.one_hot(best, rewards.shape[1]).bool()[:, :, None]
+    gain = rewards[:, :, None] - rewards[:, None, :]
+    losses = -(1 - label_smoothing) * F.logsigmoid(gain) - label_smoothing * F.logsigmoid(-gain)
+    return (losses * chosen).sum(dim=(1, 2)) / chosen.sum(dim=(1, 2)).clamp(min=1)
+
+
+def listwise_dpo_losses(rewards: Tensor, scores: Tensor) -> Tensor:
+    """DPO under Plackett and Luce's model (Rafailov et al. 2023, arXiv 2305.18290, appendix A.3) of each group.
+
+    The negative log-likelihood of the ranking by scores: a sum over its responses i of
+
+        log(exp(reward_i) + sum over r_j < r_i of exp(reward_j)) - reward_i
+
+    Without ties this is the paper's: each response is drawn from itself and all that come after it. Responses of equal
+    score are not drawn from each other: each is compared with those rated strictly lower alone, so their order does not
+    matter. For two responses it equals `dpo_losses`.
+
+    Args:
+        rewards: [groups, K], of `implicit_rewards`; NaN where a group has fewer responses.
+        scores: [groups, K], ratings; NaN where there is none.
+    """
+    there, _ = best_responses(rewards, scores)
+    rewards = rewards.masked_fill(~there, 0.0)
+    # Each response is among its own alternatives, also where it is not there: an empty logsumexp has no gradient.
+    itself = torch.eye(rewards.shape[1], dtype=torch.bool, device=rewards.device)
+    alternatives = _rated_above(there, scores) | itself
+    total = rewards[:, None, :].masked_fill(~alternatives, -torch.inf).logsumexp(dim=2)
+    return (total - rewards).sum(dim=1)
+
+
+def needs_reference(objective: Objective) -> bool:
+    """Whether the objective compares with the model that training started from."""
+    return isinstance(objective, DPOObjective | ListwiseDPOObjective)
+
+
+def counted_groups(objective: Objective, scores: Tensor) -> Tensor:
+    """Which groups count in the objective's mean: a function of the scores alone, known before the model has run.
+
+    Args:
+        objective: Which.
+        scores: [groups, K]; NaN where a response is not there.
+
+    Returns:
+        Bool [groups]. For `dpo` and `listwise_dpo`, groups with two responses of different scores; for the others,
+        groups with a response.
+    """
+    there = ~scores.isnan()
+    if isinstance(objective, DPOObjective | ListwiseDPOObjective):
+        highest = scores.masked_fill(~there, -torch.inf).amax(dim=1)
+        return highest > scores.masked_fill(~there, torch.inf).amin(dim=1)
+    return there.any(dim=1)
+
+
+def objective_losses(
+    objective: Objective,
+    nll: Tensor,
+    scores: Tensor,
+    num_tokens: Tensor | None = None,
+    reference_nll: Tensor | None = None,
+) -> Tensor:
+    """Each group's loss under a configured objective, [groups]; 0 where the group does not count.
+
+    Args:
+        objective: Which.
+        nll: [groups, K], mean over a response's tokens of -log p(token | query, earlier tokens); NaN where a group has
+            fewer responses.
+        scores: [groups, K], ratings; NaN where there is none.
+        num_tokens: [groups, K], tokens of each response, 0 where there is none; `rrhf`, `dpo` and `listwise_dpo` need
+            it.
+        reference_nll: nll under the model that training started from; where `needs_reference`.
+
+    Raises:
+        ValueError: The shapes differ, or what the objective needs is not given.
+    """
+    if isinstance(objective, SFTObjective | CoHObjective):  # Chain of Hindsight is in the text: `training.hindsight`
+        return sft_losses(nll, scores)
+    if isinstance(objective, StableObjective):
+        return stable_losses(
+            nll,
+            scores,
+            ratio=objective.ratio,
+            margin=objective.margin,
+            scale=objective.scale,
+            hinge=objective.hinge,
+            max_flow=objective.max_flow,
+        )
+    if num_tokens is None:
+        raise ValueError(f"objective {objective.kind} needs num_tokens")
+    if isinstance(objective, RRHFObjective):
+        return rrhf_losses(nll, scores, num_tokens, sft_weight=objective.sft_weight)
+    if reference_nll is None:
+        raise ValueError(f"objective {objective.kind} needs reference_nll")
+    rewards = implicit_rewards(nll, reference_nll, num_tokens, beta=objective.beta)
+    if isinstance(objective, ListwiseDPOObjective):
+        return listwise_dpo_losses(rewards, scores)
+    return dpo_losses(rewards, scores, pairs=objective.pairs, label_smoothing=objective.label_smoothing)
+
+
+def objective_sum(
+    objective: Objective,
+    nll: Tensor,
+    scores: Tensor,
+    num_tokens: Tensor | None = None,
+    reference_nll: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss summed over the groups that count, and how many do: both can be added up over rows and ranks.
+
+    Args and errors are those of `objective_losses`.
+
+    Returns:
+        A scalar of nll's dtype, which has a gradient (of 0) also where no group counts, and an int64 scalar.
+    """
+    losses = objective_losses(objective, nll, scores, num_tokens, reference_nll)
+    counted = counted_groups(objective, scores.masked_fill(nll.isnan(), torch.nan))
+    return losses.sum(), counted.sum()
+
+
+def objective_loss(
+    objective: Objective,
+    nll: Tensor,
+    scores: Tensor,
+    num_tokens: Tensor | None = None,
+    reference_nll: Tensor | None = None,
+) -> Tensor:
+    """The loss of a configured objective, mean over the groups that count: a scalar.
+
+    Args are those of `objective_losses`.
+
+    Raises:
+        ValueError: As there; or no group counts.
+    """
+    total, count = objective_sum(objective, nll, scores, num_tokens, reference_nll)
+    if not bool(count):
+        what = "two responses of different scores" if needs_reference(objective) else "a rated response"
+        raise ValueError(f"no group has {what}, which objective {objective.kind} needs")
+    return total / count
 
 
 @torch.no_grad()

@@ -8,50 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from salign import models
-from salign.records import AlignmentGroup
 from salign.seeds import rng
-
-
-@dataclass(frozen=True)
-class TokenGroup:
-    """A group in tokens. `responses` end with the end token; as many `scores`."""
-
-    query: list[int]
-    responses: list[list[int]]
-    scores: list[float]
-
-
-@dataclass(frozen=True)
-class TokenGroups:
-    """The groups that fit, and what did not."""
-
-    groups: list[TokenGroup]
-    num_long_responses: int
-    num_dropped_groups: int
-
-
-def tokenize(groups: Sequence[AlignmentGroup], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TokenGroups:
-    """Groups in tokens, under the tokenizer's chat template.
-
-    A response with which its query exceeds `max_tokens` is left out whole, and counted; so is a group in which none
-    remains.
-    """
-    kept, long, dropped = [], 0, 0
-    end = tokenizer.eos_token_id
-    assert isinstance(end, int)
-    for group in groups:
-        query = models.render(tokenizer, group.query)
-        encoded = [[*tokenizer.encode(text, add_special_tokens=False), end] for text in group.responses]
-        fitting = [position for position, ids in enumerate(encoded) if len(query) + len(ids) <= max_tokens]
-        long += len(encoded) - len(fitting)
-        if fitting:
-            kept.append(TokenGroup(query, [encoded[i] for i in fitting], [group.scores[i] for i in fitting]))
-        else:
-            dropped += 1
-    return TokenGroups(kept, long, dropped)
+from salign.training.tokens import TokenGroup
 
 
 def sample_responses(group: TokenGroup, num_responses: int, *place: int | str) -> TokenGroup:
@@ -66,8 +25,7 @@ def sample_responses(group: TokenGroup, num_responses: int, *place: int | str) -
         return group
     best = group.scores.index(max(group.scores))
     others = [position for position in range(len(group.responses)) if position != best]
-    chosen = sorted([best, *rng(*place, "responses").sample(others, num_responses - 1)])
-    return TokenGroup(group.query, [group.responses[i] for i in chosen], [group.scores[i] for i in chosen])
+    return group.subset(sorted([best, *rng(*place, "responses").sample(others, num_responses - 1)]))
 
 
 @dataclass(frozen=True)
@@ -82,6 +40,8 @@ class Row:
         response_of: int64 [R], which of the S responses each belongs to.
         cell_of: int64 [S], where each response stands in the flattened [groups, K].
         scores: float32 [groups, K], NaN where a group has fewer responses.
+        num_tokens: int64 [groups, K], of each response; 0 where a group has fewer.
+        reference_nll: float32 [groups, K], NaN where there is none.
     """
 
     input_ids: Tensor
@@ -92,6 +52,8 @@ class Row:
     response_of: Tensor
     cell_of: Tensor
     scores: Tensor
+    num_tokens: Tensor
+    reference_nll: Tensor
 
     def to(self, device: torch.device) -> "Row":
         return Row(**{name: tensor.to(device) for name, tensor in vars(self).items()})
@@ -109,6 +71,8 @@ def lay_out(groups: Sequence[TokenGroup]) -> Row:
     cell_of: list[int] = []
     width = max(len(group.responses) for group in groups)
     scores = torch.full((len(groups), width), torch.nan)
+    references = scores.clone()
+    num_tokens = torch.zeros((len(groups), width), dtype=torch.long)
     for number, group in enumerate(groups):
         ids += group.query
         positions += range(len(group.query))
@@ -126,6 +90,9 @@ def lay_out(groups: Sequence[TokenGroup]) -> Row:
             response_of += [len(cell_of)] * len(response)
             cell_of.append(number * width + k)
             scores[number, k] = group.scores[k]
+            num_tokens[number, k] = len(response)
+            if group.references is not None:
+                references[number, k] = group.references[k]
     group_ids, segments = torch.tensor(group_of), torch.tensor(segment_of)
     order = torch.arange(len(ids))
     sees = (
@@ -142,4 +109,6 @@ def lay_out(groups: Sequence[TokenGroup]) -> Row:
         response_of=torch.tensor(response_of),
         cell_of=torch.tensor(cell_of),
         scores=scores,
+        num_tokens=num_tokens,
+        reference_nll=references,
     )

@@ -10,7 +10,7 @@ from salign.errors import ConfigError
 # What the config says and a DeepSpeed file therefore must not.
 _OURS = {
     "train_batch_size": "groups_per_step",
-    "train_micro_batch_size_per_gpu": "groups_per_row",
+    "train_micro_batch_size_per_gpu": "row_tokens",
     "gradient_accumulation_steps": "groups_per_step",
     "gradient_clipping": "max_grad_norm",
     "bf16": "dtype",
@@ -24,8 +24,8 @@ def deepspeed_config(stage: TrainStage, num_ranks: int) -> dict[str, Any]:
     """The stage's DeepSpeed file, completed by what the stage's config says.
 
     Raises:
-        ConfigError: The file is missing or malformed, or says what the config says; or the groups of a step cannot be
-            shared out evenly.
+        ConfigError: The file is missing or malformed, or says what the config says; or there are more ranks than groups
+            in a step.
     """
     path = stage.deepspeed
     try:
@@ -43,17 +43,17 @@ def deepspeed_config(stage: TrainStage, num_ranks: int) -> dict[str, Any]:
             raise ConfigError(
                 f"DeepSpeed file {path} sets {name!r}; remove it: train.stages.{stage.name}.{ours} says it"
             )
-    in_a_pass = num_ranks * stage.groups_per_row
-    if stage.groups_per_step % in_a_pass:
+    if stage.groups_per_step < num_ranks:
         raise ConfigError(
-            f"train.stages.{stage.name}.groups_per_step {stage.groups_per_step} must be a multiple of ranks x "
-            f"groups_per_row = {num_ranks} x {stage.groups_per_row}"
+            f"train.stages.{stage.name}.groups_per_step {stage.groups_per_step} is less than the {num_ranks} ranks: "
+            "some would have nothing to do"
         )
     return {
         "steps_per_print": 1_000_000_000,
         **given,
-        "train_micro_batch_size_per_gpu": stage.groups_per_row,
-        "gradient_accumulation_steps": stage.groups_per_step // in_a_pass,
+        # The loop says itself where a step ends and what a row weighs; 2 stands for "several rows a step".
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 2,
         "gradient_clipping": stage.max_grad_norm,
         "bf16": {"enabled": stage.dtype == "bfloat16"},
         "optimizer": {

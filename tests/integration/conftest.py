@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
 def small_config(folder: Path, model: Path) -> dict[str, Any]:
     """Two worlds in two shards, two training stages on two ranks, two evaluations."""
     (folder / "zero2.json").write_text('{"zero_optimization": {"stage": 2}}')
-    shared = {"deepspeed": str(folder / "zero2.json"), "groups_per_step": 4, "groups_per_row": 2, "learning_rate": 1e-3}
+    shared = {"deepspeed": str(folder / "zero2.json"), "groups_per_step": 4, "row_tokens": 1024, "learning_rate": 1e-3}
     return {
         "run": {"root": str(folder / "runs"), "name": "small"},
         "model": str(model),

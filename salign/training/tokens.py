@@ -1,0 +1,236 @@
+"""Groups in tokens, and their store on disk: tokenised once, read from any number of ranks without being in memory."""
+
+import contextlib
+import hashlib
+import itertools
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from salign.errors import DataError, StageError
+from salign.records import AlignmentGroup
+from salign.run import new_folder
+
+_VERSION = 1
+_BATCH = 512  # groups that are tokenised together
+_FLUSH = 1 << 20  # tokens in memory before they are written
+# Of each array the type in its file: everything in it is of the machine's own byte order.
+_TYPES = {"tokens": "i", "bounds": "q", "firsts": "q", "scores": "f"}
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """A group in tokens. `responses` end with the end token; as many `scores`.
+
+    `references` are the mean negative log-likelihoods of the responses under the model that the stage starts from; None
+    where the objective does not measure from it.
+    """
+
+    query: list[int]
+    responses: list[list[int]]
+    scores: list[float]
+    references: list[float] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the query and all responses."""
+        return len(self.query) + sum(map(len, self.responses))
+
+    def subset(self, positions: Sequence[int]) -> "TokenGroup":
+        """The group with some of its responses."""
+        return TokenGroup(
+            self.query,
+            [self.responses[i] for i in positions],
+            [self.scores[i] for i in positions],
+            None if self.references is None else [self.references[i] for i in positions],
+        )
+
+
+@dataclass(frozen=True)
+class TokenGroups:
+    """The groups that fit, and what did not."""
+
+    groups: list[TokenGroup]
+    num_long_responses: int
+    num_dropped_groups: int
+
+
+def tokenize(groups: Sequence[AlignmentGroup], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TokenGroups:
+    """Groups in tokens, in memory; see `stream_tokens`."""
+    left_out: Counter[str] = Counter()
+    kept = list(stream_tokens(groups, tokenizer, max_tokens, left_out))
+    return TokenGroups(kept, left_out["long_responses"], left_out["long_groups"])
+
+
+def stream_tokens(
+    groups: Iterable[AlignmentGroup], tokenizer: PreTrainedTokenizerBase, max_tokens: int, left_out: Counter[str]
+) -> Iterator[TokenGroup]:
+    """Groups in tokens, the queries under the tokenizer's chat template.
+
+    A response with which its query exceeds `max_tokens` is left out whole, and counted in `long_responses`; a group in
+    which none remains is counted in `long_groups`.
+    """
+    end = tokenizer.eos_token_id
+    assert isinstance(end, int)
+    left_out.update(long_responses=0, long_groups=0)
+    iterator = iter(groups)
+    while batch := list(itertools.islice(iterator, _BATCH)):
+        queries = render_all(tokenizer, [group.query for group in batch])
+        responses = iter(_encode_all(tokenizer, [text for group in batch for text in group.responses]))
+        for group, query in zip(batch, queries, strict=True):
+            encoded = [[*ids, end] for ids in itertools.islice(responses, len(group.responses))]
+            fitting = [position for position, ids in enumerate(encoded) if len(query) + len(ids) <= max_tokens]
+            left_out["long_responses"] += len(encoded) - len(fitting)
+            if fitting:
+                yield TokenGroup(query, [encoded[i] for i in fitting], [group.scores[i] for i in fitting])
+            else:
+                left_out["long_groups"] += 1
+
+
+def render_all(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -> list[list[int]]:
+    """What `models.render` gives for each query, in one call.
+
+    Each is put through the template by itself: a template may trim its text, or look at it.
+    """
+    conversations = [[{"role": "user", "content": query}] for query in queries]
+    texts: Any = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
+    return _encode_all(tokenizer, texts)
+
+
+def _encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def store_key(tokenizer: PreTrainedTokenizerBase, max_tokens: int, data: str) -> str:
+    """A hash of all that a store is made from.
+
+    Args:
+        tokenizer: With its chat template.
+        max_tokens: Longest query + response.
+        data: The digest of the data.
+    """
+    if tokenizer.is_fast:
+        words = tokenizer.backend_tokenizer.to_str()
+    else:
+        words = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    parts = (_VERSION, data, max_tokens, words, tokenizer.chat_template, tokenizer.eos_token_id)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+class TokenStore:
+    """Groups in tokens, in a folder: `store[i]` reads the i-th group from the disk.
+
+    `tokens` holds each group's query and then its responses; segment k of them, a query or a response, reaches from
+    `bounds[k]` to `bounds[k + 1]`, and the segments of group i from `firsts[i]` to `firsts[i + 1]`. `scores` has one
+    for each response.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        arrays = {name: _mapped(folder / name, code) for name, code in _TYPES.items()}
+        self._tokens, self._bounds, self._firsts, self._scores = (arrays[name] for name in _TYPES)
+        about = json.loads((folder / "about.json").read_text())
+        if about["sizes"] != {name: len(values) for name, values in arrays.items()}:
+            raise StageError(
+                f"{folder} is damaged: its files have not the sizes that they were written with. Remove it."
+            )
+        self.left_out: dict[str, int] = about["left_out"]
+        """How many unrated or long responses, long groups and malformed rows are not in it."""
+
+    @staticmethod
+    def build(
+        folder: Path,
+        groups: Iterable[AlignmentGroup],
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        left_out: Counter[str],
+    ) -> None:
+        """Tokenises groups into a folder, which appears whole; see `stream_tokens`.
+
+        Args:
+            folder: The store's.
+            groups: Read once, some hundred at a time.
+            tokenizer: With its chat template.
+            max_tokens: Longest query + response.
+            left_out: What has been left out of the groups while they were read; goes on counting.
+
+        Raises:
+            DataError: Nothing fits.
+        """
+        with new_folder(folder) as part:
+            sizes = _write(part, stream_tokens(groups, tokenizer, max_tokens, left_out))
+            if not sizes["tokens"]:
+                raise DataError(
+                    f"{folder.parent}: not one of {left_out['long_groups']} groups fits into max_tokens {max_tokens}"
+                )
+            about = {"sizes": sizes, "left_out": dict(left_out)}
+            (part / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    def __len__(self) -> int:
+        return len(self._firsts) - 1
+
+    @property
+    def num_responses(self) -> int:
+        """Of all groups together."""
+        return len(self._scores)
+
+    def responses_of(self, index: int) -> slice:
+        """Where the responses of a group stand among those of all groups."""
+        # There are as many queries before a group as groups.
+        return slice(int(self._firsts[index]) - index, int(self._firsts[index + 1]) - index - 1)
+
+    def __getitem__(self, index: int) -> TokenGroup:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first, end = self._firsts[index : index + 2].tolist()
+        bounds = self._bounds[first : end + 1].tolist()
+        tokens = self._tokens[bounds[0] : bounds[-1]].tolist()
+        segments = [tokens[start - bounds[0] : stop - bounds[0]] for start, stop in itertools.pairwise(bounds)]
+        return TokenGroup(segments[0], segments[1:], self._scores[self.responses_of(index)].tolist())
+
+
+def _mapped(path: Path, code: str) -> NDArray[Any]:
+    return np.memmap(path, dtype=np.dtype(code), mode="r").view(np.ndarray)
+
+
+def _write(folder: Path, groups: Iterable[TokenGroup]) -> Mapping[str, int]:
+    """Writes the arrays of a store.
+
+    Returns:
+        The number of values in each.
+    """
+    sizes = dict.fromkeys(_TYPES, 0)
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in _TYPES}
+        arrays: dict[str, array[Any]] = {name: array(code) for name, code in _TYPES.items()}
+
+        def flush() -> None:
+            for name, values in arrays.items():
+                values.tofile(files[name])
+                sizes[name] += len(values)
+                del values[:]
+
+        num_tokens = num_segments = 0
+        arrays["bounds"].append(0)
+        arrays["firsts"].append(0)
+        for group in groups:
+            for segment in (group.query, *group.responses):
+                arrays["tokens"].extend(segment)
+                num_tokens += len(segment)
+                arrays["bounds"].append(num_tokens)
+            num_segments += 1 + len(group.responses)
+            arrays["firsts"].append(num_segments)
+            arrays["scores"].extend(group.scores)
+            if len(arrays["tokens"]) >= _FLUSH:
+                flush()
+        flush()
+    return sizes
