@@ -5,9 +5,7 @@ Figures of one table come from one run on one machine, side by side. Those of ot
 
 import asyncio
 import json
-import os
 import random
-import re
 import resource
 import socket
 import subprocess
@@ -17,7 +15,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from hashlib import md5
 from itertools import pairwise
 from math import log
@@ -26,6 +23,7 @@ from statistics import fmean, median
 from typing import Any
 
 from salign import compose
+from salign.bench.figures import Figure
 from salign.config import Config, Sampling, SocietySection
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
@@ -44,18 +42,6 @@ from salign.tracking.metrics import read_metrics
 _REFERENCE = "released code, 10 threads, zero-latency stub (design notes, section 6)"
 _MS_PER_TOKEN, _SLOTS, _MEDIAN_TOKENS = 4.0, 256, 45
 _KIB = 1024
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table. `value` is None where it could not be had; then `note` says why."""
-
-    name: str
-    value: float | None
-    unit: str
-    to_reach: str = ""
-    beside: str = ""
-    note: str = ""
 
 
 class _Bench:
@@ -346,23 +332,6 @@ def measure(script: Path, sizes: Sequence[int], only: Sequence[str], say: Callab
             say(part)
             figures += measured()
         return figures
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
-    return {
-        "cores": os.cpu_count(),
-        "cpu": model.group(1) if model else "",
-        "load_1min": round(os.getloadavg()[0], 2),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _KIB**3, 1),
-        "python": sys.version.split()[0],
-    }
-
-
-def as_json(figures: Sequence[Figure]) -> str:
-    """The figures and the machine, for a file."""
-    return json.dumps({"machine": machine(), "figures": [asdict(figure) for figure in figures]}, indent=2) + "\n"
 
 
 if __name__ == "__main__":

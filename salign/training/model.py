@@ -26,16 +26,26 @@ def _token_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Ten
 
 
 def _chunked_nll(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
-    """[tokens] out of states [tokens, width]: logits are made a chunk at a time, and again for the gradient."""
+    """[tokens] out of states [tokens, width]: many logits are made a chunk at a time, and again for the gradient."""
     head = model.get_output_embeddings()
     # The weight is taken out of its module: under ZeRO-3, ranks may then have different numbers of chunks.
     weight, bias = head.weight, getattr(head, "bias", None)
     size = max(64, _MAX_LOGITS // model.config.get_text_config().vocab_size)
+    if len(states) <= size:
+        return _token_nll(states, weight, bias, targets)
     chunks = [
         checkpoint(_token_nll, part, weight, bias, wanted, use_reentrant=False)
         for part, wanted in zip(states.split(size), targets.split(size), strict=True)
     ]
     return torch.cat(chunks)
+
+
+def _mask(model: PreTrainedModel, row: Row) -> Tensor:
+    """The row's mask as the model takes it: plain attention, all that some families have, adds it to its scores."""
+    if model.config._attn_implementation != "eager":
+        return row.attention_mask
+    hidden = ~row.attention_mask
+    return torch.zeros_like(hidden, dtype=model.dtype).masked_fill(hidden, torch.finfo(model.dtype).min)
 
 
 def response_nll(model: PreTrainedModel, row: Row) -> Tensor:
@@ -52,7 +62,7 @@ def response_nll(model: PreTrainedModel, row: Row) -> Tensor:
     """
     inputs = {
         "input_ids": row.input_ids,
-        "attention_mask": row.attention_mask,
+        "attention_mask": _mask(model, row),
         "position_ids": row.position_ids,
         "use_cache": False,
     }
@@ -105,7 +115,14 @@ def check_layout(engine: nn.Module, model: PreTrainedModel, words: Sequence[int]
     other = TokenGroup(list(words[10:14]), [list(words[14:17])], [1.0], [0.0])
     was_training = model.training
     engine.eval()
-    _, found, _ = engine(lay_out([other, TokenGroup(query, responses, [1.0, 2.0], [0.0, 0.0])]).to(device))
+    row = lay_out([other, TokenGroup(query, responses, [1.0, 2.0], [0.0, 0.0])]).to(device)
+    try:
+        _, found, _ = engine(row)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"models of the family {model.config.model_type!r} cannot be trained here: a row of several responses ends "
+            f"in {type(error).__name__}: {error}"
+        ) from error
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
     for packed, response in zip(found[1], responses, strict=True):
         ids = torch.tensor([[*query, *response]], device=device)

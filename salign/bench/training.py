@@ -1,0 +1,269 @@
+"""What training costs: groups in one row against each response with its own query, the loop, the data.
+
+Each side of a comparison runs in a process of its own, so that peaks of memory are its own.
+"""
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from salign.bench.figures import Figure
+from salign.config import GroupsData
+from salign.errors import ConfigError
+
+_MODEL = "smollm2-135m"
+_NUM_GROUPS, _NUM_RESPONSES, _QUERY, _RESPONSE = 2, 4, 256, 64
+_MIB = 1 << 10  # in the KiB of ru_maxrss
+
+
+def _groups() -> list[Any]:
+    from salign.training.tokens import TokenGroup
+
+    draw = random.Random(0)
+
+    def words(count: int) -> list[int]:
+        return [draw.randrange(100, 40_000) for _ in range(count)]
+
+    scores = [float(score) for score in range(7, 7 - _NUM_RESPONSES, -1)]
+    return [
+        TokenGroup(words(_QUERY), [words(_RESPONSE) for _ in range(_NUM_RESPONSES)], scores) for _ in range(_NUM_GROUPS)
+    ]
+
+
+# --- in a process of its own ---------------------------------------------------------------------
+
+
+def layout_cost(layout: str) -> dict[str, float]:
+    """Seconds of a forward and backward pass over the groups, and the peak of memory (MiB).
+
+    Args:
+        layout: `packed`: a row a group, as training lays it out; `naive`: each response with its own query, padded,
+            with logits everywhere.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    from salign import models
+    from salign.config import StableObjective
+    from salign.training.model import GroupLoss
+    from salign.training.objectives import stable_loss
+    from salign.training.packing import lay_out
+
+    model = models.load_model(_MODEL, torch.float32).train()
+    groups = _groups()
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
+    loss_of = GroupLoss(model, StableObjective(kind="stable"))
+    scores = torch.tensor([group.scores for group in groups])
+    ids = torch.tensor([[*group.query, *response] for group in groups for response in group.responses])
+
+    def packed() -> None:
+        for group in groups:
+            (loss_of(lay_out([group]))[0] / len(groups)).backward()
+
+    def naive() -> None:
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1]
+        token_nll = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
+        nll = token_nll[:, _QUERY - 1 :].mean(1).view_as(scores)
+        stable_loss(nll, scores, ratio=0.2, margin=1.0, scale=7.0).backward()
+
+    run = packed if layout == "packed" else naive
+    seconds = []
+    for _ in range(4):
+        model.zero_grad(set_to_none=True)
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
+    return {"seconds": min(seconds[1:]), "peak": peak, "loaded": loaded}
+
+
+def loop_cost() -> dict[str, float]:
+    """Seconds of the trainer's step, and of the same rows by hand: forward, backward, optimizer step."""
+    import torch
+
+    from salign import models
+    from salign.config import StableObjective, TrainStage
+    from salign.training.distributed import init_ranks
+    from salign.training.packing import lay_out
+    from salign.training.settings import deepspeed_config
+    from salign.training.trainer import Trainer
+
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write('{"zero_optimization": {"stage": 1}}')
+        file.flush()
+        stage = TrainStage.model_validate(
+            {
+                "name": "bench",
+                "objective": StableObjective(kind="stable"),
+                "data": {"kind": "answers"},
+                "groups_per_step": _NUM_GROUPS,
+                "deepspeed": file.name,
+            }
+        )
+        settings = deepspeed_config(stage, 1)
+    ranks = init_ranks()
+    trainer = Trainer(stage, ranks, models.load_model(_MODEL, torch.float32), settings, 1000)
+    groups = list(enumerate(_groups()))
+    rows = [lay_out([group]) for _, group in groups]
+    engine = trainer.engine
+
+    def by_hand() -> None:
+        for number, row in enumerate(rows):
+            engine.set_gradient_accumulation_boundary(number == len(rows) - 1)
+            engine.backward(engine(row)[0] / len(rows), scale_wrt_gas=False)
+        engine.step()
+
+    seconds: dict[str, list[float]] = {"loop": [], "bare": []}
+    for step in range(6):  # by turns, so that what else the machine does meets both
+        for name, run in (("loop", lambda step=step: trainer.step(step, groups)), ("bare", by_hand)):
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: median(values[1:]) for name, values in seconds.items()}
+
+
+def token_cost(num_groups: int) -> dict[str, float]:
+    """Seconds to read and tokenise so many groups into a store, and the memory (MiB) before and at its peak."""
+    from salign import models
+    from salign.dataset.groups import read_groups
+    from salign.training.tokens import TokenStore
+
+    draw = random.Random(0)
+    words = [f"{chr(97 + i % 26)}{'aeiou'[i % 5]}{chr(98 + i % 7)}" for i in range(500)]
+
+    def text(count: int) -> str:
+        return " ".join(draw.choice(words) for _ in range(count))
+
+    tokenizer = models.load_tokenizer(_MODEL)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "groups.jsonl"
+        with path.open("w") as file:
+            for _ in range(num_groups):
+                row = {"query": text(15), "responses": [text(25) for _ in range(4)], "scores": [7, 5, 3, 1]}
+                file.write(json.dumps(row) + "\n")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
+        start = time.perf_counter()
+        left_out: Counter[str] = Counter()
+        groups = read_groups(GroupsData(kind="groups", path=path), left_out)
+        TokenStore.build(Path(folder) / "tokens", groups, tokenizer, 480, left_out)
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "before": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB}
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def _own_process(name: str, *arguments: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "salign.bench.training", name, *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "WANDB_MODE": "disabled"}
+    )
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _layout() -> list[Figure]:
+    packed, naive = (_own_process("layout", name) for name in ("packed", "naive"))
+    what = f"query {_QUERY}, responses {_RESPONSE}, K = {_NUM_RESPONSES}, forward and backward"
+    above = {name: found["peak"] - found["loaded"] for name, found in (("packed", packed), ("naive", naive))}
+    return [
+        Figure(
+            f"{what}: speed against the naive layout",
+            naive["seconds"] / packed["seconds"],
+            "x",
+            ">= 3.0",
+            note=f"{packed['seconds']:.2f} s and {naive['seconds']:.2f} s for {_NUM_GROUPS} groups",
+        ),
+        Figure(
+            "peak memory against it",
+            packed["peak"] / naive["peak"],
+            "x",
+            "<= 0.45",
+            note=f"{packed['peak']:.0f} and {naive['peak']:.0f} MiB; above the loaded model {above['packed']:.0f} and "
+            f"{above['naive']:.0f} MiB ({above['packed'] / above['naive']:.2f}x)",
+        ),
+    ]
+
+
+def _loop() -> list[Figure]:
+    found = _own_process("loop")
+    note = f"{found['loop']:.2f} s and {found['bare']:.2f} s a step"
+    share = 100 * (found["loop"] / found["bare"] - 1)
+    return [Figure("the loop over bare forward, backward and step", share, "%", "<= 5", note=note)]
+
+
+def _padding(path: Path) -> list[Figure]:
+    name = "padding over real groups, rows of 2048 tokens, 4 ranks, 32 groups a step"
+    if not path.is_file():
+        return [Figure(name, None, "%", "<= 5", note=f"no groups at {path}; name some with --groups")]
+    from salign import models
+    from salign.dataset.groups import load_groups
+    from salign.training.rows import deal
+    from salign.training.tokens import tokenize
+
+    groups = tokenize(load_groups(path).groups, models.load_tokenizer(_MODEL), 2048).groups
+    lengths = [group.num_tokens for group in groups]
+    tokens = padding = 0
+    for start in range(0, len(lengths) - 31, 32):
+        step = lengths[start : start + 32]
+        tokens += sum(step)
+        padding += min(step) * sum(not row for own in deal(step, 4, 2048) for row in own)
+    note = f"{len(lengths)} groups of {sum(lengths) / len(lengths):.0f} tokens; nothing within a row is padded"
+    return [Figure(name, 100 * padding / (tokens + padding), "%", "<= 5", note=note)]
+
+
+def _tokens() -> list[Figure]:
+    few, many = (_own_process("tokens", str(count)) for count in (20_000, 100_000))
+    growth = (many["peak"] - many["before"]) - (few["peak"] - few["before"])
+    note = f"memory grows by {growth:.0f} MiB from 20,000 to 100,000 groups; the tokenizer itself is the limit"
+    return [
+        Figure("reading and tokenising 100,000 groups", 100_000 / many["seconds"], "groups/s", ">= 5,000", note=note)
+    ]
+
+
+def measure(groups: Path, only: Sequence[str], say: Callable[[str], None]) -> list[Figure]:
+    """The figures of `python jobs/bench.py training`.
+
+    Args:
+        groups: A file of real groups.
+        only: Names of parts; empty for all.
+        say: Told what is being measured.
+
+    Raises:
+        ConfigError: There is no such part.
+    """
+    parts: dict[str, Callable[[], list[Figure]]] = {
+        "layout": _layout,
+        "loop": _loop,
+        "padding": lambda: _padding(groups),
+        "tokens": _tokens,
+    }
+    unknown = [part for part in only if part not in parts]
+    if unknown:
+        raise ConfigError(f"no part {', '.join(unknown)} of the bench of training; it has: {', '.join(parts)}")
+    figures: list[Figure] = []
+    for part, measured in parts.items():
+        if not only or part in only:
+            say(part)
+            figures += measured()
+    return figures
+
+
+if __name__ == "__main__":
+    _costs: dict[str, Callable[..., dict[str, float]]] = {
+        "layout": layout_cost,
+        "loop": loop_cost,
+        "tokens": token_cost,
+    }
+    _words = [int(word) if word.isdigit() else word for word in sys.argv[2:]]
+    print(json.dumps(_costs[sys.argv[1]](*_words)))
