@@ -1,15 +1,19 @@
 """From which checkpoint a stage goes on. (That a real one resumes exactly is tested with real training.)"""
 
 import json
+import logging
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from salign.errors import ConfigError
+from salign.errors import ConfigError, StageError
+from salign.run import mark_done
 from salign.training import checkpoint
-from salign.training.checkpoint import Store
+from salign.training.checkpoint import Found, Store
 from salign.training.distributed import Ranks
 
 
@@ -22,7 +26,8 @@ class Engine:
     def zero_optimization_stage(self) -> int:
         return self._zero_stage
 
-    def save_checkpoint(self, folder: str, tag: str, client_state: dict, save_latest: bool) -> None:
+    def save_checkpoint(self, folder: str, tag: str, client_state: dict[str, Any], save_latest: bool) -> None:
+        assert not save_latest
         (Path(folder) / tag).mkdir()
         (Path(folder) / tag / "state.json").write_text(json.dumps(client_state))
 
@@ -44,41 +49,138 @@ def saved(tmp_path, ranks, *steps: int, inputs=None, keep: int = 2) -> Store:
     return store
 
 
+def written(store: Store, step: int, num_ranks: int, zero_stage: int) -> Path:
+    """A checkpoint as other ranks would have left it."""
+    folder = store.folder / f"step-{step:07d}"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text("{}")
+    names = ["state.json"]
+    if zero_stage:
+        names += [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(num_ranks)]
+    for name in names[1:]:
+        (folder / name).touch()
+    mark_done(folder, names, store.inputs, {"step": step, "num_ranks": num_ranks, "zero_stage": zero_stage})
+    return folder
+
+
 def names(store: Store) -> list[str]:
     return sorted(path.name for path in store.folder.iterdir())
+
+
+def step_of(found: Found | None) -> int:
+    state = checkpoint.resume(Engine(), found)
+    assert state is not None
+    return state["step"]
+
+
+def damage(folder: Path) -> None:
+    """Other bytes, as many."""
+    state = folder / "state.json"
+    state.write_bytes(state.read_bytes()[::-1])
 
 
 def test_the_newest_is_taken_and_old_ones_go(tmp_path, ranks):
     store = saved(tmp_path, ranks, 2, 4, 6)
     assert names(store) == ["step-0000004", "step-0000006"]
-    assert checkpoint.resume(Engine(), store, ranks) == {"step": 6}
+    found = checkpoint.find(store, ranks, 2)
+    assert found == Found(store.folder / "step-0000006", universal=False)
+    assert step_of(found) == 6
 
 
 def test_one_that_is_not_whole_is_passed_over(tmp_path, ranks):
     store = saved(tmp_path, ranks, 2, 4)
     (store.folder / "step-0000004" / "state.json").unlink()
     (store.folder / "step-0000008").mkdir()  # killed while saving
-    assert checkpoint.resume(Engine(), store, ranks) == {"step": 2}
+    assert step_of(checkpoint.find(store, ranks, 2)) == 2
 
 
-def test_one_that_was_trained_from_something_else_is_passed_over(tmp_path, ranks):
-    store = saved(tmp_path, ranks, 2, inputs={"dataset": "old"})
-    assert checkpoint.resume(Engine(), Store(store.folder, {"dataset": "new"}, 2), ranks) is None
-    assert checkpoint.resume(Engine(), store, ranks) == {"step": 2}
+def test_one_that_is_damaged_is_passed_over_with_a_warning(tmp_path, ranks, caplog):
+    store = saved(tmp_path, ranks, 2, 4)
+    damage(store.folder / "step-0000004")
+    with caplog.at_level(logging.WARNING):
+        assert step_of(checkpoint.find(store, ranks, 2)) == 2
+    assert "step-0000004 is damaged (state.json); it is passed over" in caplog.text
+    damage(store.folder / "step-0000002")
+    assert checkpoint.find(store, ranks, 2) is None
 
 
-def test_another_zero_stage_is_refused_with_the_remedy(tmp_path, ranks):
-    store = saved(tmp_path, ranks, 2)
-    with pytest.raises(ConfigError, match=r"zero_stage 2, now it is 3\. Go on with 2, or remove"):
-        checkpoint.resume(Engine(zero_stage=3), store, ranks)
+def test_one_that_was_trained_from_something_else_is_ignored_and_goes(tmp_path, ranks):
+    store = saved(tmp_path, ranks, 20, inputs={"dataset": "old"})
+    new = Store(store.folder, {"dataset": "new"}, keep=1)
+    assert checkpoint.find(new, ranks, 2) is None
+    assert checkpoint.find(new, ranks, 3) is None  # nor is its ZeRO stage looked at
+    assert step_of(checkpoint.find(store, ranks, 2)) == 20
+    checkpoint.save(Engine(), new, ranks, {"step": 2})
+    assert names(store) == ["step-0000002"]  # though its number is lower
+    assert step_of(checkpoint.find(new, ranks, 2)) == 2
 
 
 def test_where_there_is_none_the_stage_begins(tmp_path, ranks):
-    assert checkpoint.resume(Engine(), Store(tmp_path / "none", {}, 2), ranks) is None
+    assert checkpoint.find(Store(tmp_path / "none", {}, 2), ranks, 2) is None
+    assert checkpoint.resume(Engine(), None) is None
 
 
 def test_none_kept_leaves_no_folder(tmp_path, ranks):
     store = saved(tmp_path, ranks, 2, keep=0)
     assert names(store) == ["step-0000002"]  # while the stage runs, the newest stays
-    checkpoint.prune(store.folder, 0)
+    checkpoint.prune(store, 0)
     assert not store.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [(written, now) for written in range(4) for now in range(4) if written != now]
+)
+def test_another_zero_stage_is_refused_with_the_remedy_unless_it_converts(tmp_path, ranks, monkeypatch, before, now):
+    store = Store(tmp_path / "checkpoints", {}, 2)
+    written(store, 2, 1, before)
+    monkeypatch.setattr(checkpoint, "_universal", lambda folder, *_: folder.with_name(f"universal-{folder.name}"))
+    if (before, now) == (1, 2):
+        assert checkpoint.find(store, ranks, now) == Found(store.folder / "universal-step-0000002", universal=True)
+    else:
+        said = (
+            rf"was written under ZeRO stage {before}, now it is {now}.* with stage {before}, or remove {store.folder}"
+        )
+        with pytest.raises(ConfigError, match=said):
+            checkpoint.find(store, ranks, now)
+
+
+def test_one_of_other_ranks_is_converted_once(tmp_path, ranks, monkeypatch):
+    store = Store(tmp_path / "checkpoints", {}, 2)
+    folder = written(store, 2, 2, 2)
+    calls = []
+
+    def convert(command, **_):
+        calls.append(command)
+        given = dict(zip(command[3::2], command[4::2], strict=False))
+        assert given["--input_folder"] == str(folder)
+        (Path(given["--output_folder"]) / "state.json").write_text('{"step": 2}')
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", convert)
+    for _ in range(2):
+        found = checkpoint.find(store, ranks, 2)
+        assert found == Found(store.folder / "universal-step-0000002", universal=True)
+        assert step_of(found) == 2
+    assert len(calls) == 1
+    checkpoint.save(Engine(), store, ranks, {"step": 4})
+    assert names(store) == ["step-0000002", "step-0000004"]  # what was converted is not needed any more
+    assert checkpoint.find(store, ranks, 2) == Found(store.folder / "step-0000004", universal=False)
+
+
+def test_one_without_zero_serves_any_number_of_ranks(tmp_path, ranks):
+    store = Store(tmp_path / "checkpoints", {}, 2)
+    folder = written(store, 2, 4, 0)
+    assert checkpoint.find(store, ranks, 0) == Found(folder, universal=False)
+
+
+def test_one_that_cannot_be_converted_is_named_and_leaves_nothing_half(tmp_path, ranks, monkeypatch):
+    store = Store(tmp_path / "checkpoints", {}, 2)
+    written(store, 2, 4, 2)
+
+    def fail(command, **_):
+        return subprocess.CompletedProcess(command, 1, "", "Traceback ...\nKeyError: 'optimizer_state_dict'\n")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(StageError, match=r"of 4 ranks cannot be converted for 1: KeyError.*Go on with 4 ranks"):
+        checkpoint.find(store, ranks, 2)
+    assert names(store) == ["step-0000002"]

@@ -3,14 +3,17 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from salign import compose
 from salign.config import Config
-from salign.errors import ConfigError
-from salign.training.data import Order, demonstrations
-from salign.training.packing import TokenGroup
+from salign.dataset.groups import demonstrations
+from salign.errors import ConfigError, DataError
+from salign.training.data import Order, shuffled, split
+from salign.training.rows import deal
 from salign.training.settings import deepspeed_config, learning_rate_share
+from salign.training.tokens import TokenGroup
 
 
 def make_config(tmp_path, text: str = '{"zero_optimization": {"stage": 2}}', **stage) -> Config:
@@ -25,39 +28,139 @@ def make_config(tmp_path, text: str = '{"zero_optimization": {"stage": 2}}', **s
 
 
 def make_groups(count: int) -> list[TokenGroup]:
-    return [TokenGroup([number], [[1], [2]], [1.0, 2.0]) for number in range(count)]
+    """Of several lengths; the query tells which one it is."""
+    return [TokenGroup([number], [[1] * (1 + number % 7), [2]], [1.0, 2.0]) for number in range(count)]
 
 
-def seen(order: Order, step: int, num_ranks: int) -> list[int]:
-    return [group.query[0] for rank in range(num_ranks) for row in order.rows(step, rank, num_ranks) for group in row]
+def seen(order: Order, *steps: int) -> list[int]:
+    for step in steps:
+        for number, group in order.groups(step):
+            assert group.query == [number]
+    return [number for step in steps for number, _ in order.groups(step)]
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4, 8])
-def test_a_step_takes_the_same_groups_for_any_number_of_ranks(tmp_path, num_ranks):
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("row_tokens", [None, 12])
+def test_a_step_takes_the_same_groups_for_any_number_of_ranks(tmp_path, num_ranks, row_tokens):
+    """They are drawn for all ranks together, and only then dealt."""
     stage = make_config(tmp_path, groups_per_step=8).stage("stable")
     order = Order(make_groups(21), stage, seed=3)
     for step in range(6):
-        assert seen(order, step, num_ranks) == seen(Order(make_groups(21), stage, seed=3), step, 1)
+        groups = [group for _, group in order.groups(step)]
+        dealt = deal([group.num_tokens for group in groups], num_ranks, row_tokens)
+        shares = [[groups[position].query[0] for row in own for position in row] for own in dealt]
+        assert sorted(number for own in shares for number in own) == sorted(seen(order, step))
+        assert all(shares)
+
+
+def test_a_step_is_the_same_in_whatever_order_steps_are_asked_for(tmp_path):
+    """As where a stage goes on from a checkpoint."""
+    stage = make_config(tmp_path, groups_per_step=8, num_responses=2).stage("stable")
+    groups = [TokenGroup([n], [[1], [2], [3], [4]], [1.0, 2.0, 7.0, 3.0]) for n in range(21)]
+    order = Order(groups, stage, seed=3)
+    forwards = [order.groups(step) for step in range(12)]
+    assert [Order(groups, stage, seed=3).groups(step) for step in range(12)] == forwards
+    assert [order.groups(step) for step in reversed(range(12))] == forwards[::-1]
+    assert all([3] in group.responses and len(group.responses) == 2 for step in forwards for _, group in step)
+    draws = {tuple(map(tuple, group.responses)) for step in forwards for n, group in step if n == 5}
+    assert len(draws) > 1, "each epoch draws others"
 
 
 def test_an_epoch_shows_every_group_once_and_the_next_in_another_order(tmp_path):
     stage = make_config(tmp_path, groups_per_step=5).stage("stable")
     order = Order(make_groups(20), stage, seed=0)
-    epochs = [[g for step in range(4 * e, 4 * e + 4) for g in seen(order, step, 1)] for e in range(2)]
+    epochs = [seen(order, *range(4 * epoch, 4 * epoch + 4)) for epoch in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
     assert epochs[0] != epochs[1]
-    assert epochs[0] != [g for step in range(4) for g in seen(Order(make_groups(20), stage, seed=1), step, 1)]
+    assert epochs[0] != seen(Order(make_groups(20), stage, seed=1), *range(4))
+    assert [order.epoch(step) for step in (0, 2, 4, 6)] == [0.0, 0.5, 1.0, 1.5]
+
+
+@pytest.mark.parametrize(("count", "groups_per_step"), [(7, 3), (5, 8), (1, 4), (3, 10), (20, 5)])
+def test_steps_that_span_epochs_leave_no_group_out(tmp_path, count, groups_per_step):
+    """A step may hold the end of an epoch and the beginning of the next, or several epochs."""
+    stage = make_config(tmp_path, groups_per_step=groups_per_step).stage("stable")
+    order = Order(make_groups(count), stage, seed=0)
+    found = seen(order, *range(2 * count))  # 2 x groups_per_step epochs
+    for start in range(0, len(found), count):
+        assert sorted(found[start : start + count]) == list(range(count))
+
+
+def test_only_the_given_numbers_are_trained_on(tmp_path):
+    stage = make_config(tmp_path, groups_per_step=4, num_epochs=2).stage("stable")
+    order = Order(make_groups(20), stage, 0, np.array([3, 5, 8, 13], dtype=np.uint32))
+    assert order.num_steps == 2
+    assert sorted(seen(order, 0)) == sorted(seen(order, 1)) == [3, 5, 8, 13]
 
 
 def test_the_number_of_steps_follows_epochs_and_max_steps(tmp_path):
-    assert (
-        Order(make_groups(20), make_config(tmp_path, groups_per_step=5, num_epochs=3).stage("stable"), 0).num_steps
-        == 12
-    )
-    assert (
-        Order(make_groups(20), make_config(tmp_path, groups_per_step=5, max_steps=2).stage("stable"), 0).num_steps == 2
-    )
-    assert Order(make_groups(1), make_config(tmp_path, groups_per_step=8).stage("stable"), 0).num_steps == 1
+    def num_steps(count: int, **stage) -> int:
+        return Order(make_groups(count), make_config(tmp_path, **stage).stage("stable"), 0).num_steps
+
+    assert num_steps(20, groups_per_step=5, num_epochs=3) == 12
+    assert num_steps(20, groups_per_step=5, num_epochs=0.5) == 2
+    assert num_steps(20, groups_per_step=5, max_steps=2) == 2
+    assert num_steps(20, groups_per_step=5, max_steps=200) == 4
+    assert num_steps(1, groups_per_step=8) == 1
+
+
+def test_a_shuffle_is_a_permutation_that_its_place_decides():
+    """Written down: the order must not depend on the version of numpy."""
+    assert shuffled(8, 0, "stable", "order", 0).tolist() == [1, 2, 5, 6, 7, 3, 0, 4]
+    assert sorted(shuffled(1000, 1, "a").tolist()) == list(range(1000))
+    assert shuffled(1000, 1, "a").tolist() != shuffled(1000, 1, "b").tolist()
+
+
+# --- what is held out ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "share", "held_out"), [(20, 0.0, 0), (20, 0.25, 5), (21, 0.1, 2), (10, 0.94, 9)])
+def test_a_share_of_the_groups_is_held_out(tmp_path, count, share, held_out):
+    stage = make_config(tmp_path, held_out_share=share).stage("stable")
+    trained, kept = (numbers.tolist() for numbers in split(make_groups(count), stage, seed=0))
+    assert len(kept) == held_out
+    assert sorted(trained + kept) == list(range(count))
+    assert trained == sorted(trained)
+    assert kept == sorted(kept)
+
+
+def test_what_is_held_out_is_a_function_of_seed_and_stage(tmp_path):
+    def held_out(seed: int, name: str = "stable", **given) -> list[int]:
+        stage = make_config(tmp_path, name=name, held_out_share=0.2, **given).stage(name)
+        return split(make_groups(100), stage, seed)[1].tolist()
+
+    assert held_out(0) == held_out(0) == held_out(0, learning_rate=1.0, groups_per_step=4)
+    assert held_out(0) != held_out(1)
+    assert held_out(0) != held_out(0, "other")
+    assert held_out(0) != list(range(20))
+
+
+@pytest.mark.parametrize("kind", ["dpo", "listwise_dpo"])
+def test_groups_that_compare_nothing_are_in_neither_part_where_the_objective_compares(tmp_path, kind):
+    groups = [
+        TokenGroup([number], [[1], [2], [3]][: len(scores)], scores)
+        for number, scores in enumerate([[1.0, 2.0], [3.0], [4.0, 4.0], [4.0, 4.0, 5.0]] * 5)
+    ]
+    stage = make_config(tmp_path, objective={"kind": kind}, held_out_share=0.3).stage("stable")
+    trained, kept = split(groups, stage, seed=0)
+    assert len(kept) == 3
+    assert sorted([*trained, *kept]) == [number for number in range(20) if number % 4 in (0, 3)]
+    others = make_config(tmp_path, held_out_share=0.3).stage("stable")
+    assert sum(map(len, split(groups, others, seed=0))) == 20
+
+
+def test_nothing_to_train_on_is_an_error_that_says_why(tmp_path):
+    alike = [TokenGroup([1], [[1], [2]], [4.0, 4.0])] * 6
+    with pytest.raises(
+        DataError, match=r"none of its 6 groups is left .* dpo needs groups with responses of different"
+    ):
+        split(alike, make_config(tmp_path, objective={"kind": "dpo"}).stage("stable"), 0)
+    with pytest.raises(DataError, match=r"none of its 2 groups is left .* held_out_share is 0\.8"):
+        split(alike[:2], make_config(tmp_path, held_out_share=0.8).stage("stable"), 0)
+    assert [len(part) for part in split(alike, make_config(tmp_path).stage("stable"), 0)] == [6, 0]
+
+
+# --- settings ------------------------------------------------------------------------------------
 
 
 def test_the_rate_warms_up_and_falls_to_nothing():
@@ -70,12 +173,8 @@ def test_the_rate_warms_up_and_falls_to_nothing():
 
 
 def test_the_deepspeed_file_is_completed_by_the_stage(tmp_path):
-    stage = make_config(tmp_path, groups_per_step=8, groups_per_row=2, dtype="bfloat16", max_grad_norm=0.5).stage(
-        "stable"
-    )
+    stage = make_config(tmp_path, groups_per_step=8, dtype="bfloat16", max_grad_norm=0.5).stage("stable")
     settings = deepspeed_config(stage, num_ranks=2)
-    assert settings["train_micro_batch_size_per_gpu"] == 2
-    assert settings["gradient_accumulation_steps"] == 2
     assert settings["gradient_clipping"] == 0.5
     assert settings["bf16"] == {"enabled": True}
     assert settings["zero_optimization"]["stage"] == 2
@@ -96,11 +195,14 @@ def test_a_wrong_deepspeed_file_is_named(tmp_path, text, said):
     assert "ds.json" in str(caught.value)
 
 
-def test_groups_that_cannot_be_shared_out_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="must be a multiple of ranks"):
-        deepspeed_config(make_config(tmp_path, groups_per_step=8).stage("stable"), num_ranks=3)
-    with pytest.raises(ConfigError, match="must be a multiple of"):
-        compose.parse({**make_config(tmp_path).model_dump(mode="json"), "cluster": {"num_ranks": 3}}, "test")
+def test_more_ranks_than_groups_in_a_step_are_refused(tmp_path):
+    stage = make_config(tmp_path, groups_per_step=8).stage("stable")
+    deepspeed_config(stage, num_ranks=8)
+    deepspeed_config(stage, num_ranks=3)  # any number up to that
+    with pytest.raises(ConfigError, match="groups_per_step 8 is less than the 9 ranks"):
+        deepspeed_config(stage, num_ranks=9)
+    with pytest.raises(ConfigError, match=r"groups_per_step 8 is less than cluster\.num_ranks 9"):
+        compose.parse({**make_config(tmp_path).model_dump(mode="json"), "cluster": {"num_ranks": 9}}, "test")
 
 
 def test_demonstrations_are_the_good_answers(tmp_path):

@@ -3,8 +3,8 @@
 Each side of a comparison runs in a process of its own, so that peaks of memory are its own.
 """
 
+import importlib.util
 import json
-import os
 import random
 import resource
 import subprocess
@@ -13,13 +13,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from salign.bench.figures import Figure
 from salign.config import GroupsData
-from salign.errors import ConfigError
+from salign.errors import ConfigError, StageError
 
 _MODEL = "smollm2-135m"
 _NUM_GROUPS, _NUM_RESPONSES, _QUERY, _RESPONSE = 2, 4, 256, 64
@@ -87,12 +88,12 @@ def layout_cost(layout: str) -> dict[str, float]:
     return {"seconds": min(seconds[1:]), "peak": peak, "loaded": loaded}
 
 
-def loop_cost() -> dict[str, float]:
-    """Seconds of the trainer's step, and of the same rows by hand: forward, backward, optimizer step."""
+def loop_cost(objective: str) -> dict[str, float]:
+    """Seconds of the trainer's step (median, least) and of the same rows by hand: forward, backward, optimizer step."""
     import torch
 
     from salign import models
-    from salign.config import StableObjective, TrainStage
+    from salign.config import TrainStage
     from salign.training.distributed import init_ranks
     from salign.training.packing import lay_out
     from salign.training.settings import deepspeed_config
@@ -104,8 +105,8 @@ def loop_cost() -> dict[str, float]:
         stage = TrainStage.model_validate(
             {
                 "name": "bench",
-                "objective": StableObjective(kind="stable"),
-                "data": {"kind": "answers"},
+                "objective": {"kind": objective, **({"pairs": "best"} if objective == "dpo" else {})},
+                "data": {"kind": "run"},
                 "groups_per_step": _NUM_GROUPS,
                 "deepspeed": file.name,
             }
@@ -113,7 +114,7 @@ def loop_cost() -> dict[str, float]:
         settings = deepspeed_config(stage, 1)
     ranks = init_ranks()
     trainer = Trainer(stage, ranks, models.load_model(_MODEL, torch.float32), settings, 1000)
-    groups = list(enumerate(_groups()))
+    groups = [(n, replace(g, references=[1.0] * len(g.responses))) for n, g in enumerate(_groups())]
     rows = [lay_out([group]) for _, group in groups]
     engine = trainer.engine
 
@@ -129,7 +130,64 @@ def loop_cost() -> dict[str, float]:
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    return {name: median(values[1:]) for name, values in seconds.items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
+    least = {f"{name}_least": min(values[1:]) for name, values in seconds.items()}
+    return {**{name: median(values[1:]) for name, values in seconds.items()}, **least, "peak": peak}
+
+
+def trl_cost() -> dict[str, float]:
+    """Seconds of a step of TRL's DPO trainer, with optimizer, on the pairs of the groups: the best with each other."""
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    from salign import models
+
+    tokenizer = models.load_tokenizer(_MODEL)
+    known = [str(tokenizer.decode([token])) for token in range(1000, 20_000)]
+    words = [word for word in known if word[:1] == " " and word[1:].isalpha()]
+    draw = random.Random(0)
+
+    def text(count: int) -> str:
+        return "".join(draw.choice(words) for _ in range(count))
+
+    pairs = []
+    for _ in range(_NUM_GROUPS):
+        query, best = text(_QUERY), text(_RESPONSE)
+        pairs += [{"prompt": query, "chosen": best, "rejected": text(_RESPONSE)} for _ in range(_NUM_RESPONSES - 1)]
+    seconds: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            seconds.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds[-1] = time.perf_counter() - seconds[-1]
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = DPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=len(pairs),
+            max_steps=4,
+            precompute_ref_log_probs=True,  # as ours has them
+            max_length=None,
+            gradient_checkpointing=False,
+            bf16=False,
+            report_to=[],
+            logging_strategy="no",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = DPOTrainer(
+            model=models.load_model(_MODEL, torch.float32),
+            args=arguments,
+            train_dataset=Dataset.from_list(pairs * 4),
+            processing_class=tokenizer,
+            callbacks=[Clock()],
+        )
+        trainer.train()
+    return {"seconds": min(seconds[1:]), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB}
 
 
 def token_cost(num_groups: int) -> dict[str, float]:
@@ -165,9 +223,9 @@ def token_cost(num_groups: int) -> dict[str, float]:
 
 def _own_process(name: str, *arguments: str) -> dict[str, float]:
     command = [sys.executable, "-m", "salign.bench.training", name, *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "WANDB_MODE": "disabled"}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StageError(f"measuring {name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -196,10 +254,20 @@ def _layout() -> list[Figure]:
 
 
 def _loop() -> list[Figure]:
-    found = _own_process("loop")
+    found = _own_process("loop", "stable")
     note = f"{found['loop']:.2f} s and {found['bare']:.2f} s a step"
     share = 100 * (found["loop"] / found["bare"] - 1)
     return [Figure("the loop over bare forward, backward and step", share, "%", "<= 5", note=note)]
+
+
+def _trl() -> list[Figure]:
+    name = "DPO on the same groups, best with each other, with optimizer: groups/s against TRL's trainer"
+    if importlib.util.find_spec("trl") is None:
+        return [Figure(name, None, "x", ">= 2", note="the package trl is not installed: pip install trl")]
+    ours, theirs = _own_process("loop", "dpo"), _own_process("trl")
+    seconds = ours["loop_least"], theirs["seconds"]
+    note = f"{seconds[0]:.1f} s and {seconds[1]:.1f} s a step; peaks {ours['peak']:.0f} and {theirs['peak']:.0f} MiB"
+    return [Figure(name, seconds[1] / seconds[0], "x", ">= 2", note=note)]
 
 
 def _padding(path: Path) -> list[Figure]:
@@ -245,6 +313,7 @@ def measure(groups: Path, only: Sequence[str], say: Callable[[str], None]) -> li
     parts: dict[str, Callable[[], list[Figure]]] = {
         "layout": _layout,
         "loop": _loop,
+        "trl": _trl,
         "padding": lambda: _padding(groups),
         "tokens": _tokens,
     }

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salign.errors import ConfigError, StageError
-from salign.run import mark_done, new_folder, noticing_full_disk, read_done, sha256
+from salign.run import Done, mark_done, new_folder, noticing_full_disk, read_done, sha256
 from salign.training.distributed import Ranks, share_from_main
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,10 @@ class Store:
     keep: int
 
 
-def _folders(checkpoints: Path) -> list[Path]:
-    """Complete checkpoints, the newest last."""
-    return sorted(folder for folder in checkpoints.glob("step-*") if read_done(folder) is not None)
+def _complete(store: Store) -> list[tuple[Path, Done]]:
+    """Complete checkpoints that were trained from the same inputs, with their markers; the newest last."""
+    found = [(folder, read_done(folder)) for folder in sorted(store.folder.glob("step-*"))]
+    return [(folder, done) for folder, done in found if done is not None and done.inputs == store.inputs]
 
 
 def save(engine: Any, store: Store, ranks: Ranks, state: dict[str, Any]) -> None:
@@ -60,20 +61,20 @@ def save(engine: Any, store: Store, ranks: Ranks, state: dict[str, Any]) -> None
         names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
         facts = {**state, "num_ranks": ranks.size, "zero_stage": engine.zero_optimization_stage()}
         mark_done(folder, names, store.inputs, facts)
-        prune(checkpoints, max(1, store.keep))
+        prune(store, max(1, store.keep))
     dist.barrier()
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Leaves the newest complete checkpoints, and removes what is incomplete."""
-    kept = _folders(checkpoints)[-keep:] if keep else []
-    for folder in checkpoints.glob("step-*"):
+def prune(store: Store, keep: int) -> None:
+    """Leaves the newest complete checkpoints, and removes what is incomplete or was trained from something else."""
+    kept = [folder for folder, _ in _complete(store)[-keep:]] if keep else []
+    for folder in store.folder.glob("step-*"):
         if folder not in kept:
             shutil.rmtree(folder)
-    for folder in checkpoints.glob(f"{_UNIVERSAL}*"):
+    for folder in store.folder.glob(f"{_UNIVERSAL}*"):
         shutil.rmtree(folder)
     if not kept:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(store.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,7 @@ def find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
 
 
 def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
-    for folder in reversed(_folders(store.folder)):
-        done = read_done(folder)
-        if done is None or done.inputs != store.inputs:
-            continue
+    for folder, done in reversed(_complete(store)):
         damaged = [name for name, seen in done.files.items() if sha256(folder / name) != seen["sha256"]]
         if damaged:
             logger.warning("the checkpoint %s is damaged (%s); it is passed over", folder, damaged[0])
@@ -113,7 +111,9 @@ def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
                 f"DeepSpeed cannot convert it. Go on with stage {written}, or remove {store.folder} to begin the "
                 "stage again."
             )
-        if (written, num_ranks) == (zero_stage, ranks.size):
+        # Without ZeRO every rank has everything, and the first one's file serves any number of them.
+        shared_out = any(folder.glob("*_optim_states.pt"))
+        if written == zero_stage and (num_ranks == ranks.size or not shared_out):
             return Found(folder, universal=False)
         return Found(_universal(folder, num_ranks, ranks.size), universal=True)
     return None

@@ -53,10 +53,13 @@ def stage_groups(
 
 
 def context_length(model: str) -> int | None:
-    """The longest text that a model was made for, in tokens; None where its config does not say."""
+    """The longest text that a model sees whole, in tokens; None where its config does not say.
+
+    That is its attention's sliding window, where some layers have one: a row's mask knows none.
+    """
     config = AutoConfig.from_pretrained(models.resolve(model), trust_remote_code=False).get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
-    return longest if isinstance(longest, int) and longest > 0 else None
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 def build_tokens(

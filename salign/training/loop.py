@@ -173,7 +173,7 @@ def train(run: RunDir, config: Config, name: str) -> None:
             }
             files = [str(path.relative_to(job.folder)) for path in sorted(run.model(name).rglob("*")) if path.is_file()]
             mark_done(job.folder, [*files, "metrics.jsonl"], inputs, facts)
-            checkpoint.prune(store.folder, stage.keep_checkpoints)
+            checkpoint.prune(store, stage.keep_checkpoints)
     leave_ranks()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from salign.config import TrainStage
@@ -151,11 +151,16 @@ class Trainer:
         sums, layout_s = self._run(groups, train=True)
         if sums["bad"] or not math.isfinite(sums["loss"]):
             raise self._broken("loss", step, sums)
-        self.engine.step()
-        if not self.engine.was_step_applied():
+        norm = self._plain_grad_norm()
+        if norm is None:
+            self.engine.step()
+            norm = self.engine.get_global_grad_norm()
+            applied = self.engine.was_step_applied()
+        elif applied := math.isfinite(norm):
+            self.engine.step()
+        if not applied:
             raise self._broken("gradient", step, sums)
         self.num_tokens += int(sums["tokens"])
-        norm = self.engine.get_global_grad_norm()
         seconds = time.perf_counter() - start
         return {
             "train/global_step": step + 1,
@@ -170,6 +175,13 @@ class Trainer:
             "perf/padding_share": round(sums["padding"] / (sums["padding"] + sums["tokens"]), 4),
             **_memory(),
         }
+
+    def _plain_grad_norm(self) -> float | None:
+        """The gradient's norm before a step without ZeRO in float32, in which DeepSpeed does not look at it."""
+        if self.engine.zero_optimization() or self.engine.bfloat16_enabled():
+            return None
+        gradients = [parameter.grad for parameter in self.engine.parameters() if parameter.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
 
     @torch.no_grad()
     def evaluate(self, groups: Sequence[Numbered]) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""One rank that trains several runs, one after the other: a process takes longer to start than a small model to train.
+
+[torchrun ...] train_runs.py TASKS.json: each task is {"run": FOLDER}; with "stop_after": STEP, the last rank's SIGTERM
+ends it after that step; with "spoil": STEP, the gradient becomes infinite there; with "chunk": 1, logits are made 64
+tokens at a time. Leaves results.json beside TASKS.json: of each task its exit code, the error, and in how many
+calls references were computed.
+"""
+
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from salign import stages
+from salign.errors import StageError
+from salign.training import loop, model
+from salign.training.trainer import Trainer
+
+STAGE = "stable"
+
+
+def train(task: dict[str, Any]) -> dict[str, Any]:
+    """One task; its result."""
+    calls = 0
+    step, nll_of = Trainer.step, Trainer.nll_of
+
+    def stopping_step(self: Trainer, number: int, groups: Any) -> dict[str, Any]:
+        if number + 1 == task.get("spoil") and dist.get_rank() == 0:
+            next(self.engine.module.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+        row = step(self, number, groups)
+        if number + 1 == task.get("stop_after") and dist.get_rank() == dist.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    def counting_nll_of(self: Trainer, groups: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return nll_of(self, groups)
+
+    Trainer.step, Trainer.nll_of = stopping_step, counting_nll_of  # type: ignore[method-assign]
+    max_logits = model._MAX_LOGITS
+    model._MAX_LOGITS = 0 if task.get("chunk") else max_logits
+    code, error = 0, ""
+    try:
+        stages.train(Path(task["run"]), STAGE)
+    except SystemExit as stopped:
+        code = int(str(stopped.code))
+    except StageError as failed:  # of all ranks
+        code, error = failed.exit_code, str(failed)
+    finally:
+        Trainer.step, Trainer.nll_of = step, nll_of  # type: ignore[method-assign]
+        model._MAX_LOGITS = max_logits
+    return {"exit_code": code, "error": error, "reference_calls": calls}
+
+
+def main() -> None:
+    stages.set_up_logging()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    tasks = Path(sys.argv[1])
+    # The ranks stay together between the runs.
+    loop.init_ranks = functools.cache(loop.init_ranks)
+    leave_ranks, loop.leave_ranks = loop.leave_ranks, lambda: dist.barrier()
+    results = [train(task) for task in json.loads(tasks.read_text())]
+    if dist.get_rank() == 0:
+        tasks.with_name("results.json").write_text(json.dumps(results))
+    leave_ranks()
+
+
+if __name__ == "__main__":
+    main()
