@@ -329,10 +329,7 @@ def measure(groups: Path, only: Sequence[str], say: Callable[[str], None]) -> li
 
 
 if __name__ == "__main__":
-    _costs: dict[str, Callable[..., dict[str, float]]] = {
-        "layout": layout_cost,
-        "loop": loop_cost,
-        "tokens": token_cost,
-    }
+    _costs: dict[str, Callable[..., dict[str, float]]]
+    _costs = {"layout": layout_cost, "loop": loop_cost, "trl": trl_cost, "tokens": token_cost}
     _words = [int(word) if word.isdigit() else word for word in sys.argv[2:]]
     print(json.dumps(_costs[sys.argv[1]](*_words)))
