@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
     args = parser.parse_args()
-    stages.set_up_logging()
+    stages.begin()
     stages.collect(args.run)
 
 

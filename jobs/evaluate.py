@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--model", required=True, help="`base`, or a name of train.stages")
     args = parser.parse_args()
-    stages.set_up_logging()
+    stages.begin()
     metrics = open_run(args.run).evaluation(args.model) / "metrics.jsonl"
     with watching(watch_evaluation(args.model, metrics), Console()):
         stages.evaluate(args.run, args.model)

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--shard", type=int, required=True)
     parser.add_argument("--replay", action="store_true", help="make it anew from its journal, without an engine")
     args = parser.parse_args()
-    stages.set_up_logging()
+    stages.begin()
     metrics = open_run(args.run).shard(args.shard) / "metrics.jsonl"
     shown = watching(watch_simulation([metrics]), Console()) if is_first() else contextlib.nullcontext()
     with shown:

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--stage", required=True, help="a name of train.stages")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; LOCAL_RANK says the same")
     args = parser.parse_args()
-    stages.set_up_logging()
+    stages.begin()
     with contextlib.ExitStack() as stack:
         if os.environ.get("RANK", "0") == "0":
             metrics = open_run(args.run).stage(args.stage) / "metrics.jsonl"

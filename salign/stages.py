@@ -4,29 +4,37 @@ Heavy imports are inside them, so that planning needs none.
 """
 
 import argparse
+import functools
 import logging
 import os
+import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
-from salign.cluster.plan import complete, units
+from salign.cluster.plan import Unit, is_complete, units
+from salign.cluster.restarts import check_restart
 from salign.config import Config
-from salign.errors import ConfigError, run_main
-from salign.run import RunDir, open_run
+from salign.errors import ConfigError, SalignError, end_on_signals, exit_code_of, run_main
+from salign.run import RunDir, open_run, record_failure
 from salign.society.ranks import is_first
 
 logger = logging.getLogger(__name__)
 
 
+def _unit(run: RunDir, config: Config, *command: str) -> tuple[Unit, bool]:
+    """A unit of the plan, and whether it is complete."""
+    everything = units(run, config)
+    unit = next(unit for unit in everything if unit.command == command)
+    return unit, is_complete(unit, everything)
+
+
 def _is_done(run: RunDir, config: Config, *command: str) -> bool:
     """Whether a unit is complete; then it is said, and nothing is to be done."""
-    everything = units(run, config)
-    done = complete(everything)
-    for unit in everything:
-        if unit.command == command and unit.key in done:
-            logger.info("%s of %s is done; remove %s to do it again", " ".join(command), run.path, unit.folder)
-            return True
-    return False
+    unit, done = _unit(run, config, *command)
+    if done:
+        logger.info("%s of %s is done; remove %s to do it again", " ".join(command), run.path, unit.folder)
+    return done
 
 
 def simulate(run_path: Path, shard: int, *, replay: bool = False) -> None:
@@ -78,10 +86,57 @@ def evaluate(run_path: Path, model: str) -> None:
         evaluating.evaluate(run, config, model)
 
 
-def set_up_logging() -> None:
-    """Log lines of this package with their time."""
+def run_unit(run_path: Path, command: Sequence[str]) -> None:
+    """One unit of a run's plan (`Unit.command`), such as ("simulate", "3")."""
+    stage, *words = command
+    if stage == "simulate":
+        simulate(run_path, int(words[0]))
+    elif stage == "collect":
+        collect(run_path)
+    elif stage == "train":
+        train(run_path, words[0])
+    else:
+        evaluate(run_path, words[0])
+
+
+def work(run_path: Path, commands: Sequence[tuple[str, ...]]) -> None:
+    """What a task of a Slurm job does: its units, one after the other; a unit that fails does not keep the next back.
+
+    Args:
+        run_path: The run's folder.
+        commands: As the plan was when they were submitted.
+
+    Raises:
+        SystemExit: Unless all went well.
+    """
+    begin()
+    run = open_run(run_path)
+    config = run.config()
+
+    def one(command: tuple[str, ...]) -> None:
+        unit, done = _unit(run, config, *command)
+        try:
+            if not done and os.environ.get("SLURM_PROCID", "0") == "0":
+                check_restart(unit)
+            run_unit(run_path, command)
+        except (SalignError, OSError) as error:
+            record_failure(unit.folder, error)  # of whichever rank
+            raise
+
+    codes = [exit_code_of(functools.partial(one, command)) for command in commands]
+    if any(codes):
+        sys.exit(max(codes))
+
+
+def begin() -> None:
+    """What every process of a stage begins with: log lines with their time, and an orderly end when it is asked to.
+
+    SIGUSR2, by which Slurm warns of a time limit or a preemption, ends it with the exit code that asks for another
+    start. A stage that has something to save puts a handler of its own in the place of this one.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("salign").setLevel(logging.INFO)
+    end_on_signals()
 
 
 def _end_with_launcher() -> None:
@@ -100,7 +155,7 @@ def _main() -> None:
     stages = parser.add_subparsers(dest="stage", required=True)
     for name in ("simulate", "collect", "train", "evaluate"):
         stages.add_parser(name).add_argument("run", type=Path)
-    stages.choices["simulate"].add_argument("shard", type=int)
+    stages.choices["simulate"].add_argument("shard")
     stages.choices["train"].add_argument("name")
     stages.choices["evaluate"].add_argument("model")
     parser.add_argument("--attended", action="store_true", help="end when standard input does")
@@ -108,15 +163,9 @@ def _main() -> None:
     # A launcher of ranks hands its standard input to the first.
     if args.attended and (args.stage != "simulate" or is_first()):
         _end_with_launcher()
-    set_up_logging()
-    if args.stage == "simulate":
-        simulate(args.run, args.shard)
-    elif args.stage == "collect":
-        collect(args.run)
-    elif args.stage == "train":
-        train(args.run, args.name)
-    else:
-        evaluate(args.run, args.model)
+    begin()
+    words = {"simulate": ("shard",), "train": ("name",), "evaluate": ("model",)}.get(args.stage, ())
+    run_unit(args.run, (args.stage, *(getattr(args, word) for word in words)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from salign.cluster.plan import Unit, complete, units
-from salign.config import Config
+from salign.config import Config, LocalCluster
 from salign.engines.programs import share_out, visible_devices
 from salign.errors import ConfigError, StageError, explain_os_error
 from salign.run import RunDir, forget, full_disk, read_failure
@@ -123,17 +123,15 @@ def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: 
         _stop(list(running))
 
 
-def run_locally(run: RunDir, config: Config, console: Console) -> bool:
+def run_locally(run: RunDir, config: Config, console: Console) -> None:
     """Runs every unit that is not complete, and shows how far each stage is.
-
-    Returns:
-        Whether there was anything to do.
 
     Raises:
         StageError: A unit failed.
     """
+    cluster = config.cluster
+    assert isinstance(cluster, LocalCluster)
     prepare_environment(run, config)
-    worked = False
     everything = units(run, config)
     groups: list[list[Unit]] = []
     for unit in everything:
@@ -146,7 +144,6 @@ def run_locally(run: RunDir, config: Config, console: Console) -> bool:
         left = [unit for unit in group if unit.key not in done]
         if not left:
             continue
-        worked = True
         if group[0].stage == "simulate":
             console.print(f"simulate: {len(left)} of {len(group)} shards are left", highlight=False)
         if group[0].stage == "collect":
@@ -154,5 +151,4 @@ def run_locally(run: RunDir, config: Config, console: Console) -> bool:
             _run_all(left, run, config, 1)
             continue
         with watching(_watched(group[0].stage, group), console):
-            _run_all(left, run, config, config.cluster.num_workers)
-    return worked
+            _run_all(left, run, config, cluster.num_workers)

@@ -1,11 +1,12 @@
 """The configuration of a run, section by section. `salign.compose` loads it from YAML files and the command line."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from salign.config.base import AbsolutePath, Count, CountOrZero, FolderOrHub, Name, NotBool, Sampling, Section, unless
+from salign.config.cluster import ClusterSection, LocalCluster, SlurmCluster, SlurmResources, Throughput
 from salign.config.engines import (
     EngineSection,
     OpenAIEngine,
@@ -70,6 +71,7 @@ __all__ = [
     "KINDS",
     "Ablation",
     "AnswersData",
+    "ClusterSection",
     "CoHObjective",
     "CompleteTopology",
     "Config",
@@ -110,12 +112,15 @@ __all__ = [
     "Section",
     "ServerAddress",
     "ServerEngine",
+    "SlurmCluster",
+    "SlurmResources",
     "SmallWorldTopology",
     "SocietySection",
     "Source",
     "StableObjective",
     "Stopping",
     "TextSource",
+    "Throughput",
     "TopologySection",
     "TrackingSection",
     "TrainSection",
@@ -146,16 +151,6 @@ class EvaluateSection(Section):
     num_moral_stories: Count | None = None
 
 
-class LocalCluster(Section):
-    kind: Literal["local"] = "local"
-    num_workers: Count = 2
-    """Shards that run at a time."""
-    ranks_per_shard: Count = 1
-    """MPI processes that simulate one shard together; each world is cut among them."""
-    num_ranks: Count = 2
-    """Training ranks."""
-
-
 class TrackingSection(Section):
     wandb: bool = True
     project: Name = "salign"
@@ -174,7 +169,7 @@ class Config(Section):
     dataset: DatasetSection = DatasetSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
-    cluster: LocalCluster = LocalCluster()
+    cluster: ClusterSection = LocalCluster()
     tracking: TrackingSection = TrackingSection()
 
     @property
@@ -209,4 +204,7 @@ class Config(Section):
             for stage in self.train.stages
             if stage.groups_per_step < ranks
         ]
+        fewest = self.cluster.min_shards
+        if fewest is not None and fewest > self.society.num_shards:
+            mistakes.append(f"cluster.min_shards {fewest} exceeds society.num_shards {self.society.num_shards}")
         return unless(self, mistakes)

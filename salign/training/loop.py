@@ -11,6 +11,7 @@ import torch
 
 from salign import models
 from salign.config import Config, TrainStage
+from salign.errors import REQUEUE
 from salign.run import RunDir, lock, mark_done, recording_failure, require_done
 from salign.seeds import derive
 from salign.tracking.metrics import MetricsLog, keep_rows
@@ -25,9 +26,6 @@ from salign.training.tokens import TokenStore
 from salign.training.trainer import Numbered, Trainer
 
 logger = logging.getLogger(__name__)
-
-# Of a process that was asked to stop, saved, and is to be started again (EX_TEMPFAIL).
-REQUEUE = 75
 
 
 def base_model(run: RunDir, config: Config, stage: TrainStage) -> tuple[str, dict[str, str]]:
