@@ -281,9 +281,11 @@ def _show_chain(run: RunDir, config: Config, left: Sequence[Unit], slurm: Slurm,
 
 def _wait(run: RunDir, config: Config, slurm: Slurm, console: Console) -> None:
     board = follow(run, config, console, slurm)
-    if board.counts()["done"] == len(board.units):
-        return
     failed = [describe_failure(unit, standing) for unit, standing in board.failed()[:_MAX_FAILURES]]
+    if board.is_finished:
+        for line in failed:
+            console.print(f"went on without: {line}", markup=False, highlight=False, soft_wrap=True)
+        return
     counts = ", ".join(f"{count} {word}" for word, count in board.counts().items())
     listed = "".join(f"\n{line}" for line in failed)
     raise StageError(

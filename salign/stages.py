@@ -9,10 +9,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from salign.cluster.plan import Unit, is_complete, units
+from salign.cluster.plan import is_complete, units
 from salign.cluster.restarts import check_restart
 from salign.config import Config
 from salign.errors import ConfigError, SalignError, end_on_signals, exit_code_of, run_main
@@ -22,19 +22,22 @@ from salign.society.ranks import is_first
 logger = logging.getLogger(__name__)
 
 
-def _unit(run: RunDir, config: Config, *command: str) -> tuple[Unit, bool]:
-    """A unit of the plan, and whether it is complete."""
+def _do(run_path: Path, command: tuple[str, ...], stage: Callable[[RunDir, Config], None]) -> None:
+    """Does one unit of a run's plan, unless it is done; whichever process fails leaves the error in its folder."""
+    run = open_run(run_path)
+    config = run.config()
     everything = units(run, config)
     unit = next(unit for unit in everything if unit.command == command)
-    return unit, is_complete(unit, everything)
-
-
-def _is_done(run: RunDir, config: Config, *command: str) -> bool:
-    """Whether a unit is complete; then it is said, and nothing is to be done."""
-    unit, done = _unit(run, config, *command)
-    if done:
+    if is_complete(unit, everything):
         logger.info("%s of %s is done; remove %s to do it again", " ".join(command), run.path, unit.folder)
-    return done
+        return
+    try:
+        if os.environ.get("SLURM_PROCID", "0") == "0":
+            check_restart(unit)
+        stage(run, config)
+    except (SalignError, OSError) as error:
+        record_failure(unit.folder, error)
+        raise
 
 
 def simulate(run_path: Path, shard: int, *, replay: bool = False) -> None:
@@ -49,45 +52,51 @@ def simulate(run_path: Path, shard: int, *, replay: bool = False) -> None:
     config = run.config()
     if not 0 <= shard < config.society.num_shards:
         raise ConfigError(f"no shard {shard}: society.num_shards is {config.society.num_shards}, counted from 0")
-    if replay or not _is_done(run, config, "simulate", str(shard)):
-        run_shard(run, config, shard, replay=replay)
+    if replay:
+        run_shard(run, config, shard, replay=True)
+    else:
+        _do(run_path, ("simulate", str(shard)), lambda run, config: run_shard(run, config, shard))
 
 
 def collect(run_path: Path) -> None:
     """Interactions of all shards -> alignment data."""
     from salign.dataset import collect as collecting
 
-    run = open_run(run_path)
-    config = run.config()
-    if not _is_done(run, config, "collect"):
-        collecting.collect(run, config)
+    _do(run_path, ("collect",), collecting.collect)
 
 
-def train(run_path: Path, stage: str) -> None:
+def train(run_path: Path, name: str) -> None:
     """One rank of one training stage."""
-    run = open_run(run_path)
-    config = run.config()
-    config.stage(stage)  # a wrong name is said before anything heavy is loaded
-    if not _is_done(run, config, "train", stage):
+
+    def stage(run: RunDir, config: Config) -> None:
         from salign.training import loop
 
-        loop.train(run, config, stage)
+        loop.train(run, config, name)
+
+    open_run(run_path).config().stage(name)  # a wrong name is said before anything heavy is loaded
+    _do(run_path, ("train", name), stage)
 
 
 def evaluate(run_path: Path, model: str) -> None:
-    """The evaluation of one model."""
-    from salign.evaluation import evaluate as evaluating
+    """The evaluation of one model.
 
-    run = open_run(run_path)
-    config = run.config()
-    if model != "base":
-        config.stage(model)  # a wrong name is said before a folder is made for it
-    if not _is_done(run, config, "evaluate", model):
+    Raises:
+        ConfigError: The run evaluates no such model.
+    """
+
+    def stage(run: RunDir, config: Config) -> None:
+        from salign.evaluation import evaluate as evaluating
+
         evaluating.evaluate(run, config, model)
+
+    known = open_run(run_path).config().evaluated_models
+    if model not in known:
+        raise ConfigError(f"the run evaluates no model {model!r}; evaluate.models has: {', '.join(known)}")
+    _do(run_path, ("evaluate", model), stage)
 
 
 def run_unit(run_path: Path, command: Sequence[str]) -> None:
-    """One unit of a run's plan (`Unit.command`), such as ("simulate", "3")."""
+    """One unit by its command in the plan, such as ("simulate", "3")."""
     stage, *words = command
     if stage == "simulate":
         simulate(run_path, int(words[0]))
@@ -110,20 +119,7 @@ def work(run_path: Path, commands: Sequence[tuple[str, ...]]) -> None:
         SystemExit: Unless all went well.
     """
     begin()
-    run = open_run(run_path)
-    config = run.config()
-
-    def one(command: tuple[str, ...]) -> None:
-        unit, done = _unit(run, config, *command)
-        try:
-            if not done and os.environ.get("SLURM_PROCID", "0") == "0":
-                check_restart(unit)
-            run_unit(run_path, command)
-        except (SalignError, OSError) as error:
-            record_failure(unit.folder, error)  # of whichever rank
-            raise
-
-    codes = [exit_code_of(functools.partial(one, command)) for command in commands]
+    codes = [exit_code_of(functools.partial(run_unit, run_path, command)) for command in commands]
     if any(codes):
         sys.exit(max(codes))
 

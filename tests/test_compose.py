@@ -85,7 +85,7 @@ def test_a_section_that_is_impossible_as_a_whole_is_not_shown_whole():
 
 
 def test_a_name_like_no_other_lists_the_known_ones():
-    assert "\n  - cluster.partition: unknown name; known there: kind, min_shards, num_ranks, num_workers" in refusal(
+    assert "\n  - cluster.partition: unknown name; known there: kind, num_ranks, num_workers" in refusal(
         {"cluster": {"partition": "a100"}}
     )
 

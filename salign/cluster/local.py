@@ -19,7 +19,8 @@ from salign.tracking.mirror import prepare_environment
 from salign.tracking.progress import Watched, watch_evaluation, watch_simulation, watch_training, watching
 
 _POLL_S = 0.1
-_STOP_S = 10.0
+# A training stage saves first.
+_STOP_S = 60.0
 
 
 def _watched(stage: str, group: Sequence[Unit]) -> Watched:
@@ -57,7 +58,8 @@ def _environment(num_processes: int, devices: Sequence[str]) -> dict[str, str]:
     """The cores shared out among processes that run at a time; and the GPUs of one of them, if it has not all."""
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     own = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, **own}
+    # Within a Slurm job, MPICH's mpiexec would ask srun for what this machine does by itself.
+    return {"OMP_NUM_THREADS": str(threads), "HYDRA_BOOTSTRAP": "fork", **os.environ, **own}
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -1,5 +1,6 @@
 """A unit whose job Slurm starts again and again must get further each time, or it would be started for ever."""
 
+import contextlib
 import json
 import os
 
@@ -23,15 +24,14 @@ def check_restart(unit: Unit) -> None:
     Raises:
         StageError: There were too many.
     """
+    if "SLURM_JOB_ID" not in os.environ:
+        return
     file = unit.folder / ".restarts.json"
-    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) == 0:
-        before, num_idle = None, -1
-    else:
-        try:
+    before, num_idle = None, 0
+    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             row = json.loads(file.read_text())
             before, num_idle = row["progress"], row["num_idle"]
-        except (OSError, ValueError, KeyError, TypeError):
-            before, num_idle = None, -1
     now = _progress(unit)
     num_idle = num_idle + 1 if now == before else 0
     if num_idle >= _MAX_IDLE_RESTARTS:

@@ -64,6 +64,7 @@ class Board:
     def __init__(self, run: RunDir, config: Config, slurm: Slurm) -> None:
         self.run = run
         self.units: Sequence[Unit] = units(run, config)
+        self._min_shards = config.cluster.min_shards
         self.live: list[LiveJob] = []
         self.has_accounting = True
         self._slurm = slurm
@@ -113,6 +114,14 @@ class Board:
     def counts(self, stage: str | None = None) -> Counter[str]:
         """How many units stand where."""
         return Counter(self.standings[unit.key].word for unit in self.units if stage in (None, unit.stage))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything is done, but for shards that the rest was allowed to go on without."""
+        shards, all_ = self.counts("simulate"), self.counts()
+        missing = shards.total() - shards["done"]
+        allowed = self._min_shards is not None and shards["done"] >= self._min_shards
+        return all_.total() - all_["done"] == missing and (missing == 0 or allowed)
 
     def failed(self) -> list[tuple[Unit, Standing]]:
         """What failed, in the plan's order."""

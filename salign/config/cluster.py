@@ -23,8 +23,10 @@ class LocalCluster(Section):
     """MPI processes that simulate one shard together; each world is cut among them."""
     num_ranks: Count = 2
     """Training ranks."""
-    min_shards: Count | None = None
-    """The data is made from so many complete shards, where the others failed; None: from all."""
+
+    @property
+    def min_shards(self) -> None:
+        """All of them: nothing here goes on without one that failed."""
 
 
 class SlurmResources(Section):

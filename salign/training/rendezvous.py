@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import dataclass
+from typing import ClassVar
 
 from salign.errors import ConfigError
 
@@ -34,10 +35,17 @@ def _free_port(address: str) -> int:
 
 
 def _from_slurm() -> Place:
-    """Of a step that srun started: all meet on the job's first node, at a port that follows from the job's number."""
+    """Of a step that srun started: all meet on its first node, at a port that follows from the job's number."""
     from submitit.slurm.slurm import SlurmJobEnvironment
 
-    job = SlurmJobEnvironment()
+    class Step(SlurmJobEnvironment):  # which may be on some of the job's nodes alone
+        _env: ClassVar = {
+            **SlurmJobEnvironment._env,
+            "nodes": "SLURM_STEP_NODELIST",
+            "num_nodes": "SLURM_STEP_NUM_NODES",
+        }
+
+    job = Step()
     # Two jobs on one node do not meet, and one that is requeued finds the same.
     port = 20_000 + int(job.raw_job_id) % 10_000
     address, port_said = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
@@ -63,14 +71,16 @@ def _from_mpi(num_ranks: int) -> Place:
 
 
 def find_place() -> Place:
-    """This rank's place: by torchrun's variables, which deepspeed sets too, else MPI's or Slurm's; else it is alone."""
+    """This rank's place: by torchrun's variables, which deepspeed sets too, else Slurm's or MPI's; else it is alone."""
     if "RANK" in os.environ:
         return Place({name: os.environ[name] for name in _NAMES if name in os.environ})
-    mpi = max((int(os.environ.get(name, "1")) for name in _MPI_SIZES), default=1)
-    if mpi > 1:
-        return _from_mpi(mpi)
-    if "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    by_mpi = max(int(os.environ.get(name, "1")) for name in _MPI_SIZES)
+    by_slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    # Where srun speaks MPI, both are set; mpiexec may have been started within a step.
+    if by_slurm > 1 and by_mpi in (1, by_slurm):
         return _from_slurm()
+    if by_mpi > 1:
+        return _from_mpi(by_mpi)
     return Place(dict(zip(_NAMES, ("0", "0", "1", "127.0.0.1", str(_free_port("127.0.0.1"))), strict=True)))
 
 
