@@ -101,14 +101,14 @@ def processes_of(job: str, task: int) -> list[int]:
 
 def test_the_chain_survives_kills_a_crash_a_preemption_and_time_limits(slurm, quickstart):
     words, root, expected = quickstart
-    steps = 700
+    steps = 1500
     words = [
         *words,
         "run.name=disturbed",
         "cluster.simulate.partition=low",
         "cluster.max_parallel=6",
-        "cluster.train.timeout_min=1",
-        "cluster.signal_delay_s=20",
+        "cluster.train.timeout_min=2",
+        "cluster.signal_delay_s=15",
         f"train.stages.sft.max_steps={steps}",
         "train.stages.sft.checkpoint_every_steps=50",
         "train.stages.stable.max_steps=4",
