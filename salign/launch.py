@@ -172,22 +172,20 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
         prepare(config, hashes)
         console.print(f"{run.path} is ready", highlight=False, soft_wrap=True)
         return
-    _refuse_live_jobs(run, slurm, replace=options.replace)
     if left:
         check_models(config, fetch=True)
-    if by_slurm:
-        with claim_run(config):
-            write_manifest(run, config, hashes)
-            if left:
-                _submit_chain(run, config, left, slurm, console)
-        if left and not options.wait:
+    with claim_run(config):
+        _refuse_live_jobs(run, slurm, replace=options.replace)
+        write_manifest(run, config, hashes)
+        if not by_slurm:
+            run_locally(run, config, console)
+        elif left:
+            _submit_chain(run, config, left, slurm, console)
+    if by_slurm and left:
+        if not options.wait:
             console.print(f"python jobs/status.py {run.path} --watch", markup=False, highlight=False, soft_wrap=True)
             return
         _wait(run, config, slurm, console)
-    else:
-        with claim_run(config):
-            write_manifest(run, config, hashes)
-            run_locally(run, config, console)
     if not left:
         console.print(f"Everything in {run.path} is done; there was nothing to run.", highlight=False)
     print_summary(run, config, summarize(run, config), console)
@@ -280,7 +278,11 @@ def _show_chain(run: RunDir, config: Config, left: Sequence[Unit], slurm: Slurm,
 
 
 def _wait(run: RunDir, config: Config, slurm: Slurm, console: Console) -> None:
-    board = follow(run, config, console, slurm)
+    try:
+        board = follow(run, config, console, slurm)
+    except KeyboardInterrupt:
+        console.print(f"the jobs go on: python jobs/status.py {run.path} --watch", highlight=False, soft_wrap=True)
+        raise SystemExit(130) from None
     failed = [describe_failure(unit, standing) for unit, standing in board.failed()[:_MAX_FAILURES]]
     if board.is_finished:
         for line in failed:
