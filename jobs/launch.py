@@ -1,6 +1,6 @@
 """The whole pipeline: society, alignment data, training, evaluation. Launch again to go on from what is complete.
 
-python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare]
+python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare] [--skip-bad]
 """
 
 import argparse
@@ -25,6 +25,9 @@ def main() -> None:
     parser.add_argument(
         "--prepare", action="store_true", help="only make the run's folder, to run its stages one by one"
     )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave malformed rows of training data out, and count them"
+    )
     args = parser.parse_intermixed_args()
     files = [word for word in args.words if "=" not in word]
     if len(files) > 1:
@@ -34,6 +37,8 @@ def main() -> None:
     overrides = [word for word in args.words if "=" in word]
     set_up_logging()
     config = compose.load(Path(files[0]) if files else DEFAULT, overrides)
+    if args.skip_bad:
+        config = compose.skipping_bad(config)
     launch(config, Console(), dry_run=args.dry_run, prepare=args.prepare)
 
 

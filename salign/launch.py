@@ -28,6 +28,7 @@ from salign.run import RunDir, check_run, claim_run, sha256, write_manifest
 from salign.society import sources
 from salign.society.population import answers_by_label
 from salign.society.topology import make_topology
+from salign.training.memory import print_memory
 from salign.training.settings import deepspeed_config
 
 
@@ -122,12 +123,14 @@ def launch(config: Config, console: Console, *, dry_run: bool = False, prepare: 
     Args:
         config: The resolved config.
         console: What is said to the user.
-        dry_run: Only checks the config and its files, and shows the plan.
+        dry_run: Only checks the config and its files, and shows the plan and the memory that training needs.
         prepare: Only makes the run's folder, for stages to be run one by one.
 
     Raises:
         SalignError: Whatever stands in the way, with its remedy.
     """
+    if dry_run:
+        print_memory(config, console)  # also where the files are not there yet
     hashes = check_inputs(config)
     run = check_run(config)
     check_models(config, fetch=False)
