@@ -1,5 +1,6 @@
 """How a row's tokens see each other, in the form that a model's attention takes it."""
 
+import contextlib
 import functools
 import inspect
 from typing import Any
@@ -78,12 +79,12 @@ def prepare(model: PreTrainedModel, attention: Attention) -> None:
         ConfigError: The family has no FlexAttention.
     """
     if attention == "flex":
-        try:
+        with contextlib.suppress(ValueError, ImportError):  # of some families; others keep what they had
             model.set_attn_implementation("flex_attention")
-        except (ValueError, ImportError) as error:
+        if model.config._attn_implementation != "flex_attention":
             raise ConfigError(
                 f"models of the family {model.config.model_type!r} have no FlexAttention; set attention to sdpa"
-            ) from error
+            )
     elif model.config._attn_implementation == "sdpa" and _takes_more(model):
         model.set_attn_implementation(_BY_GROUP)
 

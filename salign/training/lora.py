@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from salign import models
 from salign.config import LoRA
@@ -44,6 +45,7 @@ def add_adapters(model: PreTrainedModel, section: LoRA, seed: int) -> None:
         lora_alpha=section.alpha,
         lora_dropout=section.dropout,
         target_modules=list(section.target_modules) or "all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's maps are transposed
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
