@@ -5,6 +5,7 @@ Each side of a comparison runs in a process of its own, so that peaks of memory 
 
 import importlib.util
 import json
+import os
 import random
 import resource
 import subprocess
@@ -213,9 +214,9 @@ def token_cost(num_groups: int) -> dict[str, float]:
 # --- the table -----------------------------------------------------------------------------------
 
 
-def _own_process(name: str, *arguments: str) -> dict[str, float]:
+def _own_process(name: str, *arguments: str, **environment: str) -> dict[str, float]:
     command = [sys.executable, "-m", "salign.bench.training", name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     if done.returncode:
         raise StageError(f"measuring {name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -107,21 +107,36 @@ def find_shape(model: str) -> Shape | None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of one rank: what stays on its device, and, offloaded, in the machine's memory."""
+    """Bytes of one rank: what is on its device, and, offloaded, in the machine's memory.
+
+    `buffers` and `activations` are there in a backward pass, `step` while the optimizer steps: gradients in float32 and
+    what it works out of them.
+    """
 
     parameters: float
     gradients: float
     optimizer: float
     activations: float
     buffers: float
+    step: float
     offloaded: float
     num_trained: int
     row_tokens: int
 
     @property
-    def peak(self) -> float:
-        """On the device, in the backward pass."""
+    def in_backward(self) -> float:
+        """On the device at the end of a forward pass, when gradients are there."""
         return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers
+
+    @property
+    def in_step(self) -> float:
+        """On the device while the optimizer steps."""
+        return self.parameters + self.optimizer + self.step
+
+    @property
+    def peak(self) -> float:
+        """On the device at most."""
+        return max(self.in_backward, self.in_step)
 
 
 def most_row_tokens(stage: TrainStage) -> int:
@@ -215,13 +230,15 @@ def estimate(
     # The gradient of the embedding, whole before it is added up.
     if stage.lora is None:
         buffers += size * shape.vocab_size * shape.width
+    # Without ZeRO each weight is stepped by itself. Under ZeRO-3 gradients have a buffer that stays.
+    step = 12 * trained / share(1) + (gradients if level == 3 else 0) if level else gradients
     offloaded = 0.0
     if _offloads(zero, "offload_optimizer"):
-        offloaded, optimizer = offloaded + optimizer + 4 * trained / share(2), 0.0
+        offloaded, optimizer, step = optimizer + 12 * trained / share(1), 0.0, gradients
     if _offloads(zero, "offload_param"):
         offloaded, parameters = offloaded + parameters, 0.0
     activations = activation_bytes(stage, shape, rows)
-    return Estimate(parameters, gradients, optimizer, activations, buffers, offloaded, trained, rows)
+    return Estimate(parameters, gradients, optimizer, activations, buffers, step, offloaded, trained, rows)
 
 
 def _offloads(zero: Mapping[str, Any], what: str) -> bool:
@@ -253,5 +270,7 @@ def print_memory(config: Config, console: Console) -> None:
         names = ("parameters", "gradients", "optimizer", "activations", "buffers")
         parts = " + ".join(f"{name} {getattr(found, name) / GIB:,.2f}" for name in names)
         away = f"; offloaded {found.offloaded / GIB:,.2f} GiB" if found.offloaded else ""
-        say(f"  {stage.name} ({', '.join(what)}): {found.peak / GIB:,.2f} GiB = {parts}{away}")
+        say(f"  {stage.name} ({', '.join(what)}): {found.peak / GIB:,.2f} GiB")
+        say(f"    backward pass {found.in_backward / GIB:,.2f} = {parts}")
+        say(f"    the optimizer's step {found.in_step / GIB:,.2f}{away}")
     say("  Libraries come on top, with CUDA's context 1 to 2 GiB.")

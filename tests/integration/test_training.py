@@ -557,6 +557,27 @@ def test_a_checkpoint_of_another_zero_stage_is_refused(folder, make, one):
     assert "was written under ZeRO stage 2, now it is 3" in flat(refused.stderr)
 
 
+def test_flex_attention_without_cuda_is_refused_before_the_model_is_loaded(make):
+    run = make("flex", attention="flex")
+    shutil.rmtree(run.path / "train", ignore_errors=True)
+    refused = train(run, check=False)
+    assert refused.returncode == 2
+    assert "attention flex needs a CUDA device" in flat(refused.stderr)
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_checkpoint_of_another_config_is_refused(one):
+    run = copy_of(one.runs["to-two"], "another-rate")
+    text = run.config_file.read_text()
+    run.config_file.write_text(text.replace("learning_rate: 0.002", "learning_rate: 0.001"))
+    refused = train(run, check=False)
+    assert refused.returncode == 2
+    assert (
+        "step-0000007 is of another model, data or config; it differs in learning_rate (was 0.002, is 0.001)"
+        in flat(refused.stderr)
+    )
+
+
 def test_a_stage_that_is_not_there_and_one_that_is_not_ready(make):
     run = make("unready")
     command = [sys.executable, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stabel"]
@@ -598,7 +619,7 @@ def test_the_deepspeed_launcher(make, one):
     assert losses(run) == pytest.approx(losses(one.runs["plain"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["plain", "zero3"])
+@pytest.mark.parametrize("name", ["plain", "zero3", "lora-3"])
 def test_the_exported_model_loads_with_plain_transformers(one, two, name):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -612,3 +633,8 @@ def test_the_exported_model_loads_with_plain_transformers(one, two, name):
     reply = model.generate(**ids, max_new_tokens=5, do_sample=False)
     assert reply.shape[1] > ids["input_ids"].shape[1]
     assert not list(folder.glob("*.bin"))
+    card = (folder / "README.md").read_text()
+    assert "| num_steps | 20 |" in card
+    assert f"| ZeRO stage | {2 if name == 'plain' else 3} |" in card
+    assert f"| loss | {losses({**one.runs, **two.runs}[name])[0]:.4f} |" in card
+    assert (folder / "generation_config.json").is_file()
