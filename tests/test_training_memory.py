@@ -79,6 +79,9 @@ def test_the_embedded_model_is_as_it_is_known():
 def test_a_model_that_is_not_here_and_a_family_that_is_not_known(tmp_path):
     assert find_shape("somebody/something") is None
     assert shape_of({"model_type": "rwkv"}) is None
+    for text in ("{", "[]", '{"model_type": "llama"}'):
+        (tmp_path / "config.json").write_text(text)
+        assert find_shape(str(tmp_path)) is None
 
 
 # --- what a forward pass keeps -------------------------------------------------------------------

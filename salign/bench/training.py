@@ -43,23 +43,26 @@ def layout_cost(layout: str) -> dict[str, float]:
 
     from salign import models
     from salign.config import StableObjective
+    from salign.training.flops import Arithmetic, peak_flops
     from salign.training.model import GroupLoss
     from salign.training.objectives import stable_loss
     from salign.training.packing import lay_out
 
-    model = models.load_model(MODEL, torch.float32).train()
+    on_gpu = torch.cuda.is_available()
+    device, dtype = torch.device("cuda" if on_gpu else "cpu"), "bfloat16" if on_gpu else "float32"
+    model = models.load_model(MODEL, getattr(torch, dtype)).train().to(device)
     groups = bench_groups()
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
+    loaded = _peak_mib()
     loss_of = GroupLoss(model, StableObjective(kind="stable"))
-    scores = torch.tensor([group.scores for group in groups])
-    ids = torch.tensor([[*group.query, *response] for group in groups for response in group.responses])
+    scores = torch.tensor([group.scores for group in groups], device=device)
+    ids = torch.tensor([[*group.query, *response] for group in groups for response in group.responses], device=device)
 
     def packed() -> None:
         for group in groups:
-            (loss_of(lay_out([group]))[0] / len(groups)).backward()
+            (loss_of(lay_out([group]).to(device))[0] / len(groups)).backward()
 
     def naive() -> None:
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1]
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1].float()
         token_nll = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
         nll = token_nll[:, QUERY - 1 :].mean(1).view_as(scores)
         stable_loss(nll, scores, ratio=0.2, margin=1.0, scale=7.0).backward()
@@ -70,10 +73,24 @@ def layout_cost(layout: str) -> dict[str, float]:
         model.zero_grad(set_to_none=True)
         start, used = time.perf_counter(), time.process_time()
         run()
+        if on_gpu:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
         cpu.append(time.process_time() - used)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
-    return {"seconds": min(seconds[1:]), "cpu": min(cpu[1:]), "peak": peak, "loaded": loaded}
+    found = {"seconds": min(seconds[1:]), "cpu": min(cpu[1:]), "peak": _peak_mib(), "loaded": loaded}
+    flops = peak_flops(torch.cuda.get_device_name(), dtype) if on_gpu else None
+    if flops is not None:
+        found["mfu"] = Arithmetic.of(model).flops(groups) / found["seconds"] / flops
+    return found
+
+
+def _peak_mib() -> float:
+    """The most memory that this process has had: of the GPU, where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / (1 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
 
 
 def loop_cost(objective: str) -> dict[str, float]:
@@ -226,6 +243,8 @@ def _own_process(name: str, *arguments: str, **environment: str) -> dict[str, fl
 def _layout() -> list[Figure]:
     packed, naive = (_own_process("layout", name) for name in ("packed", "naive"))
     what = f"query {QUERY}, responses {RESPONSE}, K = {NUM_RESPONSES}, forward and backward"
+    if "mfu" in packed:
+        what += f", bfloat16 on a GPU (MFU {100 * packed['mfu']:.1f} %)"
     above = {name: found["peak"] - found["loaded"] for name, found in (("packed", packed), ("naive", naive))}
     return [
         Figure(

@@ -99,6 +99,34 @@ def _figures(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+_MODELS_LICENCE = (
+    "of the model that training started from. The licence of the data is not part of it: look at its source."
+)
+_NO_LICENCE = "not known: the model that training started from names none. Find it out before you pass this model on."
+
+
+def _front(config: Config, stage: TrainStage, licence: str | None) -> str:
+    """What hubs read."""
+    front: dict[str, Any] = {
+        "license": licence or "unknown",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["salign", stage.objective.kind, *(["lora"] if stage.lora else [])],
+    }
+    origin = _origin(config.model)
+    if "/" in origin:
+        front["base_model"] = origin
+    return yaml.safe_dump(front, sort_keys=False).strip()
+
+
+def _settings(config: Config, stage: TrainStage, facts: Facts) -> list[tuple[str, object]]:
+    given = stage.model_dump(mode="json")
+    settings = [(name, given[name]) for name in _SETTINGS if given[name] is not None]
+    if stage.lora is not None:
+        settings.append(("lora, merged into the weights", json.dumps(given["lora"])))
+    return [*settings, ("ranks", facts.num_ranks), ("ZeRO stage", facts.zero_stage), ("seed", config.run.seed)]
+
+
 def model_card(config: Config, stage: TrainStage, base: str, facts: Facts, rows: Sequence[Row]) -> str:
     """The card, as text.
 
@@ -109,35 +137,16 @@ def model_card(config: Config, stage: TrainStage, base: str, facts: Facts, rows:
         facts: Of the stage.
         rows: Its metrics.
     """
-    licence = licence_of(base) or "unknown"
-    origin = _origin(config.model)
+    licence = licence_of(base)
     names = [other.name for other in config.train.stages]
     before = names[: names.index(stage.name)]
-    front: dict[str, Any] = {
-        "license": licence,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["salign", stage.objective.kind, *(["lora"] if stage.lora else [])],
-    }
-    if "/" in origin:
-        front["base_model"] = origin
-    given = stage.model_dump(mode="json")
-    settings = [(name, given[name]) for name in _SETTINGS if given[name] is not None]
-    if stage.lora is not None:
-        settings.append(("lora, merged into the weights", json.dumps(given["lora"])))
-    settings += [("ranks", facts.num_ranks), ("ZeRO stage", facts.zero_stage), ("seed", config.run.seed)]
-    about_licence = (
-        "of the model that training started from. The licence of the data is not part of it: look at its source."
-        if licence != "unknown"
-        else "not known: the model that training started from names none. Find it out before you pass this model on."
-    )
-    objective = json.dumps(given["objective"])
-    chain = " -> ".join([f"`{origin}`", *(f"`{name}`" for name in before), f"**`{stage.name}`**"])
+    objective = json.dumps(stage.objective.model_dump(mode="json"))
+    chain = " -> ".join([f"`{_origin(config.model)}`", *(f"`{name}`" for name in before), f"**`{stage.name}`**"])
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "deepspeed")
     )
     return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
+{_front(config, stage, licence)}
 ---
 
 # {config.run.name}: {stage.name}
@@ -155,7 +164,7 @@ Trained by salign {__version__} in the way of *Training Socially Aligned Languag
 
 `{objective}`; template: {config.train.template}.
 
-{_table(settings)}
+{_table(_settings(config, stage, facts))}
 
 ## Figures
 
@@ -166,7 +175,7 @@ been checked for safety.
 
 ## Licence
 
-{licence}: {about_licence}
+{licence or "unknown"}: {_MODELS_LICENCE if licence else _NO_LICENCE}
 
 ## Use
 

@@ -100,9 +100,12 @@ def find_shape(model: str) -> Shape | None:
         if not isinstance(cached, str | os.PathLike):
             return None
         path = Path(cached)
-    if path.is_file():
+    if not path.is_file():
+        return shape_of(_KNOWN[model])
+    try:
         return shape_of(json.loads(path.read_text(encoding="utf-8")))
-    return shape_of(_KNOWN[model])
+    except (ValueError, KeyError, AttributeError):  # damaged, which is said where the model is loaded
+        return None
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,7 @@ def one(folder: Path, make: Callable[..., RunDir]) -> Trained:
         "lora": make("lora", **LORA),
         "lora-stopped": make("lora-stopped", **LORA),
         "lora-dpo": make("lora-dpo", **{**LORA, **DPO}),
+        **{name: make(name, lora={"rank": 4, "dropout": 0.3}) for name in ("dropout", "dropout-stopped")},
         "lora-to-two": make("lora-to-two", **LORA),
         "lora-to-two-3": make("lora-to-two-3", zero=3, **LORA),
         **{
@@ -194,7 +195,7 @@ def one(folder: Path, make: Callable[..., RunDir]) -> Trained:
     }
     stopped = [*TO_TWO, *LORA_TO_TWO]
     tasks: list[Task] = [(run, {"stop_after": 7} if name in stopped else {}) for name, run in runs.items()]
-    for name in ("dpo-stopped", "lora-stopped"):
+    for name in ("dpo-stopped", "lora-stopped", "dropout-stopped"):
         place = next(place for place, (run, _) in enumerate(tasks) if run is runs[name])
         tasks.insert(place, (runs[name], {"stop_after": 7}))
     return Trained(runs, train_all(folder, 1, tasks))
@@ -401,6 +402,11 @@ def test_adapters_stopped_and_gone_on_with(one, two):
     saved = sum(path.stat().st_size for path in (one.runs["lora-to-two"].stage("stable") / "checkpoints").rglob("*"))
     whole = sum(path.stat().st_size for path in (one.runs["to-two"].stage("stable") / "checkpoints").rglob("*"))
     assert saved < 0.7 * whole  # of a model so small; its own weights are not in it
+
+
+def test_what_dropout_draws_goes_on_as_if_it_had_not_been_stopped(one):
+    assert [result["exit_code"] for result in one.results["dropout-stopped"]] == [75, 0]
+    assert_bitwise_equal(one.runs["dropout-stopped"], one.runs["dropout"])
 
 
 def test_adapters_are_measured_from_the_model_without_them(one):
