@@ -27,7 +27,7 @@ def config(model: str, **changes):
     second = {
         "name": "stable",
         "objective": {"kind": "stable", "ratio": 0.3},
-        "data": {"kind": "groups", "path": "/home/somebody/secret/groups.jsonl"},
+        "data": {"kind": "groups", "path": "/home/somebody/secret/Groups.jsonl"},
         "deepspeed": "z.json",
         **changes,
     }
@@ -57,7 +57,7 @@ def test_the_front_says_what_a_hub_reads():
 def test_it_says_data_objective_settings_and_figures():
     _, text = card(lora={"rank": 8})
     assert "`HuggingFaceTB/SmolLM2-135M-Instruct` -> `sft` -> **`stable`**" in text
-    assert "from the file `groups.jsonl`; sha256 `0123456789abcdef`" in text
+    assert "Graded groups of responses, from the file `Groups.jsonl`; digest `0123456789abcdef`" in text
     assert "/home/somebody" not in text
     assert '"ratio": 0.3' in text
     assert "| learning_rate | 2e-05 |" in text

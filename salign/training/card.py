@@ -39,7 +39,7 @@ class Facts:
 
     Attributes:
         counts: Steps, tokens, groups, what was left out.
-        digest: Of its data.
+        digest: Of its data in tokens.
         num_ranks: That trained it.
         zero_stage: Of DeepSpeed.
     """
@@ -137,7 +137,7 @@ def model_card(config: Config, stage: TrainStage, base: str, facts: Facts, rows:
         facts: Of the stage.
         rows: Its metrics.
     """
-    licence = licence_of(base)
+    licence, data = licence_of(base), _data(stage)
     names = [other.name for other in config.train.stages]
     before = names[: names.index(stage.name)]
     objective = json.dumps(stage.objective.model_dump(mode="json"))
@@ -156,7 +156,7 @@ Trained by salign {__version__} in the way of *Training Socially Aligned Languag
 
 ## Data
 
-{_data(stage).capitalize()}; sha256 `{facts.digest[:16]}`.
+{data[0].upper()}{data[1:]}; digest `{facts.digest[:16]}`.
 
 {_table(list(facts.counts.items()))}
 
