@@ -1,6 +1,7 @@
 """The whole pipeline: society, alignment data, training, evaluation. Launch again to go on from what is complete.
 
 python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare] [--wait] [--replace]
+                      [--skip-bad]
 """
 
 import argparse
@@ -27,6 +28,9 @@ def main() -> None:
     )
     parser.add_argument("--wait", action="store_true", help="Slurm: stay and show how far it is, until it is done")
     parser.add_argument("--replace", action="store_true", help="Slurm: cancel the run's live jobs first")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave malformed rows of training data out, and count them"
+    )
     args = parser.parse_intermixed_args()
     files = [word for word in args.words if "=" not in word]
     if len(files) > 1:
@@ -36,6 +40,8 @@ def main() -> None:
     overrides = [word for word in args.words if "=" in word]
     begin()
     config = compose.load(Path(files[0]) if files else DEFAULT, overrides)
+    if args.skip_bad:
+        config = compose.skipping_bad(config)
     options = LaunchOptions(dry_run=args.dry_run, prepare=args.prepare, wait=args.wait, replace=args.replace)
     launch(config, Console(), options)
 

@@ -41,6 +41,7 @@ from salign.run import RunDir, check_run, claim_run, open_run, sha256
 from salign.society import sources
 from salign.society.population import answers_by_label
 from salign.society.topology import make_topology
+from salign.training.memory import print_memory
 from salign.training.settings import deepspeed_config
 
 _CANCEL_PATIENCE_S = 60.0
@@ -158,13 +159,15 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
     """
     slurm = Slurm()
     by_slurm = isinstance(config.cluster, SlurmCluster)
-    hashes = check_inputs(config)
     run = check_run(config)
-    check_models(config, fetch=False)
     left = to_run(units(run, config))
+    if options.dry_run:  # also where the files are not there yet
+        print_estimate(estimate(run, config, left), console)
+        print_memory(config, console)
+    hashes = check_inputs(config)
+    check_models(config, fetch=False)
     if options.dry_run:
         print_plan(run, config, console)
-        print_estimate(estimate(run, config, left), console)
         if by_slurm:
             _show_chain(run, config, left, slurm, console)
         return

@@ -158,7 +158,13 @@ def _training_texts(config: Config, groups: Iterable[AlignmentGroup]) -> Iterato
         if stage.data.kind == "answers":
             yield from sources.questions(stage.data.source)
         elif stage.data.kind != "run":
-            yield from (group.query for group in read_groups(stage.data, Counter()))
+            left_out: Counter[str] = Counter()
+            yield from (group.query for group in read_groups(stage.data, left_out))
+            if left_out["bad_rows"]:
+                logger.warning(
+                    "train stage %s: %d malformed rows of %s are left out (skip_bad)",
+                    *(stage.name, left_out["bad_rows"], stage.data.path),
+                )
 
 
 def check_leaks(config: Config, groups: Iterable[AlignmentGroup]) -> int:
