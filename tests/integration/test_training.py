@@ -222,6 +222,7 @@ def two(folder: Path, make: Callable[..., RunDir], one: Trained) -> Trained:
         "offload-3": make("offload-3", zero=3),
         "lora-2": make("lora-2", row_tokens=200, gradient_checkpointing=True, **LORA),
         "lora-3": make("lora-3", zero=3, **LORA),
+        "lora-3-bf16": make("lora-3-bf16", zero=3, dtype="bfloat16", **LORA),
         **{name: copy_of(one.runs[name], f"{name}-done") for name in [*TO_TWO, *LORA_TO_TWO]},
         **{f"spoilt-{zero}": make(f"spoilt-{zero}", zero=zero, checkpoint_every_steps=1) for zero in range(4)},
         "spoilt-bf16": make("spoilt-bf16", dtype="bfloat16", checkpoint_every_steps=1),
@@ -390,6 +391,13 @@ def test_adapters_on_two_ranks_train_as_on_one(one, two, name):
     assert found.keys() == exact.keys()
     for key, tensor in exact.items():
         torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_adapters_in_bfloat16_go_the_same_way(one, two):
+    found, exact = losses(two.runs["lora-3-bf16"]), losses(one.runs["lora"])
+    assert found[0] == pytest.approx(exact[0], rel=0.02)
+    assert sum(found[-5:]) == pytest.approx(sum(exact[-5:]), rel=0.2)
+    assert {tensor.dtype for tensor in weights(two.runs["lora-3-bf16"]).values()} == {torch.bfloat16}
 
 
 def test_adapters_stopped_and_gone_on_with(one, two):
