@@ -24,6 +24,7 @@ from salign.dataset.groups import demonstrations
 from salign.engines.programs import program_of
 from salign.evaluation.evaluate import held_out_questions
 from salign.report.summary import print_summary, summarize
+from salign.report.write import write_report
 from salign.run import RunDir, check_run, claim_run, sha256, write_manifest
 from salign.society import sources
 from salign.society.population import answers_by_label
@@ -144,4 +145,6 @@ def launch(config: Config, console: Console, *, dry_run: bool = False, prepare: 
             return
         if not run_locally(run, config, console):
             console.print(f"Everything in {run.path} is done; there was nothing to run.", highlight=False)
-        print_summary(run, config, summarize(run, config), console)
+        summary = summarize(run, config)
+        write_report(run, config)
+        print_summary(run, config, summary, console)

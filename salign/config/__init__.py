@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from salign.config.base import AbsolutePath, Count, CountOrZero, FolderOrHub, Name, NotBool, Sampling, Section, unless
+from salign.config.base import (
+    AbsolutePath,
+    Count,
+    CountOrZero,
+    FolderOrHub,
+    Name,
+    NotBool,
+    NotNegative,
+    Sampling,
+    Section,
+    unless,
+)
 from salign.config.engines import (
     EngineSection,
     OpenAIEngine,
@@ -99,6 +110,7 @@ __all__ = [
     "OpenAIEmbedder",
     "OpenAIEngine",
     "Population",
+    "Price",
     "RRHFObjective",
     "Ratio",
     "RunData",
@@ -156,6 +168,14 @@ class LocalCluster(Section):
     """Training ranks."""
 
 
+class Price(Section):
+    """What an engine's tokens cost."""
+
+    prompt: NotNegative
+    completion: NotNegative
+    currency: str = "USD"
+
+
 class TrackingSection(Section):
     wandb: bool = True
     project: Name = "salign"
@@ -163,6 +183,8 @@ class TrackingSection(Section):
     num_table_rows: CountOrZero = 100
     upload_model: bool = False
     """False: the model artifact refers to the run's folder; True: its bytes are uploaded too."""
+    price_per_1000_tokens: Price | None = None
+    """For the society's cost in the report and in W&B; None shows none."""
 
 
 class Config(Section):
