@@ -232,8 +232,7 @@ def before_after(record: RunRecord) -> Plot | None:
     if society is None or not society.before_after.any():
         return None
     counts, middles = cropped(society)
-    better, worse = int(np.triu(society.before_after, 1).sum()), int(np.tril(society.before_after, -1).sum())
-    same = int(society.before_after.sum()) - better - worse
+    higher, lower, num = society.num_higher, society.num_lower, int(society.before_after.sum())
     shown = [[math.log10(count) if count else None for count in row] for row in counts.T.tolist()]
     ends = [middles[0], middles[-1]]
     traces = [
@@ -253,9 +252,9 @@ def before_after(record: RunRecord) -> Plot | None:
     return Plot(
         "before-after",
         "Each draft and its revision",
-        f"Interactions by the alignment of draft and revision; brighter is more (logarithmic). Above the line the "
-        f"revision was rated higher (by a tenth or more): {better} of {better + worse + same}, lower: {worse}.",
-        f"{better} revisions were rated above their draft, {worse} below, {same} the same to the tenth.",
+        "Interactions by the alignment of draft and revision; brighter is more (logarithmic). Above the line the "
+        f"revision was rated higher: {higher:,} of {num:,}; lower: {lower:,}.",
+        f"{higher:,} revisions were rated above their draft, {lower:,} below, {num - higher - lower:,} the same.",
         make_figure(traces, "draft's alignment", "revision's alignment", showlegend=False),
         ("draft's alignment", "revision's alignment", "interactions"),
         [[middles[i], middles[j], int(counts[i, j])] for i, j in zip(*np.nonzero(counts), strict=True)],

@@ -190,6 +190,9 @@ class Society:
     num_calls: int = 0
     before_after: NDArray[np.int64] = field(default_factory=lambda: np.zeros((NUM_BINS, NUM_BINS), np.int64))
     """Interactions by alignment of draft (first) and revision, to the tenth."""
+    num_higher: int = 0
+    """Revisions whose alignment was rated higher than the draft's; `num_lower`: lower."""
+    num_lower: int = 0
     means: dict[str, float | None] = field(default_factory=dict)
     followed: Followed = field(default_factory=Followed)
     missing: dict[str, list[int]] = field(default_factory=lambda: {name: [0, 0] for name in _RATINGS})
@@ -250,6 +253,8 @@ class SocietyReader:
                 self._sums[name][1] += ratings[0]
         if before.alignment is not None and after.alignment is not None:
             society.before_after[_bin(before.alignment), _bin(after.alignment)] += 1
+            society.num_higher += after.alignment > before.alignment
+            society.num_lower += after.alignment < before.alignment
 
     def end(self) -> Society:
         self.society.samples = self._samples.in_order()
