@@ -13,6 +13,7 @@ from salign.config.base import (
     Name,
     NotBool,
     NotNegative,
+    Positive,
     Sampling,
     Section,
     unless,
@@ -175,6 +176,10 @@ class Price(Section):
     completion: NotNegative
     currency: str = "USD"
 
+    def of(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """What so many tokens cost."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1000
+
 
 class TrackingSection(Section):
     wandb: bool = True
@@ -183,6 +188,8 @@ class TrackingSection(Section):
     num_table_rows: CountOrZero = 100
     upload_model: bool = False
     """False: the model artifact refers to the run's folder; True: its bytes are uploaded too."""
+    finish_timeout_s: Positive = 10.0
+    """How long W&B may hold a job up at its end; what was not sent by then, `jobs/dashboard.py sync` sends."""
     price_per_1000_tokens: Price | None = None
     """For the society's cost in the report and in W&B; None shows none."""
 

@@ -92,9 +92,7 @@ class RunRecord:
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float | None:
         """What tokens cost, where the config has a price."""
         price = self.config.tracking.price_per_1000_tokens
-        if price is None:
-            return None
-        return (prompt_tokens * price.prompt + completion_tokens * price.completion) / 1000
+        return None if price is None else price.of(prompt_tokens, completion_tokens)
 
 
 def read_run(run: RunDir, config: Config) -> RunRecord:

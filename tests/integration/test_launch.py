@@ -11,11 +11,11 @@ import time
 
 import pytest
 from conftest import ROOT, environment, launch
-from wandb_log import history, records
 
 from salign.dataset.groups import load_groups
 from salign.records import read_interactions
 from salign.run import RunDir, read_done, sha256
+from salign.tracking.wandb_log import history, records
 
 pytestmark = pytest.mark.integration
 
