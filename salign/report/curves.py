@@ -19,6 +19,7 @@ from salign.report.figures import (
     make_figure,
     make_line,
     ratings,
+    round_axis,
     society_path,
 )
 from salign.report.record import Figure, OverTime, RunRecord
@@ -43,6 +44,7 @@ def validity(record: RunRecord) -> list[Plot]:
                 [make_line("", rounds, read, 2, line={"dash": "solid"})],
                 "round",
                 "share",
+                xaxis=round_axis(rounds),
                 yaxis={"tickformat": ".0%", "range": [0, 1.05]},
             ),
             ("round", "share"),
@@ -57,6 +59,7 @@ def validity(record: RunRecord) -> list[Plot]:
                 [make_line("", rounds, failed, 1, line={"dash": "solid"})],
                 "round",
                 "interactions",
+                xaxis=round_axis(rounds),
                 yaxis={"rangemode": "tozero"},
             ),
             ("round", "interactions"),

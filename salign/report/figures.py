@@ -73,6 +73,11 @@ def long_rows(columns: Sequence[tuple[str, Sequence[Any], Sequence[Any]]]) -> li
     return [[name, x, y] for name, xs, ys in columns for x, y in zip(xs, ys, strict=True)]
 
 
+def round_axis(rounds: Sequence[int]) -> dict[str, Any]:
+    """Rounds are whole numbers, also where there are few."""
+    return {"dtick": 1} if len(rounds) <= 12 else {}
+
+
 def _said(value: float | None, digits: int = 2) -> str:
     return "nothing" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
@@ -145,7 +150,7 @@ def society_path(record: RunRecord) -> Plot | None:
         "society-path",
         "Alignment against engagement, round by round",
         "One path for each world: means of the observers' ratings of revisions, each from 1 to 7. An open circle is "
-        "the first round, a star the round after which alignment x engagement no longer improved, a square the Pareto "
+        "the first round, a star the best alignment x engagement so far by the rule for stopping, a square the Pareto "
         f"stop, a diamond the last round of those allowed.{drawn}",
         f"Paths of {len(record.paths)} worlds. {said}.",
         make_figure(traces, "mean alignment", "mean engagement"),
@@ -202,7 +207,7 @@ def ratings(record: RunRecord) -> Plot | None:
         f"Over {len(rounds)} rounds: "
         + "; ".join(f"{said} from {_said(first[said])} to {_said(last[said])}" for said in lines)
         + ".",
-        make_figure(traces, "round", "mean rating, 1 to 7", hovermode="x unified"),
+        make_figure(traces, "round", "mean rating, 1 to 7", xaxis=round_axis(rounds), hovermode="x unified"),
         ("what", "round", "mean rating"),
         long_rows([(said, rounds, values) for said, values in lines.items()]),
     )
@@ -241,7 +246,7 @@ def before_after(record: RunRecord) -> Plot | None:
             y=middles,
             z=shown,
             customdata=counts.T.tolist(),
-            colorscale="Cividis",
+            colorscale=[[0, "var(--few)"], [1, "var(--many)"]],
             showscale=False,
             hovertemplate="draft %{x}, revision %{y}: %{customdata} interactions<extra></extra>",
         ),
@@ -252,8 +257,8 @@ def before_after(record: RunRecord) -> Plot | None:
     return Plot(
         "before-after",
         "Each draft and its revision",
-        "Interactions by the alignment of draft and revision; brighter is more (logarithmic). Above the line the "
-        f"revision was rated higher: {higher:,} of {num:,}; lower: {lower:,}.",
+        "Interactions by the alignment of draft and revision; a stronger colour is more (logarithmic). Above the line "
+        f"the revision was rated higher: {higher:,} of {num:,}; lower: {lower:,}.",
         f"{higher:,} revisions were rated above their draft, {lower:,} below, {num - higher - lower:,} the same.",
         make_figure(traces, "draft's alignment", "revision's alignment", showlegend=False),
         ("draft's alignment", "revision's alignment", "interactions"),

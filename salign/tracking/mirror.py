@@ -90,9 +90,11 @@ def _going_on() -> Iterator[None]:
 
 def _wandb_errors() -> tuple[type[Exception], ...]:
     """What wandb raises of itself; it is imported late."""
-    import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
     from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+    from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
+
+    import wandb
 
     return (
         wandb.Error,
@@ -100,6 +102,7 @@ def _wandb_errors() -> tuple[type[Exception], ...]:
         ConnectionError,
         HandleAbandonedError,
         MailboxClosedError,
+        ServerResponseError,
         WandbApiFailedError,
     )
 
@@ -158,6 +161,34 @@ class Mirror:
             self._run.log_artifact(artifact)
 
 
+def _begin(run: RunDir, config: Config, job_type: JobType, id_: str, mode: Literal["online", "offline"] | None) -> Any:
+    """A W&B run; `mode` None leaves it to the environment."""
+    import wandb
+
+    begun = wandb.init(
+        project=config.tracking.project,
+        entity=config.tracking.entity,
+        id=id_,
+        name=id_,
+        group=config.run.name,
+        job_type=job_type,
+        dir=str(run.wandb),
+        config=config.model_dump(mode="json"),
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        settings=wandb.Settings(
+            console="off",
+            x_disable_stats=True,
+            init_timeout=_INIT_TIMEOUT_S,
+            finish_timeout=config.tracking.finish_timeout_s,
+        ),
+    )
+    for pattern, axis in X_AXES[job_type].items():
+        begun.define_metric(axis)
+        begun.define_metric(pattern, step_metric=axis)
+    return begun
+
+
 def _start(run: RunDir, config: Config, job_type: JobType, parts: Sequence[str]) -> Any | None:
     """A W&B run; offline where the server does not answer in time; None where wandb does not start at all."""
     import wandb
@@ -165,31 +196,15 @@ def _start(run: RunDir, config: Config, job_type: JobType, parts: Sequence[str])
     id_, mode = run_id(run, config, job_type, *parts), os.environ.get("WANDB_MODE", "online")
     if mode != "disabled":
         write_atomic(_folder(run, job_type, parts) / "wandb-id.txt", id_ + "\n")
-    online = mode == "online"
-    for offline in [False, True] if online else [True]:
+    begun: list[Any] = []
+    tries: list[Literal["online", "offline"] | None] = ["online", "offline"] if mode == "online" else [None]
+    for each in tries:
         with _going_on():
-            started = wandb.init(
-                project=config.tracking.project,
-                entity=config.tracking.entity,
-                id=id_,
-                name=id_,
-                group=config.run.name,
-                job_type=job_type,
-                dir=str(run.wandb),
-                config=config.model_dump(mode="json"),
-                mode="offline" if online and offline else None,
-                resume=None if offline else "allow",
-                settings=wandb.Settings(
-                    console="off",
-                    x_disable_stats=True,
-                    init_timeout=_INIT_TIMEOUT_S,
-                    finish_timeout=config.tracking.finish_timeout_s,
-                ),
-            )
-            for pattern, axis in X_AXES[job_type].items():
-                started.define_metric(axis)
-                started.define_metric(pattern, step_metric=axis)
-            return started
+            begun.append(_begin(run, config, job_type, id_, each))
+        if begun:
+            return begun[0]
+        with _going_on():
+            wandb.teardown()  # wandb's process would take the id to be in use
     return None
 
 

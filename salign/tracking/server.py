@@ -26,10 +26,13 @@ def asking_wandb() -> Iterator[None]:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
     import requests
-    import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
+    import wandb
+
     try:
+        # At once; wandb itself would try for half a minute.
+        requests.head(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"), timeout=10)
         yield
     except (wandb.Error, WandbApiFailedError, requests.RequestException, TimeoutError, ConnectionError) as error:
         said = redact(str(error))

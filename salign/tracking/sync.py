@@ -82,8 +82,11 @@ def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Pat
     Raises:
         StageError: Why it was not sent, or what did not arrive.
     """
+    # In this order: a job may end in between, and what is read of its log then must be all of it.
+    locked = unit is not None and is_locked(unit / ".lock")
+    fragments = [read_fragment(fragment.path) for fragment in fragments]
     last = fragments[-1]
-    at_work = not last.ended and unit is not None and is_locked(unit / ".lock")
+    at_work = locked and not last.ended
     if at_work and not (live and last.is_offline):
         return "its job is at work; left alone (--live follows it)"
     waiting = [fragment for fragment in fragments if fragment.is_offline and not fragment.is_synced and fragment.id]

@@ -25,7 +25,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-port=0",
 )
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def find_chromium() -> str:

@@ -176,14 +176,18 @@ def test_a_whole_run_is_sent_with_its_lineage_once(server, finished, tmp_path):
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
-def test_sigkill_loses_two_seconds_at_most(server, run):
-    process = start(server, run, 1, 10_000, 0.05, WANDB_MODE="offline")
-    metrics = run.stage(STAGE) / "metrics.jsonl"
-    while len(read_metrics(metrics)) < 100:
+def wait_for_rows(metrics: Path, num: int) -> None:
+    end = time.monotonic() + 60
+    while len(read_metrics(metrics)) < num and time.monotonic() < end:
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)  # the job and wandb's process, as when a machine is lost
-    killed = time.time()
-    process.wait()
+
+
+def test_sigkill_loses_two_seconds_at_most(server, run):
+    metrics = run.stage(STAGE) / "metrics.jsonl"
+    with start(server, run, 1, 10_000, 0.05, WANDB_MODE="offline") as process:
+        wait_for_rows(metrics, 100)
+        os.killpg(process.pid, signal.SIGKILL)  # the job and wandb's process, as when a machine is lost
+        killed = time.time()
     due = [row for row in read_metrics(metrics) if row["time"] < killed - 2]
     [fragment] = find_fragments(run)[ID]
     assert not fragment.ended
@@ -259,23 +263,30 @@ def black_hole(server: WandbServer, *, after_rows: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("after_rows", [0, 1])
 def test_in_a_black_hole_the_job_neither_hangs_nor_dies(server, run, tmp_path, after_rows):
+    last, seconds = (4, 0.1) if after_rows == 0 else (40, 0.3)
     begun = time.monotonic()
-    job(server, make_run(tmp_path / "undisturbed"), 1, 4, 0.5, WANDB_MODE="offline")
+    job(server, make_run(tmp_path / "undisturbed"), 1, last, seconds, WANDB_MODE="offline")
     usual = time.monotonic() - begun
     with black_hole(server, after_rows=after_rows):
         begun = time.monotonic()
-        said = job(server, run, 1, 4, 0.5)
+        said = job(server, run, 1, last, seconds)
         assert time.monotonic() - begun < usual + 30
-    assert [row["train/global_step"] for row in read_metrics(run.stage(STAGE) / "metrics.jsonl")] == [1, 2, 3, 4]
-    assert sum(fragment.num_rows for fragment in find_fragments(run)[ID]) == 4
+    everything = list(range(1, last + 1))
+    assert [row["train/global_step"] for row in read_metrics(run.stage(STAGE) / "metrics.jsonl")] == everything
+    assert sum(fragment.num_rows for fragment in find_fragments(run)[ID]) == last
     if after_rows == 0:
         assert "W&B failed" in said
         sync(server, run)  # it went on offline, and that is sent
-        assert steps(server) == [1, 2, 3, 4]
+        assert steps(server) == everything
     else:
         refused = dashboard(server, run, "sync", str(run.path))
-        assert "--id" in refused.stderr  # part of it is there: all of it can be sent as a run of its own
         assert refused.returncode == 1
+        assert "All of it as a run of its own: wandb sync --include-online" in refused.stderr
+        [fragment] = find_fragments(run)[ID]
+        words = ["--include-online", "--include-synced", "--id", f"{ID}-again", str(fragment.path.parent)]
+        command = [sys.executable, "-m", "wandb", "sync", *words]
+        subprocess.run(command, env=env(server, tmp_path), capture_output=True, check=True, timeout=60)
+        assert server.runs[f"{ID}-again"].values("train/global_step") == everything
 
 
 def test_a_refused_key_does_not_stop_the_job(server, run):
@@ -296,17 +307,27 @@ def test_a_job_survives_wandbs_own_process(server, run):
 
 
 def test_a_job_at_work_is_left_alone_or_followed_to_its_end(server, run):
-    process = start(server, run, 1, 40, 0.25, WANDB_MODE="offline")
-    while len(read_metrics(run.stage(STAGE) / "metrics.jsonl")) < 8:
-        time.sleep(0.1)
-    time.sleep(1.5)  # what it has said first is on the disk
-    assert "its job is at work; left alone" in sync(server, run)
-    assert server.runs == {}
-    assert process.poll() is None
-    said = sync(server, run, "--live")
-    assert process.wait() == 0
-    assert f"{ID}: sent (40 rows, 1 artifacts)" in said
-    assert steps(server) == list(range(1, 41))
+    metrics = run.stage(STAGE) / "metrics.jsonl"
+    with start(server, run, 1, 10_000, 0.1, WANDB_MODE="offline") as process:
+        wait_for_rows(metrics, 20)
+        time.sleep(1.5)  # what it has said first is on the disk
+        assert "its job is at work; left alone" in sync(server, run)
+        assert server.runs == {}
+        assert process.poll() is None
+        command = [sys.executable, str(ROOT / "jobs" / "dashboard.py"), "sync", "--live", str(run.path)]
+        with subprocess.Popen(
+            command, env=env(server, run.path.parent), stdout=subprocess.PIPE, text=True
+        ) as following:
+            end = time.monotonic() + 60
+            while not (ID in server.runs and server.runs[ID].history) and time.monotonic() < end:
+                time.sleep(0.1)
+            assert process.poll() is None
+            (run.path / "enough").touch()
+            said, _ = following.communicate(timeout=120)
+        process.communicate(timeout=60)
+    num_rows = len(read_metrics(metrics))
+    assert f"{ID}: sent ({num_rows} rows, 1 artifacts)" in said
+    assert steps(server) == list(range(1, num_rows + 1))
     assert server.runs[ID].exit_code == 0
 
 

@@ -1,7 +1,8 @@
 """A training stage's W&B run without the training: logs rows one by one, as a job does, and goes on after a requeue.
 
 python wandb_job.py RUN FIRST LAST SECONDS: rows FIRST to LAST, so many seconds apart, then an artifact. Each row is
-written to metrics.jsonl first. `SPOIL=core` in the environment kills wandb's own process in the middle.
+written to metrics.jsonl first; a file `enough` in RUN makes it the last. `SPOIL=core` in the environment kills wandb's
+own process in the middle.
 """
 
 import os
@@ -34,6 +35,8 @@ def main() -> None:
             log.log(row)
             mirror.log(row)
             time.sleep(seconds)
+            if (run.path / "enough").exists():
+                break
             if os.environ.get("SPOIL") == "core" and step == (first + last) // 2:
                 for child in psutil.Process().children(recursive=True):
                     child.send_signal(signal.SIGKILL)

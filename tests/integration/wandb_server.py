@@ -6,6 +6,7 @@ Faults are functions of a request that may answer it in the server's place.
 """
 
 import base64
+import contextlib
 import gzip
 import json
 import re
@@ -92,8 +93,9 @@ class WandbServer:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(sent)))
-                self.end_headers()
-                self.wfile.write(sent)
+                with contextlib.suppress(ConnectionError):  # a client that no longer waits
+                    self.end_headers()
+                    self.wfile.write(sent)
 
             do_GET = do_POST = do_PUT = do_HEAD = do_CONNECT = handle_any
 
@@ -126,7 +128,7 @@ class WandbServer:
                 return self._stream(self._run(found[3], found[2]), json.loads(body))
             if path.startswith("/storage/"):
                 return self._stored(verb, path.removeprefix("/storage/").split("?")[0], body)
-            if path.startswith("/sdk/otel/"):
+            if path.startswith("/sdk/otel/") or (verb, path) == ("HEAD", "/"):
                 return 200, b""
         self.unknown.append(operation)
         return 404, {"error": f"the stand-in has no {operation}"}
@@ -354,7 +356,9 @@ class WandbServer:
         }
 
     def _of_run(self, ids: list[str]) -> dict[str, Any]:
-        edges = [{"node": self._shown(self.artifacts[id_]), "cursor": id_} for id_ in dict.fromkeys(ids)]
+        # Of whole artifacts alone: the client has no notion of another in such a list.
+        whole = [self.artifacts[id_] for id_ in dict.fromkeys(ids) if self.artifacts[id_].state == "COMMITTED"]
+        edges = [{"node": self._shown(artifact), "cursor": artifact.id} for artifact in whole]
         return {"totalCount": len(edges), "edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
 
     def _on_RunOutputArtifacts(self, v: dict[str, Any]) -> Any:

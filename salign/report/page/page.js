@@ -38,10 +38,12 @@
 
   const decoded = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const rating = (byte) => (byte === 0 ? null : 1 + ((byte - 1) / 250) * 6);
+  // Cividis, told apart by everybody; in the dark its dark end is lighter than the page.
+  const ratings = [[0, "var(--low)"], [0.35, "var(--lower)"], [0.7, "var(--higher)"], [1, "var(--high)"]];
   const views = {
-    revision: { at: (m, i) => rating(m[0][i]), scale: "Cividis", range: [1, 7], title: "alignment" },
-    engagement: { at: (m, i) => rating(m[1][i]), scale: "Cividis", range: [1, 7], title: "engagement" },
-    draft: { at: (m, i) => rating(m[2][i]), scale: "Cividis", range: [1, 7], title: "alignment" },
+    revision: { at: (m, i) => rating(m[0][i]), scale: ratings, range: [1, 7], title: "alignment" },
+    engagement: { at: (m, i) => rating(m[1][i]), scale: ratings, range: [1, 7], title: "engagement" },
+    draft: { at: (m, i) => rating(m[2][i]), scale: ratings, range: [1, 7], title: "alignment" },
     change: {
       at: (m, i) => (m[0][i] && m[2][i] ? rating(m[0][i]) - rating(m[2][i]) : null),
       // Orange for worse, blue for better: told apart by everybody.
