@@ -19,7 +19,7 @@ from salign.tracking.mirror import run_id, units_of
 from salign.tracking.server import Server, asking_wandb
 from salign.tracking.wandb_log import Fragment, read_fragment
 
-_PATIENCE_S = 20.0
+_PATIENCE_S = 10.0
 """How long the server may take to count what it was sent."""
 
 Say = Callable[[str], None]
@@ -89,6 +89,8 @@ def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Pat
     at_work = locked and not last.ended
     if at_work and not (live and last.is_offline):
         return "its job is at work; left alone (--live follows it)"
+    if not any(fragment.id for fragment in fragments):
+        return "empty: its process was killed before it said anything"
     waiting = [fragment for fragment in fragments if fragment.is_offline and not fragment.is_synced and fragment.id]
     gone = [str(path) for fragment in waiting for artifact in fragment.artifacts for path in artifact.missing]
     if gone:

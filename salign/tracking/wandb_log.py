@@ -29,7 +29,7 @@ def records(path: Path) -> Iterator[Any]:
 
     with path.open("rb") as file:
         head = file.read(_FILE_HEAD.size)
-        if head and not head.startswith(b":W&B"):
+        if head[:4] != b":W&B"[: len(head)]:
             raise DataError(f"{path} is no log of W&B")
         parts = b""
         for kind, part in _parts(file):

@@ -65,6 +65,7 @@ def test_the_closing_table_says_what_came_out_and_where(finished):
         str(run.dataset / "groups.jsonl"),
         str(run.logs),
         "wandb leet",
+        str(run.report / "index.html"),
     ):
         assert words in said
 
