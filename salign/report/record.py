@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from salign.config import KINDS, Config
+from salign.config import KINDS, Config, SocietySection
 from salign.errors import DataError
 from salign.evaluation.evaluate import compare
 from salign.evaluation.statistics import Estimate
@@ -173,20 +173,25 @@ def _paths(config: Config, rows: Sequence[Row], shard: Shard | None) -> list[Wor
     found = []
     for world, of_world in sorted(worlds.items()):
         of_world.sort(key=lambda row: row["sim/round"])
-        if shard is not None:
-            of_world = [row for row in of_world if row["sim/round"] <= shard.last_rounds[world]]  # noqa: PLW2901
-        stopping, stop = ParetoStop(society.stopping), None
-        for row in of_world:
-            alignment, engagement = [row["sim/alignment_mean"]], [row["sim/engagement_mean"]]
-            if stopping.after(Round(world, row["sim/round"], alignment=alignment, engagement=engagement)):
-                stop = "Pareto stop"
-        last = of_world[-1]["sim/round"]
-        best = last - stopping.num_since_best if society.stopping is not None else None
-        if stop is None and last == society.max_rounds:
-            stop = "max_rounds"
-        population = society.populations[world % len(society.populations)]
-        found.append(WorldPath(world, population, tuple(of_world), stop, best or None))
+        last = society.max_rounds if shard is None else shard.last_rounds[world]
+        held = [row for row in of_world if row["sim/round"] <= last]  # not what ran ahead of a stop
+        if held:
+            found.append(_path(society, world, held))
     return found
+
+
+def _path(society: SocietySection, world: int, rows: Sequence[Row]) -> WorldPath:
+    stopping, stop = ParetoStop(society.stopping), None
+    for row in rows:
+        alignment, engagement = [row["sim/alignment_mean"]], [row["sim/engagement_mean"]]
+        if stopping.after(Round(world, row["sim/round"], alignment=alignment, engagement=engagement)):
+            stop = "Pareto stop"
+    last = rows[-1]["sim/round"]
+    if stop is None and last == society.max_rounds:
+        stop = "max_rounds"
+    best = last - stopping.num_since_best if society.stopping is not None else None
+    population = society.populations[world % len(society.populations)]
+    return WorldPath(world, population, tuple(rows), stop, best or None)
 
 
 def _over_time(clocks: Sequence[Sequence[Row]]) -> OverTime | None:

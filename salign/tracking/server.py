@@ -61,7 +61,7 @@ class Server:
         self._api.flush()  # it keeps what it has once read
         try:
             return self._api.run(f"{self.entity}/{self.project}/{id_}")
-        except (RunNotFoundError, ValueError):
+        except RunNotFoundError:
             return None
         except CommError as error:
             if "not find run" in str(error):
