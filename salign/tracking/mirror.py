@@ -50,6 +50,7 @@ def prepare_environment(run: RunDir, config: Config) -> None:
     os.environ["WANDB_DATA_DIR"] = str(run.wandb / "data")
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_HTTP_TIMEOUT", "8")  # s; before an artifact is logged, the server is asked
     os.environ.setdefault("WANDB_SILENT", "true")
 
 

@@ -88,7 +88,7 @@ def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Pat
     last = fragments[-1]
     at_work = locked and not last.ended
     if at_work and not (live and last.is_offline):
-        return "its job is at work; left alone (--live follows it)"
+        return f"its job is at work; {'left alone (--live follows it)' if last.is_offline else 'it sends by itself'}"
     if not any(fragment.id for fragment in fragments):
         return "empty: its process was killed before it said anything"
     waiting = [fragment for fragment in fragments if fragment.is_offline and not fragment.is_synced and fragment.id]
@@ -100,15 +100,16 @@ def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Pat
         )
     if waiting:
         _check_not_begun(server, id_, fragments, waiting)
+        over = [str(fragment.path.parent) for fragment in waiting if not (at_work and fragment is last)]
+        if over:
+            _wandb("sync", "--yes", *over)
         if at_work:
             _wandb("beta", "sync", "--live", str(last.path))
             fragments = [read_fragment(fragment.path) for fragment in fragments]
-        else:
-            _wandb("sync", "--yes", *(str(fragment.path.parent) for fragment in waiting))
-    _verify(server, id_, fragments)
+    num_artifacts = _verify(server, id_, fragments, patience_s=_PATIENCE_S if waiting else 0.0)
     num_lost = sum(artifact.num_lost for fragment in fragments for artifact in fragment.artifacts)
     lost = f"; {num_lost} files that they refer to are gone" if num_lost else ""
-    counts = f"{sum(fragment.num_rows for fragment in fragments)} rows, {len(_artifacts(fragments))} artifacts{lost}"
+    counts = f"{sum(fragment.num_rows for fragment in fragments)} rows, {num_artifacts} artifacts{lost}"
     return f"sent ({counts})" if waiting else f"is there ({counts})"
 
 
@@ -133,24 +134,24 @@ def _apart(id_: str, fragments: Sequence[Fragment]) -> str:
     return f"All of it as a run of its own: wandb sync --include-online --include-synced --id {id_}-again {folders}"
 
 
-def _artifacts(fragments: Sequence[Fragment]) -> set[str]:
-    return {artifact.name for fragment in fragments for artifact in fragment.artifacts}
+def _verify(server: Server, id_: str, fragments: Sequence[Fragment], *, patience_s: float) -> int:
+    """Sees that W&B has, after so long at the latest, as many rows as the logs, and every artifact whole.
 
-
-def _verify(server: Server, id_: str, fragments: Sequence[Fragment]) -> None:
-    """Waits until W&B has as many rows as the logs, and every artifact whole.
+    Returns:
+        How many artifacts of the run it has.
 
     Raises:
         StageError: What it has not.
     """
-    expected, wanted = sum(fragment.num_rows for fragment in fragments), _artifacts(fragments)
-    end = time.monotonic() + _PATIENCE_S
+    expected = sum(fragment.num_rows for fragment in fragments)
+    wanted = {artifact.name for fragment in fragments for artifact in fragment.artifacts}
+    end = time.monotonic() + patience_s
     while True:
-        there = _num_rows(server, id_)
-        lacking = sorted(wanted - set(_committed(server, id_))) if wanted else []
+        there, whole = _num_rows(server, id_), set(_committed(server, id_))
+        lacking = sorted(wanted - whole)
         if there == expected and not lacking:
-            return
-        if time.monotonic() > end or there > expected:
+            return len(whole)
+        if time.monotonic() >= end or there > expected:
             break
         time.sleep(1)
     lost = [f"{there} rows, and the logs {expected}"] if there != expected else []

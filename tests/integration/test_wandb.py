@@ -263,7 +263,7 @@ def black_hole(server: WandbServer, *, after_rows: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("after_rows", [0, 1])
 def test_in_a_black_hole_the_job_neither_hangs_nor_dies(server, run, tmp_path, after_rows):
-    last, seconds = (4, 0.1) if after_rows == 0 else (60, 0.1)
+    last, seconds = (4, 0.1) if after_rows == 0 else (40, 0.1)
     often = {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}  # so that a part arrives
     begun = time.monotonic()
     job(server, make_run(tmp_path / "undisturbed"), 1, last, seconds, WANDB_MODE="offline")
@@ -309,7 +309,8 @@ def test_a_job_survives_wandbs_own_process(server, run):
 
 def test_a_job_at_work_is_left_alone_or_followed_to_its_end(server, run):
     metrics = run.stage(STAGE) / "metrics.jsonl"
-    with start(server, run, 1, 10_000, 0.1, WANDB_MODE="offline") as process:
+    job(server, run, 1, 3, WANDB_MODE="offline")  # before it was requeued
+    with start(server, run, 4, 10_000, 0.1, WANDB_MODE="offline") as process:
         wait_for_rows(metrics, 20)
         time.sleep(1.5)  # what it has said first is on the disk
         assert "its job is at work; left alone" in sync(server, run)
