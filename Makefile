@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: run test test-unit lint setup clean
+.PHONY: run test test-unit lint setup devcluster clean
 
 run: setup  ## the whole pipeline on the embedded model; ARGS="CONFIG.yaml key.sub=value" for another
 	$(BIN)/python jobs/launch.py $(ARGS)
@@ -22,6 +22,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+devcluster:  ## a real Slurm of 4 nodes on this machine (Debian, root); ARGS="down", "crash n2", "revive n2", "status"
+	slurm/devcluster.sh $(or $(ARGS),up)
 
 setup: $(STAMP)  ## .venv with all that is needed
 

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from salign import stages
 from salign.errors import run_main
+from salign.launch import open_or_prepare
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     args = parser.parse_args()
-    stages.set_up_logging()
-    stages.collect(args.run)
+    stages.begin()
+    run = open_or_prepare(args.run)
+    stages.collect(run.path)
 
 
 if __name__ == "__main__":

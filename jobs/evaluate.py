@@ -10,19 +10,20 @@ from rich.console import Console
 
 from salign import stages
 from salign.errors import run_main
-from salign.run import open_run
+from salign.launch import open_or_prepare
 from salign.tracking.progress import watch_evaluation, watching
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     parser.add_argument("--model", required=True, help="`base`, or a name of train.stages")
     args = parser.parse_args()
-    stages.set_up_logging()
-    metrics = open_run(args.run).evaluation(args.model) / "metrics.jsonl"
+    stages.begin()
+    run = open_or_prepare(args.run)
+    metrics = run.evaluation(args.model) / "metrics.jsonl"
     with watching(watch_evaluation(args.model, metrics), Console()):
-        stages.evaluate(args.run, args.model)
+        stages.evaluate(run.path, args.model)
 
 
 if __name__ == "__main__":

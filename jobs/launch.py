@@ -1,6 +1,7 @@
 """The whole pipeline: society, alignment data, training, evaluation. Launch again to go on from what is complete.
 
-python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare]
+python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare] [--wait] [--replace]
+                      [--skip-bad]
 """
 
 import argparse
@@ -10,8 +11,8 @@ from rich.console import Console
 
 from salign import compose
 from salign.errors import ConfigError, run_main
-from salign.launch import launch
-from salign.stages import set_up_logging
+from salign.launch import LaunchOptions, launch
+from salign.stages import begin
 
 DEFAULT = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
@@ -20,10 +21,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="CONFIG.yaml | key.sub=value")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check the config and its files, show the plan, run nothing"
+        "--dry-run", action="store_true", help="check config, files and cluster; show plan, batch files and an estimate"
     )
     parser.add_argument(
         "--prepare", action="store_true", help="only make the run's folder, to run its stages one by one"
+    )
+    parser.add_argument("--wait", action="store_true", help="Slurm: stay and show how far it is, until it is done")
+    parser.add_argument("--replace", action="store_true", help="Slurm: cancel the run's live jobs first")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave malformed rows of training data out, and count them"
     )
     args = parser.parse_intermixed_args()
     files = [word for word in args.words if "=" not in word]
@@ -32,9 +38,12 @@ def main() -> None:
             f"one config file at most, not {len(files)} ({', '.join(files)}); an override is key.sub=value"
         )
     overrides = [word for word in args.words if "=" in word]
-    set_up_logging()
+    begin()
     config = compose.load(Path(files[0]) if files else DEFAULT, overrides)
-    launch(config, Console(), dry_run=args.dry_run, prepare=args.prepare)
+    if args.skip_bad:
+        config = compose.skipping_bad(config)
+    options = LaunchOptions(dry_run=args.dry_run, prepare=args.prepare, wait=args.wait, replace=args.replace)
+    launch(config, Console(), options)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,23 @@ from rich.console import Console
 
 from salign import stages
 from salign.errors import run_main
-from salign.run import open_run
+from salign.launch import open_or_prepare
 from salign.society.ranks import is_first
 from salign.tracking.progress import watch_simulation, watching
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     parser.add_argument("--shard", type=int, required=True)
     parser.add_argument("--replay", action="store_true", help="make it anew from its journal, without an engine")
     args = parser.parse_args()
-    stages.set_up_logging()
-    metrics = open_run(args.run).shard(args.shard) / "metrics.jsonl"
+    stages.begin()
+    run = open_or_prepare(args.run)
+    metrics = run.shard(args.shard) / "metrics.jsonl"
     shown = watching(watch_simulation([metrics]), Console()) if is_first() else contextlib.nullcontext()
     with shown:
-        stages.simulate(args.run, args.shard, replay=args.replay)
+        stages.simulate(run.path, args.shard, replay=args.replay)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""One rank of one training stage; plain, under torchrun or under deepspeed.
+"""One rank of one training stage; plain, under torchrun, deepspeed, srun or mpiexec.
 
 python jobs/train.py RUN --stage stable
 torchrun --nproc-per-node 2 jobs/train.py RUN --stage stable
 deepspeed --num_gpus 2 jobs/train.py RUN --stage stable
+srun --ntasks-per-node 2 python jobs/train.py RUN --stage stable        # within a job; also under mpiexec
 """
 
 import argparse
@@ -14,22 +15,23 @@ from rich.console import Console
 
 from salign import stages
 from salign.errors import run_main
-from salign.run import open_run
+from salign.launch import open_or_prepare
 from salign.tracking.progress import watch_training, watching
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     parser.add_argument("--stage", required=True, help="a name of train.stages")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; LOCAL_RANK says the same")
     args = parser.parse_args()
-    stages.set_up_logging()
+    stages.begin()
+    run = open_or_prepare(args.run)
     with contextlib.ExitStack() as stack:
-        if os.environ.get("RANK", "0") == "0":
-            metrics = open_run(args.run).stage(args.stage) / "metrics.jsonl"
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            metrics = run.stage(args.stage) / "metrics.jsonl"
             stack.enter_context(watching(watch_training(args.stage, metrics), Console()))
-        stages.train(args.run, args.stage)
+        stages.train(run.path, args.stage)
 
 
 if __name__ == "__main__":

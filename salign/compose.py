@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from salign.config import Config, Section
+from salign.config import Config, RatedData, Section
 from salign.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -270,6 +270,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     if mistakes:
         raise ConfigError("; ".join(mistakes))
     return parse(tree, str(path))
+
+
+def skipping_bad(config: Config) -> Config:
+    """The config in which malformed rows of all rated responses are skipped, and counted, in the place of an error."""
+    stages = tuple(
+        stage.model_copy(update={"data": stage.data.model_copy(update={"skip_bad": True})})
+        if isinstance(stage.data, RatedData)
+        else stage
+        for stage in config.train.stages
+    )
+    return config.model_copy(update={"train": config.train.model_copy(update={"stages": stages})})
 
 
 def dump(config: Config) -> str:

@@ -4,13 +4,20 @@ An error says the value, the place and the remedy in one paragraph. Anything els
 traceback.
 """
 
+import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
+# Exit code of a process that was asked to stop, saved, and is to be started again (EX_TEMPFAIL).
+REQUEUE = 75
+# Names a file that a Slurm job which fails of an error leaves: unlike one that a signal ended, it is not started again.
+_FAILED_FLAG = "SALIGN_FAILED"
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _PERMISSION_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
@@ -77,20 +84,37 @@ def explain_os_error(error: OSError) -> str | None:
     return None
 
 
-def run_main(main: Callable[[], None]) -> NoReturn:
-    """Runs an entry point: a SalignError becomes one paragraph and its exit code, without a traceback."""
+def exit_code_of(main: Callable[[], None]) -> int:
+    """Runs it; a SalignError becomes one paragraph and its exit code, without a traceback."""
     try:
         main()
     except SalignError as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return _say(str(error), error.exit_code)
     except OSError as error:
         explanation = explain_os_error(error)
         if explanation is None:
             raise
-        print(f"error: {redact(explanation)}", file=sys.stderr)
-        sys.exit(1)
+        return _say(explanation, 1)
     except KeyboardInterrupt:
         print("interrupted; launch again to go on from what is complete", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        return 130
+    return 0
+
+
+def _say(text: str, code: int) -> int:
+    print(f"error: {redact(text)}", file=sys.stderr, flush=True)
+    if flag := os.environ.get(_FAILED_FLAG):
+        with contextlib.suppress(OSError):  # the error itself is what counts
+            Path(flag).touch()
+    return code
+
+
+def run_main(main: Callable[[], None]) -> NoReturn:
+    """Runs an entry point, and ends with its exit code; see `exit_code_of`."""
+    sys.exit(exit_code_of(main))
+
+
+def end_on_signals() -> None:
+    """Makes SIGTERM and SIGUSR2 an orderly end of this process, the second with the exit code `REQUEUE`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGUSR2, lambda *_: sys.exit(REQUEUE))

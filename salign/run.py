@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from salign import __version__, compose
+from salign import compose
 from salign.config import Config
 from salign.errors import NO_ROOM, ConfigError, SalignError, StageError, explain_os_error, redact
 
@@ -28,7 +27,6 @@ FAILED = "failed.json"
 # Not one try alone: is_locked may hold a lock for a moment, and a process whose launcher was killed a little longer.
 _LOCK_PATIENCE_S = 3.0
 _NO_ROOM_BYTES = 1 << 20
-PACKAGES = ("torch", "transformers", "deepspeed", "submitit", "mpi4py", "wandb", "openai", "numpy", "scipy", "networkx")
 
 
 def sha256(path: Path) -> str:
@@ -269,6 +267,16 @@ class RunDir:
         return self.path / "wandb"
 
     @property
+    def code(self) -> Path:
+        """Snapshots of this package, which Slurm's jobs import."""
+        return self.path / "code"
+
+    @property
+    def slurm(self) -> Path:
+        """What was submitted, by job, and the jobs' logs."""
+        return self.path / "slurm"
+
+    @property
     def launch_lock(self) -> Path:
         return self.path / ".launch.lock"
 
@@ -354,8 +362,12 @@ def check_run(config: Config) -> RunDir:
 
 
 @contextlib.contextmanager
-def claim_run(config: Config) -> Iterator[RunDir]:
+def claim_run(config: Config, *, wait: bool = False) -> Iterator[RunDir]:
     """Makes the run's folder, or goes on with one of the same config (see `check_run`), and holds its lock.
+
+    Args:
+        config: The run's.
+        wait: For another launch that holds it, as tasks of an array do that all begin with this.
 
     Raises:
         ConfigError: As `check_run`, or the folder cannot be written.
@@ -364,7 +376,7 @@ def claim_run(config: Config) -> Iterator[RunDir]:
     run = check_run(config)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(lock(run.launch_lock, f"the run {run.path}"))
+            stack.enter_context(lock(run.launch_lock, f"the run {run.path}", wait=wait))
             check_run(config)  # another launch may have changed it until now
             run.logs.mkdir(parents=True, exist_ok=True)
             write_atomic(run.config_file, compose.dump(config))
@@ -397,59 +409,3 @@ def this_machine() -> dict[str, Any]:
         )
         gpus = said.stdout.split("\n")[:-1] if said.returncode == 0 else []
     return {"host": platform.node(), "cores": os.cpu_count(), "gpus": gpus}
-
-
-def code_version() -> dict[str, Any]:
-    """The version of this package, its commit and whether the checkout was changed since."""
-    folder = Path(__file__).parent
-
-    def git(*args: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    status = git("status", "--porcelain", "--", str(folder.parent))
-    return {
-        "salign": __version__,
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
-    }
-
-
-def write_manifest(run: RunDir, config: Config, inputs: Mapping[str, str]) -> None:
-    """Notes what the run is made from: code, versions, seed and the hashes of its input files.
-
-    Once something is complete, what was noted stays; a later launch by other code is added.
-
-    Raises:
-        ConfigError: An input file has changed since a part of the run was made from it.
-    """
-    now = {"code": code_version(), "packages": _versions()}
-    manifest: dict[str, Any] = {
-        **now,
-        "python": platform.python_version(),
-        "seed": config.run.seed,
-        "inputs": dict(inputs),
-        "later_launches": [],
-    }
-    if run.manifest.exists() and next(run.path.rglob(DONE), None) is not None:
-        manifest = json.loads(run.manifest.read_text())
-        changed = [name for name, digest in inputs.items() if manifest["inputs"].get(name, digest) != digest]
-        if changed:
-            raise ConfigError(
-                f"{', '.join(changed)} changed since a part of the run {run.path} was made from it. Choose another "
-                "run.name, or put the file back as it was."
-            )
-        if now not in ({name: manifest[name] for name in now}, *manifest["later_launches"]):
-            manifest["later_launches"].append(now)
-    write_atomic(run.manifest, json.dumps(manifest, indent=2) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions

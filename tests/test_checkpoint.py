@@ -184,3 +184,33 @@ def test_one_that_cannot_be_converted_is_named_and_leaves_nothing_half(tmp_path,
     with pytest.raises(StageError, match=r"of 4 ranks cannot be converted for 1: KeyError.*Go on with 4 ranks"):
         checkpoint.find(store, ranks, 2)
     assert names(store) == ["step-0000002"]
+
+
+def test_one_of_another_model_data_or_config_is_refused_with_what_differs(tmp_path, ranks):
+    made_by = {"data": "1234", "learning_rate": 2e-5, "objective.kind": "stable", "lora": None}
+    store = Store(tmp_path / "checkpoints", {}, 2, made_by)
+    checkpoint.save(Engine(), store, ranks, {"step": 2})
+    assert step_of(checkpoint.find(store, ranks, 2)) == 2
+    other = {"data": "5678", "learning_rate": 2e-5, "objective.kind": "stable", "lora.rank": 8}
+    said = r"step-0000002 is of another .* differs in data \(was '1234', is '5678'\), lora.rank \(was None, is 8\)"
+    with pytest.raises(ConfigError, match=said):
+        checkpoint.find(Store(store.folder, {}, 2, other), ranks, 2)
+    # One that was trained from other stages is not looked at.
+    assert checkpoint.find(Store(store.folder, {"dataset": "new"}, 2, other), ranks, 2) is None
+
+
+def test_of_adapters_the_models_own_weights_are_not_saved(tmp_path, ranks):
+    class Recording(Engine):
+        def save_checkpoint(self, *args, exclude_frozen_parameters: bool = False, **kwargs) -> None:
+            super().save_checkpoint(*args, **kwargs)
+            assert exclude_frozen_parameters
+
+        def load_checkpoint(self, folder: str, tag: str, *, load_module_strict: bool = True):
+            assert not load_module_strict
+            return super().load_checkpoint(folder, tag)
+
+    store = Store(tmp_path / "checkpoints", {}, 2, adapters=True)
+    checkpoint.save(Recording(), store, ranks, {"step": 2})
+    state = checkpoint.resume(Recording(), checkpoint.find(store, ranks, 2), adapters=True)
+    assert state is not None
+    assert state["step"] == 2

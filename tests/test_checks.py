@@ -71,3 +71,17 @@ def test_a_deepspeed_file_of_another_shape(tmp_path):
     (tmp_path / "ds.json").write_text('{"zero_optimization": 3}')
     with pytest.raises(ConfigError, match="zero_optimization"):
         check_inputs(made)
+
+
+def test_malformed_rows_of_all_rated_sources_are_skipped_and_counted_if_that_is_asked_for(tmp_path, caplog):
+    good = {"query": "q", "responses": ["a", "b"], "scores": [1, 2]}
+    path = file(tmp_path, "g.jsonl", good, {**good, "scores": [1]}, {**good, "scores": [1, 9]}, good)
+    made = config(tmp_path, train=stage(tmp_path, data={"kind": "groups", "path": path}))
+    with pytest.raises(DataError, match=r"g\.jsonl, row 2: 2 responses and 1 scores.*by skip_bad"):
+        check_inputs(made)
+    with caplog.at_level("WARNING"):
+        check_inputs(compose.skipping_bad(made))
+    assert f"train stage s: 2 malformed rows of {path} are left out (skip_bad)" in caplog.text
+    answers = config(tmp_path, train=stage(tmp_path, data={"kind": "answers"}))
+    assert compose.skipping_bad(answers) == answers
+    assert compose.differences(made, compose.skipping_bad(made)) == ["train.stages.s.data.skip_bad"]

@@ -187,12 +187,21 @@ def test_the_deepspeed_file_is_completed_by_the_stage(tmp_path):
         ("[]", "must hold an object"),
         ('{"train_batch_size": 4}', "groups_per_step says it"),
         ('{"bf16": {"enabled": true}}', "dtype says it"),
+        ('{"zero_optimization": {"stage": 4}}', "there is no ZeRO stage 4; it is 0, 1, 2 or 3"),
     ],
 )
 def test_a_wrong_deepspeed_file_is_named(tmp_path, text, said):
     with pytest.raises(ConfigError, match=said) as caught:
         deepspeed_config(make_config(tmp_path, text).stage("stable"), 1)
     assert "ds.json" in str(caught.value)
+
+
+def test_all_that_contradicts_the_config_is_said_at_once(tmp_path):
+    text = '{"fp16": {}, "train_batch_size": 4, "optimizer": {"type": "SGD"}, "zero_optimization": {"stage": 9}}'
+    with pytest.raises(ConfigError) as caught:
+        deepspeed_config(make_config(tmp_path, text, groups_per_step=2).stage("stable"), num_ranks=3)
+    for said in ("'fp16'", "'train_batch_size'", "'optimizer'", "no ZeRO stage 9", "less than the 3 ranks"):
+        assert said in str(caught.value)
 
 
 def test_more_ranks_than_groups_in_a_step_are_refused(tmp_path):

@@ -261,6 +261,17 @@ def test_a_sliding_window_bounds_a_group_as_the_context_does(tmp_path, given, lo
     assert context_length(str(tmp_path)) == longest
 
 
+def test_a_window_that_counts_places_in_a_row_is_refused(tmp_path):
+    """GPT-Neo's: shorter than a row, it would be seen by no check of a short one."""
+    given = {"model_type": "gpt_neo", "num_layers": 2, "attention_types": [[["global", "local"], 1]]}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(ConfigError, match="'gpt_neo' with local attention cannot be trained here"):
+        context_length(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({**given, "attention_types": [[["global"], 2]]}))
+    assert context_length(str(tmp_path)) == 2048
+
+
 # --- the layout ----------------------------------------------------------------------------------
 
 

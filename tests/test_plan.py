@@ -9,6 +9,7 @@ from rich.console import Console
 
 from salign import compose
 from salign.cluster.plan import complete, state, units
+from salign.cluster.slurm import Slurm
 from salign.cluster.status import print_status
 from salign.run import RunDir, lock, mark_done, read_done, recording_failure
 from salign.tracking.metrics import MetricsLog
@@ -108,7 +109,7 @@ def test_status_shows_the_error_the_log_and_how_to_go_on(run, config):
         raise OSError("boom")
     (run.logs / unit.log_name).write_text("first\n" * 9 + "the last line\n")
     said = io.StringIO()
-    print_status(run, config, Console(file=said, width=200))
+    print_status(run, config, Console(file=said, width=200), Slurm())
     for words in (
         "simulate 1 failed: boom",
         "the last line",

@@ -14,6 +14,7 @@ import pytest
 from salign import compose
 from salign.config import Config
 from salign.errors import ConfigError, DataError, StageError, explain_os_error, redact
+from salign.manifest import write_manifest
 from salign.run import (
     DONE,
     FAILED,
@@ -33,7 +34,6 @@ from salign.run import (
     require_done,
     sha256,
     write_atomic,
-    write_manifest,
 )
 
 
@@ -413,7 +413,7 @@ def test_the_manifest_says_what_a_run_is_made_from(tmp_path):
     assert manifest["seed"] == 5
     assert manifest["inputs"] == {"questions.txt": "f00"}
     assert manifest["packages"]["torch"]
-    assert set(manifest["code"]) == {"salign", "commit", "dirty"}
+    assert set(manifest["code"]) == {"salign", "commit", "dirty", "sha256"}
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -513,7 +513,7 @@ def test_what_was_noted_of_the_code_stays(tmp_path, monkeypatch):
     write_manifest(run, made, {})
     mark_done(run.shard(0), [], {}, {})
     first = json.loads(run.manifest.read_text())
-    monkeypatch.setattr("salign.run.code_version", lambda: {"commit": "later"})
+    monkeypatch.setattr("salign.manifest.code_version", lambda: {"commit": "later"})
     write_manifest(run, made, {})
     write_manifest(run, made, {})
     second = json.loads(run.manifest.read_text())

@@ -338,3 +338,14 @@ def test_a_reply_that_chosen_and_rejected_share_has_no_label(tmp_path):
         Exemplar("And I?", "Please do.", "good"),
         Exemplar("And I?", "No.", "bad"),
     ]
+
+
+def test_what_a_question_is_about_comes_after_it(tmp_path):
+    rows = [
+        {"instruction": "Sum up.", "input": "A text.", "output": "It."},
+        {"instruction": "Hi", "input": "", "output": "Ho"},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    source = JsonSource(kind="json", path=tmp_path / "a.json", question="instruction", input="input", answer="output")
+    found = [(exemplar.question, exemplar.answer) for exemplar in load(source)]
+    assert found == [("Sum up.\n\nInput:\nA text.", "It."), ("Hi", "Ho")]

@@ -5,6 +5,7 @@ Each side of a comparison runs in a process of its own, so that peaks of memory 
 
 import importlib.util
 import json
+import os
 import random
 import resource
 import subprocess
@@ -19,26 +20,12 @@ from statistics import median
 from typing import Any
 
 from salign.bench.figures import Figure
+from salign.bench.memory import memory_cost, memory_figures
+from salign.bench.workload import MODEL, NUM_GROUPS, NUM_RESPONSES, QUERY, RESPONSE, bench_groups
 from salign.config import GroupsData
 from salign.errors import ConfigError, StageError
 
-_MODEL = "smollm2-135m"
-_NUM_GROUPS, _NUM_RESPONSES, _QUERY, _RESPONSE = 2, 4, 256, 64
 _MIB = 1 << 10  # in the KiB of ru_maxrss
-
-
-def _groups() -> list[Any]:
-    from salign.training.tokens import TokenGroup
-
-    draw = random.Random(0)
-
-    def words(count: int) -> list[int]:
-        return [draw.randrange(100, 40_000) for _ in range(count)]
-
-    scores = [float(score) for score in range(7, 7 - _NUM_RESPONSES, -1)]
-    return [
-        TokenGroup(words(_QUERY), [words(_RESPONSE) for _ in range(_NUM_RESPONSES)], scores) for _ in range(_NUM_GROUPS)
-    ]
 
 
 # --- in a process of its own ---------------------------------------------------------------------
@@ -56,36 +43,54 @@ def layout_cost(layout: str) -> dict[str, float]:
 
     from salign import models
     from salign.config import StableObjective
+    from salign.training.flops import Arithmetic, peak_flops
     from salign.training.model import GroupLoss
     from salign.training.objectives import stable_loss
     from salign.training.packing import lay_out
 
-    model = models.load_model(_MODEL, torch.float32).train()
-    groups = _groups()
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
+    on_gpu = torch.cuda.is_available()
+    device, dtype = torch.device("cuda" if on_gpu else "cpu"), "bfloat16" if on_gpu else "float32"
+    model = models.load_model(MODEL, getattr(torch, dtype)).train().to(device)
+    groups = bench_groups()
+    loaded = _peak_mib()
     loss_of = GroupLoss(model, StableObjective(kind="stable"))
-    scores = torch.tensor([group.scores for group in groups])
-    ids = torch.tensor([[*group.query, *response] for group in groups for response in group.responses])
+    scores = torch.tensor([group.scores for group in groups], device=device)
+    ids = torch.tensor([[*group.query, *response] for group in groups for response in group.responses], device=device)
 
     def packed() -> None:
         for group in groups:
-            (loss_of(lay_out([group]))[0] / len(groups)).backward()
+            (loss_of(lay_out([group]).to(device))[0] / len(groups)).backward()
 
     def naive() -> None:
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1]
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1].float()
         token_nll = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
-        nll = token_nll[:, _QUERY - 1 :].mean(1).view_as(scores)
+        nll = token_nll[:, QUERY - 1 :].mean(1).view_as(scores)
         stable_loss(nll, scores, ratio=0.2, margin=1.0, scale=7.0).backward()
 
     run = packed if layout == "packed" else naive
-    seconds = []
+    seconds, cpu = [], []
     for _ in range(4):
         model.zero_grad(set_to_none=True)
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         run()
+        if on_gpu:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
-    return {"seconds": min(seconds[1:]), "peak": peak, "loaded": loaded}
+        cpu.append(time.process_time() - used)
+    found = {"seconds": min(seconds[1:]), "cpu": min(cpu[1:]), "peak": _peak_mib(), "loaded": loaded}
+    flops = peak_flops(torch.cuda.get_device_name(), dtype) if on_gpu else None
+    if flops is not None:
+        found["mfu"] = Arithmetic.of(model).flops(groups) / found["seconds"] / flops
+    return found
+
+
+def _peak_mib() -> float:
+    """The most memory that this process has had: of the GPU, where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / (1 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
 
 
 def loop_cost(objective: str) -> dict[str, float]:
@@ -107,14 +112,14 @@ def loop_cost(objective: str) -> dict[str, float]:
                 "name": "bench",
                 "objective": {"kind": objective, **({"pairs": "best"} if objective == "dpo" else {})},
                 "data": {"kind": "run"},
-                "groups_per_step": _NUM_GROUPS,
+                "groups_per_step": NUM_GROUPS,
                 "deepspeed": file.name,
             }
         )
         settings = deepspeed_config(stage, 1)
     ranks = init_ranks()
-    trainer = Trainer(stage, ranks, models.load_model(_MODEL, torch.float32), settings, 1000)
-    groups = [(n, replace(g, references=[1.0] * len(g.responses))) for n, g in enumerate(_groups())]
+    trainer = Trainer(stage, ranks, models.load_model(MODEL, torch.float32), settings, 1000)
+    groups = [(n, replace(g, references=[1.0] * len(g.responses))) for n, g in enumerate(bench_groups())]
     rows = [lay_out([group]) for _, group in groups]
     engine = trainer.engine
 
@@ -144,7 +149,7 @@ def trl_cost() -> dict[str, float]:
 
     from salign import models
 
-    tokenizer = models.load_tokenizer(_MODEL)
+    tokenizer = models.load_tokenizer(MODEL)
     known = [str(tokenizer.decode([token])) for token in range(1000, 20_000)]
     words = [word for word in known if word[:1] == " " and word[1:].isalpha()]
     draw = random.Random(0)
@@ -153,9 +158,9 @@ def trl_cost() -> dict[str, float]:
         return "".join(draw.choice(words) for _ in range(count))
 
     pairs = []
-    for _ in range(_NUM_GROUPS):
-        query, best = text(_QUERY), text(_RESPONSE)
-        pairs += [{"prompt": query, "chosen": best, "rejected": text(_RESPONSE)} for _ in range(_NUM_RESPONSES - 1)]
+    for _ in range(NUM_GROUPS):
+        query, best = text(QUERY), text(RESPONSE)
+        pairs += [{"prompt": query, "chosen": best, "rejected": text(RESPONSE)} for _ in range(NUM_RESPONSES - 1)]
     seconds: list[float] = []
 
     class Clock(TrainerCallback):
@@ -180,7 +185,7 @@ def trl_cost() -> dict[str, float]:
             disable_tqdm=True,
         )
         trainer = DPOTrainer(
-            model=models.load_model(_MODEL, torch.float32),
+            model=models.load_model(MODEL, torch.float32),
             args=arguments,
             train_dataset=Dataset.from_list(pairs * 4),
             processing_class=tokenizer,
@@ -202,7 +207,7 @@ def token_cost(num_groups: int) -> dict[str, float]:
     def text(count: int) -> str:
         return " ".join(draw.choice(words) for _ in range(count))
 
-    tokenizer = models.load_tokenizer(_MODEL)
+    tokenizer = models.load_tokenizer(MODEL)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "groups.jsonl"
         with path.open("w") as file:
@@ -210,20 +215,25 @@ def token_cost(num_groups: int) -> dict[str, float]:
                 row = {"query": text(15), "responses": [text(25) for _ in range(4)], "scores": [7, 5, 3, 1]}
                 file.write(json.dumps(row) + "\n")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         left_out: Counter[str] = Counter()
         groups = read_groups(GroupsData(kind="groups", path=path), left_out)
         TokenStore.build(Path(folder) / "tokens", groups, tokenizer, 480, left_out)
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "before": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB}
+        seconds, cpu = time.perf_counter() - start, time.process_time() - used
+    return {
+        "seconds": seconds,
+        "cpu": cpu,
+        "before": before,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB,
+    }
 
 
 # --- the table -----------------------------------------------------------------------------------
 
 
-def _own_process(name: str, *arguments: str) -> dict[str, float]:
+def _own_process(name: str, *arguments: str, **environment: str) -> dict[str, float]:
     command = [sys.executable, "-m", "salign.bench.training", name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     if done.returncode:
         raise StageError(f"measuring {name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -232,7 +242,9 @@ def _own_process(name: str, *arguments: str) -> dict[str, float]:
 
 def _layout() -> list[Figure]:
     packed, naive = (_own_process("layout", name) for name in ("packed", "naive"))
-    what = f"query {_QUERY}, responses {_RESPONSE}, K = {_NUM_RESPONSES}, forward and backward"
+    what = f"query {QUERY}, responses {RESPONSE}, K = {NUM_RESPONSES}, forward and backward"
+    if "mfu" in packed:
+        what += f", bfloat16 on a GPU (MFU {100 * packed['mfu']:.1f} %)"
     above = {name: found["peak"] - found["loaded"] for name, found in (("packed", packed), ("naive", naive))}
     return [
         Figure(
@@ -240,7 +252,8 @@ def _layout() -> list[Figure]:
             naive["seconds"] / packed["seconds"],
             "x",
             ">= 3.0",
-            note=f"{packed['seconds']:.2f} s and {naive['seconds']:.2f} s for {_NUM_GROUPS} groups",
+            note=f"{packed['seconds']:.2f} s and {naive['seconds']:.2f} s for {NUM_GROUPS} groups; of the processors' "
+            f"time {naive['cpu'] / packed['cpu']:.2f}x ({packed['cpu']:.2f} s and {naive['cpu']:.2f} s)",
         ),
         Figure(
             "peak memory against it",
@@ -279,7 +292,7 @@ def _padding(path: Path) -> list[Figure]:
     from salign.training.rows import deal
     from salign.training.tokens import tokenize
 
-    groups = tokenize(load_groups(path).groups, models.load_tokenizer(_MODEL), 2048).groups
+    groups = tokenize(load_groups(path).groups, models.load_tokenizer(MODEL), 2048).groups
     lengths = [group.num_tokens for group in groups]
     tokens = padding = 0
     for start in range(0, len(lengths) - 31, 32):
@@ -293,7 +306,10 @@ def _padding(path: Path) -> list[Figure]:
 def _tokens() -> list[Figure]:
     few, many = (_own_process("tokens", str(count)) for count in (20_000, 100_000))
     growth = (many["peak"] - many["before"]) - (few["peak"] - few["before"])
-    note = f"memory grows by {growth:.0f} MiB from 20,000 to 100,000 groups; the tokenizer itself is the limit"
+    note = (
+        f"memory grows by {growth:.0f} MiB from 20,000 to 100,000 groups; {100_000 / many['cpu']:,.0f} groups for each "
+    )
+    note += "second of one processor"
     return [
         Figure("reading and tokenising 100,000 groups", 100_000 / many["seconds"], "groups/s", ">= 5,000", note=note)
     ]
@@ -316,6 +332,7 @@ def measure(groups: Path, only: Sequence[str], say: Callable[[str], None]) -> li
         "trl": _trl,
         "padding": lambda: _padding(groups),
         "tokens": _tokens,
+        "memory": lambda: memory_figures(_own_process),
     }
     unknown = [part for part in only if part not in parts]
     if unknown:
@@ -330,6 +347,6 @@ def measure(groups: Path, only: Sequence[str], say: Callable[[str], None]) -> li
 
 if __name__ == "__main__":
     _costs: dict[str, Callable[..., dict[str, float]]]
-    _costs = {"layout": layout_cost, "loop": loop_cost, "trl": trl_cost, "tokens": token_cost}
+    _costs = {"layout": layout_cost, "loop": loop_cost, "trl": trl_cost, "tokens": token_cost, "memory": memory_cost}
     _words = [int(word) if word.isdigit() else word for word in sys.argv[2:]]
     print(json.dumps(_costs[sys.argv[1]](*_words)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from salign.cluster.plan import Unit, complete, units
-from salign.config import Config
+from salign.config import Config, LocalCluster
 from salign.engines.programs import share_out, visible_devices
 from salign.errors import ConfigError, StageError, explain_os_error
 from salign.run import RunDir, forget, full_disk, read_failure
@@ -19,7 +19,8 @@ from salign.tracking.mirror import prepare_environment
 from salign.tracking.progress import Watched, watch_evaluation, watch_simulation, watch_training, watching
 
 _POLL_S = 0.1
-_STOP_S = 10.0
+# A training stage saves first.
+_STOP_S = 60.0
 
 
 def _watched(stage: str, group: Sequence[Unit]) -> Watched:
@@ -57,7 +58,8 @@ def _environment(num_processes: int, devices: Sequence[str]) -> dict[str, str]:
     """The cores shared out among processes that run at a time; and the GPUs of one of them, if it has not all."""
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     own = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, **own}
+    # Within a Slurm job, MPICH's mpiexec would ask srun for what this machine does by itself.
+    return {"OMP_NUM_THREADS": str(threads), "HYDRA_BOOTSTRAP": "fork", **os.environ, **own}
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -123,17 +125,15 @@ def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: 
         _stop(list(running))
 
 
-def run_locally(run: RunDir, config: Config, console: Console) -> bool:
+def run_locally(run: RunDir, config: Config, console: Console) -> None:
     """Runs every unit that is not complete, and shows how far each stage is.
-
-    Returns:
-        Whether there was anything to do.
 
     Raises:
         StageError: A unit failed.
     """
+    cluster = config.cluster
+    assert isinstance(cluster, LocalCluster)
     prepare_environment(run, config)
-    worked = False
     everything = units(run, config)
     groups: list[list[Unit]] = []
     for unit in everything:
@@ -146,7 +146,6 @@ def run_locally(run: RunDir, config: Config, console: Console) -> bool:
         left = [unit for unit in group if unit.key not in done]
         if not left:
             continue
-        worked = True
         if group[0].stage == "simulate":
             console.print(f"simulate: {len(left)} of {len(group)} shards are left", highlight=False)
         if group[0].stage == "collect":
@@ -154,5 +153,4 @@ def run_locally(run: RunDir, config: Config, console: Console) -> bool:
             _run_all(left, run, config, 1)
             continue
         with watching(_watched(group[0].stage, group), console):
-            _run_all(left, run, config, config.cluster.num_workers)
-    return worked
+            _run_all(left, run, config, cluster.num_workers)

@@ -63,6 +63,24 @@ def complete(everything: Sequence[Unit]) -> set[str]:
     return set(digests)
 
 
+def is_complete(unit: Unit, everything: Sequence[Unit]) -> bool:
+    """Whether one unit is in `complete`; only it and what it needs are looked at."""
+    wanted = {unit.key}
+    for other in reversed(everything):
+        if other.key in wanted:
+            wanted.update(other.needs)
+    return unit.key in complete([other for other in everything if other.key in wanted])
+
+
+def to_run(everything: Sequence[Unit]) -> list[Unit]:
+    """Units that are not complete, and those that need one of them: their inputs may come out otherwise."""
+    done, left = complete(everything), dict[str, Unit]()
+    for unit in everything:
+        if unit.key not in done or any(need in left for need in unit.needs):
+            left[unit.key] = unit
+    return list(left.values())
+
+
 def state(unit: Unit, done: set[str]) -> tuple[str, str | None]:
     """One word for where a unit stands, and its error if it failed."""
     if unit.key in done:

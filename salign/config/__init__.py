@@ -1,7 +1,7 @@
 """The configuration of a run, section by section. `salign.compose` loads it from YAML files and the command line."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from salign.config.base import (
     Section,
     unless,
 )
+from salign.config.cluster import ClusterSection, LocalCluster, SlurmCluster, SlurmResources, Throughput
 from salign.config.engines import (
     EngineSection,
     OpenAIEngine,
@@ -59,6 +60,7 @@ from salign.config.sources import (
 from salign.config.training import (
     KINDS,
     AnswersData,
+    Attention,
     CoHObjective,
     DatasetData,
     DatasetSection,
@@ -66,7 +68,9 @@ from salign.config.training import (
     GroupsData,
     Kind,
     ListwiseDPOObjective,
+    LoRA,
     Objective,
+    RatedData,
     Ratio,
     RRHFObjective,
     RunData,
@@ -82,6 +86,8 @@ __all__ = [
     "KINDS",
     "Ablation",
     "AnswersData",
+    "Attention",
+    "ClusterSection",
     "CoHObjective",
     "CompleteTopology",
     "Config",
@@ -104,6 +110,7 @@ __all__ = [
     "JsonSource",
     "Kind",
     "ListwiseDPOObjective",
+    "LoRA",
     "LocalCluster",
     "MixturePart",
     "MoralStoriesSource",
@@ -113,6 +120,7 @@ __all__ = [
     "Population",
     "Price",
     "RRHFObjective",
+    "RatedData",
     "Ratio",
     "RunData",
     "RunSection",
@@ -123,12 +131,15 @@ __all__ = [
     "Section",
     "ServerAddress",
     "ServerEngine",
+    "SlurmCluster",
+    "SlurmResources",
     "SmallWorldTopology",
     "SocietySection",
     "Source",
     "StableObjective",
     "Stopping",
     "TextSource",
+    "Throughput",
     "TopologySection",
     "TrackingSection",
     "TrainSection",
@@ -157,16 +168,6 @@ class EvaluateSection(Section):
     num_resamples: Annotated[int, NotBool, Field(ge=100)] = 10_000
     moral_stories: AbsolutePath | None = None
     num_moral_stories: Count | None = None
-
-
-class LocalCluster(Section):
-    kind: Literal["local"] = "local"
-    num_workers: Count = 2
-    """Shards that run at a time."""
-    ranks_per_shard: Count = 1
-    """MPI processes that simulate one shard together; each world is cut among them."""
-    num_ranks: Count = 2
-    """Training ranks."""
 
 
 class Price(Section):
@@ -203,7 +204,7 @@ class Config(Section):
     dataset: DatasetSection = DatasetSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
-    cluster: LocalCluster = LocalCluster()
+    cluster: ClusterSection = LocalCluster()
     tracking: TrackingSection = TrackingSection()
 
     @property
@@ -238,4 +239,7 @@ class Config(Section):
             for stage in self.train.stages
             if stage.groups_per_step < ranks
         ]
+        fewest = self.cluster.min_shards
+        if fewest is not None and fewest > self.society.num_shards:
+            mistakes.append(f"cluster.min_shards {fewest} exceeds society.num_shards {self.society.num_shards}")
         return unless(self, mistakes)

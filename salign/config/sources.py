@@ -23,6 +23,8 @@ class TextSource(Section):
 
 class FieldsSource(Section):
     question: str = "question"
+    input: str | None = None
+    """The field of what the question is about, as Alpaca's rows have one; it may be empty."""
     answer: str = "answer"
     label: str | None = None
     """The field that says `good` or `bad`; None takes every answer for good."""

@@ -122,7 +122,9 @@ class RunData(Section):
     kind: Literal["run"]
 
 
-class _RatedData(Section):
+class RatedData(Section):
+    """Rated responses that were made elsewhere."""
+
     score_range: tuple[Annotated[float, NotBool], Annotated[float, NotBool]] | None = None
     """The ends of the scale of the file's scores, which is mapped onto 1..7; None: it is 1..7."""
     skip_bad: bool = False
@@ -136,7 +138,7 @@ class _RatedData(Section):
         return value
 
 
-class GroupsData(_RatedData):
+class GroupsData(RatedData):
     """A file of groups, or of preferences in one of TRL's shapes: a JSON array or JSON Lines (also .gz).
 
     What is in the file decides: `groups.jsonl` or the released `sandbox_v1.json` shape; `prompt`, `chosen`, `rejected`
@@ -147,7 +149,7 @@ class GroupsData(_RatedData):
     path: AbsolutePath
 
 
-class DatasetData(_RatedData):
+class DatasetData(RatedData):
     """A Hugging Face dataset (hub id, or a folder written by `save_to_disk`) with rows of those shapes."""
 
     kind: Literal["dataset"]
@@ -163,6 +165,23 @@ class AnswersData(Section):
 
 
 TrainingData = Annotated[RunData | GroupsData | DatasetData | AnswersData, Field(discriminator="kind")]
+
+
+Attention = Literal["sdpa", "flex"]
+
+
+class LoRA(Section):
+    """Low-rank adapters: the model's own weights stay as they are, and what is learnt is merged into them at the end.
+
+    Hu et al. 2021, arXiv 2106.09685.
+    """
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    """An adapter's product counts alpha / rank times."""
+    dropout: Annotated[float, NotBool, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[str, ...] = ()
+    """Names of linear layers, as `q_proj`; empty: all but the output."""
 
 
 class TrainStage(Section):
@@ -184,6 +203,10 @@ class TrainStage(Section):
     max_tokens: Count = 480
     """Longest query + response; a longer response is left out whole, and counted."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Attention = "sdpa"
+    """PyTorch's scaled dot product; or FlexAttention, which leaves out what a row's mask hides, and needs CUDA."""
+    lora: LoRA | None = None
+    """None trains all weights."""
     gradient_checkpointing: bool = False
     """Less memory for a third more time: states are computed again for the gradient."""
     held_out_share: Share = 0.0

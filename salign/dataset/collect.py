@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,12 +13,14 @@ from salign.dataset.groups import read_groups
 from salign.dataset.leaks import find_leaks, prompts_of
 from salign.errors import StageError
 from salign.records import AlignmentGroup, Interaction, read_interactions, to_line
-from salign.run import RunDir, lock, mark_done, recording_failure, require_done, write_atomic
+from salign.run import RunDir, lock, mark_done, read_done, recording_failure, require_done, write_atomic
 from salign.seeds import rng
 from salign.society import sources
 from salign.society.rounds import mean
 from salign.tracking.metrics import read_metrics
 from salign.tracking.mirror import open_mirror
+
+logger = logging.getLogger(__name__)
 
 Rated = tuple[str, float | None]
 
@@ -155,7 +158,13 @@ def _training_texts(config: Config, groups: Iterable[AlignmentGroup]) -> Iterato
         if stage.data.kind == "answers":
             yield from sources.questions(stage.data.source)
         elif stage.data.kind != "run":
-            yield from (group.query for group in read_groups(stage.data, Counter()))
+            left_out: Counter[str] = Counter()
+            yield from (group.query for group in read_groups(stage.data, left_out))
+            if left_out["bad_rows"]:
+                logger.warning(
+                    "train stage %s: %d malformed rows of %s are left out (skip_bad)",
+                    *(stage.name, left_out["bad_rows"], stage.data.path),
+                )
 
 
 def check_leaks(config: Config, groups: Iterable[AlignmentGroup]) -> int:
@@ -192,7 +201,8 @@ def collect(run: RunDir, config: Config) -> None:
     with lock(folder / ".lock", f"the dataset of {run.path}"), recording_failure(folder):
         inputs: dict[str, str] = {}
         interactions: list[Interaction] = []
-        for shard in range(config.society.num_shards):
+        missing = _missing_shards(run, config)
+        for shard in set(range(config.society.num_shards)) - set(missing):
             remedy = f"Run `python jobs/simulate.py {run.path} --shard {shard}`, or launch again."
             inputs[f"simulate/{shard}"] = require_done(run.shard(shard), f"shard {shard}", remedy).digest
             interactions += read_interactions(run.shard(shard) / "interactions.jsonl")
@@ -206,11 +216,30 @@ def collect(run: RunDir, config: Config) -> None:
             )
         num_compared = check_leaks(config, groups)
         card = make_card(groups, left_out, len(interactions))
+        card["missing_shards"] = missing
         card["leak_check"] = {"num_evaluation_prompts": num_compared, "num_leaked": 0}
         write_atomic(folder / "groups.jsonl", "".join(map(to_line, groups)))
         write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
         _mirror(run, config, interactions, card)
         mark_done(folder, ["groups.jsonl", "card.json"], inputs, {"num_groups": len(groups)})
+
+
+def _missing_shards(run: RunDir, config: Config) -> list[int]:
+    """Shards that are not complete, where `cluster.min_shards` allows that some are not; else none."""
+    fewest = config.cluster.min_shards
+    if fewest is None:
+        return []
+    missing = [shard for shard in range(config.society.num_shards) if read_done(run.shard(shard)) is None]
+    there = config.society.num_shards - len(missing)
+    if there < fewest:
+        raise StageError(
+            f"{there} shards are complete, and cluster.min_shards is {fewest}; {', '.join(map(str, missing))} are not. "
+            f"`python jobs/status.py {run.path}` says why; launch again."
+        )
+    if missing:
+        names = ", ".join(map(str, missing))
+        logger.warning("the data is made from %d of %d shards; missing: %s", there, there + len(missing), names)
+    return missing
 
 
 def _spent(config: Config, interactions: Iterable[Interaction]) -> dict[int, dict[str, float]]:
@@ -233,7 +262,8 @@ def _spent(config: Config, interactions: Iterable[Interaction]) -> dict[int, dic
 def _mirror(run: RunDir, config: Config, interactions: list[Interaction], card: dict[str, Any]) -> None:
     """The society's W&B run: shards open none, so the collector shows their curves, samples and data."""
     rounds: dict[int, list[dict[str, Any]]] = {}
-    for shard in range(config.society.num_shards):
+    missing = card["missing_shards"]
+    for shard in sorted(set(range(config.society.num_shards)) - set(missing)):
         for row in read_metrics(run.shard(shard) / "metrics.jsonl"):
             if "sim/round" in row:
                 rounds.setdefault(row["sim/round"], []).append(row)
@@ -244,8 +274,8 @@ def _mirror(run: RunDir, config: Config, interactions: list[Interaction], card: 
             means = {name: mean(row[name] for row in rows) for name in names}
             failed = sum(row["sim/failed"] for row in rows)
             mirror.log({"sim/round": round_, **means, "sim/failed": failed, **spent.get(round_, {})})
-        # The collector starts when all shards are complete.
-        mirror.summarize({"sim/shards_done": config.society.num_shards, "sim/shards_failed": 0})
+        num_done = config.society.num_shards - len(missing)
+        mirror.summarize({"sim/shards_done": num_done, "sim/shards_failed": len(missing)})
         mirror.summarize({"sim/interactions": len(interactions), "data/groups": card["num_groups"]})
         mirror.summarize({f"data/{kind}": card["kinds"][kind]["num_groups"] for kind in KINDS})
         columns = ["world", "round", "agent", "question", "draft", "revision", "draft alignment", "revision alignment"]

@@ -15,7 +15,8 @@ from salign.engines.opening import open_engine
 from salign.errors import ConfigError, StageError
 from salign.evaluation.judge import Judge, Sample, answer_questions
 from salign.evaluation.statistics import Estimate, bootstrap_mean, paired_difference
-from salign.run import RunDir, code_version, lock, mark_done, recording_failure, require_done, sha256, write_atomic
+from salign.manifest import code_version
+from salign.run import RunDir, lock, mark_done, recording_failure, require_done, sha256, write_atomic
 from salign.seeds import derive
 from salign.society import sources
 from salign.society.prompts import PROMPTS_VERSION

@@ -37,7 +37,8 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
     """
     interactions: list[Interaction] = []
     for shard in range(config.society.num_shards):
-        interactions += read_interactions(run.shard(shard) / "interactions.jsonl")
+        if read_done(run.shard(shard)) is not None:  # some may be missing (cluster.min_shards)
+            interactions += read_interactions(run.shard(shard) / "interactions.jsonl")
     card = json.loads((run.dataset / "card.json").read_text(encoding="utf-8"))
     training = {}
     for stage in config.train.stages:

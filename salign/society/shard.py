@@ -17,7 +17,7 @@ from salign.engines.journal import Journal, ReplayEngine, written_header
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import open_engine
 from salign.engines.programs import share_out, visible_devices
-from salign.errors import SalignError, redact
+from salign.errors import REQUEUE, SalignError, redact
 from salign.run import RunDir, lock, mark_done, record_failure, recording_failure
 from salign.society import sources
 from salign.society.back_scatter import Speaker
@@ -361,20 +361,29 @@ def _ending_all(ranks: Ranks) -> Iterator[None]:
 
 
 def _run(config: Config, shard: int, folder: Path, ranks: Ranks, replay: bool) -> dict[str, Any] | None:
-    """`_simulate`; SIGTERM ends it as a cancellation: what was answered is written, servers are ended."""
+    """`_simulate`; a signal ends it as a cancellation: what was answered is written, servers are ended."""
+    codes = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR2: REQUEUE}  # the second as Slurm warns of its time
+    code = codes[signal.SIGTERM]
 
     async def simulate() -> dict[str, Any] | None:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+        def stop(number: signal.Signals) -> None:
+            nonlocal code
+            code = codes[number]
+            task.cancel()
+
+        for number in codes:
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
         return await _simulate(config, shard, folder, ranks, replay)
 
     try:
         return asyncio.run(simulate())
     except asyncio.CancelledError:
-        print("terminated; launch again to go on: what was answered is in the journal", file=sys.stderr)
-        ranks.abort(128 + signal.SIGTERM)  # the others may not have been told
-        sys.exit(128 + signal.SIGTERM)
+        print("stopped by a signal; what was answered is in the journal, from which it goes on", file=sys.stderr)
+        ranks.abort(code)  # the others may not have been told
+        sys.exit(code)
     except KeyboardInterrupt:
         ranks.abort(128 + signal.SIGINT)
         raise

@@ -136,6 +136,8 @@ def _from_fields(rows: Iterable[tuple[int, Any]], source: FieldsSource, path: Pa
     for number, row in rows:
         place = f"{path}, row {number}"
         question = _text(row, source.question, place)
+        if source.input is not None and row.get(source.input):
+            question = f"{question}\n\nInput:\n{_text(row, source.input, place)}"
         if source.answer not in row and source.label is None:
             yield Exemplar(question)
             continue

@@ -77,7 +77,7 @@ def watch_evaluation(model: str, file: Path) -> Watched:
     )
 
 
-def _state(watched: Watched) -> tuple[float, float, str]:
+def reached(watched: Watched) -> tuple[float, float, str]:
     """Done, total and text, as the files have it now."""
     last: list[Row] = []
     for file in watched.files:
@@ -126,7 +126,7 @@ def _draw_bar(watched: Watched, console: Console, stop: threading.Event) -> None
         task = progress.add_task(watched.title, total=0, unit=watched.unit, shown="starting")
         while True:
             over = stop.wait(_DRAW_EVERY_S)
-            done, total, shown = _state(watched)
+            done, total, shown = reached(watched)
             progress.update(task, completed=done, total=total, shown=shown or "starting")
             if over:
                 return
@@ -134,10 +134,10 @@ def _draw_bar(watched: Watched, console: Console, stop: threading.Event) -> None
 
 def _print_lines(watched: Watched, console: Console, stop: threading.Event) -> None:
     start, said = time.monotonic(), ""
-    before, _, _ = _state(watched)  # what was done when the watch began took none of its time
+    before, _, _ = reached(watched)  # what was done when the watch began took none of its time
     while True:
         over = stop.wait(_LINE_EVERY_S)
-        done, total, shown = _state(watched)
+        done, total, shown = reached(watched)
         elapsed = time.monotonic() - start
         eta = f", ETA {elapsed * (total - done) / (done - before):.0f} s" if before < done < total else ""
         line = f"{watched.title}: {done:.0f}/{total:.0f} {watched.unit}, {shown}"

@@ -1,15 +1,14 @@
-"""Checkpoints of a stage: DeepSpeed's files under a marker; the newest complete one to go on from; the final model."""
+"""Checkpoints of a stage: DeepSpeed's files under a marker, and the newest complete one to go on from."""
 
 import logging
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salign.errors import ConfigError, StageError
 from salign.run import Done, mark_done, new_folder, noticing_full_disk, read_done, sha256
@@ -24,11 +23,21 @@ _CONVERTIBLE = {(1, 2)}
 
 @dataclass(frozen=True)
 class Store:
-    """A stage's folder of checkpoints, what they are trained from (stage to digest), and how many are kept."""
+    """A stage's folder of checkpoints.
+
+    Attributes:
+        folder: Theirs.
+        inputs: What they are trained from: stage to digest. One that was trained from something else does not count.
+        keep: How many are kept.
+        made_by: What else decides what is learnt, by its names; a checkpoint of another is refused.
+        adapters: Whether low-rank adapters alone are trained, and saved: the model's own weights are where they were.
+    """
 
     folder: Path
     inputs: dict[str, str]
     keep: int
+    made_by: dict[str, Any] = field(default_factory=dict)
+    adapters: bool = False
 
 
 def _complete(store: Store) -> list[tuple[Path, Done]]:
@@ -55,11 +64,18 @@ def save(engine: Any, store: Store, ranks: Ranks, state: dict[str, Any]) -> None
     checkpoints.mkdir(parents=True, exist_ok=True)
     with noticing_full_disk(checkpoints):
         kept = {**state, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-        engine.save_checkpoint(str(checkpoints), tag=name, client_state=kept, save_latest=False)
+        engine.save_checkpoint(
+            str(checkpoints),
+            tag=name,
+            client_state=kept,
+            save_latest=False,
+            **({"exclude_frozen_parameters": True} if store.adapters else {}),
+        )
     dist.barrier()
     if ranks.is_main:
         names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
-        facts = {**state, "num_ranks": ranks.size, "zero_stage": engine.zero_optimization_stage()}
+        zero_stage = engine.zero_optimization_stage()
+        facts = {**state, "num_ranks": ranks.size, "zero_stage": zero_stage, "made_by": store.made_by}
         mark_done(folder, names, store.inputs, facts)
         prune(store, max(1, store.keep))
     dist.barrier()
@@ -92,7 +108,8 @@ def find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
     what its marker vouches for is passed over with a warning.
 
     Raises:
-        ConfigError: It was written under a ZeRO stage that DeepSpeed cannot convert to this one.
+        ConfigError: It is of another model, data or config, or was written under a ZeRO stage that DeepSpeed cannot
+            convert to this one.
         StageError: The conversion failed.
     """
     return share_from_main((_find(store, ranks, zero_stage),) if ranks.is_main else None)[0]
@@ -104,6 +121,7 @@ def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
         if damaged:
             logger.warning("the checkpoint %s is damaged (%s); it is passed over", folder, damaged[0])
             continue
+        _check_same(folder, done, store)
         written, num_ranks = done.facts["zero_stage"], done.facts["num_ranks"]
         if written != zero_stage and (written, zero_stage) not in _CONVERTIBLE:
             raise ConfigError(
@@ -117,6 +135,17 @@ def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
             return Found(folder, universal=False)
         return Found(_universal(folder, num_ranks, ranks.size), universal=True)
     return None
+
+
+def _check_same(folder: Path, done: Done, store: Store) -> None:
+    before, now = done.facts.get("made_by", {}), store.made_by
+    other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if before and other:
+        said = ", ".join(f"{name} (was {before.get(name)!r}, is {now.get(name)!r})" for name in other)
+        raise ConfigError(
+            f"the checkpoint {folder} is of another model, data or config; it differs in {said}. Put that back, or "
+            f"remove {store.folder} to begin the stage again."
+        )
 
 
 def _universal(folder: Path, written_by: int, num_ranks: int) -> Path:
@@ -135,25 +164,19 @@ def _universal(folder: Path, written_by: int, num_ranks: int) -> Path:
     return converted
 
 
-def resume(engine: Any, found: Found | None) -> dict[str, Any] | None:
+def resume(engine: Any, found: Found | None, *, adapters: bool = False) -> dict[str, Any] | None:
     """Loads a checkpoint; every rank calls it.
+
+    Args:
+        engine: DeepSpeed's.
+        found: Which.
+        adapters: Whether it has low-rank adapters alone.
 
     Returns:
         The loop's own state, or None where there is no checkpoint.
     """
     if found is None:
         return None
-    _, state = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
+    how = {"load_module_strict": False} if adapters else {}
+    _, state = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name, **how)
     return dict(state)
-
-
-def export(engine: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, ranks: Ranks) -> None:
-    """Writes the model in Hugging Face format with tokenizer and chat template; every rank calls it."""
-    state = engine._zero3_consolidated_16bit_state_dict() if engine.zero_optimization_stage() == 3 else None
-    if ranks.is_main:
-        if state is not None:
-            state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-        with new_folder(folder) as part, noticing_full_disk(part):
-            model.save_pretrained(part, state_dict=state)
-            tokenizer.save_pretrained(part)
-    dist.barrier()

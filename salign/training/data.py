@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from salign import models
 from salign.config import AnswersData, GroupsData, RunData, TrainStage
 from salign.dataset.groups import demonstrations, digest_of, read_groups
-from salign.errors import DataError
+from salign.errors import ConfigError, DataError
 from salign.records import AlignmentGroup
 from salign.run import RunDir, require_done
 from salign.seeds import rng
@@ -56,8 +56,16 @@ def context_length(model: str) -> int | None:
     """The longest text that a model sees whole, in tokens; None where its config does not say.
 
     That is its attention's sliding window, where some layers have one: a row's mask knows none.
+
+    Raises:
+        ConfigError: A window counts places in the row, where a response stands far from its query.
     """
     config = AutoConfig.from_pretrained(models.resolve(model), trust_remote_code=False).get_text_config()
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo's
+        raise ConfigError(
+            f"model {model}: models of the family {config.model_type!r} with local attention cannot be trained here: "
+            "their window counts places in a row, in which responses stand far from their query"
+        )
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 

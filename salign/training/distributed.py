@@ -1,20 +1,27 @@
 """The ranks of a training job: found, joined and checked."""
 
+import logging
 import os
+import platform
 import signal
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from salign.errors import ConfigError
+from salign.manifest import code_version, package_versions
+from salign.training.rendezvous import Place, check_rendezvous, find_place
+
+logger = logging.getLogger(__name__)
+
+# Of what must be the same on every rank.
+_ALIKE = ("torch", "transformers", "deepspeed", "numpy")
 
 T = TypeVar("T")
-
-# Launchers that start several processes and are not joined here: N silent worlds of one would all write one model.
-_FOREIGN_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 @dataclass(frozen=True)
@@ -31,27 +38,15 @@ class Ranks:
         return self.rank == 0
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def init_ranks() -> Ranks:
-    """Joins the ranks that torchrun or deepspeed started; a plain process is a world of one.
+    """Joins the ranks that torchrun, deepspeed, srun or mpiexec started; a plain process is a world of one.
 
     Raises:
-        ConfigError: Another launcher started several processes.
+        ConfigError: They cannot meet, or are not alike; see `check_ranks`.
     """
-    if "RANK" not in os.environ:
-        foreign = [name for name in _FOREIGN_SIZES if int(os.environ.get(name, "1")) > 1]
-        if foreign:
-            raise ConfigError(
-                f"{foreign[0]} says that {os.environ[foreign[0]]} processes were started, but RANK is not set, so each "
-                "would train by itself. Start training with torchrun or deepspeed."
-            )
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
+    place = find_place()
+    check_rendezvous(place)
+    os.environ.update(place.variables)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -70,7 +65,56 @@ def init_ranks() -> Ranks:
             )
         torch.cuda.set_device(device)
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
+    check_ranks(ranks, place)
+    return ranks
+
+
+def check_ranks(ranks: Ranks, place: Place) -> None:
+    """That the ranks are those that were asked for, run the same code, and reach each other; before the first step.
+
+    Raises:
+        ConfigError: What differs, and on which machines.
+    """
+    version = code_version()
+    here = {name: found for name, found in package_versions().items() if name in _ALIKE}
+    here |= {"backend": dist.get_backend(), "python": platform.python_version(), "salign": str(version["sha256"])}
+    everybody: list[Any] = [None] * ranks.size
+    dist.all_gather_object(everybody, (socket.gethostname(), here))
+    machines = sorted({machine for machine, _ in everybody})
+    differences = _differences(everybody)
+    if differences:
+        raise ConfigError(
+            f"the ranks are not alike: {' | '.join(differences)}. Give every node the same environment "
+            "(cluster.setup, cluster.python), and launch again."
+        )
+    if (ranks.size, len(machines)) != (place.num_ranks, place.num_nodes or len(machines)):
+        raise ConfigError(
+            f"{place.num_ranks} ranks on {place.num_nodes or len(machines)} nodes were started, and {ranks.size} on "
+            f"{len(machines)} ({', '.join(machines)}) have met. Start one process a task, by srun or torchrun alone."
+        )
+    total = sum_over_ranks({"rank": ranks.rank + 1.0}, ranks.device)["rank"]
+    if total != ranks.size * (ranks.size + 1) / 2:
+        raise ConfigError(
+            f"an all-reduce of 1..{ranks.size} over {dist.get_backend()} gave {total:g}: the network between "
+            f"{', '.join(machines)} is at fault."
+        )
+    if ranks.is_main:
+        names, backend = ", ".join(machines), dist.get_backend()
+        logger.info("%d ranks on %d nodes (%s), %s", ranks.size, len(machines), names, backend)
+
+
+def _differences(everybody: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """What is not the same on all machines, each with who has what."""
+    found = []
+    for name in sorted({name for _, facts in everybody for name in facts}):
+        having: dict[str, set[str]] = {}
+        for machine, facts in everybody:
+            having.setdefault(facts.get(name, "missing"), set()).add(machine)
+        if len(having) > 1:
+            said = (f"{value} on {', '.join(sorted(where))}" for value, where in having.items())
+            found.append(f"{name}: {'; '.join(said)}")
+    return found
 
 
 def leave_ranks() -> None:

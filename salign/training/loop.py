@@ -8,16 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salign import models
+from salign.compose import leaves
 from salign.config import Config, TrainStage
-from salign.run import RunDir, lock, mark_done, recording_failure, require_done
+from salign.errors import REQUEUE
+from salign.run import RunDir, lock, mark_done, recording_failure, require_done, sha256
 from salign.seeds import derive
-from salign.tracking.metrics import MetricsLog, keep_rows
+from salign.tracking.metrics import MetricsLog, keep_rows, read_metrics
 from salign.tracking.mirror import Mirror, open_mirror
 from salign.training import checkpoint
+from salign.training.attention import require
+from salign.training.card import Facts, model_card
 from salign.training.data import Groups, Order, build_tokens, context_length, split
 from salign.training.distributed import Ranks, StopSignal, init_ranks, leave_ranks, share_from_main
+from salign.training.export import complete_generation_config, trained_weights, write_model
+from salign.training.lora import add_adapters, merge, require_peft
 from salign.training.objectives import needs_reference
 from salign.training.reference import reference_path, with_references
 from salign.training.settings import deepspeed_config
@@ -25,9 +33,6 @@ from salign.training.tokens import TokenStore
 from salign.training.trainer import Numbered, Trainer
 
 logger = logging.getLogger(__name__)
-
-# Of a process that was asked to stop, saved, and is to be started again (EX_TEMPFAIL).
-REQUEUE = 75
 
 
 def base_model(run: RunDir, config: Config, stage: TrainStage) -> tuple[str, dict[str, str]]:
@@ -86,7 +91,7 @@ def _run_steps(job: _Job, trainer: Trainer, work: _Work, mirror: Mirror) -> None
         SystemExit: A signal asked for it; what was done is saved.
     """
     stage = job.stage
-    state = checkpoint.resume(trainer.engine, work.found)
+    state = checkpoint.resume(trainer.engine, work.found, adapters=work.store.adapters)
     first = 0
     if state is not None:
         first, trainer.num_tokens = state["step"], state["num_tokens"]
@@ -98,6 +103,8 @@ def _run_steps(job: _Job, trainer: Trainer, work: _Work, mirror: Mirror) -> None
             keep_rows(job.folder / "metrics.jsonl", lambda row: row["train/global_step"] <= first)
             log = stack.enter_context(MetricsLog(job.folder / "metrics.jsonl"))
         for step in range(first, trainer.num_steps):
+            # Dropout's draws are a function of the step: what is stopped goes on as if it had not been.
+            torch.manual_seed(derive(job.config.run.seed, stage.name, "torch", step, job.ranks.rank))
             row = trainer.step(step, work.order.groups(step))
             row["train/epoch"] = round(work.order.epoch(step + 1), 4)
             last = step + 1 == trainer.num_steps
@@ -132,27 +139,26 @@ def train(run: RunDir, config: Config, name: str) -> None:
     ranks = init_ranks()
     job = _Job(run, config, stage, ranks)
     with job.alone():
+        require(stage.attention, ranks.device)
+        if stage.lora is not None:
+            require_peft()
+        origin = _find_origin(job)
         settings = deepspeed_config(stage, ranks.size)
-        model_name, inputs = base_model(run, config, stage)
-        tokenizer = models.load_tokenizer(model_name, config.train.template)
         seed = config.run.seed
-        built = build_tokens(run, stage, seed, tokenizer, context_length(model_name)) if ranks.is_main else None
-        folder, data_inputs = share_from_main(built)
-        data = TokenStore(folder)
-        inputs |= data_inputs
+        data = TokenStore(origin.tokens)
         trained, held_out = split(data, stage, seed)
         num_steps = Order(data, stage, seed, trained).num_steps
-        store = checkpoint.Store(job.folder / "checkpoints", inputs, stage.keep_checkpoints)
+        made_by = _made_by(job, origin)
+        folder = job.folder / "checkpoints"
+        store = checkpoint.Store(folder, origin.inputs, stage.keep_checkpoints, made_by, stage.lora is not None)
         found = checkpoint.find(store, ranks, int(settings.get("zero_optimization", {}).get("stage", 0)))
         if found is not None and found.universal:
             settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
-        with _sharded_loading(settings):
-            model = models.load_model(model_name, getattr(torch, stage.dtype))
-        torch.manual_seed(derive(seed, name, "torch", ranks.rank))
+        model = _load(job, origin, settings)
         trainer = Trainer(stage, ranks, model, settings, num_steps)
         groups: Groups = data
         if needs_reference(stage.objective):
-            path = reference_path(folder, model_name, inputs, stage.dtype)
+            path = reference_path(origin.tokens, origin.model, origin.inputs, stage.dtype)
             groups = with_references(data, path, ranks, trainer.nll_of)
         order = Order(groups, stage, seed, trained)
         work = _Work(order, [(int(number), groups[int(number)]) for number in held_out], store, found)
@@ -161,20 +167,95 @@ def train(run: RunDir, config: Config, name: str) -> None:
             if ranks.is_main:
                 mirror = stack.enter_context(open_mirror(run, config, "train", name))
             _run_steps(job, trainer, work, mirror)
-            checkpoint.export(trainer.engine, model, tokenizer, run.model(name), ranks)
+            _finish(job, origin, trainer, model)
             name_of_model = f"{config.run.name}-{name}"
             mirror.artifact(name_of_model, "model", [run.model(name)], upload=config.tracking.upload_model)
         if ranks.is_main:
-            facts = {
-                "num_steps": order.num_steps,
-                "num_tokens": trainer.num_tokens,
-                "num_groups": len(data),
-                **{f"num_{what}_left_out": count for what, count in data.left_out.items()},
-            }
             files = [str(path.relative_to(job.folder)) for path in sorted(run.model(name).rglob("*")) if path.is_file()]
-            mark_done(job.folder, [*files, "metrics.jsonl"], inputs, facts)
+            mark_done(job.folder, [*files, "metrics.jsonl"], origin.inputs, _counts(trainer, data))
             checkpoint.prune(store, stage.keep_checkpoints)
     leave_ranks()
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a stage is made from: a model with its tokenizer, the folder of its data in tokens, the stages before."""
+
+    model: str
+    tokenizer: PreTrainedTokenizerBase
+    tokens: Path
+    inputs: dict[str, str]
+
+
+def _find_origin(job: _Job) -> _Origin:
+    """Finds it, and tokenises the data; every rank calls it."""
+    model, inputs = base_model(job.run, job.config, job.stage)
+    tokenizer = models.load_tokenizer(model, job.config.train.template)
+    built = None
+    if job.ranks.is_main:
+        context = context_length(model)
+        if context is not None and context < job.stage.max_tokens:
+            logger.warning(
+                "train stage %s: the model sees %d tokens, fewer than max_tokens %d; longer responses are left out",
+                *(job.stage.name, context, job.stage.max_tokens),
+            )
+        built = build_tokens(job.run, job.stage, job.config.run.seed, tokenizer, context)
+    tokens, more = share_from_main(built)
+    return _Origin(model, tokenizer, tokens, {**inputs, **more})
+
+
+# Of a stage's config, what decides what it learns of given tokens.
+_DECISIVE = {
+    *("objective", "num_epochs", "max_steps", "learning_rate", "warmup_share", "weight_decay", "max_grad_norm"),
+    *("groups_per_step", "num_responses", "dtype", "lora", "held_out_share"),
+}
+
+
+def _made_by(job: _Job, origin: _Origin) -> dict[str, Any]:
+    """What decides, beside the stages before, what is learnt: by its names, in plain values."""
+    model = Path(models.resolve(origin.model)) / "config.json"
+    decided = {
+        "data": origin.tokens.name.removeprefix("tokens-"),
+        "model": sha256(model)[:16] if model.is_file() else origin.model,
+        "seed": job.config.run.seed,
+    }
+    return decided | leaves(job.stage.model_dump(mode="json", include=_DECISIVE))
+
+
+def _load(job: _Job, origin: _Origin, settings: dict[str, Any]) -> PreTrainedModel:
+    """The model as the stage starts; under ZeRO-3 this rank's share of it."""
+    with _sharded_loading(settings):
+        model = models.load_model(origin.model, getattr(torch, job.stage.dtype))
+    complete_generation_config(model, origin.tokenizer)
+    if job.stage.lora is not None:
+        add_adapters(model, job.stage.lora, derive(job.config.run.seed, job.stage.name, "lora"))
+    return model
+
+
+def _counts(trainer: Trainer, data: TokenStore) -> dict[str, int]:
+    return {
+        "num_steps": trainer.num_steps,
+        "num_tokens": trainer.num_tokens,
+        "num_groups": len(data),
+        **{f"num_{what}_left_out": count for what, count in data.left_out.items()},
+    }
+
+
+def _finish(job: _Job, origin: _Origin, trainer: Trainer, model: PreTrainedModel) -> None:
+    """Writes the model and its card; every rank calls it."""
+    stage = job.stage
+    weights = trained_weights(trainer.engine, model, adapters=stage.lora is not None)
+    if job.ranks.is_main:
+        if stage.lora is not None:
+            assert weights is not None
+            model, weights = merge(origin.model, stage.lora, weights, getattr(torch, stage.dtype)), None
+        zero_stage = trainer.engine.zero_optimization_stage()
+        counts = _counts(trainer, TokenStore(origin.tokens))
+        facts = Facts(counts, origin.tokens.name.removeprefix("tokens-"), job.ranks.size, zero_stage)
+        rows = read_metrics(job.folder / "metrics.jsonl")
+        card = model_card(job.config, stage, origin.model, facts, rows)
+        write_model(job.run.model(stage.name), model, weights, origin.tokenizer, card)
+    dist.barrier()
 
 
 @contextlib.contextmanager

@@ -8,14 +8,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from salign.config import Objective
+from salign.config import Attention, Objective
 from salign.errors import ConfigError
+from salign.training.attention import mask_of, prepare
 from salign.training.objectives import needs_reference, objective_sum, preference_metrics
 from salign.training.packing import Row, lay_out
+from salign.training.settings import MAX_LOGITS
 from salign.training.tokens import TokenGroup
 
-# Logits that exist at a time, at most: 128 MiB in float32.
-_MAX_LOGITS = 1 << 25
+_MAX_LOGITS = MAX_LOGITS
 # Of these a model's logits are more than its states times its output weights.
 _OWN_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -40,14 +41,6 @@ def _chunked_nll(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Ten
     return torch.cat(chunks)
 
 
-def _mask(model: PreTrainedModel, row: Row) -> Tensor:
-    """The row's mask as the model takes it: plain attention, all that some families have, adds it to its scores."""
-    if model.config._attn_implementation != "eager":
-        return row.attention_mask
-    hidden = ~row.attention_mask
-    return torch.zeros_like(hidden, dtype=model.dtype).masked_fill(hidden, torch.finfo(model.dtype).min)
-
-
 def response_nll(model: PreTrainedModel, row: Row) -> Tensor:
     """Mean over each response's tokens of -log p(token | query, earlier tokens), in float32 or better.
 
@@ -62,7 +55,7 @@ def response_nll(model: PreTrainedModel, row: Row) -> Tensor:
     """
     inputs = {
         "input_ids": row.input_ids,
-        "attention_mask": _mask(model, row),
+        **mask_of(model, row),
         "position_ids": row.position_ids,
         "use_cache": False,
     }
@@ -81,10 +74,11 @@ def response_nll(model: PreTrainedModel, row: Row) -> Tensor:
 
 
 class GroupLoss(nn.Module):
-    """The whole loss inside one `forward`, as ZeRO-3 needs it."""
+    """The whole loss inside one `forward`, as ZeRO-3 needs it; gives the model the attention for rows."""
 
-    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+    def __init__(self, model: PreTrainedModel, objective: Objective, attention: Attention = "sdpa") -> None:
         super().__init__()
+        prepare(model, attention)
         self.model = model
         self._objective = objective
 
@@ -94,6 +88,13 @@ class GroupLoss(nn.Module):
         reference = row.reference_nll if needs_reference(self._objective) else None
         total, _ = objective_sum(self._objective, nll, row.scores, row.num_tokens, reference)
         return total, nll.detach(), preference_metrics(nll, row.scores)
+
+
+def recompute(model: PreTrainedModel) -> None:
+    """Has layers computed again for the gradient, so that of a forward pass their inputs alone are kept."""
+    # Named so since transformers 5.2x; the older name warns.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ Positions restart after the query for each response, so that every response stan
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,9 @@ class Row:
 
     Attributes:
         input_ids, position_ids: int64 [1, T].
-        attention_mask: bool [1, 1, T, T], true where the row's token (second last axis) sees the other.
+        group_of: int64 [T], which group each token is of.
+        segment_of: int64 [T], 0 in a query, k in the k-th response of its group.
+        spans: Where each group begins, where its responses do, and where it ends.
         predictors: int64 [R], from which place each response token is predicted.
         targets: int64 [R], the response tokens.
         response_of: int64 [R], which of the S responses each belongs to.
@@ -46,7 +49,9 @@ class Row:
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
+    group_of: Tensor
+    segment_of: Tensor
+    spans: tuple[tuple[int, int, int], ...]
     predictors: Tensor
     targets: Tensor
     response_of: Tensor
@@ -56,15 +61,30 @@ class Row:
     reference_nll: Tensor
 
     def to(self, device: torch.device) -> "Row":
-        return Row(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def sees(self, token: Tensor, other: Tensor) -> Tensor:
+        """Whether the tokens at some places see those at others: bool, of the shape that the two broadcast to."""
+        query, same = self.segment_of[other] == 0, self.segment_of[token] == self.segment_of[other]
+        return (token >= other) & (self.group_of[token] == self.group_of[other]) & (query | same)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """Bool [1, 1, T, T], true where the row's token (second last axis) sees the other."""
+        places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        return self.sees(places[:, None], places[None, :])[None, None]
 
 
 def lay_out(groups: Sequence[TokenGroup]) -> Row:
     """One row out of groups: the first token of a response is predicted from its query's last place."""
     ids: list[int] = []
     positions: list[int] = []
-    group_of: list[int] = []  # of each token
-    segment_of: list[int] = []  # of each token: 0 the query, k the k-th response of its group
+    group_of: list[int] = []
+    segment_of: list[int] = []
+    spans: list[tuple[int, int, int]] = []
     predictors: list[int] = []
     targets: list[int] = []
     response_of: list[int] = []
@@ -74,6 +94,7 @@ def lay_out(groups: Sequence[TokenGroup]) -> Row:
     references = scores.clone()
     num_tokens = torch.zeros((len(groups), width), dtype=torch.long)
     for number, group in enumerate(groups):
+        spans.append((len(ids), len(ids) + len(group.query), len(ids) + group.num_tokens))
         ids += group.query
         positions += range(len(group.query))
         group_of += [number] * len(group.query)
@@ -93,17 +114,12 @@ def lay_out(groups: Sequence[TokenGroup]) -> Row:
             num_tokens[number, k] = len(response)
             if group.references is not None:
                 references[number, k] = group.references[k]
-    group_ids, segments = torch.tensor(group_of), torch.tensor(segment_of)
-    order = torch.arange(len(ids))
-    sees = (
-        (order[:, None] >= order[None, :])
-        & (group_ids[:, None] == group_ids[None, :])
-        & ((segments[None, :] == 0) | (segments[:, None] == segments[None, :]))
-    )
     return Row(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
-        attention_mask=sees[None, None],
+        group_of=torch.tensor(group_of),
+        segment_of=torch.tensor(segment_of),
+        spans=tuple(spans),
         predictors=torch.tensor(predictors),
         targets=torch.tensor(targets),
         response_of=torch.tensor(response_of),

@@ -70,4 +70,8 @@ def with_references(
             with new_file(path) as file:
                 np.save(file, found)
         dist.barrier()
+    if ranks.is_main:
+        for other in path.parent.glob("reference-*.npy"):  # of other data or another model
+            if other != path:
+                other.unlink()
     return ReferencedGroups(store, np.load(path, mmap_mode="r"))

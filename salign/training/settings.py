@@ -7,6 +7,8 @@ from typing import Any
 from salign.config import TrainStage
 from salign.errors import ConfigError
 
+# Logits that exist at a time, at most: 128 MiB in float32.
+MAX_LOGITS = 1 << 25
 # What the config says and a DeepSpeed file therefore must not.
 _OURS = {
     "train_batch_size": "groups_per_step",
@@ -15,6 +17,7 @@ _OURS = {
     "gradient_clipping": "max_grad_norm",
     "bf16": "dtype",
     "fp16": "dtype",
+    "amp": "dtype",
     "optimizer": "learning_rate and weight_decay",
     "scheduler": "warmup_share",
 }
@@ -38,18 +41,25 @@ def deepspeed_config(stage: TrainStage, num_ranks: int) -> dict[str, Any]:
         raise ConfigError(
             f"train stage {stage.name}: DeepSpeed file {path} must hold an object, as zero_optimization must"
         )
-    for name, ours in _OURS.items():
-        if name in given:
-            raise ConfigError(
-                f"DeepSpeed file {path} sets {name!r}; remove it: train.stages.{stage.name}.{ours} says it"
-            )
+    mistakes = [
+        f"DeepSpeed file {path} sets {name!r}; remove it: train.stages.{stage.name}.{ours} says it"
+        for name, ours in _OURS.items()
+        if name in given
+    ]
+    zero = given.get("zero_optimization", {})
+    if zero.get("stage", 0) not in (0, 1, 2, 3):
+        mistakes.append(f"DeepSpeed file {path}: there is no ZeRO stage {zero['stage']!r}; it is 0, 1, 2 or 3")
     if stage.groups_per_step < num_ranks:
-        raise ConfigError(
+        mistakes.append(
             f"train.stages.{stage.name}.groups_per_step {stage.groups_per_step} is less than the {num_ranks} ranks: "
             "some would have nothing to do"
         )
+    if mistakes:
+        raise ConfigError("; ".join(mistakes))
     return {
         "steps_per_print": 1_000_000_000,
+        # An offloaded optimizer too is torch's.
+        "zero_force_ds_cpu_optimizer": False,
         **given,
         # The loop says itself where a step ends and what a row weighs; 2 stands for "several rows a step".
         "train_micro_batch_size_per_gpu": 1,

@@ -6,7 +6,8 @@ import itertools
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,34 +82,71 @@ def stream_tokens(
     end = tokenizer.eos_token_id
     assert isinstance(end, int)
     left_out.update(long_responses=0, long_groups=0)
-    iterator = iter(groups)
-    while batch := list(itertools.islice(iterator, _BATCH)):
-        queries = render_all(tokenizer, [group.query for group in batch])
-        responses = iter(_encode_all(tokenizer, [text for group in batch for text in group.responses]))
+    encode = _encoder(tokenizer)
+    for batch, encoded in _encoded(groups, tokenizer, encode):
+        segments = iter(encoded)
+        queries = list(itertools.islice(segments, len(batch)))
         for group, query in zip(batch, queries, strict=True):
-            encoded = [[*ids, end] for ids in itertools.islice(responses, len(group.responses))]
-            fitting = [position for position, ids in enumerate(encoded) if len(query) + len(ids) <= max_tokens]
-            left_out["long_responses"] += len(encoded) - len(fitting)
+            responses = [[*ids, end] for ids in itertools.islice(segments, len(group.responses))]
+            fitting = [position for position, ids in enumerate(responses) if len(query) + len(ids) <= max_tokens]
+            left_out["long_responses"] += len(responses) - len(fitting)
             if fitting:
-                yield TokenGroup(query, [encoded[i] for i in fitting], [group.scores[i] for i in fitting])
+                yield TokenGroup(query, [responses[i] for i in fitting], [group.scores[i] for i in fitting])
             else:
                 left_out["long_groups"] += 1
 
 
-def render_all(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -> list[list[int]]:
-    """What `models.render` gives for each query, in one call.
+Encode = Callable[[list[str]], list[list[int]]]
 
-    Each is put through the template by itself: a template may trim its text, or look at it.
+
+def _encoded(
+    groups: Iterable[AlignmentGroup], tokenizer: PreTrainedTokenizerBase, encode: Encode
+) -> Iterator[tuple[list[AlignmentGroup], list[list[int]]]]:
+    """Groups some hundred at a time with the tokens of their queries and then of their responses.
+
+    While one such lot is tokenised, in a thread that needs no Python, the next is read and the one before is used.
     """
+    iterator = iter(groups)
+    before: tuple[list[AlignmentGroup], Future[list[list[int]]]] | None = None
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        while batch := list(itertools.islice(iterator, _BATCH)):
+            texts = _queries(tokenizer, [group.query for group in batch])
+            texts += [text for group in batch for text in group.responses]
+            begun = batch, thread.submit(encode, texts)
+            if before is not None:
+                yield before[0], before[1].result()
+            before = begun
+        if before is not None:
+            yield before[0], before[1].result()
+
+
+def _queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -> list[str]:
+    """Each query put through the template by itself: a template may trim its text, or look at it."""
     conversations = [[{"role": "user", "content": query}] for query in queries]
     texts: Any = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
-    return _encode_all(tokenizer, texts)
+    return list(texts)
 
 
-def _encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
+def render_all(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -> list[list[int]]:
+    """What `models.render` gives for each query, in one call."""
+    return _encoder(tokenizer)(_queries(tokenizer, queries))
+
+
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
+    """Texts to tokens, without special tokens of the tokenizer's own."""
+    if not tokenizer.is_fast:
+
+        def encode_slowly(texts: list[str]) -> list[list[int]]:
+            encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            ids: list[list[int]] = encoded["input_ids"]
+            return ids
+
+        return encode_slowly
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    # On all cores, and without the offsets that a call of the tokenizer works out.
+    return lambda texts: [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def store_key(tokenizer: PreTrainedTokenizerBase, max_tokens: int, data: str) -> str:

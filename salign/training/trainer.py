@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from salign.config import TrainStage
 from salign.errors import StageError
 from salign.training.distributed import Ranks, sum_over_ranks
-from salign.training.model import GroupLoss, check_layout
+from salign.training.flops import Arithmetic, peak_flops
+from salign.training.model import GroupLoss, check_layout, recompute
 from salign.training.objectives import counted_groups
 from salign.training.packing import lay_out
 from salign.training.rows import deal
@@ -60,10 +61,11 @@ class Trainer:
         self._ranks = ranks
         self.num_tokens = 0
         self.num_steps = num_steps
+        self._arithmetic = Arithmetic.of(model) if ranks.device.type == "cuda" else None
         if stage.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute(model)
         self.engine, _, _, _ = deepspeed.initialize(
-            model=GroupLoss(model, stage.objective),
+            model=GroupLoss(model, stage.objective, stage.attention),
             model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
             config=settings,
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
@@ -115,8 +117,10 @@ class Trainer:
             if bad is not None:
                 sums.add({"bad": 1.0, "bad_group": float(groups[positions[bad]][0])})
             sums.add({"loss": float(total.detach()), "tokens": num_tokens})
+            if train and self._arithmetic is not None:
+                sums.add({"flops": self._arithmetic.flops([tokens[position] for position in positions])})
             sums.add({name: float(value) for name, value in parts.items()})
-        names = ("loss", "tokens", "padding", "bad", "bad_group", *_PARTS)
+        names = ("loss", "tokens", "padding", "flops", "bad", "bad_group", *_PARTS)
         figures = {name: sums.figures.get(name, 0.0) for name in names}
         return {**sum_over_ranks(figures, self._ranks.device), "counted": num_counted}, layout_s
 
@@ -173,8 +177,16 @@ class Trainer:
             "perf/data_time_s": round(layout_s, 4),
             "perf/tokens_per_s": round(sums["tokens"] / seconds, 1),
             "perf/padding_share": round(sums["padding"] / (sums["padding"] + sums["tokens"]), 4),
+            **self._utilisation(sums["flops"] / seconds),
             **_memory(),
         }
+
+    def _utilisation(self, flops_per_s: float) -> dict[str, float]:
+        """The share of what the GPUs of all ranks are built for, where that is known."""
+        if self._ranks.device.type != "cuda":
+            return {}
+        peak = peak_flops(torch.cuda.get_device_name(self._ranks.device), self._stage.dtype)
+        return {} if peak is None else {"perf/mfu": round(flops_per_s / (peak * self._ranks.size), 4)}
 
     def _plain_grad_norm(self) -> float | None:
         """The gradient's norm before a step without ZeRO in float32, in which DeepSpeed does not look at it."""

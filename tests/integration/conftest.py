@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +80,69 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tupl
     done = launch(str(config), env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return RunDir(folder / "runs" / "small"), config, done.stdout
+
+
+class Devcluster:
+    """The real Slurm of slurm/devcluster.sh: 4 nodes on this machine."""
+
+    script = ROOT / "slurm" / "devcluster.sh"
+
+    def __call__(self, *words: str) -> None:
+        """Up, down, crash or revive."""
+        done = subprocess.run([self.script, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    @staticmethod
+    def ask(*command: str) -> str:
+        """What one of Slurm's commands says."""
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def wait_for(self, what: str, condition: Callable[[], object], seconds: float = 240) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"{what}: not within {seconds} s\n{self.ask('squeue', '-a')}"
+            time.sleep(0.3)
+
+    def wait_until_ended(self, *jobs: str, seconds: float = 300) -> None:
+        self.wait_for(f"the end of {jobs}", lambda: not self.ask("squeue", "-h", "-j", ",".join(jobs)), seconds)
+
+    def submit(self, *words: str, env: dict[str, str] | None = None) -> str:
+        """sbatch in the checkout; the job's id."""
+        command = ["sbatch", "--parsable", *words]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env or environment(), check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Devcluster]:
+    """A cluster that is up; one that was up before stays so."""
+    if os.geteuid() != 0:
+        pytest.skip("a Slurm of its own needs root")
+    if shutil.which("apt-get") is None:
+        pytest.skip("a Slurm of its own is installed by Debian's apt-get")
+    if subprocess.run(["unshare", "--net", "--uts", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a Slurm of its own needs namespaces, which may not be made here")
+    cluster = Devcluster()
+    was_up = Path("/etc/slurm/slurm.conf").exists()
+    cluster("up")
+    yield cluster
+    if not was_up:
+        cluster("down")
+
+
+@pytest.fixture
+def slurm_config(tmp_path: Path, tiny_model: Path) -> Path:
+    """The small run's config as a chain of jobs; one training stage on the data of the society."""
+    tree = small_config(tmp_path, tiny_model)
+    tree["train"]["stages"] = tree["train"]["stages"][1:]
+    tree["evaluate"]["models"] = ["stable"]
+    tree["evaluate"]["num_questions"] = 2
+    tree["cluster"] = {
+        "kind": "slurm",
+        "signal_delay_s": 30,
+        **{stage: {"timeout_min": 20, "cpus_per_task": 1} for stage in ("simulate", "collect", "train", "evaluate")},
+    }
+    path = tmp_path / "slurm.yaml"
+    path.write_text(json.dumps(tree))
+    return path

@@ -41,6 +41,45 @@ def test_it_loads_with_plain_transformers_and_speaks(gguf):
     assert "Paris" in tokenizer.decode(reply[0, ids["input_ids"].shape[1] :])
 
 
+def test_groups_in_a_row_give_it_the_gradient_of_each_response_by_itself(gguf):
+    """In float32, of which the relative distance (L2) over all weights is at most 1e-4."""
+    import random
+
+    import torch
+    from torch.nn import functional as F
+
+    from salign.config import StableObjective
+    from salign.training.model import GroupLoss
+    from salign.training.objectives import stable_losses
+    from salign.training.packing import lay_out
+    from salign.training.tokens import TokenGroup
+
+    draw = random.Random(0)
+    words = [draw.randrange(100, 40_000) for _ in range(200)]
+    groups = [
+        TokenGroup(words[:30], [words[30:42], words[42:60], words[60:65]], [3.0, 7.0, 1.0]),
+        TokenGroup(words[100:110], [words[110:125], words[125:130]], [5.0, 2.0]),
+    ]
+    found = []
+    for packed in (True, False):
+        model = models.load_model("smollm2-135m", torch.float32)
+        if packed:
+            total, _, _ = GroupLoss(model, StableObjective(kind="stable", ratio=1.0, margin=10.0))(lay_out(groups))
+            total.backward()
+        for group in () if packed else groups:
+            nll = []
+            for response in group.responses:
+                ids = torch.tensor([group.query + response])
+                logits = model(input_ids=ids, use_cache=False).logits[0, len(group.query) - 1 : -1]
+                nll.append(F.cross_entropy(logits, torch.tensor(response)))
+            scores = torch.tensor([group.scores])
+            stable_losses(torch.stack(nll)[None], scores, ratio=1.0, margin=10.0, scale=7.0).sum().backward()
+        found.append({name: parameter.grad.double() for name, parameter in model.named_parameters()})
+    ours, alone = found
+    distance = sum(((ours[name] - gradient) ** 2).sum() for name, gradient in alone.items()).sqrt()
+    assert distance <= 1e-4 * sum((gradient**2).sum() for gradient in alone.values()).sqrt()
+
+
 def test_without_network_and_cache_the_error_says_what_to_do(tmp_path, config_file):
     env = {name: value for name, value in environment().items() if name != "PIP_FIND_LINKS"}
     env |= {"SALIGN_CACHE": str(tmp_path / "cache"), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}

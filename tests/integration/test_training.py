@@ -30,9 +30,11 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 NUM_STEPS = 20
+LORA = {"lora": {"rank": 4, "alpha": 8.0}, "learning_rate": 2e-2}
 DPO = {"objective": {"kind": "dpo"}, "num_responses": 3}
 # What one rank begins and two end.
 TO_TWO = ["to-two", "to-two-0", "to-two-1", "to-two-3", "to-two-bf16", "to-two-0-bf16"]
+LORA_TO_TWO = ["lora-to-two", "lora-to-two-3"]
 # Logits in several chunks, of which the ranks then have different numbers.
 CHUNKED = ["packed", "zero3", "stopped-3", "four-3"]
 # A word that no other text has.
@@ -54,7 +56,10 @@ def make_run(folder: Path, model: Path, name: str, *, zero: int = 2, rare: int |
     ]
     folder.mkdir(exist_ok=True)
     (folder / f"groups-{name}.json").write_text(json.dumps(rows))
-    (folder / f"zero{zero}.json").write_text(json.dumps({"zero_optimization": {"stage": zero}}))
+    offload = {"offload_optimizer": {"device": "cpu"}} if name.startswith("offload") else {}
+    (folder / f"zero{zero}{'-offload' * bool(offload)}.json").write_text(
+        json.dumps({"zero_optimization": {"stage": zero, **offload}})
+    )
     stage = {
         "name": "stable",
         "objective": {"kind": "stable", "ratio": 1.0},
@@ -64,7 +69,7 @@ def make_run(folder: Path, model: Path, name: str, *, zero: int = 2, rare: int |
         "learning_rate": 2e-3,
         "groups_per_step": 5,
         "num_responses": 2,
-        "deepspeed": str(folder / f"zero{zero}.json"),
+        "deepspeed": str(folder / f"zero{zero}{'-offload' * bool(offload)}.json"),
     }
     tree = {
         "run": {"root": str(folder / "runs"), "name": name},
@@ -177,13 +182,22 @@ def one(folder: Path, make: Callable[..., RunDir]) -> Trained:
         "to-two-0": make("to-two-0", zero=0),
         "to-two-0-bf16": make("to-two-0-bf16", zero=0, dtype="bfloat16"),
         "to-two-bf16": make("to-two-bf16", dtype="bfloat16"),
+        "lora": make("lora", **LORA),
+        "lora-stopped": make("lora-stopped", **LORA),
+        "lora-dpo": make("lora-dpo", **{**LORA, **DPO}),
+        **{name: make(name, lora={"rank": 4, "dropout": 0.3}) for name in ("dropout", "dropout-stopped")},
+        "lora-to-two": make("lora-to-two", **LORA),
+        "lora-to-two-3": make("lora-to-two-3", zero=3, **LORA),
         **{
             kind: make(kind, objective={"kind": kind}, num_responses=3, max_steps=4, row_tokens=300)
             for kind in ("listwise_dpo", "rrhf", "coh")
         },
     }
-    tasks: list[Task] = [(run, {"stop_after": 7} if name in TO_TWO else {}) for name, run in runs.items()]
-    tasks.insert(list(runs).index("dpo-stopped"), (runs["dpo-stopped"], {"stop_after": 7}))
+    stopped = [*TO_TWO, *LORA_TO_TWO]
+    tasks: list[Task] = [(run, {"stop_after": 7} if name in stopped else {}) for name, run in runs.items()]
+    for name in ("dpo-stopped", "lora-stopped", "dropout-stopped"):
+        place = next(place for place, (run, _) in enumerate(tasks) if run is runs[name])
+        tasks.insert(place, (runs[name], {"stop_after": 7}))
     return Trained(runs, train_all(folder, 1, tasks))
 
 
@@ -204,7 +218,11 @@ def two(folder: Path, make: Callable[..., RunDir], one: Trained) -> Trained:
         "stopped": make("stopped"),
         "stopped-3": make("stopped-3", zero=3, row_tokens=200, gradient_checkpointing=True),
         "to-one": make("to-one"),
-        **{name: copy_of(one.runs[name], f"{name}-done") for name in TO_TWO},
+        "offload": make("offload"),
+        "offload-3": make("offload-3", zero=3),
+        "lora-2": make("lora-2", row_tokens=200, gradient_checkpointing=True, **LORA),
+        "lora-3": make("lora-3", zero=3, **LORA),
+        **{name: copy_of(one.runs[name], f"{name}-done") for name in [*TO_TWO, *LORA_TO_TWO]},
         **{f"spoilt-{zero}": make(f"spoilt-{zero}", zero=zero, checkpoint_every_steps=1) for zero in range(4)},
         "spoilt-bf16": make("spoilt-bf16", dtype="bfloat16", checkpoint_every_steps=1),
     }
@@ -345,6 +363,56 @@ def test_the_other_objectives_train(one, kind):
 def test_listwise_dpo_on_sharded_weights(one, two):
     assert losses(two.runs["listwise-3"]) == pytest.approx(losses(one.runs["listwise_dpo"]), rel=1e-5)
     assert losses(two.runs["listwise-3"])[0] == pytest.approx(math.log(2) + math.log(3), abs=1e-5)
+
+
+# --- offloaded, and low-rank adapters -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["offload", "offload-3"])
+def test_an_offloaded_optimizer_trains_the_same(one, two, name):
+    assert losses(two.runs[name]) == pytest.approx(losses(one.runs["plain"]), rel=1e-5)
+
+
+def test_adapters_learn_and_the_rest_of_the_model_stays_bitwise(one, tiny_model):
+    run = one.runs["lora"]
+    assert sum(losses(run)[-5:]) < sum(losses(run)[:5]) - 0.5
+    assert losses(run)[0] == pytest.approx(losses(one.runs["plain"])[0], rel=1e-6)  # they begin as nothing
+    ours, base = weights(run), load_file(tiny_model / "model.safetensors")
+    assert ours.keys() == base.keys()
+    changed = {name for name, tensor in ours.items() if not torch.equal(tensor, base[name])}
+    assert changed == {name for name in base if name.endswith("_proj.weight")}
+
+
+@pytest.mark.parametrize("name", ["lora-2", "lora-3"])
+def test_adapters_on_two_ranks_train_as_on_one(one, two, name):
+    assert losses(two.runs[name]) == pytest.approx(losses(one.runs["lora"]), rel=1e-5)
+    found, exact = weights(two.runs[name]), weights(one.runs["lora"])
+    assert found.keys() == exact.keys()
+    for key, tensor in exact.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_adapters_stopped_and_gone_on_with(one, two):
+    assert [result["exit_code"] for result in one.results["lora-stopped"]] == [75, 0]
+    assert_bitwise_equal(one.runs["lora-stopped"], one.runs["lora"])
+    for name in LORA_TO_TWO:
+        assert two.results[f"{name}-done"] == [{"exit_code": 0, "error": "", "reference_calls": 0}]
+        assert losses(two.runs[name])[:7] == losses(one.runs[name])
+        assert losses(two.runs[name]) == pytest.approx(losses(one.runs["lora"]), rel=1e-5)
+    saved = sum(path.stat().st_size for path in (one.runs["lora-to-two"].stage("stable") / "checkpoints").rglob("*"))
+    whole = sum(path.stat().st_size for path in (one.runs["to-two"].stage("stable") / "checkpoints").rglob("*"))
+    assert saved < 0.7 * whole  # of a model so small; its own weights are not in it
+
+
+def test_what_dropout_draws_goes_on_as_if_it_had_not_been_stopped(one):
+    assert [result["exit_code"] for result in one.results["dropout-stopped"]] == [75, 0]
+    assert_bitwise_equal(one.runs["dropout-stopped"], one.runs["dropout"])
+
+
+def test_adapters_are_measured_from_the_model_without_them(one):
+    found = losses(one.runs["lora-dpo"])
+    assert found[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert found[-1] < found[0] - 0.1
 
 
 # --- stopped and gone on with ---------------------------------------------------------------------
@@ -495,6 +563,27 @@ def test_a_checkpoint_of_another_zero_stage_is_refused(folder, make, one):
     assert "was written under ZeRO stage 2, now it is 3" in flat(refused.stderr)
 
 
+def test_flex_attention_without_cuda_is_refused_before_the_model_is_loaded(make):
+    run = make("flex", attention="flex")
+    shutil.rmtree(run.path / "train", ignore_errors=True)
+    refused = train(run, check=False)
+    assert refused.returncode == 2
+    assert "attention flex needs a CUDA device" in flat(refused.stderr)
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_checkpoint_of_another_config_is_refused(one):
+    run = copy_of(one.runs["to-two"], "another-rate")
+    text = run.config_file.read_text()
+    run.config_file.write_text(text.replace("learning_rate: 0.002", "learning_rate: 0.001"))
+    refused = train(run, check=False)
+    assert refused.returncode == 2
+    assert (
+        "step-0000007 is of another model, data or config; it differs in learning_rate (was 0.002, is 0.001)"
+        in flat(refused.stderr)
+    )
+
+
 def test_a_stage_that_is_not_there_and_one_that_is_not_ready(make):
     run = make("unready")
     command = [sys.executable, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stabel"]
@@ -536,7 +625,7 @@ def test_the_deepspeed_launcher(make, one):
     assert losses(run) == pytest.approx(losses(one.runs["plain"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["plain", "zero3"])
+@pytest.mark.parametrize("name", ["plain", "zero3", "lora-3"])
 def test_the_exported_model_loads_with_plain_transformers(one, two, name):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -550,3 +639,8 @@ def test_the_exported_model_loads_with_plain_transformers(one, two, name):
     reply = model.generate(**ids, max_new_tokens=5, do_sample=False)
     assert reply.shape[1] > ids["input_ids"].shape[1]
     assert not list(folder.glob("*.bin"))
+    card = (folder / "README.md").read_text()
+    assert "| num_steps | 20 |" in card
+    assert f"| ZeRO stage | {2 if name == 'plain' else 3} |" in card
+    assert f"| loss | {losses({**one.runs, **two.runs}[name])[0]:.4f} |" in card
+    assert (folder / "generation_config.json").is_file()

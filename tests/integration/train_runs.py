@@ -60,7 +60,7 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    stages.set_up_logging()
+    stages.begin()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     tasks = Path(sys.argv[1])
     # The ranks stay together between the runs.

@@ -1,0 +1,149 @@
+"""What a run will cost: model calls, tokens, hours. At most, for a world may stop before its last round."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from salign.cluster.plan import Unit
+from salign.config import Config, SlurmCluster, SlurmResources, Throughput, TrainStage, num_agents_of
+from salign.run import RunDir
+from salign.society.shard import calls_per_interaction, worlds_of
+from salign.society.topology import make_topology
+from salign.tracking.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one stage; None is what cannot be known yet.
+
+    Attributes:
+        amount: Of what there is, such as `50,000 calls`.
+        tokens: Read and written.
+        hours: On the wall.
+        gpu_hours: Of all GPUs together.
+        source: Where the rates come from.
+    """
+
+    stage: str
+    amount: str
+    tokens: float | None
+    hours: float | None
+    gpu_hours: float | None
+    source: str
+
+
+def _span(rows: Sequence[dict[str, Any]], name: str) -> tuple[float, float]:
+    """The last value of a metric, and seconds from the first row to it."""
+    having = [row for row in rows if row.get(name) is not None]
+    return (having[-1][name], having[-1]["time"] - rows[0]["time"]) if having else (0.0, 0.0)
+
+
+def _measured_calls(run: RunDir, config: Config) -> tuple[float | None, float | None]:
+    """A shard's calls a second, and tokens a call, as this run has them so far."""
+    calls = tokens = seconds = 0.0
+    for shard in range(config.society.num_shards):
+        rows = list(read_metrics(run.shard(shard) / "metrics.jsonl"))
+        made, took = _span(rows, "sim/calls")
+        calls, seconds = calls + made, seconds + took
+        tokens += _span(rows, "sim/tokens")[0]
+    return (calls / seconds if calls and seconds else None), (tokens / calls if calls and tokens else None)
+
+
+def _simulation(run: RunDir, config: Config, shards: int) -> Estimate:
+    society, cluster = config.society, config.cluster
+    num_agents = num_agents_of(society.topology) or make_topology(society.topology).num_agents
+    worlds = max(len(worlds_of(society, shard)) for shard in range(society.num_shards))
+    per_shard = worlds * num_agents * society.max_rounds * calls_per_interaction(society)
+    rate, tokens_per_call = _measured_calls(run, config)
+    source = "measured in this run"
+    if rate is None:
+        stated = cluster.throughput if isinstance(cluster, SlurmCluster) else Throughput()
+        rate, tokens_per_call, source = stated.calls_per_s, stated.tokens_per_call, "cluster.throughput"
+    tokens = None if tokens_per_call is None else tokens_per_call * per_shard * shards
+    hours = gpu_hours = None
+    if rate is not None:
+        shard_hours = per_shard / rate / 3600
+        if isinstance(cluster, SlurmCluster):
+            at_once = min(math.ceil(shards / cluster.shards_per_task), cluster.max_parallel) * cluster.shards_per_task
+        else:
+            at_once = min(shards, cluster.num_workers)
+        hours = math.ceil(shards / at_once) * shard_hours if shards else 0.0
+        gpu_hours = shard_hours * shards * _gpus(config, "simulate")
+    return Estimate(
+        "simulate", f"{per_shard * shards:,} calls", tokens, hours, gpu_hours, _said(source, rate, "calls/s")
+    )
+
+
+def _training(run: RunDir, config: Config, stage: TrainStage) -> Estimate:
+    cluster = config.cluster
+    rows = list(read_metrics(run.stage(stage.name) / "metrics.jsonl"))
+    last: dict[str, Any] = next((row for row in reversed(rows) if "train/global_step" in row), {})
+    steps = last.get("train/steps_most") or stage.max_steps
+    tokens = rate = None
+    source = "measured in this run"
+    if last and last.get("train/num_tokens"):
+        tokens = last["train/num_tokens"] / last["train/global_step"] * last["train/steps_most"]
+        rate = last.get("perf/tokens_per_s")
+    if rate is None:
+        stated = cluster.throughput if isinstance(cluster, SlurmCluster) else Throughput()
+        rate, source = stated.train_tokens_per_s, "cluster.throughput"
+        responses = 1 if stage.data.kind == "answers" else stage.num_responses
+        tokens = None if steps is None else float(steps * stage.groups_per_step * responses * stage.max_tokens)
+    hours = tokens / rate / 3600 if tokens is not None and rate is not None else None
+    gpu_hours = None if hours is None else hours * _gpus(config, "train")
+    amount = "steps: known when the data is there" if steps is None else f"{steps:,} steps"
+    return Estimate(f"train {stage.name}", amount, tokens, hours, gpu_hours, _said(source, rate, "tokens/s"))
+
+
+def _gpus(config: Config, stage: str) -> int:
+    if not isinstance(config.cluster, SlurmCluster):
+        return 0
+    resources: SlurmResources = config.cluster.by_stage[stage]
+    return resources.nodes * resources.gpus_per_node
+
+
+def _said(source: str, rate: float | None, unit: str) -> str:
+    if rate is None:
+        return "no rate known"
+    return f"{rate:,.1f} {unit}, {source}"
+
+
+def estimate(run: RunDir, config: Config, left: Sequence[Unit]) -> list[Estimate]:
+    """What is left of a run, stage by stage; evaluations are left out, for they are small."""
+    shards = sum(unit.stage == "simulate" for unit in left)
+    found = [_simulation(run, config, shards)] if shards else []
+    keys = {unit.key for unit in left}
+    return found + [_training(run, config, stage) for stage in config.train.stages if f"train/{stage.name}" in keys]
+
+
+def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
+    """A table of them, with their sum."""
+    table = Table(title="Estimate, at most", title_justify="left")
+    for column, justify in (("stage", "left"), ("amount", "right"), ("tokens", "right"), ("hours", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table.add_column("GPU hours", justify="right")
+    table.add_column("from", overflow="fold")
+    for one in estimates:
+        numbers = (_shown(one.tokens, ",.0f"), _shown(one.hours, ",.2f"), _shown(one.gpu_hours, ",.1f"))
+        table.add_row(one.stage, one.amount, *numbers, one.source)
+    table.add_section()
+    sums = [_sum([getattr(one, what) for one in estimates]) for what in ("tokens", "hours", "gpu_hours")]
+    table.add_row("all", "", _shown(sums[0], ",.0f"), _shown(sums[1], ",.2f"), _shown(sums[2], ",.1f"), "")
+    console.print(table)
+    if any(one.hours is None for one in estimates):
+        console.print(
+            "Rates come from the run itself once it has begun, or from cluster.throughput (kind slurm).",
+            highlight=False,
+        )
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    return None if any(value is None for value in values) else sum(value for value in values if value is not None)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,137 @@
+"""Where a run is executed: on this machine, or by Slurm."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from salign.config.base import Count, CountOrZero, NotBool, Positive, Section, unless
+
+EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+# Of the submitter's environment; values travel with the submission, and are in no file of the run.
+_ENVIRONMENT = (
+    *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SALIGN_CACHE", "NETRC"),
+    *("HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_API_KEY"),
+)
+
+
+class LocalCluster(Section):
+    kind: Literal["local"] = "local"
+    num_workers: Count = 2
+    """Shards that run at a time."""
+    ranks_per_shard: Count = 1
+    """MPI processes that simulate one shard together; each world is cut among them."""
+    num_ranks: Count = 2
+    """Training ranks."""
+
+    @property
+    def min_shards(self) -> None:
+        """All of them: nothing here goes on without one that failed."""
+
+
+class SlurmResources(Section):
+    """What one job, or each task of an array, is given."""
+
+    partition: str | None = None
+    """None: the cluster's partition."""
+    timeout_min: Count = 60
+    """A job that needs longer is stopped in time, requeued, and goes on from its journal or checkpoint."""
+    nodes: Count = 1
+    tasks_per_node: Count = 1
+    """Processes a node, by srun: training ranks, or the MPI ranks of a shard."""
+    cpus_per_task: Count = 2
+    mem_gb: Annotated[float, NotBool, Field(gt=0)] | None = None
+    """Memory a node; None: the partition's default."""
+    gpus_per_node: CountOrZero = 0
+
+    @property
+    def num_tasks(self) -> int:
+        return self.nodes * self.tasks_per_node
+
+
+class Throughput(Section):
+    """Rates for the estimate of `--dry-run`; a run's own measured ones win over them."""
+
+    calls_per_s: Positive | None = None
+    """Model calls of one shard."""
+    tokens_per_call: Positive | None = None
+    train_tokens_per_s: Positive | None = None
+    """Of all ranks together."""
+
+
+class SlurmCluster(Section):
+    """A chain of jobs: the array of shards, the collector, the training stages, the evaluations."""
+
+    kind: Literal["slurm"]
+    partition: str | None = None
+    """None: the cluster's default."""
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    simulate: SlurmResources = SlurmResources()
+    collect: SlurmResources = SlurmResources()
+    train: SlurmResources = SlurmResources()
+    evaluate: SlurmResources = SlurmResources()
+    shards_per_task: Count = 1
+    """Shards that one task of the array simulates, one after the other; for small ones."""
+    max_parallel: Count = 256
+    """Tasks of the array that run at a time."""
+    min_shards: Count | None = None
+    """The chain goes on with so many complete shards, where the others failed; None: it needs all."""
+    signal_delay_s: Annotated[int, NotBool, Field(ge=10)] = 120
+    """A job is told so long before its time ends. Slurm may do it up to a minute earlier."""
+    setup: tuple[str, ...] = ()
+    """Shell lines at the start of every job, such as `module load cuda`."""
+    python: str | None = None
+    """The shell command of the interpreter, such as `apptainer exec --nv image.sif python`; None: the launcher's."""
+    mpi: str = "pmi2"
+    """What srun is told by --mpi where a shard spans ranks; `srun --mpi=list` shows what there is."""
+    environment: tuple[EnvironmentName, ...] = _ENVIRONMENT
+    """The variables of the launcher's environment that jobs get, and no other; engines' `api_key_env` are added."""
+    sbatch: dict[str, str | int | bool] = Field(default={})
+    """Further options of sbatch, such as {exclude: "n[3-4]", comment: "..."}."""
+    throughput: Throughput = Throughput()
+
+    @property
+    def num_ranks(self) -> int:
+        """Training ranks."""
+        return self.train.num_tasks
+
+    @property
+    def ranks_per_shard(self) -> int:
+        """MPI processes that simulate one shard together."""
+        return self.simulate.num_tasks
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SlurmCluster":
+        mistakes = [
+            f"{name}: one process does it, not {resources.num_tasks}; leave nodes and tasks_per_node out"
+            for name, resources in (("collect", self.collect), ("evaluate", self.evaluate))
+            if resources.num_tasks > 1
+        ]
+        mistakes += [
+            f"{name}.timeout_min {resources.timeout_min} is no longer than signal_delay_s {self.signal_delay_s}: the "
+            "job would be told to stop when it starts"
+            for name, resources in self.by_stage.items()
+            if 60 * resources.timeout_min <= self.signal_delay_s
+        ]
+        mistakes += [f"sbatch.{name} is set by salign" for name in sorted(self.sbatch.keys() & _OURS)]
+        return unless(self, mistakes)
+
+    @property
+    def by_stage(self) -> dict[str, SlurmResources]:
+        return {name: getattr(self, name) for name in ("simulate", "collect", "train", "evaluate")}
+
+
+_OURS = {"job-name", "dependency", "array", "export", "requeue", "kill-on-invalid-dep", "output", "error", "signal"}
+_OURS |= {"open-mode", "time", "nodes", "ntasks-per-node", "mem", "cpus-per-task", "gpus-per-node"}
+_OURS |= {"partition", "account", "qos", "constraint"}
+
+
+def _local_unless_said(value: Any) -> Any:
+    return {"kind": "local", **value} if isinstance(value, dict) else value
+
+
+ClusterSection = Annotated[
+    LocalCluster | SlurmCluster, Field(discriminator="kind"), BeforeValidator(_local_unless_said)
+]

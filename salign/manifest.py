@@ -1,0 +1,113 @@
+"""What a run is made from: code, versions, seed and inputs; and the code itself, as it was at the launch."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from salign import __version__
+from salign.config import Config
+from salign.errors import ConfigError
+from salign.run import DONE, RunDir, new_folder, write_atomic
+
+PACKAGES = ("torch", "transformers", "deepspeed", "submitit", "mpi4py", "wandb", "openai", "numpy", "scipy", "networkx")
+_PACKAGE = Path(__file__).parent
+# Beside a snapshot of the package: what `code_version` said of the checkout that it was taken from.
+_SNAPSHOT_OF = "code.json"
+
+
+def code_version() -> dict[str, Any]:
+    """The version of this package, its commit and whether the checkout was changed since."""
+    noted = _PACKAGE.parent / _SNAPSHOT_OF
+    if noted.is_file():
+        return dict(json.loads(noted.read_text()))
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(_PACKAGE), *args], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    status = git("status", "--porcelain", "--", str(_PACKAGE.parent))
+    return {
+        "salign": __version__,
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "sha256": _digest(_sources()),
+    }
+
+
+def _sources() -> list[Path]:
+    """The package's files."""
+    return sorted(path for path in _PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+
+
+def _digest(files: list[Path]) -> str:
+    hasher = hashlib.sha256()
+    for path in files:
+        content = path.read_bytes()
+        hasher.update(f"{path.relative_to(_PACKAGE)}\0{len(content)}\0".encode() + content)
+    return hasher.hexdigest()
+
+
+def take_snapshot(run: RunDir) -> Path:
+    """Copies this package into the run's folder, once for each version of it: what changes later changes no queued job.
+
+    Returns:
+        The folder to import it from.
+    """
+    version = code_version()
+    folder = run.code / str(version["sha256"])[:12]
+    if not folder.is_dir():
+        with new_folder(folder) as part:
+            for path in _sources():
+                copy = part / _PACKAGE.name / path.relative_to(_PACKAGE)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+            write_atomic(part / _SNAPSHOT_OF, json.dumps(version) + "\n")
+    return folder
+
+
+def write_manifest(run: RunDir, config: Config, inputs: Mapping[str, str]) -> None:
+    """Notes what the run is made from: code, versions, seed and the hashes of its input files.
+
+    Once something is complete, what was noted stays; a later launch by other code is added.
+
+    Raises:
+        ConfigError: An input file has changed since a part of the run was made from it.
+    """
+    now = {"code": code_version(), "packages": package_versions()}
+    manifest: dict[str, Any] = {
+        **now,
+        "python": platform.python_version(),
+        "seed": config.run.seed,
+        "inputs": dict(inputs),
+        "later_launches": [],
+    }
+    if run.manifest.exists() and next(run.path.rglob(DONE), None) is not None:
+        manifest = json.loads(run.manifest.read_text())
+        changed = [name for name, digest in inputs.items() if manifest["inputs"].get(name, digest) != digest]
+        if changed:
+            raise ConfigError(
+                f"{', '.join(changed)} changed since a part of the run {run.path} was made from it. Choose another "
+                "run.name, or put the file back as it was."
+            )
+        if now not in ({name: manifest[name] for name in now}, *manifest["later_launches"]):
+            manifest["later_launches"].append(now)
+    write_atomic(run.manifest, json.dumps(manifest, indent=2) + "\n")
+
+
+def package_versions() -> dict[str, str]:
+    """Which of `PACKAGES` are here, in what version; none of them is loaded."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

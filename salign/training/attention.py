@@ -1,0 +1,120 @@
+"""How a row's tokens see each other, in the form that a model's attention takes it."""
+
+import contextlib
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from salign.config import Attention
+from salign.errors import ConfigError
+from salign.training.packing import Row
+
+_BY_GROUP = "salign_by_group"
+# What some families' attention adds or changes, which the function below knows nothing of.
+_EXTRAS = ("position_bias", "s_aux", "softcap")
+
+
+def _attend_by_group(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    row_spans: tuple[tuple[int, int, int], ...] = (),
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot product attention of each group by itself, its query (which sees no response) and then its responses.
+
+    So a row of several groups costs what they cost in rows of their own. As transformers' own where no row is given.
+    """
+    if not row_spans or any(kwargs.get(name) is not None for name in _EXTRAS):
+        result: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return result
+    assert attention_mask is not None
+    times = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, times), repeat_kv(value, times)
+    attend = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
+    parts = []
+    for start, middle, end in row_spans:
+        asked, seen = slice(start, middle), slice(start, end)
+        parts.append(attend(query[:, :, asked], key[:, :, asked], value[:, :, asked], is_causal=True))
+        mask = attention_mask[:, :, middle:end, seen]
+        parts.append(attend(query[:, :, middle:end], key[:, :, seen], value[:, :, seen], attn_mask=mask))
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
+
+
+AttentionInterface.register(_BY_GROUP, _attend_by_group)
+AttentionMaskInterface.register(_BY_GROUP, sdpa_mask)
+
+
+def require(attention: Attention, device: torch.device) -> None:
+    """Makes sure that the device has the attention, before the model is loaded.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    if attention == "flex" and device.type != "cuda":
+        raise ConfigError(
+            f"attention flex needs a CUDA device (FlexAttention has no gradient on others), and this is {device.type}. "
+            "Set the stage's attention to sdpa."
+        )
+
+
+def prepare(model: PreTrainedModel, attention: Attention) -> None:
+    """Gives a model the attention for rows. A family without scaled dot product attention keeps its plain one.
+
+    Raises:
+        ConfigError: The family has no FlexAttention.
+    """
+    if attention == "flex":
+        with contextlib.suppress(ValueError, ImportError):  # of some families; others keep what they had
+            model.set_attn_implementation("flex_attention")
+        if model.config._attn_implementation != "flex_attention":
+            raise ConfigError(
+                f"models of the family {model.config.model_type!r} have no FlexAttention; set attention to sdpa"
+            )
+    elif model.config._attn_implementation == "sdpa" and _takes_more(model):
+        model.set_attn_implementation(_BY_GROUP)
+
+
+def _takes_more(model: PreTrainedModel) -> bool:
+    """Whether the family hands arguments on to its attention."""
+    parameters = inspect.signature(model.get_decoder().forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def mask_of(model: PreTrainedModel, row: Row) -> dict[str, Any]:
+    """The row's mask as arguments of the model's forward pass."""
+    kind = model.config._attn_implementation
+    if kind == "flex_attention":
+        return {"attention_mask": block_mask(row)}
+    hidden = ~row.attention_mask
+    if kind == "eager":  # adds it to its scores
+        lowest = torch.finfo(model.dtype).min
+        return {"attention_mask": torch.zeros_like(hidden, dtype=model.dtype).masked_fill(hidden, lowest)}
+    # Added up too, in one tensor for all layers: of a bool mask each would make, and keep, its own.
+    mask = torch.zeros_like(hidden, dtype=model.dtype).masked_fill(hidden, -torch.inf)
+    return {"attention_mask": mask, **({"row_spans": row.spans} if kind == _BY_GROUP else {})}
+
+
+def block_mask(row: Row) -> Any:
+    """The row's mask for FlexAttention: which blocks of it are hidden whole, and the rule within the others."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(_batch: Tensor, _head: Tensor, token: Tensor, other: Tensor) -> Tensor:
+        return row.sees(token, other)
+
+    length = row.input_ids.shape[1]
+    return create_block_mask(sees, None, None, length, length, device=str(row.input_ids.device))

@@ -1,0 +1,184 @@
+"""The model card: what a trained model is, what it was made of and how, in the form that model hubs read."""
+
+import importlib.metadata
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from salign import __version__, models
+from salign.config import AnswersData, Config, DatasetData, GroupsData, TrainStage
+from salign.tracking.metrics import Row
+
+_PAPER = "arXiv:2305.16960"
+_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+# Of a config: what says how a stage was trained, in the card's order.
+_SETTINGS = (
+    "num_epochs",
+    "max_steps",
+    "groups_per_step",
+    "num_responses",
+    "max_tokens",
+    "learning_rate",
+    "warmup_share",
+    "weight_decay",
+    "max_grad_norm",
+    "dtype",
+    "held_out_share",
+)
+_FIGURES = ("loss", "loss_best", "loss_contrast", "rewards/margins", "rewards/accuracies")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a stage when it is done.
+
+    Attributes:
+        counts: Steps, tokens, groups, what was left out.
+        digest: Of its data in tokens.
+        num_ranks: That trained it.
+        zero_stage: Of DeepSpeed.
+    """
+
+    counts: Mapping[str, int]
+    digest: str
+    num_ranks: int
+    zero_stage: int
+
+
+def licence_of(model: str) -> str | None:
+    """The licence that a model's own card names, as hubs abbreviate it; None where none does."""
+    if model in models.EMBEDDED:
+        return models.EMBEDDED[model].licence
+    card = Path(model).expanduser() / "README.md"
+    front = _FRONT.match(card.read_text(encoding="utf-8")) if card.is_file() else None
+    try:
+        named = yaml.safe_load(front[1]).get("license") if front is not None else None
+    except (yaml.YAMLError, AttributeError):
+        return None
+    return named if isinstance(named, str) else None
+
+
+def _origin(model: str) -> str:
+    """A model's name as one may tell it to others: without the folders of this machine."""
+    if model in models.EMBEDDED:
+        return models.EMBEDDED[model].origin
+    return Path(model).name if Path(model).expanduser().is_dir() else model
+
+
+def _data(stage: TrainStage) -> str:
+    data = stage.data
+    if isinstance(data, GroupsData):
+        return f"graded groups of responses, from the file `{data.path.name}`"
+    if isinstance(data, DatasetData):
+        return f"graded groups of responses, from the dataset `{_origin(data.path)}`, split `{data.split}`"
+    if isinstance(data, AnswersData):
+        source = data.source
+        name = getattr(source, "path", None)
+        return f"answers taken for good, of the source `{source.kind}`" + (f" (`{Path(name).name}`)" if name else "")
+    return (
+        "graded groups of responses, made by a simulated society of language models: drafts and revisions with ratings"
+    )
+
+
+def _table(rows: Sequence[tuple[str, object]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _figures(rows: Sequence[Row]) -> str:
+    lines = ["| | first step | last step | held out |", "|---|---|---|---|"]
+    measured = [row for row in rows if "eval/loss" in row]
+    for name in _FIGURES:
+        values = [row.get(f"train/{name}") for row in (rows[0], rows[-1])]
+        values.append(measured[-1].get(f"eval/{name}") if measured else None)
+        lines.append(f"| {name} | " + " | ".join("-" if value is None else f"{value:.4f}" for value in values) + " |")
+    return "\n".join(lines)
+
+
+_MODELS_LICENCE = (
+    "of the model that training started from. The licence of the data is not part of it: look at its source."
+)
+_NO_LICENCE = "not known: the model that training started from names none. Find it out before you pass this model on."
+
+
+def _front(config: Config, stage: TrainStage, licence: str | None) -> str:
+    """What hubs read."""
+    front: dict[str, Any] = {
+        "license": licence or "unknown",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["salign", stage.objective.kind, *(["lora"] if stage.lora else [])],
+    }
+    origin = _origin(config.model)
+    if "/" in origin:
+        front["base_model"] = origin
+    return yaml.safe_dump(front, sort_keys=False).strip()
+
+
+def _settings(config: Config, stage: TrainStage, facts: Facts) -> list[tuple[str, object]]:
+    given = stage.model_dump(mode="json")
+    settings = [(name, given[name]) for name in _SETTINGS if given[name] is not None]
+    if stage.lora is not None:
+        settings.append(("lora, merged into the weights", json.dumps(given["lora"])))
+    return [*settings, ("ranks", facts.num_ranks), ("ZeRO stage", facts.zero_stage), ("seed", config.run.seed)]
+
+
+def model_card(config: Config, stage: TrainStage, base: str, facts: Facts, rows: Sequence[Row]) -> str:
+    """The card, as text.
+
+    Args:
+        config: The run's.
+        stage: That made the model.
+        base: What it started from: the run's model, or the folder of the stage before.
+        facts: Of the stage.
+        rows: Its metrics.
+    """
+    licence, data = licence_of(base), _data(stage)
+    names = [other.name for other in config.train.stages]
+    before = names[: names.index(stage.name)]
+    objective = json.dumps(stage.objective.model_dump(mode="json"))
+    chain = " -> ".join([f"`{_origin(config.model)}`", *(f"`{name}`" for name in before), f"**`{stage.name}`**"])
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "deepspeed")
+    )
+    return f"""---
+{_front(config, stage, licence)}
+---
+
+# {config.run.name}: {stage.name}
+
+Trained by salign {__version__} in the way of *Training Socially Aligned Language Models in Simulated Human Society*
+({_PAPER}): {chain}.
+
+## Data
+
+{data[0].upper()}{data[1:]}; digest `{facts.digest[:16]}`.
+
+{_table(list(facts.counts.items()))}
+
+## Objective and settings
+
+`{objective}`; template: {config.train.template}.
+
+{_table(_settings(config, stage, facts))}
+
+## Figures
+
+{_figures(rows)}
+
+Losses are in nats a token, of each step's groups; they say how far training went, not how good the model is. It has not
+been checked for safety.
+
+## Licence
+
+{licence or "unknown"}: {_MODELS_LICENCE if licence else _NO_LICENCE}
+
+## Use
+
+An ordinary model of transformers, with tokenizer, chat template and generation config:
+`AutoModelForCausalLM.from_pretrained(FOLDER)`. {versions}.
+"""

@@ -1,0 +1,112 @@
+"""Who a rank of training is, and where all ranks meet, as torchrun, deepspeed, srun or mpiexec say it."""
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import ClassVar
+
+from salign.errors import ConfigError
+
+_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Place:
+    """This rank's place among all.
+
+    Attributes:
+        variables: As torchrun sets them: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+        num_nodes: On how many machines the ranks are; None: the launcher does not say.
+    """
+
+    variables: dict[str, str]
+    num_nodes: int | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        return int(self.variables.get("WORLD_SIZE", "1"))
+
+
+def _free_port(address: str) -> int:
+    with socket.socket() as listener:
+        listener.bind((address, 0))
+        return int(listener.getsockname()[1])
+
+
+def _from_slurm() -> Place:
+    """Of a step that srun started: all meet on its first node, at a port that follows from the job's number."""
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    class Step(SlurmJobEnvironment):  # which may be on some of the job's nodes alone
+        _env: ClassVar = {
+            **SlurmJobEnvironment._env,
+            "nodes": "SLURM_STEP_NODELIST",
+            "num_nodes": "SLURM_STEP_NUM_NODES",
+        }
+
+    job = Step()
+    # Two jobs on one node do not meet, and one that is requeued finds the same.
+    port = 20_000 + int(job.raw_job_id) % 10_000
+    address, port_said = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    values = (job.global_rank, job.local_rank, job.num_tasks, address or job.hostnames[0], port_said or port)
+    return Place(dict(zip(_NAMES, map(str, values), strict=True)), job.num_nodes)
+
+
+def _from_mpi(num_ranks: int) -> Place:
+    """Of a job that mpiexec started; rank 0 says where the others find it."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    if comm.size != num_ranks:
+        raise ConfigError(
+            f"mpiexec started {num_ranks} processes, and mpi4py's MPI sees {comm.size}: they are of different MPIs. "
+            "Use the mpiexec of mpi4py's MPI, or start training with torchrun or srun."
+        )
+    here = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    address = "127.0.0.1" if here.size == comm.size else socket.gethostname()
+    address, port = comm.bcast((address, _free_port("")) if comm.rank == 0 else None)
+    values = (comm.rank, here.rank, comm.size, address, port)
+    return Place(dict(zip(_NAMES, map(str, values), strict=True)))
+
+
+def find_place() -> Place:
+    """This rank's place: by torchrun's variables, which deepspeed sets too, else Slurm's or MPI's; else it is alone."""
+    if "RANK" in os.environ:
+        return Place({name: os.environ[name] for name in _NAMES if name in os.environ})
+    by_mpi = max(int(os.environ.get(name, "1")) for name in _MPI_SIZES)
+    by_slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    # Where srun speaks MPI, both are set; mpiexec may have been started within a step.
+    if by_slurm > 1 and by_mpi in (1, by_slurm):
+        return _from_slurm()
+    if by_mpi > 1:
+        return _from_mpi(by_mpi)
+    return Place(dict(zip(_NAMES, ("0", "0", "1", "127.0.0.1", str(_free_port("127.0.0.1"))), strict=True)))
+
+
+def check_rendezvous(place: Place) -> None:
+    """That the ranks can meet: said at once, where torch would wait for half an hour.
+
+    Raises:
+        ConfigError: The name does not resolve, or the port is in use.
+    """
+    address, port = place.variables.get("MASTER_ADDR", ""), int(place.variables.get("MASTER_PORT", "0"))
+    try:
+        family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+    except OSError as error:
+        raise ConfigError(
+            f"the ranks are to meet at {address!r}, a name that does not resolve on {socket.gethostname()} "
+            f"({error.strerror}). Set MASTER_ADDR to an address of the first node that every node knows."
+        ) from error
+    # torchrun has opened it for its workers already.
+    if place.variables["RANK"] != "0" or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} of {socket.gethostname()}, where the ranks are to meet, is in use. Under Slurm it "
+                "follows from the job's number: launch again for another, or set MASTER_PORT."
+            ) from error
