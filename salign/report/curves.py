@@ -164,6 +164,7 @@ _CURVES: tuple[tuple[str, str, dict[str, str], dict[str, Any]], ...] = (
     ),
     ("grad-norm", "Norm of the gradient", {"train/grad_norm": ""}, {}),
     ("learning-rate", "Learning rate", {"train/learning_rate": ""}, {"exponentformat": "e"}),
+    ("mfu", "Share of the GPUs' peak (MFU)", {"perf/mfu": ""}, {"rangemode": "tozero"}),
     ("speed", "Tokens a second", {"perf/tokens_per_s": ""}, {"rangemode": "tozero"}),
 )
 

@@ -49,6 +49,7 @@ LOGGED: dict[JobType, tuple[str, ...]] = {
         "perf/data_time_s",
         "perf/tokens_per_s",
         "perf/padding_share",
+        "perf/mfu",
         "mem/max_rss_gib",
         "mem/max_gpu_gib",
     ),

@@ -45,6 +45,7 @@ def build(entity: str, project: str) -> Any:
             over_steps("Norm of the gradient", "train/grad_norm", log_y=True),
             over_steps("Learning rate", "train/learning_rate"),
             over_steps("Tokens a second", "perf/tokens_per_s"),
+            over_steps("Share of the GPUs' peak (MFU)", "perf/mfu"),
             over_steps("Seconds a step", "perf/step_time_s", "perf/data_time_s"),
             over_steps("Memory, GiB", "mem/max_rss_gib", "mem/max_gpu_gib"),
         ],
