@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from salign.run import lock, open_run
-from salign.stages import set_up_logging
+from  import set_up_logging
 from salign.tracking.metrics import MetricsLog
 from salign.tracking.mirror import open_mirror
 
