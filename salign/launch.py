@@ -37,6 +37,7 @@ from salign.errors import StageError
 from salign.evaluation.evaluate import held_out_questions
 from salign.manifest import take_snapshot, write_manifest
 from salign.report.summary import print_summary, summarize
+from salign.report.write import write_report
 from salign.run import RunDir, check_run, claim_run, open_run, sha256
 from salign.society import sources
 from salign.society.population import answers_by_label
@@ -191,7 +192,9 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
         _wait(run, config, slurm, console)
     if not left:
         console.print(f"Everything in {run.path} is done; there was nothing to run.", highlight=False)
-    print_summary(run, config, summarize(run, config), console)
+    summary = summarize(run, config)
+    write_report(run, config)
+    print_summary(run, config, summary, console)
 
 
 def prepare(config: Config, hashes: dict[str, str] | None = None) -> RunDir:

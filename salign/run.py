@@ -1,6 +1,7 @@
 """A run's folder: every path, atomic writes, locks, and the markers that say what is complete."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -10,9 +11,10 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -140,11 +142,15 @@ def is_locked(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Done:
-    """What a complete stage vouches for: facts, its files (bytes, sha256) and the digests of what it was made from."""
+    """What a complete stage vouches for: facts, its files (bytes, sha256) and the digests of what it was made from.
+
+    `machine` is where it was made, empty in the markers of older versions.
+    """
 
     facts: dict[str, Any]
     files: dict[str, dict[str, Any]]
     inputs: dict[str, str]
+    machine: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -162,8 +168,8 @@ def mark_done(folder: Path, names: list[str], inputs: Mapping[str, str], facts: 
         facts: Counts and figures.
     """
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
-    done = Done(dict(facts), files, dict(inputs))
-    text = json.dumps({"facts": done.facts, "files": files, "inputs": done.inputs}, indent=2) + "\n"
+    done = Done(dict(facts), files, dict(inputs), this_machine())
+    text = json.dumps(dataclasses.asdict(done), indent=2) + "\n"
     write_atomic(folder / DONE, text)
     (folder / FAILED).unlink(missing_ok=True)
     return done
@@ -173,7 +179,7 @@ def read_done(folder: Path) -> Done | None:
     """The stage's marker; None where there is none, or where one of its files is missing or has another size."""
     try:
         row = json.loads((folder / DONE).read_text())
-        done = Done(row["facts"], row["files"], row["inputs"])
+        done = Done(row["facts"], row["files"], row["inputs"], row.get("machine", {}))
         sizes = {folder / name: seen["bytes"] for name, seen in done.files.items()}
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -388,3 +394,18 @@ def create_run(config: Config) -> RunDir:
     """Makes the run's folder without starting anything; see `claim_run`."""
     with claim_run(config) as run:
         return run
+
+
+def this_machine() -> dict[str, Any]:
+    """Where this process runs: host, cores and, where the NVIDIA driver is there, GPUs."""
+    gpus: list[str] = []
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        gpus = said.stdout.split("\n")[:-1] if said.returncode == 0 else []
+    return {"host": platform.node(), "cores": os.cpu_count(), "gpus": gpus}

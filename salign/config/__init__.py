@@ -5,7 +5,19 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from salign.config.base import AbsolutePath, Count, CountOrZero, FolderOrHub, Name, NotBool, Sampling, Section, unless
+from salign.config.base import (
+    AbsolutePath,
+    Count,
+    CountOrZero,
+    FolderOrHub,
+    Name,
+    NotBool,
+    NotNegative,
+    Positive,
+    Sampling,
+    Section,
+    unless,
+)
 from salign.config.cluster import ClusterSection, LocalCluster, SlurmCluster, SlurmResources, Throughput
 from salign.config.engines import (
     EngineSection,
@@ -106,6 +118,7 @@ __all__ = [
     "OpenAIEmbedder",
     "OpenAIEngine",
     "Population",
+    "Price",
     "RRHFObjective",
     "RatedData",
     "Ratio",
@@ -157,6 +170,18 @@ class EvaluateSection(Section):
     num_moral_stories: Count | None = None
 
 
+class Price(Section):
+    """What an engine's tokens cost."""
+
+    prompt: NotNegative
+    completion: NotNegative
+    currency: str = "USD"
+
+    def of(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """What so many tokens cost."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1000
+
+
 class TrackingSection(Section):
     wandb: bool = True
     project: Name = "salign"
@@ -164,6 +189,10 @@ class TrackingSection(Section):
     num_table_rows: CountOrZero = 100
     upload_model: bool = False
     """False: the model artifact refers to the run's folder; True: its bytes are uploaded too."""
+    finish_timeout_s: Positive = 10.0
+    """How long W&B may hold a job up at its end; what was not sent by then, `jobs/dashboard.py sync` sends."""
+    price_per_1000_tokens: Price | None = None
+    """For the society's cost in the report and in W&B; None shows none."""
 
 
 class Config(Section):

@@ -242,17 +242,40 @@ def _missing_shards(run: RunDir, config: Config) -> list[int]:
     return missing
 
 
+def _spent(config: Config, interactions: Iterable[Interaction]) -> dict[int, dict[str, float]]:
+    """Calls, tokens and, where the config has a price, cost of each round and those before it."""
+    rounds: dict[int, Counter[str]] = {}
+    for item in interactions:
+        rounds.setdefault(item.round, Counter()).update(
+            calls=item.num_calls, prompt=item.prompt_tokens, completion=item.completion_tokens
+        )
+    spent: dict[int, dict[str, float]] = {}
+    price, total = config.tracking.price_per_1000_tokens, Counter[str]()
+    for round_ in sorted(rounds):
+        total.update(rounds[round_])
+        spent[round_] = {"sim/calls": total["calls"], "sim/tokens": total["prompt"] + total["completion"]}
+        if price is not None:
+            spent[round_]["sim/cost"] = price.of(total["prompt"], total["completion"])
+    return spent
+
+
 def _mirror(run: RunDir, config: Config, interactions: list[Interaction], card: dict[str, Any]) -> None:
     """The society's W&B run: shards open none, so the collector shows their curves, samples and data."""
     rounds: dict[int, list[dict[str, Any]]] = {}
-    for shard in range(config.society.num_shards):
+    missing = card["missing_shards"]
+    for shard in sorted(set(range(config.society.num_shards)) - set(missing)):
         for row in read_metrics(run.shard(shard) / "metrics.jsonl"):
             if "sim/round" in row:
                 rounds.setdefault(row["sim/round"], []).append(row)
+    spent = _spent(config, interactions)
     with open_mirror(run, config, "simulate") as mirror:
         for round_, rows in sorted(rounds.items()):
             names = [name for name in rows[0] if name.endswith(("_mean", "sim/parse_rate"))]
-            mirror.log({"sim/round": round_, **{name: mean(row[name] for row in rows) for name in names}})
+            means = {name: mean(row[name] for row in rows) for name in names}
+            failed = sum(row["sim/failed"] for row in rows)
+            mirror.log({"sim/round": round_, **means, "sim/failed": failed, **spent.get(round_, {})})
+        num_done = config.society.num_shards - len(missing)
+        mirror.summarize({"sim/shards_done": num_done, "sim/shards_failed": len(missing)})
         mirror.summarize({"sim/interactions": len(interactions), "data/groups": card["num_groups"]})
         mirror.summarize({f"data/{kind}": card["kinds"][kind]["num_groups"] for kind in KINDS})
         columns = ["world", "round", "agent", "question", "draft", "revision", "draft alignment", "revision alignment"]

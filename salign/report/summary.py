@@ -102,6 +102,7 @@ def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console:
     if config.tracking.wandb:
         table.add_row("W&B runs", f"{run.wandb / 'wandb'}  (in the terminal: wandb leet DIR)")
     table.add_row("figures", str(run.report / "summary.json"))
+    table.add_row("report", f"{run.report / 'index.html'}  (open it in a browser)")
     console.print(table)
     if summary["differences"]:
         console.print("Intervals are 95 % bootstrap intervals; differences are paired by question.")

@@ -88,7 +88,8 @@ class ParetoStop:
     def __init__(self, stopping: Stopping | None) -> None:
         self._stopping = stopping
         self._best: float | None = None
-        self._since_best = 0
+        self.num_since_best = 0
+        """Rounds since the product improved."""
 
     def after(self, round_: Round) -> bool:
         """Takes a round; True where the world should stop. No ratings count as no improvement."""
@@ -97,10 +98,10 @@ class ParetoStop:
         alignment, engagement = mean(round_.alignment), mean(round_.engagement)
         product = None if alignment is None or engagement is None else alignment * engagement
         if product is not None and (self._best is None or product > self._best + self._stopping.tolerance):
-            self._best, self._since_best = product, 0
+            self._best, self.num_since_best = product, 0
         else:
-            self._since_best += 1
-        return self._since_best >= self._stopping.patience
+            self.num_since_best += 1
+        return self.num_since_best >= self._stopping.patience
 
 
 @dataclass

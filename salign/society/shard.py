@@ -142,6 +142,7 @@ class _Progress:
             "sim/calls_journaled": sum(engine.num_journaled for engine in engines),
             "sim/calls_per_s": round(sum(engine.calls_per_s for engine in engines), 3),
             "sim/tokens": sum(engine.prompt_tokens + engine.completion_tokens for engine in engines),
+            "sim/completion_tokens": sum(engine.completion_tokens for engine in engines),
         }
 
     def _figures(self) -> dict[str, Any]:
@@ -168,6 +169,7 @@ class _Progress:
             return
         tokens = facts["prompt_tokens"] + facts["completion_tokens"]
         total = {"sim/calls": facts["num_calls"], "sim/tokens": tokens, "sim/interactions": facts["num_held"]}
+        total["sim/completion_tokens"] = facts["completion_tokens"]
         self._log.log({**self._figures(), **total})
 
 

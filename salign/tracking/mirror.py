@@ -1,6 +1,7 @@
 """Weights & Biases as a mirror of the metrics: one run each for simulation, training stage and evaluation.
 
-`WANDB_MODE` decides; without it and without a key a run is offline. Nothing that W&B does stops the work.
+`WANDB_MODE` decides; without it and without a key a run is offline. Nothing that W&B does stops the work, or holds it
+up for long: what could not be sent stays in the run's folder, for `jobs/dashboard.py sync`.
 """
 
 import contextlib
@@ -14,22 +15,17 @@ from urllib.parse import urlsplit
 
 from salign.config import Config
 from salign.errors import redact
-from salign.run import RunDir
+from salign.run import RunDir, write_atomic
+from salign.tracking.names import X_AXES, JobType
 
 logger = logging.getLogger(__name__)
 
-JobType = Literal["simulate", "train", "evaluate"]
-
-# What is on the x axis of whose curves; wandb's own step is not used, so that a requeued run may go on.
-_X_AXES = {
-    "sim/*": "sim/round",
-    "train/*": "train/global_step",
-    "perf/*": "train/global_step",
-    "mem/*": "train/global_step",
-}
+# How long the start of a W&B run may hold the work up; its end: tracking.finish_timeout_s.
+_INIT_TIMEOUT_S = 10.0
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
+    """Whether there is a key for W&B's server, in the environment or in netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -42,22 +38,46 @@ def _has_key() -> bool:
 def prepare_environment(run: RunDir, config: Config) -> None:
     """Sets what wandb reads from the environment, before it is imported; inherited by child processes.
 
-    Offline belongs in the environment: as an argument alone, wandb would still send telemetry. Staged artifact bytes
-    go into the run's folder, so that a later sync finds them; logged rows reach the disk within a second.
+    Offline belongs in the environment: as an argument alone, wandb would still send telemetry, which holds a process up
+    at its end where there is no route. Staged artifact bytes go into the run's folder, so that a later sync finds them;
+    logged rows reach the disk within a second.
     """
     if not config.tracking.wandb:
         os.environ["WANDB_MODE"] = "disabled"
-    elif not _has_key():
+    elif not has_key():
         os.environ.setdefault("WANDB_MODE", "offline")
     run.wandb.mkdir(parents=True, exist_ok=True)
     os.environ["WANDB_DATA_DIR"] = str(run.wandb / "data")
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_HTTP_TIMEOUT", "8")  # s; before an artifact is logged, the server is asked
     os.environ.setdefault("WANDB_SILENT", "true")
 
 
-def run_id(config: Config, *parts: str) -> str:
-    """The fixed id of a W&B run, such as `train-quickstart-stable`."""
-    return "-".join((parts[0], config.run.name, *parts[1:]))
+def _folder(run: RunDir, job_type: JobType, parts: Sequence[str]) -> Path:
+    """The folder of the unit that is mirrored."""
+    if job_type == "simulate":
+        return run.dataset
+    return run.stage(parts[0]) if job_type == "train" else run.evaluation(parts[0])
+
+
+def units_of(run: RunDir, config: Config) -> dict[str, Path]:
+    """The W&B runs that a run has or will have, in the order in which they are made: id to the unit's folder."""
+    named: list[tuple[JobType, list[str]]] = [("simulate", [])]
+    named += [("train", [stage.name]) for stage in config.train.stages]
+    named += [("evaluate", [model]) for model in config.evaluated_models]
+    return {run_id(run, config, job_type, *parts): _folder(run, job_type, parts) for job_type, parts in named}
+
+
+def run_id(run: RunDir, config: Config, job_type: JobType, *parts: str) -> str:
+    """The id of a W&B run, such as `train-quickstart-stable`; once it has begun, the one that its folder keeps.
+
+    A unit that is requeued goes on in the same W&B run, also where the run's folder was renamed since.
+    """
+    kept = _folder(run, job_type, parts) / "wandb-id.txt"
+    if kept.exists():
+        return kept.read_text(encoding="utf-8").strip()
+    return "-".join((job_type, config.run.name, *parts))
 
 
 @contextlib.contextmanager
@@ -71,34 +91,55 @@ def _going_on() -> Iterator[None]:
 
 def _wandb_errors() -> tuple[type[Exception], ...]:
     """What wandb raises of itself; it is imported late."""
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+    from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
+
     import wandb
 
-    return (wandb.Error, TimeoutError, ConnectionError)
+    return (
+        wandb.Error,
+        TimeoutError,
+        ConnectionError,
+        HandleAbandonedError,
+        MailboxClosedError,
+        ServerResponseError,
+        WandbApiFailedError,
+    )
 
 
 class Mirror:
-    """One W&B run; does nothing where wandb could not start."""
+    """One W&B run; does nothing where wandb could not start, and nothing more once its process is gone."""
 
     def __init__(self, run: Any | None) -> None:
         self._run = run
 
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        with _going_on():
+            try:
+                yield
+            except ConnectionError:
+                self._run = None
+                raise
+
     def log(self, row: Mapping[str, Any]) -> None:
         """One row of metrics; missing values are left out."""
         if self._run is not None:
-            with _going_on():
+            with self._going_on():
                 self._run.log({name: value for name, value in row.items() if value is not None and name != "time"})
 
     def summarize(self, figures: Mapping[str, Any]) -> None:
         """Figures of the run as a whole."""
         if self._run is not None:
-            with _going_on():
+            with self._going_on():
                 self._run.summary.update(dict(figures))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         if self._run is not None and rows:
             import wandb
 
-            with _going_on():
+            with self._going_on():
                 self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def artifact(
@@ -109,7 +150,7 @@ class Mirror:
             return
         import wandb
 
-        with _going_on():
+        with self._going_on():
             artifact = wandb.Artifact(name, type=kind)
             for path in paths:
                 if not upload:
@@ -121,9 +162,56 @@ class Mirror:
             self._run.log_artifact(artifact)
 
 
+def _begin(run: RunDir, config: Config, job_type: JobType, id_: str, mode: Literal["online", "offline"] | None) -> Any:
+    """A W&B run; `mode` None leaves it to the environment."""
+    import wandb
+
+    begun = wandb.init(
+        project=config.tracking.project,
+        entity=config.tracking.entity,
+        id=id_,
+        name=id_,
+        group=config.run.name,
+        job_type=job_type,
+        dir=str(run.wandb),
+        config=config.model_dump(mode="json"),
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        settings=wandb.Settings(
+            console="off",
+            x_disable_stats=True,
+            init_timeout=_INIT_TIMEOUT_S,
+            finish_timeout=config.tracking.finish_timeout_s,
+        ),
+    )
+    for pattern, axis in X_AXES[job_type].items():
+        begun.define_metric(axis)
+        begun.define_metric(pattern, step_metric=axis)
+    return begun
+
+
+def _start(run: RunDir, config: Config, job_type: JobType, parts: Sequence[str]) -> Any | None:
+    """A W&B run; offline where the server does not answer in time; None where wandb does not start at all."""
+    import wandb
+
+    id_, mode = run_id(run, config, job_type, *parts), os.environ.get("WANDB_MODE", "online")
+    if mode != "disabled":
+        write_atomic(_folder(run, job_type, parts) / "wandb-id.txt", id_ + "\n")
+    begun: list[Any] = []
+    tries: list[Literal["online", "offline"] | None] = ["online", "offline"] if mode == "online" else [None]
+    for each in tries:
+        with _going_on():
+            begun.append(_begin(run, config, job_type, id_, each))
+        if begun:
+            return begun[0]
+        with _going_on():
+            wandb.teardown()  # wandb's process would take the id to be in use
+    return None
+
+
 @contextlib.contextmanager
 def open_mirror(run: RunDir, config: Config, job_type: JobType, *parts: str) -> Iterator[Mirror]:
-    """The W&B run `job_type-<run>-<parts>`, finished at the end of the block.
+    """The W&B run `job_type-<run>-<parts>`, finished at the end of the block, as failed where the block raises.
 
     Args:
         run: Whose folder takes wandb's files.
@@ -132,28 +220,11 @@ def open_mirror(run: RunDir, config: Config, job_type: JobType, *parts: str) -> 
         *parts: Stage or model.
     """
     prepare_environment(run, config)
-    import wandb
-
-    started = None
-    with _going_on():
-        started = wandb.init(
-            project=config.tracking.project,
-            entity=config.tracking.entity,
-            id=run_id(config, job_type, *parts),
-            name=run_id(config, job_type, *parts),
-            group=config.run.name,
-            job_type=job_type,
-            dir=str(run.wandb),
-            config=config.model_dump(mode="json"),
-            resume="allow" if os.environ.get("WANDB_MODE", "online") == "online" else None,
-            settings=wandb.Settings(console="off", init_timeout=30, x_disable_stats=True),
-        )
-        for pattern, axis in _X_AXES.items():
-            started.define_metric(axis)
-            started.define_metric(pattern, step_metric=axis)
+    started, code = _start(run, config, job_type, parts), 1
     try:
         yield Mirror(started)
+        code = 0
     finally:
         if started is not None:
             with _going_on():
-                started.finish()
+                started.finish(exit_code=code)

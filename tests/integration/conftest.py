@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from salign.run import RunDir
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -66,6 +68,18 @@ def config_file(tmp_path: Path, tiny_model: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(small_config(tmp_path, tiny_model)))
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[RunDir, Path, str]:
+    """A finished small run, its config, and what the launch said."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = folder / "small.yaml"
+    config.write_text(json.dumps(small_config(folder, tiny_model)))
+    env = {**environment(), "OPENAI_API_KEY": "sk-secret-of-the-test-0001", "HF_TOKEN": "hf_secret_of_the_test"}
+    done = launch(str(config), env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunDir(folder / "runs" / "small"), config, done.stdout
 
 
 class Devcluster:

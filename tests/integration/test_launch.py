@@ -8,29 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment, launch, small_config
-from wandb_log import history, records
+from conftest import ROOT, environment, launch
 
 from salign.dataset.groups import load_groups
 from salign.records import read_interactions
 from salign.run import RunDir, read_done, sha256
+from salign.tracking.wandb_log import history, records
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[RunDir, Path, str]:
-    """A finished small run, its config, and what the launch said."""
-    folder = tmp_path_factory.mktemp("finished")
-    config = folder / "small.yaml"
-    config.write_text(json.dumps(small_config(folder, tiny_model)))
-    env = {**environment(), "OPENAI_API_KEY": "sk-secret-of-the-test-0001", "HF_TOKEN": "hf_secret_of_the_test"}
-    done = launch(str(config), env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return RunDir(folder / "runs" / "small"), config, done.stdout
 
 
 def test_the_run_folder_holds_what_the_contract_says(finished):
@@ -48,6 +35,8 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
         "evaluate/base/results.json",
         "evaluate/stable/samples.jsonl",
         "report/summary.json",
+        "report/index.html",
+        "report/figures/society.svg",
         "logs/train-stable.log",
     ):
         assert (run.path / name).is_file(), name
@@ -76,6 +65,7 @@ def test_the_closing_table_says_what_came_out_and_where(finished):
         str(run.dataset / "groups.jsonl"),
         str(run.logs),
         "wandb leet",
+        str(run.report / "index.html"),
     ):
         assert words in said
 

@@ -1,0 +1,261 @@
+"""The report's figures of how a run went, what data it made, what was learnt and how it was judged."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from salign.config import KINDS
+from salign.report.figures import (
+    COLOURS,
+    DASHES,
+    Plot,
+    before_after,
+    by_round,
+    followed,
+    gain,
+    long_rows,
+    make_figure,
+    make_line,
+    ratings,
+    round_axis,
+    society_path,
+)
+from salign.report.record import Figure, OverTime, RunRecord
+from salign.society.rounds import mean
+from salign.tracking.metrics import Row
+
+
+def validity(record: RunRecord) -> list[Plot]:
+    """Ratings that could be read, and interactions that failed."""
+    if not record.paths:
+        return []
+    read = by_round(record.paths, mean, "sim/parse_rate")
+    failed = by_round(record.paths, lambda values: sum(value or 0 for value in values), "sim/failed")
+    rounds = list(range(1, len(read) + 1))
+    return [
+        Plot(
+            "parse-rate",
+            "Ratings that could be read",
+            "Share of all ratings that were asked for, by round.",
+            f"Between {min(v or 0 for v in read):.1%} and {max(v or 0 for v in read):.1%} in {len(rounds)} rounds.",
+            make_figure(
+                [make_line("", rounds, read, 2, line={"dash": "solid"})],
+                "round",
+                "share",
+                xaxis=round_axis(rounds),
+                yaxis={"tickformat": ".0%", "range": [0, 1.05]},
+            ),
+            ("round", "share"),
+            [list(pair) for pair in zip(rounds, read, strict=True)],
+        ),
+        Plot(
+            "failures",
+            "Interactions that failed",
+            "Over all worlds, by round.",
+            f"{sum(failed)} in {len(rounds)} rounds.",
+            make_figure(
+                [make_line("", rounds, failed, 1, line={"dash": "solid"})],
+                "round",
+                "interactions",
+                xaxis=round_axis(rounds),
+                yaxis={"rangemode": "tozero"},
+            ),
+            ("round", "interactions"),
+            [list(pair) for pair in zip(rounds, failed, strict=True)],
+        ),
+    ]
+
+
+def over_time(record: RunRecord) -> list[Plot]:
+    """Calls, tokens, rates and, where the config has a price, cost."""
+    found = record.over_time
+    if found is None:
+        return []
+    unit, x = (60.0, "minutes") if found.seconds[-1] > 300 else (1.0, "seconds")
+    times = (found.seconds / unit).round(3).tolist()
+    steps = np.diff(found.seconds)
+    rate = np.diff(found.calls) / np.where(steps > 0, steps, np.nan)
+    curves: list[tuple[str, str, str, Any]] = [
+        ("calls", "Model calls", "calls, all shards", found.calls),
+        ("calls-rate", "Calls a second", "calls/s", [None, *np.nan_to_num(rate).round(2).tolist()]),
+        ("in-flight", "Calls in flight", "calls", found.in_flight),
+        ("tokens", "Tokens", "prompt and completion", found.tokens),
+    ]
+    cost = _costs(record, found)
+    price = record.config.tracking.price_per_1000_tokens
+    if cost is not None and price is not None:
+        curves.append(("cost", "Cost", price.currency, cost))
+    plots = []
+    for number, (key, title, y, values) in enumerate(curves):
+        shown = [None if value is None else round(float(value), 4) for value in values]
+        figure = make_figure([make_line("", times, shown, number, mode="lines", line={"dash": "solid"})], x, y)
+        alt = f"Ends at {shown[-1] or 0:,.2f} after {times[-1]:,.1f} {x}."
+        plots.append(Plot(key, title, "", alt, figure, (x, y), list(zip(times, shown, strict=True))))
+    return plots
+
+
+def _costs(record: RunRecord, found: OverTime) -> list[float] | None:
+    if found.completion_tokens is None:
+        return None
+    pairs = zip(found.tokens, found.completion_tokens, strict=True)
+    costs = [record.cost(tokens - completion, completion) for tokens, completion in pairs]
+    return None if costs[0] is None else [cost or 0.0 for cost in costs]
+
+
+# --- data, training, evaluation ------------------------------------------------------------------
+
+
+def data_scores(record: RunRecord) -> Plot | None:
+    """How the responses of each kind of data are rated."""
+    import plotly.graph_objects as go
+
+    card = record.card
+    if card is None:
+        return None
+    counts = {kind: card["kinds"][kind]["scores"] for kind in KINDS}
+    scores = [str(score) for score in range(1, 8)]
+    traces = [
+        go.Bar(
+            name=kind,
+            x=scores,
+            y=[counts[kind][score] for score in scores],
+            marker={"color": COLOURS[number], "pattern": {"shape": ("", "/", ".")[number]}},
+        )
+        for number, kind in enumerate(KINDS)
+    ]
+    said = "; ".join(
+        f"{kind}: {card['kinds'][kind]['num_groups']} groups of {card['kinds'][kind]['num_responses']} responses"
+        for kind in KINDS
+    )
+    return Plot(
+        "data-scores",
+        "Scores of the responses, by kind",
+        "Nearest whole score, 1 to 7.",
+        said + ".",
+        make_figure(traces, "score", "responses", barmode="group"),
+        ("kind", "score", "responses"),
+        [[kind, score, counts[kind][score]] for kind in KINDS for score in scores],
+        shape="wide",
+    )
+
+
+# Key, title, the metrics that are drawn with what their lines are called beside the stage, and the y axis.
+_CURVES: tuple[tuple[str, str, dict[str, str], dict[str, Any]], ...] = (
+    ("loss", "Loss", {"train/loss": "", "eval/loss": ", held out"}, {}),
+    (
+        "margins",
+        "Margin of chosen over rejected",
+        {"train/rewards/margins": "", "eval/rewards/margins": ", held out"},
+        {},
+    ),
+    (
+        "accuracies",
+        "Groups whose best response is the likeliest",
+        {"train/rewards/accuracies": "", "eval/rewards/accuracies": ", held out"},
+        {"range": [-0.03, 1.03]},
+    ),
+    (
+        "logps",
+        "Mean log-likelihood of a token",
+        {"train/logps/chosen": ": chosen", "train/logps/rejected": ": rejected"},
+        {},
+    ),
+    ("grad-norm", "Norm of the gradient", {"train/grad_norm": ""}, {}),
+    ("learning-rate", "Learning rate", {"train/learning_rate": ""}, {"exponentformat": "e"}),
+    ("mfu", "Share of the GPUs' peak (MFU)", {"perf/mfu": ""}, {"rangemode": "tozero"}),
+    ("speed", "Tokens a second", {"perf/tokens_per_s": ""}, {"rangemode": "tozero"}),
+)
+
+
+def training(record: RunRecord) -> list[Plot]:
+    """Curves of the stages, one line each and another for what is held out."""
+    plots = []
+    for key, title, names, axis in _CURVES:
+        traces, lines = [], []
+        for number, (stage, rows) in enumerate(record.training.items()):
+            for place, (name, what) in enumerate(names.items()):
+                points = _points(rows, name)
+                if points:
+                    x, y = zip(*points, strict=True)
+                    lines.append((f"{stage}{what}", x, y))
+                    traces.append(make_line(f"{stage}{what}", x, y, number, line={"dash": DASHES[2 * place]}))
+        if traces:
+            said = "; ".join(f"{name} from {y[0]:.4g} to {y[-1]:.4g} in {x[-1]} steps" for name, x, y in lines)
+            figure = make_figure(traces, "step", "", yaxis=axis)
+            plots.append(Plot(key, title, "", said + ".", figure, ("stage", "step", title), long_rows(lines)))
+    return plots
+
+
+def _points(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
+    return [(row["train/global_step"], row[name]) for row in rows if row.get(name) is not None]
+
+
+def evaluation(record: RunRecord) -> list[Plot]:
+    """Each figure of the evaluations, model by model, with its interval."""
+    import plotly.graph_objects as go
+
+    plots: list[Plot] = []
+    for task in tasks(record):
+        rows = [(model, found[task]) for model, found in record.evaluation.items() if task in found]
+        trace = go.Scatter(
+            x=[figure.mean for _, figure in rows],
+            y=[model for model, _ in rows],
+            mode="markers",
+            marker={"color": COLOURS[0], "size": 10},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [_arm(figure.high, figure.mean) for _, figure in rows],
+                "arrayminus": [_arm(figure.mean, figure.low) for _, figure in rows],
+                "color": COLOURS[0],
+                "thickness": 2,
+            },
+            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+        )
+        plots.append(
+            Plot(
+                f"evaluation-{len(plots)}",
+                task,
+                "",
+                "; ".join(f"{model}: {figure.mean:.3f}" for model, figure in rows) + ".",
+                make_figure(
+                    [trace], "mean and 95 % interval", "", yaxis={"type": "category", "range": [len(rows) - 0.4, -0.6]}
+                ),
+                ("model", "mean", "low", "high", "n"),
+                [[model, figure.mean, figure.low, figure.high, figure.n] for model, figure in rows],
+                shape="low",
+            )
+        )
+    return plots
+
+
+def tasks(record: RunRecord) -> list[str]:
+    """All figures of all evaluations by name, in the order in which they come."""
+    return list(dict.fromkeys(task for found in record.evaluation.values() for task in found))
+
+
+def _arm(high: float | None, low: float | None) -> float:
+    return 0.0 if high is None or low is None else max(0.0, high - low)
+
+
+def evaluation_cell(figure: Figure | None) -> str:
+    """A figure with its interval, as the table shows it."""
+    if figure is None:
+        return "-"
+    interval = "" if figure.low is None or figure.high is None else f" [{figure.low:.3f}, {figure.high:.3f}]"
+    return f"{figure.mean:.3f}{interval}" + ("" if figure.n is None else f", n = {figure.n}")
+
+
+def plots(record: RunRecord) -> dict[str, list[Plot]]:
+    """All figures that can be drawn, by section of the page."""
+    there = functools.partial(filter, lambda plot: plot is not None)
+    return {
+        "society": list(there([society_path(record)])),
+        "ratings": list(there([ratings(record), before_after(record), followed(record), gain(record)])),
+        "running": [*validity(record), *over_time(record)],
+        "data": list(there([data_scores(record)])),
+        "training": training(record),
+        "evaluation": evaluation(record),
+    }

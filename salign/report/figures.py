@@ -1,0 +1,334 @@
+"""The report's interactive figures, as plotly reads them; colours are names that the page looks up in its style."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from salign.report.record import RunRecord, WorldPath
+from salign.report.society import NUM_BINS, Society
+from salign.society.rounds import mean
+
+MAX_TABLE_ROWS = 200
+MAX_PATHS = 48
+"""Worlds whose own paths are drawn; of more, so many and the means of their populations."""
+COLOURS = tuple(f"var(--c{number})" for number in range(1, 7))
+POPULATIONS = ("all_good", "all_bad", "half_half", "mixed_half_half")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with all that stands around it.
+
+    `alt` says in words what is to be seen, `columns` and `rows` are its data as a table. `shape` is
+    `wide` for a figure that takes the whole width of the page, `low` for a flat one.
+    """
+
+    key: str
+    title: str
+    caption: str
+    alt: str
+    figure: dict[str, Any]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    shape: Literal["", "wide", "low"] = ""
+
+
+def make_figure(traces: Sequence[Any], x: str, y: str, **layout: Any) -> dict[str, Any]:
+    """A figure as plotly.js takes it; plotly's own classes refuse what it would not know."""
+    import plotly.graph_objects as go
+
+    axis = {"gridcolor": "var(--line)", "zerolinecolor": "var(--line)", "linecolor": "var(--line)", "automargin": True}
+    base: dict[str, Any] = {
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": "var(--ink)", "size": 13, "family": "system-ui, sans-serif"},
+        "margin": {"l": 54, "r": 14, "t": 10, "b": 48},
+        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+        "hoverlabel": {"bgcolor": "var(--card)", "font": {"color": "var(--ink)"}, "bordercolor": "var(--line)"},
+        "xaxis": {**axis, "title": {"text": x}, **layout.pop("xaxis", {})},
+        "yaxis": {**axis, "title": {"text": y}, **layout.pop("yaxis", {})},
+    }
+    figure = go.Figure(data=list(traces), layout={**base, **layout, "template": None})
+    found: dict[str, Any] = json.loads(figure.to_json())
+    return found
+
+
+def make_line(name: str, x: Sequence[Any], y: Sequence[Any], number: int, **how: Any) -> Any:
+    import plotly.graph_objects as go
+
+    how = {"mode": "lines+markers" if len(x) <= 30 else "lines", **how}
+    style = {"color": COLOURS[number % 6], "width": 2, "dash": DASHES[number % 6], **how.pop("line", {})}
+    marker = {"color": style["color"], "symbol": SYMBOLS[number % 6], "size": 7, **how.pop("marker", {})}
+    return go.Scatter(name=name, x=list(x), y=list(y), line=style, marker=marker, **how)
+
+
+def long_rows(columns: Sequence[tuple[str, Sequence[Any], Sequence[Any]]]) -> list[list[Any]]:
+    """Lines as the rows of one table: name, x, y."""
+    return [[name, x, y] for name, xs, ys in columns for x, y in zip(xs, ys, strict=True)]
+
+
+def round_axis(rounds: Sequence[int]) -> dict[str, Any]:
+    """Rounds are whole numbers, also where there are few."""
+    return {"dtick": 1} if len(rounds) <= 12 else {}
+
+
+def _said(value: float | None, digits: int = 2) -> str:
+    return "nothing" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+# --- the society ---------------------------------------------------------------------------------
+
+
+def drawn_paths(paths: Sequence[WorldPath]) -> list[WorldPath]:
+    """The worlds whose own paths are drawn, evenly over all."""
+    places = sorted({round(place) for place in np.linspace(0, len(paths) - 1, min(len(paths), MAX_PATHS))})
+    return [paths[place] for place in places]
+
+
+def population_means(paths: Sequence[WorldPath]) -> list[tuple[str, list[float | None], list[float | None]]]:
+    """Of each population: its mean alignment and engagement, round by round, over the worlds that came so far."""
+    found = []
+    for population in POPULATIONS:
+        mine = [path for path in paths if path.population == population]
+        most = max((len(path.rounds) for path in mine), default=0)
+        if most:
+            both = [
+                [mean(path.rounds[place][name] for path in mine if place < len(path.rounds)) for place in range(most)]
+                for name in ("sim/alignment_mean", "sim/engagement_mean")
+            ]
+            found.append((population, both[0], both[1]))
+    return found
+
+
+def society_path(record: RunRecord) -> Plot | None:
+    """Alignment against engagement as the rounds go by, one path for each world (the paper's figure)."""
+    import plotly.graph_objects as go
+
+    if not record.paths:
+        return None
+    paths, traces, seen = drawn_paths(record.paths), [], set()
+    for path in paths:
+        x, y = path.values("sim/alignment_mean"), path.values("sim/engagement_mean")
+        number = POPULATIONS.index(path.population)
+        rounds = [row["sim/round"] for row in path.rounds]
+        sizes = [10 if round_ == rounds[0] else 5 for round_ in rounds]
+        symbols = ["circle-open" if round_ == rounds[0] else "circle" for round_ in rounds]
+        if path.stop is not None:
+            symbols[-1], sizes[-1] = ("square" if path.stop == "Pareto stop" else "diamond"), 10
+        if path.best_round in rounds:
+            symbols[rounds.index(path.best_round)], sizes[rounds.index(path.best_round)] = "star", 13
+        hover = f"world {path.world}, %{{text}}<br>alignment %{{x:.3f}}, engagement %{{y:.3f}}"
+        traces.append(
+            go.Scatter(
+                name=path.population,
+                legendgroup=path.population,
+                showlegend=path.population not in seen,
+                x=x,
+                y=y,
+                text=[f"round {round_}" for round_ in rounds],
+                mode="lines+markers",
+                opacity=0.9 if len(paths) <= 8 else 0.45,
+                line={"color": COLOURS[number], "width": 1.6, "dash": DASHES[number]},
+                marker={"symbol": symbols, "size": sizes, "color": COLOURS[number]},
+                hovertemplate=hover + f"<extra>{path.population}</extra>",
+            )
+        )
+        seen.add(path.population)
+    if len(record.paths) > 8:
+        for name, x, y in population_means(record.paths):
+            line = {"color": COLOURS[POPULATIONS.index(name)], "width": 4, "dash": "solid"}
+            traces.append(go.Scatter(name=f"{name}: mean", x=x, y=y, mode="lines", line=line))
+    said = "; ".join(_path_said(path) for path in paths[:8])
+    drawn = "" if len(paths) == len(record.paths) else f" {len(paths)} of {len(record.paths)} worlds are drawn."
+    return Plot(
+        "society-path",
+        "Alignment against engagement, round by round",
+        "One path for each world: means of the observers' ratings of revisions, each from 1 to 7. An open circle is "
+        "the first round, a star the best alignment x engagement so far by the rule for stopping, a square the Pareto "
+        f"stop, a diamond the last round of those allowed.{drawn}",
+        f"Paths of {len(record.paths)} worlds. {said}.",
+        make_figure(traces, "mean alignment", "mean engagement"),
+        ("world", "population", "round", "alignment", "engagement"),
+        [
+            [path.world, path.population, row["sim/round"], row["sim/alignment_mean"], row["sim/engagement_mean"]]
+            for path in paths
+            for row in path.rounds
+        ],
+    )
+
+
+def _path_said(path: WorldPath) -> str:
+    x, y = path.values("sim/alignment_mean"), path.values("sim/engagement_mean")
+    end = f", then {path.stop}" if path.stop else ""
+    return (
+        f"World {path.world} ({path.population}) goes from alignment {_said(x[0])} and engagement {_said(y[0])} to "
+        f"{_said(x[-1])} and {_said(y[-1])} in {len(path.rounds)} rounds{end}"
+    )
+
+
+def by_round(
+    paths: Sequence[WorldPath], combine: Callable[[Iterable[float | None]], float | None], name: str
+) -> list[Any]:
+    """A metric of each round, over the worlds that came so far."""
+    most = max(len(path.rounds) for path in paths)
+    return [combine(path.rounds[n][name] for path in paths if n < len(path.rounds)) for n in range(most)]
+
+
+RATED = {
+    "drafts: alignment": "sim/draft_alignment_mean",
+    "revisions: alignment": "sim/alignment_mean",
+    "drafts: engagement": "sim/draft_engagement_mean",
+    "revisions: engagement": "sim/engagement_mean",
+}
+
+
+def ratings(record: RunRecord) -> Plot | None:
+    """Drafts and revisions, by round."""
+    if not record.paths:
+        return None
+    lines = {said: by_round(record.paths, mean, name) for said, name in RATED.items()}
+    rounds = list(range(1, len(lines["revisions: alignment"]) + 1))
+    styles = ((0, "dot"), (0, "solid"), (1, "dot"), (1, "solid"))
+    traces = [
+        make_line(said, rounds, values, number, line={"dash": dash}, marker={"symbol": SYMBOLS[place]})
+        for place, ((said, values), (number, dash)) in enumerate(zip(lines.items(), styles, strict=True))
+    ]
+    first, last = ({said: values[place] for said, values in lines.items()} for place in (0, -1))
+    return Plot(
+        "ratings",
+        "Ratings before and after the feedback",
+        "Means over all worlds that came to a round; drafts dotted, revisions solid.",
+        f"Over {len(rounds)} rounds: "
+        + "; ".join(f"{said} from {_said(first[said])} to {_said(last[said])}" for said in lines)
+        + ".",
+        make_figure(traces, "round", "mean rating, 1 to 7", xaxis=round_axis(rounds), hovermode="x unified"),
+        ("what", "round", "mean rating"),
+        long_rows([(said, rounds, values) for said, values in lines.items()]),
+    )
+
+
+def cropped(society: Society, most: int = 20) -> tuple[Any, list[float]]:
+    """Counts of interactions by draft's and revision's alignment, where there are any, in at most so many bins a side.
+
+    Returns:
+        [draft, revision] counts, and the middles of the bins.
+    """
+    counts = society.before_after
+    there = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    low, high = int(there[0]), int(there[-1]) + 1
+    width = -(-(high - low) // most)
+    edges = np.arange(low, high, width)
+    coarse = np.add.reduceat(np.add.reduceat(counts[low:high, low:high], edges - low, axis=0), edges - low, axis=1)
+    middles = [round(1 + 6 * (float(edge) + (width - 1) / 2) / (NUM_BINS - 1), 3) for edge in edges]
+    return coarse, middles
+
+
+def before_after(record: RunRecord) -> Plot | None:
+    """Alignment of each draft and of its revision."""
+    import plotly.graph_objects as go
+
+    society = record.society
+    if society is None or not society.before_after.any():
+        return None
+    counts, middles = cropped(society)
+    higher, lower, num = society.num_higher, society.num_lower, int(society.before_after.sum())
+    shown = [[math.log10(count) if count else None for count in row] for row in counts.T.tolist()]
+    ends = [middles[0], middles[-1]]
+    traces = [
+        go.Heatmap(
+            x=middles,
+            y=middles,
+            z=shown,
+            customdata=counts.T.tolist(),
+            colorscale=[[0, "var(--few)"], [1, "var(--many)"]],
+            showscale=False,
+            hovertemplate="draft %{x}, revision %{y}: %{customdata} interactions<extra></extra>",
+        ),
+        go.Scatter(
+            x=ends, y=ends, mode="lines", line={"color": "var(--ink)", "dash": "dot", "width": 1}, hoverinfo="skip"
+        ),
+    ]
+    return Plot(
+        "before-after",
+        "Each draft and its revision",
+        "Interactions by the alignment of draft and revision; a stronger colour is more (logarithmic). Above the line "
+        f"the revision was rated higher: {higher:,} of {num:,}; lower: {lower:,}.",
+        f"{higher:,} revisions were rated above their draft, {lower:,} below, {num - higher - lower:,} the same.",
+        make_figure(traces, "draft's alignment", "revision's alignment", showlegend=False),
+        ("draft's alignment", "revision's alignment", "interactions"),
+        [[middles[i], middles[j], int(counts[i, j])] for i, j in zip(*np.nonzero(counts), strict=True)],
+    )
+
+
+def gain(record: RunRecord) -> Plot | None:
+    """How alignment changed, by what the audience said of the draft."""
+    import plotly.graph_objects as go
+
+    sums = {} if record.society is None else {k: v for k, v in record.society.followed.gain.items() if v[0]}
+    if not sums:
+        return None
+    rows = [(score, int(n), total / n, _half_width(n, total, squares)) for score, (n, total, squares) in sums.items()]
+    trace = go.Bar(
+        x=[row[0] for row in rows],
+        y=[row[2] for row in rows],
+        error_y={"type": "data", "array": [row[3] or 0 for row in rows], "color": "var(--ink)"},
+        marker={"color": COLOURS[0]},
+        customdata=[row[1] for row in rows],
+        hovertemplate="audience's mean %{x}: %{y:+.3f} (%{customdata} interactions)<extra></extra>",
+    )
+    return Plot(
+        "gain",
+        "What low and high ratings led to",
+        "Change in alignment from draft to revision, by the audience's mean rating of the draft; bars show 1.96 "
+        "standard errors. Drafts rated low by chance rise by chance: compare with the run of an isolated society.",
+        "; ".join(f"rated {row[0]}: {row[2]:+.2f} ({row[1]} interactions)" for row in rows) + ".",
+        make_figure([trace], "audience's mean rating of the draft", "change in alignment", xaxis={"dtick": 1}),
+        ("audience's mean rating", "interactions", "change in alignment", "1.96 standard errors"),
+        [list(row) for row in rows],
+    )
+
+
+def _half_width(n: float, total: float, squares: float) -> float | None:
+    if n < 2:
+        return None
+    return 1.96 * math.sqrt(max(0.0, (squares - total**2 / n) / (n - 1)) / n)
+
+
+def followed(record: RunRecord) -> Plot | None:
+    """Which feedback was followed."""
+    import plotly.graph_objects as go
+
+    taken = {} if record.society is None else {k: v for k, v in record.society.followed.taken.items() if v[0]}
+    if not taken:
+        return None
+    assert record.society is not None
+    rows = [[score, int(n), share / n, chance / n] for score, (n, share, chance) in taken.items()]
+    scores = [row[0] for row in rows]
+    traces = [
+        go.Bar(name="taken up by its revision", x=scores, y=[row[2] for row in rows], marker={"color": COLOURS[2]}),
+        go.Bar(name="by another revision (chance)", x=scores, y=[row[3] for row in rows], marker={"color": COLOURS[5]}),
+    ]
+    read, all_ = record.society.followed.num_read, record.society.num_interactions
+    drawn = "" if read >= all_ - record.society.num_failed else f" {read} of {all_} interactions, drawn at random."
+    return Plot(
+        "followed",
+        "Which feedback was followed",
+        "Share of a reason's own words (neither question nor draft has them) that the revision takes up, by the rating "
+        f"that came with the reason. Beside it the same words in another interaction's revision.{drawn}",
+        "; ".join(f"rating {r[0]}: {r[2]:.1%}, by chance {r[3]:.1%}" for r in rows) + ".",
+        make_figure(
+            traces,
+            "rating that came with the reason",
+            "share of words",
+            xaxis={"dtick": 1},
+            yaxis={"tickformat": ".0%"},
+        ),
+        ("rating", "reasons", "share taken up", "by chance"),
+        rows,
+    )

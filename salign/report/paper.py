@@ -1,0 +1,197 @@
+"""The report's figures as PNG and SVG, for a paper."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from salign.config import KINDS
+from salign.report import curves, figures
+from salign.report.record import RunRecord
+from salign.run import new_file
+from salign.society.rounds import mean
+
+# Okabe and Ito's colours, told apart by everybody, also on paper.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STYLES = ("-", "--", ":", "-.")
+_STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "legend.frameon": False,
+    "svg.hashsalt": "salign",  # the same figure gives the same file
+    "savefig.dpi": 200,
+}
+
+
+def draw_figures(record: RunRecord, folder: Path) -> list[Path]:
+    """Writes each figure that the record has data for, as `NAME.png` and `NAME.svg`.
+
+    Returns:
+        The files, each written whole.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    drawings: dict[str, Callable[[RunRecord, Any], bool]] = {
+        "society": _society,
+        "ratings": _ratings,
+        "before-after": _before_after,
+        "map": _map,
+        "followed": _followed,
+        "data": _data,
+        "loss": _loss,
+        "evaluation": _evaluation,
+    }
+    written = []
+    with mpl.rc_context(_STYLE):
+        for name, draw in drawings.items():
+            figure = Figure(figsize=(3.4, 2.6), layout="constrained")
+            if not draw(record, figure):
+                continue
+            for canvas, suffix, metadata in ((FigureCanvasAgg, "png", {}), (FigureCanvasSVG, "svg", {"Date": None})):
+                path = folder / f"{name}.{suffix}"
+                with new_file(path) as file:
+                    canvas(figure).print_figure(file, format=suffix, metadata=metadata)
+                written.append(path)
+    return written
+
+
+def _society(record: RunRecord, figure: Any) -> bool:
+    if not record.paths:
+        return False
+    axes, seen = figure.add_subplot(), set()
+    for path in figures.drawn_paths(record.paths):
+        number = figures.POPULATIONS.index(path.population)
+        x, y = path.values("sim/alignment_mean"), path.values("sim/engagement_mean")
+        name = None if path.population in seen else path.population
+        axes.plot(x, y, STYLES[number], color=COLOURS[number], lw=0.9, marker=".", ms=3, label=name, alpha=0.8)
+        axes.plot(x[:1], y[:1], "o", mfc="none", color=COLOURS[number], ms=5)
+        if path.stop is not None:
+            axes.plot(x[-1:], y[-1:], "s" if path.stop == "Pareto stop" else "D", color=COLOURS[number], ms=4)
+        rounds = [row["sim/round"] for row in path.rounds]
+        if path.best_round in rounds:
+            best = rounds.index(path.best_round)
+            axes.plot(x[best : best + 1], y[best : best + 1], "*", color=COLOURS[number], ms=8)
+        seen.add(path.population)
+    axes.set(xlabel="mean alignment", ylabel="mean engagement")
+    axes.legend(fontsize=7)
+    return True
+
+
+def _ratings(record: RunRecord, figure: Any) -> bool:
+    if not record.paths:
+        return False
+    axes = figure.add_subplot()
+    for place, (said, name) in enumerate(figures.RATED.items()):
+        values = figures.by_round(record.paths, mean, name)
+        rounds = range(1, len(values) + 1)
+        axes.plot(rounds, values, (":", "-")[place % 2], color=COLOURS[place // 2], lw=1.2, marker=".", label=said)
+    axes.set(xlabel="round", ylabel="mean rating, 1 to 7")
+    axes.legend(fontsize=7)
+    return True
+
+
+def _before_after(record: RunRecord, figure: Any) -> bool:
+    from matplotlib.colors import LogNorm
+
+    if record.society is None or not record.society.before_after.any():
+        return False
+    counts, middles = figures.cropped(record.society)
+    half = (middles[1] - middles[0]) / 2 if len(middles) > 1 else 0.05
+    ends = (middles[0] - half, middles[-1] + half)
+    axes = figure.add_subplot()
+    shown = np.where(counts > 0, counts, np.nan).T
+    norm = LogNorm(1, max(2, counts.max()))
+    image = axes.imshow(shown, origin="lower", extent=(*ends, *ends), cmap="cividis", norm=norm)
+    axes.plot(ends, ends, ":", color="black", lw=0.8)
+    axes.set(xlabel="draft's alignment", ylabel="revision's alignment")
+    figure.colorbar(image, label="interactions")
+    return True
+
+
+def _map(record: RunRecord, figure: Any) -> bool:
+    """The first world, in its first, middle and last round."""
+    cells = None if record.society is None else record.society.cells
+    if cells is None:
+        return False
+    world, last = next(iter(cells.lasts.items()))
+    values = cells.values(world)[0]
+    places = [place for place, round_ in enumerate(cells.rounds) if round_ <= last]
+    chosen = sorted({places[0], places[len(places) // 2], places[-1]})
+    if np.isnan(values[chosen]).all():
+        return False
+    low, high = np.nanmin(values[chosen]), np.nanmax(values[chosen])
+    figure.set_size_inches(2.0 * len(chosen) + 0.6, 2.1)
+    for axes, place in zip(np.atleast_1d(figure.subplots(1, len(chosen))), chosen, strict=True):
+        square = values[place].reshape(cells.side, cells.side)
+        image = axes.imshow(square, cmap="cividis", vmin=low, vmax=high)
+        axes.set(xticks=[], yticks=[], title=f"round {cells.rounds[place]}")
+    figure.colorbar(image, ax=figure.axes, label="alignment")
+    return True
+
+
+def _followed(record: RunRecord, figure: Any) -> bool:
+    taken = {} if record.society is None else {k: v for k, v in record.society.followed.taken.items() if v[0]}
+    if not taken:
+        return False
+    axes, scores = figure.add_subplot(), np.array(list(taken))
+    for side, name, number in ((-0.2, "taken up by its revision", 2), (0.2, "by another revision (chance)", 5)):
+        shares = [100 * sums[1 if side < 0 else 2] / sums[0] for sums in taken.values()]
+        axes.bar(scores + side, shares, 0.4, label=name, color=COLOURS[number], hatch="" if side < 0 else "///")
+    axes.set(xlabel="rating that came with the reason", ylabel="% of its own words", xticks=scores)
+    axes.legend(fontsize=7)
+    return True
+
+
+def _data(record: RunRecord, figure: Any) -> bool:
+    if record.card is None:
+        return False
+    axes, scores = figure.add_subplot(), np.arange(1, 8)
+    for number, kind in enumerate(KINDS):
+        counts = [record.card["kinds"][kind]["scores"][str(score)] for score in scores]
+        axes.bar(
+            scores + (number - 1) * 0.27,
+            counts,
+            0.27,
+            label=kind,
+            color=COLOURS[number],
+            hatch=("", "//", "..")[number],
+        )
+    axes.set(xlabel="score", ylabel="responses")
+    axes.legend(fontsize=7)
+    return True
+
+
+def _loss(record: RunRecord, figure: Any) -> bool:
+    axes = figure.add_subplot()
+    for number, (stage, rows) in enumerate(record.training.items()):
+        for name, style, what in (("train/loss", "-", ""), ("eval/loss", ":", ", held out")):
+            points = [(row["train/global_step"], row[name]) for row in rows if row.get(name) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=COLOURS[number % 6], lw=1, label=stage + what)
+    if not axes.lines:
+        return False
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend(fontsize=7)
+    return True
+
+
+def _evaluation(record: RunRecord, figure: Any) -> bool:
+    tasks = curves.tasks(record)
+    if not tasks:
+        return False
+    figure.set_size_inches(3.4, 0.45 + len(tasks) * (0.35 + 0.17 * len(record.evaluation)))
+    for axes, task in zip(np.atleast_1d(figure.subplots(len(tasks), 1)), tasks, strict=True):
+        found = [(model, row[task]) for model, row in record.evaluation.items() if task in row]
+        for place, (_, one) in enumerate(found):
+            axes.plot([one.mean], [place], "o", color=COLOURS[place % 6], ms=4)
+            if one.low is not None and one.high is not None:
+                axes.plot([one.low, one.high], [place, place], color=COLOURS[place % 6], lw=1.2)
+        axes.set(yticks=range(len(found)), yticklabels=[model for model, _ in found], ylim=(len(found) - 0.5, -0.5))
+        axes.set_title(task, fontsize=8)
+    return True

@@ -1,0 +1,287 @@
+"""Reads a run, finished or not, into what its report shows."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from salign.config import KINDS, Config, SocietySection
+from salign.errors import DataError
+from salign.evaluation.evaluate import compare
+from salign.evaluation.statistics import Estimate
+from salign.records import read_interactions
+from salign.report.society import MAX_SAMPLES, Reservoir, Shard, Society, SocietyReader, clipped
+from salign.run import RunDir, read_done, read_failure
+from salign.seeds import rng
+from salign.society.rounds import ParetoStop, Round
+from salign.tracking.metrics import Row, read_metrics
+
+MAX_POINTS = 500
+"""Of one curve."""
+_MAX_RESPONSES = 8
+"""Of one group: the best, and the two worst."""
+
+
+@dataclass(frozen=True)
+class WorldPath:
+    """A world's rounds as `metrics.jsonl` has them, in order.
+
+    `stop` says why it ended, None while it has not; `best_round` is where alignment x engagement stopped to improve.
+    """
+
+    world: int
+    population: str
+    rounds: tuple[Row, ...]
+    stop: str | None
+    best_round: int | None
+
+    def values(self, name: str) -> list[float | None]:
+        return [row[name] for row in self.rounds]
+
+
+@dataclass(frozen=True)
+class OverTime:
+    """The simulation by the clock, summed over the shards: [points] each; `seconds` since the first row."""
+
+    seconds: NDArray[np.float64]
+    calls: NDArray[np.float64]
+    tokens: NDArray[np.float64]
+    completion_tokens: NDArray[np.float64] | None
+    in_flight: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of an evaluation: an accuracy, or a mean rating."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int | None
+
+
+@dataclass
+class RunRecord:
+    """All that a report is made of; `gaps` says, section by section, what is not there yet."""
+
+    config: Config
+    manifest: dict[str, Any]
+    machines: dict[str, dict[str, Any]]
+    gaps: dict[str, list[str]] = field(default_factory=dict)
+    paths: list[WorldPath] = field(default_factory=list)
+    over_time: OverTime | None = None
+    society: Society | None = None
+    card: dict[str, Any] | None = None
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    training: dict[str, list[Row]] = field(default_factory=dict)
+    evaluation: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    differences: dict[str, Estimate] = field(default_factory=dict)
+
+    def missing(self, section: str, what: str, folder: Path) -> None:
+        """Notes what is not there, with the error if it failed."""
+        failure = read_failure(folder)
+        said = f"{what} failed: {failure[0]}" if failure is not None else f"{what} is not complete yet"
+        self.gaps.setdefault(section, []).append(said)
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float | None:
+        """What tokens cost, where the config has a price."""
+        price = self.config.tracking.price_per_1000_tokens
+        return None if price is None else price.of(prompt_tokens, completion_tokens)
+
+
+def read_run(run: RunDir, config: Config) -> RunRecord:
+    """Reads whatever of a run is there.
+
+    Raises:
+        DataError: A file of it is malformed.
+    """
+    manifest = json.loads(run.manifest.read_text(encoding="utf-8")) if run.manifest.exists() else {}
+    record = RunRecord(config, manifest, {})
+    _read_society(run, config, record)
+    _read_data(run, config, record)
+    for stage in config.train.stages:
+        folder = run.stage(stage.name)
+        rows = read_metrics(folder / "metrics.jsonl")
+        if rows:
+            record.training[stage.name] = thinned(rows, MAX_POINTS)
+        if not _note_machine(record, f"train {stage.name}", folder):
+            steps = f" (after step {rows[-1]['train/global_step']} of {rows[-1]['train/steps_most']})" if rows else ""
+            record.missing("training", f"train stage {stage.name}{steps}", folder)
+    _read_evaluation(run, config, record)
+    return record
+
+
+def _note_machine(record: RunRecord, unit: str, folder: Path) -> bool:
+    """Whether a unit is complete; then where it was made is noted."""
+    done = read_done(folder)
+    if done is not None and done.machine:
+        record.machines[unit] = done.machine
+    return done is not None
+
+
+def thinned(rows: Sequence[Row], most: int) -> list[Row]:
+    """So many rows, evenly spaced, first and last among them; rows with a measurement on held-out data stay."""
+    if len(rows) <= most:
+        return list(rows)
+    kept = {round(place) for place in np.linspace(0, len(rows) - 1, most)}
+    held_out = [place for place, row in enumerate(rows) if "eval/loss" in row]
+    kept |= set(held_out[:: 1 + len(held_out) // most])
+    return [rows[place] for place in sorted(kept)]
+
+
+# --- the society ---------------------------------------------------------------------------------
+
+
+def _read_society(run: RunDir, config: Config, record: RunRecord) -> None:
+    shards, clocks = [], []
+    for number in range(config.society.num_shards):
+        folder = run.shard(number)
+        rows = read_metrics(folder / "metrics.jsonl")
+        done = read_done(folder)
+        if done is None:
+            record.missing("society", f"shard {number}", folder)
+        else:
+            shards.append(Shard(number, done))
+            _note_machine(record, f"simulate {number}", folder)
+        record.paths += _paths(config, rows, shards[-1] if done is not None else None)
+        clocks.append(thinned([row for row in rows if "sim/calls" in row], MAX_POINTS))
+    record.over_time = _over_time(clocks)
+    if shards:
+        reader = SocietyReader(config, shards)
+        for shard in shards:
+            for interaction in read_interactions(run.shard(shard.number) / "interactions.jsonl"):
+                reader.add(interaction)
+        record.society = reader.end()
+        # Interactions that ran ahead of a stop are in no record; their tokens were paid for.
+        for name in ("num_calls", "prompt_tokens", "completion_tokens"):
+            setattr(record.society, name, sum(shard.done.facts[name] for shard in shards))
+        record.society.num_discarded = sum(shard.done.facts["num_discarded_interactions"] for shard in shards)
+
+
+def _paths(config: Config, rows: Sequence[Row], shard: Shard | None) -> list[WorldPath]:
+    society = config.society
+    worlds: dict[int, list[Row]] = {}
+    for row in rows:
+        if "sim/world" in row:
+            worlds.setdefault(row["sim/world"], []).append(row)
+    found = []
+    for world, of_world in sorted(worlds.items()):
+        of_world.sort(key=lambda row: row["sim/round"])
+        last = society.max_rounds if shard is None else shard.last_rounds[world]
+        held = [row for row in of_world if row["sim/round"] <= last]  # not what ran ahead of a stop
+        if held:
+            found.append(_path(society, world, held))
+    return found
+
+
+def _path(society: SocietySection, world: int, rows: Sequence[Row]) -> WorldPath:
+    stopping, stop = ParetoStop(society.stopping), None
+    for row in rows:
+        alignment, engagement = [row["sim/alignment_mean"]], [row["sim/engagement_mean"]]
+        if stopping.after(Round(world, row["sim/round"], alignment=alignment, engagement=engagement)):
+            stop = "Pareto stop"
+    last = rows[-1]["sim/round"]
+    if stop is None and last == society.max_rounds:
+        stop = "max_rounds"
+    best = last - stopping.num_since_best if society.stopping is not None else None
+    population = society.populations[world % len(society.populations)]
+    return WorldPath(world, population, tuple(rows), stop, best or None)
+
+
+def _over_time(clocks: Sequence[Sequence[Row]]) -> OverTime | None:
+    """Sums over the shards at common moments."""
+    clocks = [rows for rows in clocks if rows]
+    if not clocks:
+        return None
+    start = min(rows[0]["time"] for rows in clocks)
+    end = max(rows[-1]["time"] for rows in clocks)
+    moments = np.linspace(start, end, min(200, max(len(rows) for rows in clocks) + 1))
+
+    def total(name: str, *, after: bool) -> NDArray[np.float64]:
+        sums = np.zeros(len(moments))
+        for rows in clocks:
+            values = [row[name] for row in rows]
+            sums += np.interp(moments, [row["time"] for row in rows], values, left=0, right=None if after else 0)
+        return sums
+
+    known = all("sim/completion_tokens" in row for rows in clocks for row in rows)
+    return OverTime(
+        moments - start,
+        total("sim/calls", after=True),
+        total("sim/tokens", after=True),
+        total("sim/completion_tokens", after=True) if known else None,
+        total("sim/in_flight", after=False),
+    )
+
+
+# --- the data, and what was made of it -----------------------------------------------------------
+
+
+def _read_data(run: RunDir, config: Config, record: RunRecord) -> None:
+    if not _note_machine(record, "collect", run.dataset):
+        record.missing("data", "the alignment data", run.dataset)
+        return
+    record.card = json.loads((run.dataset / "card.json").read_text(encoding="utf-8"))
+    by_kind = {kind: Reservoir(MAX_SAMPLES // len(KINDS), rng(config.run.seed, "report", kind)) for kind in KINDS}
+    for row in _json_rows(run.dataset / "groups.jsonl"):
+        reservoir = by_kind[row["kind"]]
+        place = reservoir.place()
+        if place is not None:
+            reservoir.keep(place, _group(row))
+    record.groups = [group for reservoir in by_kind.values() for group in reservoir.in_order()]
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: no valid JSON ({error})") from None
+
+
+def _group(row: Mapping[str, Any]) -> dict[str, Any]:
+    rated = sorted(zip(row["scores"], row["responses"], strict=True), reverse=True)
+    shown = rated if len(rated) <= _MAX_RESPONSES else [*rated[: _MAX_RESPONSES - 2], *rated[-2:]]
+    return {
+        "kind": row["kind"],
+        "query": clipped(row["query"]),
+        "responses": [{"score": score, "text": clipped(text)} for score, text in shown],
+        "num_left_out": len(rated) - len(shown),
+    }
+
+
+def _read_evaluation(run: RunDir, config: Config, record: RunRecord) -> None:
+    for model in config.evaluated_models:
+        folder = run.evaluation(model)
+        if _note_machine(record, f"evaluate {model}", folder):
+            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            record.evaluation[model] = dict(_figures(results))
+        else:
+            record.missing("evaluation", f"the evaluation of {model}", folder)
+    models = list(config.evaluated_models)
+    if len(models) > 1 and {models[0], models[-1]} <= set(record.evaluation):
+        record.differences = compare(run, config, models[0], models[-1])
+
+
+def _figures(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Figure]]:
+    """Whatever in results.json has a mean, however deep; an evaluation may have more of them than this code knows."""
+    for name, value in results.items():
+        if not isinstance(value, Mapping):
+            continue
+        mean = value.get("mean")
+        if isinstance(mean, int | float):
+            yield f"{prefix}{name}", Figure(mean, value.get("low"), value.get("high"), value.get("n"))
+        else:
+            yield from _figures(value, f"{prefix}{name}/")
+
+
+def failure_counts(society: Society, most: int = 10) -> Counter[str]:
+    """The commonest reasons why interactions failed."""
+    return Counter(dict(society.failures.most_common(most)))

@@ -1,0 +1,288 @@
+"""What the report shows of the interactions, gathered in one pass over them; only counts grow with the record."""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from salign.config import Config, GridTopology
+from salign.records import MAX_SCORE, MIN_SCORE, Interaction
+from salign.run import Done
+from salign.seeds import rng
+from salign.society.rounds import mean
+
+MAX_SAMPLES = 200
+MAX_TEXT = 2_000
+"""Characters of one text that stand in the page."""
+_MAX_CELLS = 600_000
+_MAX_WORLDS = 12
+_MAX_SIDE = 100
+_MAX_READ_CLOSELY = 20_000
+"""Interactions whose words are compared; of more, so many are drawn."""
+NUM_BINS = 61
+"""Of a rating from 1 to 7, a tenth each."""
+MEASURES = ("revision_alignment", "revision_engagement", "draft_alignment")
+_WORD = re.compile(r"\w{4,}")
+_RATINGS = ("feedback", "draft alignment", "draft engagement", "revision alignment", "revision engagement")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A complete shard's marker, with what of it the report needs."""
+
+    number: int
+    done: Done
+
+    @property
+    def populations(self) -> dict[int, str]:
+        return {int(world): population for world, population in self.done.facts["worlds"].items()}
+
+    @property
+    def last_rounds(self) -> dict[int, int]:
+        return {int(world): last for world, last in self.done.facts["rounds"].items()}
+
+    @property
+    def num_interactions(self) -> int:
+        return int(self.done.facts["num_interactions"])
+
+
+def clipped(text: str | None) -> str | None:
+    """A text as long as the page shows it."""
+    return text if text is None or len(text) <= MAX_TEXT else text[:MAX_TEXT] + " ..."
+
+
+class CellMap:
+    """Ratings cell by cell, round by round; of a large society some worlds and rounds, and means of square blocks.
+
+    Args:
+        config: Its topology says where an agent is: on the grid, else by its number, row by row.
+        shards: Those that are complete, at least one.
+    """
+
+    def __init__(self, config: Config, shards: Sequence[Shard]) -> None:
+        lasts = {world: last for shard in shards for world, last in sorted(shard.last_rounds.items())}
+        self.num_agents = sum(shard.num_interactions for shard in shards) // max(1, sum(lasts.values()))
+        topology = config.society.topology
+        self.is_grid = isinstance(topology, GridTopology)
+        width = max(1, topology.size if isinstance(topology, GridTopology) else int(np.ceil(self.num_agents**0.5)))
+        self.block = -(-width // _MAX_SIDE)
+        self.side = -(-width // self.block)
+        agents = np.arange(self.num_agents)
+        self._cell = agents // width // self.block * self.side + agents % width // self.block
+        num_cells = self.side**2
+        most_rounds = max(lasts.values(), default=1)
+        kept = int(np.clip(_MAX_CELLS // num_cells, 2, most_rounds)) if most_rounds > 1 else 1
+        self.rounds = sorted({round(number) for number in np.linspace(1, most_rounds, kept)})
+        kept = int(np.clip(_MAX_CELLS // (num_cells * len(self.rounds)), 1, _MAX_WORLDS))
+        # The first worlds, in which populations come by turns.
+        self.lasts = dict(list(lasts.items())[:kept])
+        self.num_worlds = len(lasts)
+        self._place = {number: place for place, number in enumerate(self.rounds)}
+        shape = (len(MEASURES), len(self.rounds), num_cells)
+        self._sums: dict[int, NDArray[np.float32]] = {world: np.zeros(shape, np.float32) for world in self.lasts}
+        self._counts: dict[int, NDArray[np.int32]] = {world: np.zeros(shape, np.int32) for world in self.lasts}
+
+    def add(self, interaction: Interaction) -> None:
+        place = self._place.get(interaction.round)
+        if interaction.world not in self.lasts or place is None:
+            return
+        cell = self._cell[interaction.agent]
+        before, after = interaction.draft_rating, interaction.revision_rating
+        for measure, value in enumerate((after.alignment, after.engagement, before.alignment)):
+            if value is not None:
+                self._sums[interaction.world][measure, place, cell] += value
+                self._counts[interaction.world][measure, place, cell] += 1
+
+    def values(self, world: int) -> NDArray[np.float32]:
+        """[measures, rounds, cells], NaN where nothing is known."""
+        counts = self._counts[world]
+        return np.where(counts > 0, self._sums[world] / np.maximum(counts, 1), np.nan).astype(np.float32)
+
+
+class Followed:
+    """Which feedback was followed: how many of a reason's own words the revision takes up.
+
+    A reason's own words are those (of 4 letters or more) that neither question nor draft has. Chance is what the same
+    words find in the revision of another interaction.
+    """
+
+    def __init__(self) -> None:
+        self.taken: dict[int, list[float]] = {score: [0.0, 0.0, 0.0] for score in range(1, 8)}
+        """By the rating that stood with the reason: reasons, and sums of share and of chance."""
+        self.gain: dict[int, list[float]] = {score: [0.0, 0.0, 0.0] for score in range(1, 8)}
+        """By the audience's mean rating: interactions, and sums of the change in alignment and of its square."""
+        self.num_read = 0
+        self._other: frozenset[str] = frozenset()
+
+    def add(self, interaction: Interaction) -> list[float | None]:
+        """Takes up an interaction; the share of each reason's words that the revision took."""
+        if interaction.revision is None or interaction.draft is None:
+            return [None] * len(interaction.feedback)
+        known = _words(interaction.question) | _words(interaction.draft)
+        revision = _words(interaction.revision)
+        shares: list[float | None] = []
+        for item in interaction.feedback:
+            own = _words(item.reason) - known
+            share = len(own & revision) / len(own) if own else None
+            shares.append(share)
+            if share is not None and item.rating is not None and self.num_read:
+                sums = self.taken[round(item.rating)]
+                sums[0] += 1
+                sums[1] += share
+                sums[2] += len(own & self._other) / len(own)
+        self._other = revision
+        self.num_read += 1
+        return shares
+
+    def add_gain(self, interaction: Interaction) -> None:
+        heard = mean(item.rating for item in interaction.feedback)
+        before, after = interaction.draft_rating.alignment, interaction.revision_rating.alignment
+        if heard is not None and before is not None and after is not None:
+            sums = self.gain[round(heard)]
+            sums[0] += 1
+            sums[1] += after - before
+            sums[2] += (after - before) ** 2
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text.lower()))
+
+
+class Reservoir:
+    """So many of a stream, each with the same chance (Vitter 1985, algorithm R)."""
+
+    def __init__(self, size: int, generator: random.Random) -> None:
+        self._size, self._rng = size, generator
+        self.items: list[tuple[int, Any]] = []
+        self.num_seen = 0
+
+    def place(self) -> int | None:
+        """Where the next of the stream is to be kept, if it is."""
+        self.num_seen += 1
+        if len(self.items) < self._size:
+            self.items.append((self.num_seen, None))
+            return len(self.items) - 1
+        drawn = self._rng.randrange(self.num_seen)
+        return drawn if drawn < self._size else None
+
+    def keep(self, place: int, item: Any) -> None:
+        self.items[place] = (self.num_seen, item)
+
+    def in_order(self) -> list[Any]:
+        return [item for _, item in sorted(self.items, key=lambda pair: pair[0])]
+
+
+@dataclass
+class Society:
+    """What is known of the interactions of all complete shards."""
+
+    cells: CellMap | None
+    num_interactions: int = 0
+    num_failed: int = 0
+    num_discarded: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    num_calls: int = 0
+    before_after: NDArray[np.int64] = field(default_factory=lambda: np.zeros((NUM_BINS, NUM_BINS), np.int64))
+    """Interactions by alignment of draft (first) and revision, to the tenth."""
+    num_higher: int = 0
+    """Revisions whose alignment was rated higher than the draft's; `num_lower`: lower."""
+    num_lower: int = 0
+    means: dict[str, float | None] = field(default_factory=dict)
+    followed: Followed = field(default_factory=Followed)
+    missing: dict[str, list[int]] = field(default_factory=lambda: {name: [0, 0] for name in _RATINGS})
+    """By who rates what: ratings asked for, and those that are missing."""
+    failures: Counter[str] = field(default_factory=Counter)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+class SocietyReader:
+    """Takes interactions one by one.
+
+    Args:
+        config: The run's.
+        shards: Those that are complete; what they count says how much may be kept.
+    """
+
+    def __init__(self, config: Config, shards: Sequence[Shard]) -> None:
+        self.society = Society(CellMap(config, shards) if shards else None)
+        self._samples = Reservoir(MAX_SAMPLES, rng(config.run.seed, "report", "interactions"))
+        total = sum(shard.num_interactions for shard in shards)
+        self._closely = min(1.0, _MAX_READ_CLOSELY / max(total, 1))
+        self._rng = rng(config.run.seed, "report", "closely")
+        self._sums = {name: [0, 0.0] for name in _RATINGS[1:]}
+
+    def add(self, interaction: Interaction) -> None:
+        society = self.society
+        society.num_interactions += 1
+        society.num_calls += interaction.num_calls
+        society.prompt_tokens += interaction.prompt_tokens
+        society.completion_tokens += interaction.completion_tokens
+        if interaction.failure is not None:
+            society.num_failed += 1
+            # A record's failures are few kinds of sentence; numbers in them are not kinds of their own.
+            if len(society.failures) < 50 or interaction.failure in society.failures:
+                society.failures[interaction.failure] += 1
+        if society.cells is not None:
+            society.cells.add(interaction)
+        self._rate(interaction)
+        society.followed.add_gain(interaction)
+        place = self._samples.place()
+        if place is not None or self._rng.random() < self._closely:
+            taken = society.followed.add(interaction)
+            if place is not None:
+                self._samples.keep(place, _sample(interaction, taken))
+
+    def _rate(self, interaction: Interaction) -> None:
+        society, before, after = self.society, interaction.draft_rating, interaction.revision_rating
+        values: dict[str, list[float | None]] = {"feedback": [item.rating for item in interaction.feedback]}
+        if interaction.draft is not None:
+            values |= {"draft alignment": [before.alignment], "draft engagement": [before.engagement]}
+        if interaction.revision is not None:
+            values |= {"revision alignment": [after.alignment], "revision engagement": [after.engagement]}
+        for name, ratings in values.items():
+            society.missing[name][0] += len(ratings)
+            society.missing[name][1] += ratings.count(None)
+            if name != "feedback" and ratings[0] is not None:
+                self._sums[name][0] += 1
+                self._sums[name][1] += ratings[0]
+        if before.alignment is not None and after.alignment is not None:
+            society.before_after[_bin(before.alignment), _bin(after.alignment)] += 1
+            society.num_higher += after.alignment > before.alignment
+            society.num_lower += after.alignment < before.alignment
+
+    def end(self) -> Society:
+        self.society.samples = self._samples.in_order()
+        self.society.means = {name: total / num if num else None for name, (num, total) in self._sums.items()}
+        return self.society
+
+
+def _bin(rating: float) -> int:
+    share = (min(max(rating, MIN_SCORE), MAX_SCORE) - MIN_SCORE) / (MAX_SCORE - MIN_SCORE)
+    return round(share * (NUM_BINS - 1))
+
+
+def _sample(interaction: Interaction, taken: Sequence[float | None]) -> dict[str, Any]:
+    """An interaction for reading."""
+    before, after = interaction.draft_rating, interaction.revision_rating
+    return {
+        "world": interaction.world,
+        "round": interaction.round,
+        "agent": interaction.agent,
+        "part": interaction.part,
+        "question": clipped(interaction.question),
+        "recalled": None if interaction.recalled is None else clipped(interaction.recalled.answer),
+        "draft": clipped(interaction.draft),
+        "revision": clipped(interaction.revision),
+        "failure": clipped(interaction.failure),
+        "ratings": [before.alignment, before.engagement, after.alignment, after.engagement],
+        "feedback": [
+            {"agent": item.agent, "rating": item.rating, "reason": clipped(item.reason), "taken": share}
+            for item, share in zip(interaction.feedback, taken, strict=True)
+        ],
+    }

@@ -1,0 +1,64 @@
+"""What is logged to W&B, by whom, and over what it is drawn. Names follow TRL's under `train/` and `eval/`."""
+
+from typing import Literal
+
+JobType = Literal["simulate", "train", "evaluate"]
+
+_LOSSES = (
+    "loss",
+    "loss_best",
+    "loss_contrast",
+    "logps/chosen",
+    "logps/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+)
+
+# Of each kind of run: what its rows and its summary hold. `*` stands for the task of an evaluation.
+LOGGED: dict[JobType, tuple[str, ...]] = {
+    "simulate": (
+        "sim/round",
+        "sim/alignment_mean",
+        "sim/engagement_mean",
+        "sim/draft_alignment_mean",
+        "sim/draft_engagement_mean",
+        "sim/parse_rate",
+        "sim/failed",
+        "sim/calls",
+        "sim/tokens",
+        "sim/cost",
+        "sim/shards_done",
+        "sim/shards_failed",
+        "sim/interactions",
+        "sim/samples",
+        "data/groups",
+        "data/imitation",
+        "data/self_critic",
+        "data/realignment",
+    ),
+    "train": (
+        "train/global_step",
+        "train/steps_most",
+        *(f"train/{name}" for name in _LOSSES),
+        *(f"eval/{name}" for name in _LOSSES),
+        "train/learning_rate",
+        "train/grad_norm",
+        "train/epoch",
+        "train/num_tokens",
+        "perf/step_time_s",
+        "perf/data_time_s",
+        "perf/tokens_per_s",
+        "perf/padding_share",
+        "perf/mfu",
+        "mem/max_rss_gib",
+        "mem/max_gpu_gib",
+    ),
+    "evaluate": ("eval/*/mean", "eval/*/low", "eval/*/high", "eval/*/n", "eval/*/num_missing", "eval/samples"),
+}
+
+# What is on the x axis of whose curves; wandb's own step is not used, so that a requeued run may go on.
+X_AXES: dict[JobType, dict[str, str]] = {
+    "simulate": {"sim/*": "sim/round"},
+    "train": dict.fromkeys(("train/*", "eval/*", "perf/*", "mem/*"), "train/global_step"),
+    "evaluate": {},
+}
