@@ -66,8 +66,9 @@ def train(run_path: Path, stage: str) -> None:
         loop.train(run, config, stage)
 
 
-def evaluate(run_path: Path, model: str) -> None:
-    """The evaluation of one model."""
+def evaluate(run_path: Path, model: str, *, allow_missing: bool = False) -> None:
+    """The evaluation of one model, by one of its ranks."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # lm_eval's bars; ours reads metrics.jsonl
     from salign.evaluation import evaluate as evaluating
 
     run = open_run(run_path)
@@ -75,7 +76,7 @@ def evaluate(run_path: Path, model: str) -> None:
     if model != "base":
         config.stage(model)  # a wrong name is said before a folder is made for it
     if not _is_done(run, config, "evaluate", model):
-        evaluating.evaluate(run, config, model)
+        evaluating.evaluate(run, config, model, allow_missing=allow_missing)
 
 
 def set_up_logging() -> None:

@@ -33,7 +33,7 @@ def _watched(stage: str, group: Sequence[Unit]) -> Watched:
 
 def _command(unit: Unit, run: RunDir, config: Config) -> list[str]:
     stage = ["-m", "salign.stages", "--attended", unit.stage, str(run.path), *unit.command[1:]]
-    if unit.stage == "train" and config.cluster.num_ranks > 1:
+    if unit.stage in ("train", "evaluate") and config.cluster.num_ranks > 1:
         ranks = ["--standalone", "--nproc-per-node", str(config.cluster.num_ranks)]
         return [sys.executable, "-m", "torch.distributed.run", *ranks, *stage]
     if unit.stage == "simulate" and config.cluster.ranks_per_shard > 1:
@@ -96,7 +96,8 @@ def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: 
     """
     waiting = list(pending)
     running: dict[subprocess.Popen[bytes], tuple[Unit, int]] = {}
-    num_at_once = config.cluster.num_ranks if pending[0].stage == "train" else min(num_workers, len(pending))
+    in_ranks = pending[0].stage in ("train", "evaluate")
+    num_at_once = config.cluster.num_ranks if in_ranks else min(num_workers, len(pending))
     places = list(range(min(num_workers, len(pending))))
     devices = visible_devices() if len(places) > 1 else []
     if pending[0].stage == "simulate":

@@ -14,6 +14,7 @@ from salign.config.engines import (
     ServerEngine,
     TransformersEngine,
 )
+from salign.config.evaluation import JUDGED, EvaluateSection, Judge
 from salign.config.society import (
     Ablation,
     CompleteTopology,
@@ -58,6 +59,7 @@ from salign.config.training import (
     Ratio,
     RRHFObjective,
     RunData,
+    SeveralData,
     SFTObjective,
     StableObjective,
     TrainingData,
@@ -67,6 +69,7 @@ from salign.config.training import (
 from salign.errors import ConfigError
 
 __all__ = [
+    "JUDGED",
     "KINDS",
     "Ablation",
     "AnswersData",
@@ -90,6 +93,7 @@ __all__ = [
     "HashingEmbedder",
     "IsolatedTopology",
     "JsonSource",
+    "Judge",
     "Kind",
     "ListwiseDPOObjective",
     "LocalCluster",
@@ -110,6 +114,7 @@ __all__ = [
     "Section",
     "ServerAddress",
     "ServerEngine",
+    "SeveralData",
     "SmallWorldTopology",
     "SocietySection",
     "Source",
@@ -133,19 +138,6 @@ class RunSection(Section):
     seed: Annotated[int, NotBool] = 0
 
 
-class EvaluateSection(Section):
-    models: tuple[Name, ...] = ()
-    """`base` or the name of a training stage; empty: base and the last stage."""
-    questions: Source = EverydaySource(split="held_out")
-    num_questions: Count | None = None
-    answer: Sampling = Sampling(temperature=0.0)
-    judge: EngineSection | None = None
-    """None: the run's engine."""
-    num_resamples: Annotated[int, NotBool, Field(ge=100)] = 10_000
-    moral_stories: AbsolutePath | None = None
-    num_moral_stories: Count | None = None
-
-
 class LocalCluster(Section):
     kind: Literal["local"] = "local"
     num_workers: Count = 2
@@ -153,7 +145,7 @@ class LocalCluster(Section):
     ranks_per_shard: Count = 1
     """MPI processes that simulate one shard together; each world is cut among them."""
     num_ranks: Count = 2
-    """Training ranks."""
+    """Ranks that train a stage, or evaluate a model, together."""
 
 
 class TrackingSection(Section):
@@ -182,6 +174,12 @@ class Config(Section):
         if self.evaluate.models:
             return self.evaluate.models
         return ("base", *(stage.name for stage in self.train.stages[-1:]))
+
+    @property
+    def has_society(self) -> bool:
+        """Whether anything is simulated: not where stages are trained and none of them on the society's data."""
+        stages = self.train.stages
+        return not stages or any(part.kind == "run" for stage in stages for part in stage.parts)
 
     def stage(self, name: str) -> TrainStage:
         """The training stage of that name.

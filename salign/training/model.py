@@ -40,7 +40,7 @@ def _chunked_nll(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Ten
     return torch.cat(chunks)
 
 
-def _mask(model: PreTrainedModel, row: Row) -> Tensor:
+def mask_of(model: PreTrainedModel, row: Row) -> Tensor:
     """The row's mask as the model takes it: plain attention, all that some families have, adds it to its scores."""
     if model.config._attn_implementation != "eager":
         return row.attention_mask
@@ -62,7 +62,7 @@ def response_nll(model: PreTrainedModel, row: Row) -> Tensor:
     """
     inputs = {
         "input_ids": row.input_ids,
-        "attention_mask": _mask(model, row),
+        "attention_mask": mask_of(model, row),
         "position_ids": row.position_ids,
         "use_cache": False,
     }
