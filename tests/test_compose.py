@@ -534,6 +534,27 @@ def test_a_shipped_config_loads_and_its_files_are_there(path):
         assert training.deepspeed.is_file()
 
 
+@pytest.mark.parametrize("name", ["sft", "stable", "dpo", "rrhf", "coh"])
+def test_a_baseline_alone_is_that_of_the_comparison(name):
+    compared = compose.load(CONFIGS / "compare.yaml")
+    assert compared.stage(name) == compose.load(CONFIGS / "train" / f"{name}.yaml").stage(name)
+    assert compared.train.start_of(name) == "base"
+    assert len({stage.num_tokens for stage in compared.train.stages}) == 1
+
+
+def test_defaults_are_those_of_every_stage_that_does_not_say_otherwise():
+    defaults = {key: value for key, value in stage("x").items() if key != "name"}
+    found = config(train={"defaults": defaults, "stages": [{"name": "a"}, {"name": "b", "max_steps": 3}]}).train.stages
+    assert found == config(train={"stages": [stage("a"), stage("b", max_steps=3)]}).train.stages
+
+
+def test_several_data_are_overridden_at_once():
+    data = "{kind: several, parts: [{kind: answers}, {kind: run, kinds: [imitation]}]}"
+    found = compose.load(CONFIGS / "compare.yaml", [f"train.defaults.data={data}", "train.stages.sft.data.kind=run"])
+    assert [part.kind for part in found.stage("stable").parts] == ["answers", "run"]
+    assert found.has_society
+
+
 def test_quickstart_is_shipped():
     assert (CONFIGS / "quickstart.yaml").is_file()
 
