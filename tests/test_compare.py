@@ -137,6 +137,7 @@ def test_the_permutation_test_is_exact_for_few_pairs():
     # All four differences point one way: 2 of the 16 ways to flip signs are as extreme.
     assert permutation_p([0, 0, 0, 0], [1, 2, 3, 4], num_resamples=1000, seed=0) == pytest.approx(2 / 16)
     assert permutation_p([1.0, 2.0], [1.0, 2.0], num_resamples=1000, seed=0) == 1.0
+    assert permutation_p([1.0], [2.0], num_resamples=1000, seed=0) == 1.0
     assert permutation_p([None], [1.0], num_resamples=1000, seed=0) is None
     with pytest.raises(ValueError, match=r"shorter|longer"):
         permutation_p([1.0], [1.0, 2.0], num_resamples=1000, seed=0)

@@ -82,7 +82,7 @@ def permutation_p(
     differences = np.array([b - a for a, b in pairs if a is not None and b is not None], dtype=np.float64)
     if not len(differences):
         return None
-    if not differences.any():
+    if len(differences) < 2 or not differences.any():  # either way round it is as extreme
         return 1.0
     found = permutation_test(
         (differences,),
