@@ -57,9 +57,11 @@ def test_benchmarks_that_are_not_known_or_have_no_data(tmp_path):
     with pytest.raises(ConfigError, match="has a benchmark 'moral_storys'; did you mean 'moral_stories'"):
         check_inputs(config(tmp_path, evaluate={"benchmarks": ["moral_storys"]}))
     missing = {"benchmarks": ["hh", "questions"], "data_dir": str(tmp_path)}
-    with pytest.raises(DataError, match=r"benchmark hh: put hh_harmless_test\.jsonl\.gz into"):
+    with pytest.raises(DataError, match=r"benchmark hh has no data here: put hh_harmless_test\.jsonl\.gz into"):
         check_inputs(config(tmp_path, evaluate=missing))
     check_inputs(config(tmp_path, evaluate={**missing, "allow_missing": True}))
+    with pytest.raises(ConfigError, match=r"(?s)has a benchmark 'no_such'.*benchmark hh has no data"):
+        check_inputs(config(tmp_path, evaluate={**missing, "benchmarks": ["no_such", "hh"]}))
 
 
 def test_answers_without_a_good_one(tmp_path):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from salign.config import JUDGED, Config, EvaluateSection, HHSource, Sampling
 from salign.engines.base import Engine, Prompt
-from salign.errors import CallRejectedError, ConfigError, DataError
-from salign.evaluation.tasks import MissingDataError, check_known, data_file, local_rows
+from salign.errors import CallRejectedError, ConfigError, DataError, SalignError
+from salign.evaluation.tasks import MissingDataError, check_known, data_file, local_rows, missing
 from salign.seeds import derive
 from salign.society import prompts, sources
 from salign.society.back_scatter import CRITERIA
@@ -84,8 +84,7 @@ def items(config: Config, benchmark: str) -> list[Item]:
         return [Item(benchmark, number, text, text) for number, text in enumerate(texts[: section.num_documents])]
     path = section.file_of(benchmark)
     if path is None:
-        wanted = " or ".join(section.wanted_files(benchmark))
-        raise MissingDataError(f"benchmark {benchmark}: put {wanted} into evaluate.data_dir ({section.data_dir}).")
+        raise missing(benchmark, section)
     questions = sources.questions(HHSource(kind="hh", path=path))[: section.num_documents]
     if benchmark == "hh":
         return [Item(benchmark, number, text, text) for number, text in enumerate(questions)]
@@ -98,9 +97,10 @@ def check_benchmarks(config: Config) -> None:
     """Reads every file that the evaluation will read, without loading lm_eval.
 
     Raises:
-        ConfigError: A benchmark that is not known, or fewer questions than asked for.
-        DataError: A file is empty or malformed, or certainly missing.
+        SalignError: A benchmark is not known or its file is empty, malformed or certainly missing, or there are fewer
+            questions than asked for; all that is found is said, as an error of the first one's kind.
     """
+    found: list[SalignError] = []
     for benchmark in config.evaluate.benchmarks:
         try:
             if benchmark in JUDGED:
@@ -108,9 +108,13 @@ def check_benchmarks(config: Config) -> None:
             else:
                 check_known(benchmark)
                 local_rows(benchmark, config.evaluate)
-        except MissingDataError:
+        except MissingDataError as error:
             if not config.evaluate.allow_missing:
-                raise
+                found.append(error)
+        except (ConfigError, DataError) as error:
+            found.append(error)
+    if found:
+        raise type(found[0])("\n".join(map(str, found)))
 
 
 def attacks(section: EvaluateSection) -> list[str]:

@@ -42,6 +42,17 @@ class MissingDataError(DataError):
     exit_code = 1
 
 
+def missing(benchmark: str, section: EvaluateSection, nor: str = "") -> MissingDataError:
+    """What is said of a benchmark that has no data here."""
+    ways = []
+    if names := section.wanted_files(benchmark):
+        where = "" if section.data_dir is None else f" ({section.data_dir})"
+        ways.append(f"put {' or '.join(names)} into evaluate.data_dir{where}")
+    if nor:
+        ways.append("run with --prefetch where the hub can be reached")
+    return MissingDataError(f"benchmark {benchmark} has no data here{nor}: {', or '.join(ways)}.")
+
+
 def data_file(name: str) -> Path:
     """A file that this package ships."""
     return Path(str(importlib.resources.files("salign.evaluation").joinpath("data", name)))
@@ -58,10 +69,7 @@ def local_rows(benchmark: str, section: EvaluateSection) -> list[Row] | None:
     """
     path = data_file("general.jsonl") if benchmark == "general" else section.file_of(benchmark)
     if path is None and benchmark in _OURS:
-        names = " or ".join(section.wanted_files(benchmark))
-        raise MissingDataError(
-            f"benchmark {benchmark} has no data: put {names} into evaluate.data_dir ({section.data_dir})."
-        )
+        raise missing(benchmark, section)
     if path is None:
         return None
     rows = [_checked(benchmark, row, f"{path}, {place}") for place, row in _read(path)]
@@ -216,12 +224,7 @@ def _from_hub(benchmark: str, section: EvaluateSection) -> "Task":
         task = TaskManager().load([benchmark])["tasks"][benchmark]
     except (OSError, ValueError, RuntimeError) as error:  # what datasets raises where nothing is cached
         said = str(error).strip().splitlines()[0][:200]
-        names = " or ".join(section.wanted_files(benchmark))
-        remedy = f"put {names} into evaluate.data_dir ({section.data_dir}), or " if names else ""
-        raise MissingDataError(
-            f"benchmark {benchmark} has no data here, nor in the hub's cache ({said}): {remedy}run with --prefetch "
-            "where the hub can be reached."
-        ) from error
+        raise missing(benchmark, section, f", nor has the hub's cache ({said})") from error
     if task.OUTPUT_TYPE not in _MEASURED:
         raise ConfigError(
             f"evaluate.benchmarks: lm_eval's task {benchmark} is of the kind {task.OUTPUT_TYPE}; measured here are "
