@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import time
@@ -127,6 +128,11 @@ class _Counter:
         self._written = 0.0
         self.tokens = 0
 
+    def heard(self, engine: MeteredEngine, before: int) -> None:
+        """A call of an engine is over; `before` are the tokens of those before it."""
+        self.tokens = before + engine.prompt_tokens + engine.completion_tokens
+        self.told()
+
     def told(self) -> None:
         self._count += 1
         now = time.monotonic()
@@ -184,29 +190,28 @@ def _judges(config: Config) -> tuple[JudgeSection, ...]:
     return config.evaluate.judges or (JudgeSection(name="engine", engine=config.engine),)
 
 
-async def _judged(
-    config: Config, asked: Sequence[Item], model: str, counter: _Counter, logs: Path
-) -> tuple[list[Sample], dict[str, str]]:
-    """This rank's samples, and each judge's identity."""
-    section, seed = config.evaluate, config.run.seed
-
-    def heard(engine: MeteredEngine, before: int) -> None:
-        counter.tokens = before + engine.prompt_tokens + engine.completion_tokens
-        counter.told()
-
+async def _answered(config: Config, asked: Sequence[Item], model: str, counter: _Counter, logs: Path) -> list[Sample]:
     answering = TransformersEngine(model=model)
     if isinstance(config.engine, TransformersEngine):
         answering = config.engine.model_copy(update={"model": model})
     async with open_engine(answering, model, logs) as engine:
-        samples = await answer_all(engine, asked, section.answer, seed, lambda: heard(engine, 0))
+        told = functools.partial(counter.heard, engine, counter.tokens)
+        return await answer_all(engine, asked, config.evaluate.answer, config.run.seed, told)
+
+
+async def _rated(
+    config: Config, judges: Iterable[JudgeSection], samples: Sequence[Sample], counter: _Counter, logs: Path
+) -> dict[str, str]:
+    """Each judge's identity; its ratings are put into the samples."""
     identities: dict[str, str] = {}
-    for named in _judges(config):
+    rated = [sample for sample in samples if RATED[sample.item.benchmark]]
+    for named in judges if rated else ():
         async with open_engine(named.engine, config.model, logs) as engine:
-            judge, told = judging.Judge(engine, config.society, seed), functools.partial(heard, engine, counter.tokens)
-            rated = [sample for sample in samples if RATED[sample.item.benchmark]]
+            judge = judging.Judge(engine, config.society, config.run.seed)
+            told = functools.partial(counter.heard, engine, counter.tokens)
             await asyncio.gather(*(_rate(sample, named.name, judge, told) for sample in rated))
             identities[named.name] = engine.identity
-    return samples, identities
+    return identities
 
 
 async def _rate(sample: Sample, name: str, judge: judging.Judge, told: Callable[[], None]) -> None:
@@ -246,24 +251,26 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
         if ranks.is_main:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
             log = stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
-        own = work.items[ranks.rank :: ranks.size]
-        num_judged = len(own) + len(_judges(config)) * sum(bool(RATED[item.benchmark]) for item in own)
-        counter = _Counter(log, num_judged + _num_documents(config, work, ranks))
+        counter = _Counter(log, _num_calls(config, work, ranks))
         rows = measure_tasks(config, model, work.tasks, ranks, counter)
-        found: tuple[list[Sample], dict[str, str]] = ([], {})
+        # Every rank judges what it answered, unless the judge is a server that one rank is to start.
+        shared = [judge for judge in _judges(config) if ranks.size == 1 or judge.engine.kind != "server"]
+        later = [judge for judge in _judges(config) if judge not in shared]
+        own, identities, logs = list[Sample](), dict[str, str](), folder / f"servers-{ranks.rank}"
         if work.items:
-            found = asyncio.run(_judged(config, own, model, counter, folder / f"servers-{ranks.rank}"))
-        parts = gather(found, ranks)
+            own = asyncio.run(_answered(config, work.items[ranks.rank :: ranks.size], model, counter, logs))
+            identities = asyncio.run(_rated(config, shared, own, counter, logs))
+        samples = sorted(itertools.chain.from_iterable(gather(own, ranks)), key=_place(config))
+        if is_launched():
+            leave_ranks()
         if ranks.is_main:
-            samples = sorted((sample for part, _ in parts for sample in part), key=_place(config))
+            identities |= asyncio.run(_rated(config, later, samples, counter, logs))
             rows += [sample_row(sample) for sample in samples]
-            results = _results(config, name, work, rows, (samples, parts[0][1]))
+            results = _results(config, name, work, rows, (samples, identities))
             results["leak_check"] = {"num_evaluation_prompts": num_compared, "num_leaked": 0}
             _write(folder, rows, results)
             _mirror(run, config, samples, results)
             mark_done(folder, ["results.json", "samples.jsonl"], inputs, results["figures"])
-    if is_launched():
-        leave_ranks()
 
 
 def _place(config: Config) -> Any:
@@ -271,10 +278,13 @@ def _place(config: Config) -> Any:
     return lambda sample: (order.index(sample.item.benchmark), sample.item.id)
 
 
-def _num_documents(config: Config, work: Work, ranks: Ranks) -> int:
-    most = config.evaluate.num_documents
+def _num_calls(config: Config, work: Work, ranks: Ranks) -> int:
+    """Of this rank: documents, answers and ratings."""
+    most, judges = config.evaluate.num_documents, _judges(config)
     counts = [len(task.eval_docs) if most is None else min(most, len(task.eval_docs)) for task in work.tasks.values()]
-    return sum(len(range(ranks.rank, count, ranks.size)) for count in counts)
+    own = work.items[ranks.rank :: ranks.size]
+    num_rated = sum(bool(RATED[item.benchmark]) for item in own)
+    return sum(len(range(ranks.rank, count, ranks.size)) for count in counts) + len(own) + len(judges) * num_rated
 
 
 def _groups(run: RunDir) -> Iterable[AlignmentGroup]:
@@ -367,8 +377,11 @@ def prefetch(config: Config) -> Iterator[str]:
     """
     from salign import models
 
-    models.load_tokenizer(config.model)
-    yield f"model {config.model}"
+    engines = (config.engine, *(judge.engine for judge in config.evaluate.judges))
+    own = [engine.model for engine in engines if isinstance(engine, TransformersEngine) and engine.model is not None]
+    for model in dict.fromkeys([config.model, *own]):
+        models.fetch(model)
+        yield f"model {model}"
     work = load_work(config, allow_missing=False)
     for name, task in work.tasks.items():
         yield f"benchmark {name}: {len(task.eval_docs)} documents"
