@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from salign.config import KINDS, Config
-from salign.evaluation.compare import compare
+from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.statistics import Estimate
 from salign.records import Interaction, read_interactions
 from salign.run import RunDir, read_done, write_atomic
@@ -29,7 +29,7 @@ def _society(interactions: list[Interaction]) -> dict[str, Any]:
 
 
 def summarize(run: RunDir, config: Config) -> dict[str, Any]:
-    """The run's figures, from its complete stages; written to `report/summary.json`.
+    """The run's figures, from its complete stages; written to `report/summary.json`, and the models' table.
 
     Returns:
         `society` and `dataset` (None where nothing was simulated), `training`, `evaluation` and `differences`, each
@@ -57,8 +57,10 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
         evaluation[model] = {} if done is None else done.facts
     differences = {}
     if len(models) > 1:
-        compared = compare(run, config, (models[0], models[-1]))
-        differences = {task: difference.estimate for task, (difference,) in compared.differences.items()}
+        compared = compare(run, config, models)
+        write_tables(run, compared)
+        # Pairs stand in the order of the models.
+        differences = {task: pairs[len(models) - 2].estimate for task, pairs in compared.differences.items()}
     summary = {
         "society": None if card is None else _society(interactions),
         "dataset": None if card is None else {kind: card["kinds"][kind]["num_groups"] for kind in KINDS},
