@@ -8,7 +8,6 @@ srun --ntasks-per-node 2 python jobs/train.py RUN --stage stable        # within
 
 import argparse
 import contextlib
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from salign import stages
 from salign.errors import run_main
 from salign.launch import open_or_prepare
 from salign.tracking.progress import watch_training, watching
+from salign.training.rendezvous import is_first
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     stages.begin()
     run = open_or_prepare(args.run)
     with contextlib.ExitStack() as stack:
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        if is_first():
             metrics = run.stage(args.stage) / "metrics.jsonl"
             stack.enter_context(watching(watch_training(args.stage, metrics), Console()))
         stages.train(run.path, args.stage)

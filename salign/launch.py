@@ -34,7 +34,7 @@ from salign.dataset.collect import check_leaks
 from salign.dataset.groups import demonstrations
 from salign.engines.programs import program_of
 from salign.errors import StageError
-from salign.evaluation.evaluate import held_out_questions
+from salign.evaluation.judged import check_benchmarks
 from salign.manifest import take_snapshot, write_manifest
 from salign.report.summary import print_summary, summarize
 from salign.report.write import write_report
@@ -70,17 +70,17 @@ def check_inputs(config: Config) -> dict[str, str]:
     if isinstance(topology, EdgesTopology):
         make_topology(topology)
         files.append(topology.path)
-    held_out_questions(config)
+    check_benchmarks(config)
     for stage in config.train.stages:
         deepspeed_config(stage, config.cluster.num_ranks)
         files.append(stage.deepspeed)
-        if stage.data.kind == "groups":
-            files.append(stage.data.path)  # check_leaks reads it
-        elif stage.data.kind == "answers":
-            demonstrations(stage.data)
-            used.append(stage.data.source)
-    if config.evaluate.moral_stories is not None:
-        files.append(config.evaluate.moral_stories)
+        for part in stage.parts:
+            if part.kind == "groups":
+                files.append(part.path)  # check_leaks reads it
+            elif part.kind == "answers":
+                demonstrations(part)
+                used.append(part.source)
+    files += config.evaluate.files
     check_leaks(config, groups=())
     files += [source.path for source in used if not isinstance(source, EverydaySource | DatasetSource)]
     return {str(file): sha256(file) for file in files}
@@ -101,7 +101,8 @@ def check_models(config: Config, *, fetch: bool) -> None:
     if isinstance(config.society.embedder, TransformersEmbedder):
         named.append(config.society.embedder.model)
     parts = (part.engine for part in config.society.mixture)
-    for engine in (config.engine, config.evaluate.judge, config.society.observer, *parts):
+    judges = (judge.engine for judge in config.evaluate.judges)
+    for engine in (config.engine, *judges, config.society.observer, *parts):
         if isinstance(engine, TransformersEngine) and engine.model is not None:
             named.append(engine.model)
         if isinstance(engine, ServerEngine):

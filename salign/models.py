@@ -183,6 +183,24 @@ def resolve(model: str) -> str:
     return model
 
 
+def fetch(model: str) -> None:
+    """Brings a model's files into the caches, where the network is.
+
+    Raises:
+        ConfigError: It cannot be had.
+    """
+    resolved = resolve(model)
+    if Path(resolved).is_dir():
+        return
+    import huggingface_hub
+
+    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+    try:
+        huggingface_hub.snapshot_download(resolved, allow_patterns=wanted)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {model} cannot be fetched from the hub: {last_line(str(error))}.") from error
+
+
 def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> "PreTrainedTokenizerBase":
     """The model's tokenizer, with a chat template: its own, or Alpaca's where it has none or where that is asked for.
 

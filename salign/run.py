@@ -330,7 +330,7 @@ _FREE_TO_CHANGE = (
 )
 # Of every engine and embedder: where it is and how it is asked.
 _ENGINES = re.compile(
-    r"(engine|evaluate\.judge|society\.(observer|embedder|mixture\.[^.]+\.engine))\."
+    r"(engine|evaluate\.judges\.[^.]+\.engine|society\.(observer|embedder|mixture\.[^.]+\.engine))\."
     r"(base_url|api_key_env|timeout_s|num_retries|max_in_flight|device|max_batch|num_servers|num_slots|arguments"
     r"|start_timeout_s)"
 )

@@ -77,17 +77,18 @@ def train(run_path: Path, name: str) -> None:
     _do(run_path, ("train", name), stage)
 
 
-def evaluate(run_path: Path, model: str) -> None:
-    """The evaluation of one model.
+def evaluate(run_path: Path, model: str, *, allow_missing: bool = False) -> None:
+    """The evaluation of one model, by one of its ranks.
 
     Raises:
         ConfigError: The run evaluates no such model.
     """
 
     def stage(run: RunDir, config: Config) -> None:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # lm_eval's bars; ours reads metrics.jsonl
         from salign.evaluation import evaluate as evaluating
 
-        evaluating.evaluate(run, config, model)
+        evaluating.evaluate(run, config, model, allow_missing=allow_missing)
 
     known = open_run(run_path).config().evaluated_models
     if model not in known:

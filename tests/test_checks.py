@@ -47,9 +47,21 @@ def test_a_prior_with_too_few_answers(tmp_path):
 
 
 def test_stories_without_their_fields(tmp_path):
-    path = file(tmp_path, "stories.jsonl", {"situation": "s"})
-    with pytest.raises(DataError, match=r"stories\.jsonl, row 1: no text in the field 'intention'"):
-        check_inputs(config(tmp_path, evaluate={"moral_stories": path}))
+    file(tmp_path, "moral_stories_test.jsonl", {"situation": "s"})
+    evaluate = {"benchmarks": ["moral_stories"], "data_dir": str(tmp_path)}
+    with pytest.raises(DataError, match=r"moral_stories_test\.jsonl, line 1: no text in norm, intention, moral_action"):
+        check_inputs(config(tmp_path, evaluate=evaluate))
+
+
+def test_benchmarks_that_are_not_known_or_have_no_data(tmp_path):
+    with pytest.raises(ConfigError, match="has a benchmark 'moral_storys'; did you mean 'moral_stories'"):
+        check_inputs(config(tmp_path, evaluate={"benchmarks": ["moral_storys"]}))
+    missing = {"benchmarks": ["hh", "questions"], "data_dir": str(tmp_path)}
+    with pytest.raises(DataError, match=r"benchmark hh has no data here: put hh_harmless_test\.jsonl\.gz into"):
+        check_inputs(config(tmp_path, evaluate=missing))
+    check_inputs(config(tmp_path, evaluate={**missing, "allow_missing": True}))
+    with pytest.raises(ConfigError, match=r"(?s)has a benchmark 'no_such'.*benchmark hh has no data"):
+        check_inputs(config(tmp_path, evaluate={**missing, "benchmarks": ["no_such", "hh"]}))
 
 
 def test_answers_without_a_good_one(tmp_path):
@@ -81,7 +93,7 @@ def test_malformed_rows_of_all_rated_sources_are_skipped_and_counted_if_that_is_
         check_inputs(made)
     with caplog.at_level("WARNING"):
         check_inputs(compose.skipping_bad(made))
-    assert f"train stage s: 2 malformed rows of {path} are left out (skip_bad)" in caplog.text
+    assert f"2 malformed rows of the training data {path} are left out (skip_bad)" in caplog.text
     answers = config(tmp_path, train=stage(tmp_path, data={"kind": "answers"}))
     assert compose.skipping_bad(answers) == answers
     assert compose.differences(made, compose.skipping_bad(made)) == ["train.stages.s.data.skip_bad"]

@@ -127,7 +127,18 @@ def test_a_name_like_no_other_lists_the_known_ones():
         ({"dataset": {"ratio": {"imitation": 0, "self_critic": 0, "realignment": 0}}}, "ratio leaves no data"),
         ({"engine": {"kind": "opnai"}}, "engine.kind: .*'opnai'.*'openai'"),
         ({"engine": {"kind": "transformers", "max_batch": False}}, "engine.max_batch: expected a number"),
-        ({"evaluate": {"judge": {"kind": "openai"}}}, "evaluate.judge.base_url: field required"),
+        (
+            {"evaluate": {"judges": [{"name": "j", "engine": {"kind": "openai"}}]}},
+            "evaluate.judges.j.engine.base_url: field required",
+        ),
+        ({"evaluate": {"benchmarks": []}}, "evaluate.benchmarks: no benchmark is named"),
+        (
+            {"evaluate": {"judges": [{"name": "j", "engine": {"kind": "scripted"}}] * 2}},
+            "two judges have one name: j, j",
+        ),
+        ({"train": {"stages": [stage("a", start="b"), stage("b")]}}, "stages.a.start is 'b'; it may be: base"),
+        ({"train": {"defaults": {"name": "x"}}}, "but not its name"),
+        ({"train": {"defaults": {"max_step": 3}, "stages": [stage("a")]}}, "train.stages.a.max_step: unknown name"),
         ({"evaluate": {"models": ["stabel"]}}, "evaluate.models names stabel; known: base"),
         ({"evaluate": {"num_resamples": 10}}, "evaluate.num_resamples: .*100"),
         ({"train": {"stages": [stage("a"), stage("a")]}}, "two stages have one name: a, a"),
@@ -276,13 +287,13 @@ def test_dotted_paths_start_at_the_file_that_says_them(tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    loaded = compose.load(Path("../c.yaml"), ["evaluate.moral_stories=./m.jsonl"])
-    assert loaded == compose.load(path, ["evaluate.moral_stories=./m.jsonl"])
+    loaded = compose.load(Path("../c.yaml"), ["evaluate.data_dir=./eval"])
+    assert loaded == compose.load(path, ["evaluate.data_dir=./eval"])
     assert loaded.society.questions.path == tmp_path / "low" / "q.txt"
     assert loaded.model == str(tmp_path / "model")
     assert loaded.dataset.leak_check == (tmp_path / "a.txt", tmp_path.parent / "b.txt")
     assert loaded.run.root == elsewhere / "here" / "runs"
-    assert loaded.evaluate.moral_stories == elsewhere / "m.jsonl"
+    assert loaded.evaluate.data_dir == elsewhere / "eval"
 
 
 def test_a_home_is_expanded(monkeypatch, tmp_path):
@@ -434,7 +445,7 @@ def full_config() -> Config:
         },
         dataset={"ratio": {"imitation": 0.1}, "leak_check": ["a: b.csv"]},
         train={"stages": [stage("1e5", learning_rate=1e-7), stage("2", max_steps=3)], "template": "alpaca"},
-        evaluate={"models": ["base", "2"], "judge": {"kind": "scripted"}},
+        evaluate={"models": ["base", "2"], "judges": [{"name": "j", "engine": {"kind": "scripted"}}]},
     )
 
 
@@ -521,6 +532,27 @@ def test_a_shipped_config_loads_and_its_files_are_there(path):
     assert compose.parse(yaml.safe_load(compose.dump(loaded)), "dumped") == loaded
     for training in loaded.train.stages:
         assert training.deepspeed.is_file()
+
+
+@pytest.mark.parametrize("name", ["sft", "stable", "dpo", "rrhf", "coh"])
+def test_a_baseline_alone_is_that_of_the_comparison(name):
+    compared = compose.load(CONFIGS / "compare.yaml")
+    assert compared.stage(name) == compose.load(CONFIGS / "train" / f"{name}.yaml").stage(name)
+    assert compared.train.start_of(name) == "base"
+    assert len({stage.num_tokens for stage in compared.train.stages}) == 1
+
+
+def test_defaults_are_those_of_every_stage_that_does_not_say_otherwise():
+    defaults = {key: value for key, value in stage("x").items() if key != "name"}
+    found = config(train={"defaults": defaults, "stages": [{"name": "a"}, {"name": "b", "max_steps": 3}]}).train.stages
+    assert found == config(train={"stages": [stage("a"), stage("b", max_steps=3)]}).train.stages
+
+
+def test_several_data_are_overridden_at_once():
+    data = "{kind: several, parts: [{kind: answers}, {kind: run, kinds: [imitation]}]}"
+    found = compose.load(CONFIGS / "compare.yaml", [f"train.defaults.data={data}", "train.stages.sft.data.kind=run"])
+    assert [part.kind for part in found.stage("stable").parts] == ["answers", "run"]
+    assert found.has_society
 
 
 def test_quickstart_is_shipped():

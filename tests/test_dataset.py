@@ -430,16 +430,16 @@ def test_the_embedded_set_does_not_leak():
 
 
 def test_every_file_of_the_evaluation_is_compared(tmp_path):
-    (tmp_path / "m.jsonl").write_text(
+    (tmp_path / "moral_stories_test.jsonl").write_text(
         json.dumps({"situation": LONG, "intention": "I.", "moral_action": "a", "immoral_action": "b"}) + "\n"
     )
     (tmp_path / "more.txt").write_text("May we?\n")
     config = leak_config(tmp_path, ["May I?"], dataset={"leak_check": [str(tmp_path / "more.txt")]})
     assert evaluation_prompts(config) == ["May I?", "May we?"]
     config = leak_config(tmp_path, ["May I?"]).model_copy(
-        update={"evaluate": config.evaluate.model_copy(update={"moral_stories": tmp_path / "m.jsonl"})}
+        update={"evaluate": config.evaluate.model_copy(update={"benchmarks": ("moral_stories",), "data_dir": tmp_path})}
     )
-    assert evaluation_prompts(config) == ["May I?", f"{LONG} I. What happens next?"]
+    assert evaluation_prompts(config) == ["May I?", LONG]
 
 
 def test_a_prompt_in_groups_prior_or_answers_is_a_leak(tmp_path):

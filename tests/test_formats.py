@@ -6,7 +6,7 @@ import json
 import pytest
 
 from salign.dataset import formats
-from salign.dataset.formats import parse, shape_of, stream_rows
+from salign.dataset.formats import RowError, parse, shape_of, stream_rows
 from salign.errors import DataError
 from salign.records import AlignmentGroup
 
@@ -106,11 +106,22 @@ def test_a_damaged_file_is_named(tmp_path):
 # --- shapes --------------------------------------------------------------------------------------
 
 
+STORY = {"norm": "n", "situation": "S.", "intention": "I.", "moral_action": "good", "immoral_action": "bad"}
+
+
+def test_a_story_is_a_pair():
+    group = parse(STORY, "moral_stories", None)[0]
+    assert (group.query, group.responses, group.scores) == ("S. I. What happens next?", ("good", "bad"), (7.0, 1.0))
+    with pytest.raises(RowError, match="no text in the field 'moral_action'"):
+        parse({**STORY, "moral_action": " "}, "moral_stories", None)
+
+
 def test_the_columns_tell_the_shape():
     assert shape_of({"query": "q", "responses": [], "scores": [], "models": []}) == "groups"
     assert shape_of({"prompt": "p", "chosen": "a", "rejected": "b", "messages": []}) == "preference"
     assert shape_of({"chosen": "a", "rejected": "b"}) == "preference"
     assert shape_of({"prompt": "p", "completion": "a", "label": True}) == "unpaired"
+    assert shape_of(STORY) == "moral_stories"
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,17 @@ def test_the_number_of_steps_follows_epochs_and_max_steps(tmp_path):
     assert num_steps(1, groups_per_step=8) == 1
 
 
+@pytest.mark.parametrize("num_tokens", [1, 100, 101, 5000])
+def test_a_budget_in_tokens_ends_with_the_step_that_reaches_it(tmp_path, num_tokens):
+    """Through as many epochs as that takes."""
+    stage = make_config(tmp_path, groups_per_step=5, num_tokens=num_tokens, num_epochs=0.1).stage("stable")
+    order = Order(make_groups(20), stage, 0)
+    tokens = [sum(group.num_tokens for _, group in order.groups(step)) for step in range(order.num_steps)]
+    assert sum(tokens[:-1]) < num_tokens <= sum(tokens)
+    fewer = make_config(tmp_path, groups_per_step=5, num_tokens=num_tokens, max_steps=1).stage("stable")
+    assert Order(make_groups(20), fewer, 0).num_steps == 1
+
+
 def test_a_shuffle_is_a_permutation_that_its_place_decides():
     """Written down: the order must not depend on the version of numpy."""
     assert shuffled(8, 0, "stable", "order", 0).tolist() == [1, 2, 5, 6, 7, 3, 0, 4]

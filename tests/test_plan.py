@@ -64,6 +64,20 @@ def test_a_run_consists_of_shards_dataset_stages_and_evaluations(run, config):
     }
 
 
+def test_stages_that_start_from_the_base_need_no_other(run, config):
+    stages = [stage.model_dump(mode="json") for stage in config.train.stages]
+    stages[1] |= {"start": "base", "data": {"kind": "answers"}}
+    turned = compose.parse({"train": {"stages": [*stages, {**stages[1], "name": "more", "start": "sft"}]}}, "test")
+    needs = {unit.key: unit.needs for unit in units(run, turned)}
+    assert needs == {  # nothing is simulated where no stage is trained on it
+        "train/sft": (),
+        "train/stable": (),
+        "train/more": ("train/sft",),
+        "evaluate/base": (),
+        "evaluate/more": ("train/more",),
+    }
+
+
 def test_everything_done_is_complete(run, config):
     keys = finish_all(run, config)
     assert complete(units(run, config)) == set(keys)

@@ -20,7 +20,7 @@ from salign.evaluation.statistics import Estimate
 from salign.records import Feedback, Rating, read_interactions, to_bytes
 from salign.report.curves import plots
 from salign.report.html import render
-from salign.report.record import _figures, read_run, thinned
+from salign.report.record import read_run, thinned
 from salign.report.society import CellMap, Followed, Reservoir, Shard, SocietyReader
 from salign.report.write import write_report
 from salign.run import Done, RunDir, create_run, mark_done, read_done, record_failure, write_atomic
@@ -159,17 +159,21 @@ def test_feedback_counts_as_followed_by_its_own_words_alone():
     assert followed.taken[6] == [0.0, 0.0, 0.0]
 
 
-def test_what_an_evaluation_found_is_read_however_deep():
-    results = {
-        "judge": "x",
-        "alignment": {"mean": 4.0, "low": 3.5, "high": 4.5, "n": 8, "num_missing": 0},
-        "unrated": {"mean": None, "low": None, "high": None, "n": 0},
-        "benchmarks": {"mic": {"mean": 1, "n": 3}, "ethics": {"deontology": {"mean": 0.5, "low": 0.4, "high": 0.6}}},
+def test_the_figures_of_an_evaluation_are_those_that_have_a_mean(tmp_path):
+    run = create_run(config_of(tmp_path, evaluate={"models": ["base"]}))
+    figures = {
+        "questions/alignment": {"mean": 4.0, "low": 3.5, "high": 4.5, "n": 12},
+        "hh/rating": {"mean": None, "low": None, "high": None, "n": 0},
+        "mic/acc": {"mean": 1.0, "low": None, "high": None, "n": 1},
     }
-    found = dict(_figures(results))
-    assert list(found) == ["alignment", "benchmarks/mic", "benchmarks/ethics/deontology"]
-    assert found["benchmarks/mic"].low is None
-    assert found["alignment"].high == 4.5
+    folder = run.evaluation("base")
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"figures": figures, "num_unrated": 3}))
+    mark_done(folder, ["results.json"], {}, figures)
+    found = read_run(run, run.config()).evaluation["base"]
+    assert list(found) == ["questions/alignment", "mic/acc"]
+    assert found["mic/acc"].low is None
+    assert found["questions/alignment"].high == 4.5
 
 
 # --- what is not there yet -----------------------------------------------------------------------
@@ -183,7 +187,7 @@ def test_a_run_of_which_nothing_is_there_has_a_report(tmp_path):
 
 
 def test_a_half_finished_run_says_what_is_missing_and_what_failed(tmp_path):
-    stage = {"name": "sft", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "zero.json"}
+    stage = {"name": "sft", "objective": {"kind": "sft"}, "data": {"kind": "run"}, "deepspeed": "zero.json"}
     config = config_of(tmp_path, train={"stages": [stage]})
     run = create_run(config)
     run_shard(run, config, 0)

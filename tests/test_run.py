@@ -336,7 +336,7 @@ def test_stages_in_another_order_are_another_config(tmp_path):
     ("name", "free"),
     [
         ("engine.base_url", True),
-        ("evaluate.judge.timeout_s", True),
+        ("evaluate.judges.mild.engine.timeout_s", True),
         ("society.observer.max_in_flight", True),
         ("society.mixture.others.engine.base_url", True),
         ("society.embedder.api_key_env", True),

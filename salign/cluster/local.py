@@ -34,12 +34,20 @@ def _watched(stage: str, group: Sequence[Unit]) -> Watched:
 
 def _command(unit: Unit, run: RunDir, config: Config) -> list[str]:
     stage = ["-m", "salign.stages", "--attended", unit.stage, str(run.path), *unit.command[1:]]
-    if unit.stage == "train" and config.cluster.num_ranks > 1:
-        ranks = ["--standalone", "--nproc-per-node", str(config.cluster.num_ranks)]
+    if (num_ranks := _num_ranks(unit, config)) > 1:
+        ranks = ["--standalone", "--nproc-per-node", str(num_ranks)]
         return [sys.executable, "-m", "torch.distributed.run", *ranks, *stage]
     if unit.stage == "simulate" and config.cluster.ranks_per_shard > 1:
         return [_mpiexec(), "-n", str(config.cluster.ranks_per_shard), sys.executable, *stage]
     return [sys.executable, *stage]
+
+
+def _num_ranks(unit: Unit, config: Config) -> int:
+    """Ranks of torch; an evaluation, which comes out the same for any number, takes no more than there are GPUs."""
+    if unit.stage not in ("train", "evaluate"):
+        return 1
+    devices = visible_devices() if unit.stage == "evaluate" else []
+    return min(config.cluster.num_ranks, len(devices)) if devices else config.cluster.num_ranks
 
 
 def _mpiexec() -> str:
@@ -98,7 +106,7 @@ def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: 
     """
     waiting = list(pending)
     running: dict[subprocess.Popen[bytes], tuple[Unit, int]] = {}
-    num_at_once = config.cluster.num_ranks if pending[0].stage == "train" else min(num_workers, len(pending))
+    num_at_once = max(_num_ranks(pending[0], config), min(num_workers, len(pending)))
     places = list(range(min(num_workers, len(pending))))
     devices = visible_devices() if len(places) > 1 else []
     if pending[0].stage == "simulate":

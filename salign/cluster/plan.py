@@ -31,19 +31,19 @@ class Unit:
 
 
 def units(run: RunDir, config: Config) -> list[Unit]:
-    """Every unit of a run, each after those that it needs."""
+    """Every unit of a run, each after those that it needs; no society where nothing is trained on its data."""
     shards = [
         Unit(f"simulate/{shard}", run.shard(shard), ("simulate", str(shard)), ())
         for shard in range(config.society.num_shards)
     ]
     dataset = Unit("dataset", run.dataset, ("collect",), tuple(shard.key for shard in shards))
-    found = [*shards, dataset]
-    before: tuple[str, ...] = ()
+    found = [*shards, dataset] if config.has_society else []
     for stage in config.train.stages:
-        data = ("dataset",) if stage.data.kind == "run" else ()
-        key = f"train/{stage.name}"
-        found.append(Unit(key, run.stage(stage.name), ("train", stage.name), before + data))
-        before = (key,)
+        start = config.train.start_of(stage.name)
+        needs: tuple[str, ...] = () if start == "base" else (f"train/{start}",)
+        if any(part.kind == "run" for part in stage.parts):
+            needs += ("dataset",)
+        found.append(Unit(f"train/{stage.name}", run.stage(stage.name), ("train", stage.name), needs))
     for model in config.evaluated_models:
         needs = () if model == "base" else (f"train/{model}",)
         found.append(Unit(f"evaluate/{model}", run.evaluation(model), ("evaluate", model), needs))

@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 
 from salign.config.base import (
     AbsolutePath,
-    Count,
     CountOrZero,
     FolderOrHub,
     Name,
@@ -27,6 +26,7 @@ from salign.config.engines import (
     ServerEngine,
     TransformersEngine,
 )
+from salign.config.evaluation import JUDGED, EvaluateSection, Judge
 from salign.config.society import (
     Ablation,
     CompleteTopology,
@@ -74,6 +74,7 @@ from salign.config.training import (
     Ratio,
     RRHFObjective,
     RunData,
+    SeveralData,
     SFTObjective,
     StableObjective,
     TrainingData,
@@ -83,6 +84,7 @@ from salign.config.training import (
 from salign.errors import ConfigError
 
 __all__ = [
+    "JUDGED",
     "KINDS",
     "Ablation",
     "AnswersData",
@@ -108,6 +110,7 @@ __all__ = [
     "HashingEmbedder",
     "IsolatedTopology",
     "JsonSource",
+    "Judge",
     "Kind",
     "ListwiseDPOObjective",
     "LoRA",
@@ -131,6 +134,7 @@ __all__ = [
     "Section",
     "ServerAddress",
     "ServerEngine",
+    "SeveralData",
     "SlurmCluster",
     "SlurmResources",
     "SmallWorldTopology",
@@ -155,19 +159,6 @@ class RunSection(Section):
     root: AbsolutePath = Field(default=Path("runs"), validate_default=True)
     name: Name = "quickstart"
     seed: Annotated[int, NotBool] = 0
-
-
-class EvaluateSection(Section):
-    models: tuple[Name, ...] = ()
-    """`base` or the name of a training stage; empty: base and the last stage."""
-    questions: Source = EverydaySource(split="held_out")
-    num_questions: Count | None = None
-    answer: Sampling = Sampling(temperature=0.0)
-    judge: EngineSection | None = None
-    """None: the run's engine."""
-    num_resamples: Annotated[int, NotBool, Field(ge=100)] = 10_000
-    moral_stories: AbsolutePath | None = None
-    num_moral_stories: Count | None = None
 
 
 class Price(Section):
@@ -212,6 +203,12 @@ class Config(Section):
         if self.evaluate.models:
             return self.evaluate.models
         return ("base", *(stage.name for stage in self.train.stages[-1:]))
+
+    @property
+    def has_society(self) -> bool:
+        """Whether anything is simulated: not where stages are trained and none of them on the society's data."""
+        stages = self.train.stages
+        return not stages or any(part.kind == "run" for stage in stages for part in stage.parts)
 
     def stage(self, name: str) -> TrainStage:
         """The training stage of that name.

@@ -22,7 +22,7 @@ class LocalCluster(Section):
     ranks_per_shard: Count = 1
     """MPI processes that simulate one shard together; each world is cut among them."""
     num_ranks: Count = 2
-    """Training ranks."""
+    """Ranks that train a stage, or evaluate a model, together."""
 
     @property
     def min_shards(self) -> None:
@@ -38,7 +38,7 @@ class SlurmResources(Section):
     """A job that needs longer is stopped in time, requeued, and goes on from its journal or checkpoint."""
     nodes: Count = 1
     tasks_per_node: Count = 1
-    """Processes a node, by srun: training ranks, or the MPI ranks of a shard."""
+    """Processes a node, by srun: ranks of training or of an evaluation, or the MPI ranks of a shard."""
     cpus_per_task: Count = 2
     mem_gb: Annotated[float, NotBool, Field(gt=0)] | None = None
     """Memory a node; None: the partition's default."""
@@ -104,11 +104,10 @@ class SlurmCluster(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "SlurmCluster":
-        mistakes = [
-            f"{name}: one process does it, not {resources.num_tasks}; leave nodes and tasks_per_node out"
-            for name, resources in (("collect", self.collect), ("evaluate", self.evaluate))
-            if resources.num_tasks > 1
-        ]
+        mistakes = []
+        if self.collect.num_tasks > 1:
+            tasks = self.collect.num_tasks
+            mistakes.append(f"collect: one process does it, not {tasks}; leave nodes and tasks_per_node out")
         mistakes += [
             f"{name}.timeout_min {resources.timeout_min} is no longer than signal_delay_s {self.signal_delay_s}: the "
             "job would be told to stop when it starts"

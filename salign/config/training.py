@@ -1,7 +1,7 @@
 """The alignment data, and training on it."""
 
 import typing
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -120,6 +120,15 @@ class RunData(Section):
     """The alignment data that this run's society made."""
 
     kind: Literal["run"]
+    kinds: tuple[Kind, ...] = KINDS
+    """What of it is trained on; leaving one out shows what it does."""
+
+    @field_validator("kinds")
+    @classmethod
+    def _some(cls, value: tuple[Kind, ...]) -> tuple[Kind, ...]:
+        if not value:
+            raise ValueError(f"no kind is named: name at least one of {', '.join(KINDS)}")
+        return value
 
 
 class RatedData(Section):
@@ -139,10 +148,11 @@ class RatedData(Section):
 
 
 class GroupsData(RatedData):
-    """A file of groups, or of preferences in one of TRL's shapes: a JSON array or JSON Lines (also .gz).
+    """A file of groups, preferences in one of TRL's shapes, or Moral Stories: a JSON array or JSON Lines (also .gz).
 
     What is in the file decides: `groups.jsonl` or the released `sandbox_v1.json` shape; `prompt`, `chosen`, `rejected`
-    (the prompt may be implied); `prompt`, `completion`, `label`.
+    (the prompt may be implied); `prompt`, `completion`, `label`; `situation`, `intention`, `moral_action`,
+    `immoral_action`.
     """
 
     kind: Literal["groups"]
@@ -164,7 +174,17 @@ class AnswersData(Section):
     source: Source = EverydaySource()
 
 
-TrainingData = Annotated[RunData | GroupsData | DatasetData | AnswersData, Field(discriminator="kind")]
+DataPart = Annotated[RunData | GroupsData | DatasetData | AnswersData, Field(discriminator="kind")]
+
+
+class SeveralData(Section):
+    """All groups of several data, together."""
+
+    kind: Literal["several"]
+    parts: Annotated[tuple[DataPart, ...], Field(min_length=1)]
+
+
+TrainingData = Annotated[RunData | GroupsData | DatasetData | AnswersData | SeveralData, Field(discriminator="kind")]
 
 
 Attention = Literal["sdpa", "flex"]
@@ -188,7 +208,11 @@ class TrainStage(Section):
     name: Name
     objective: Objective
     data: TrainingData
+    start: Name | None = None
+    """Whose model it starts from: `base`, or an earlier stage. None: the stage before, the first from base."""
     num_epochs: Positive = 1.0
+    num_tokens: Count | None = None
+    """A budget in the place of `num_epochs`: steps until so many tokens (queries and responses) were trained on."""
     max_steps: Count | None = None
     learning_rate: Positive = 2e-5
     warmup_share: Share = 0.03
@@ -227,22 +251,50 @@ class TrainStage(Section):
     @model_validator(mode="after")
     def _has_pairs(self) -> "TrainStage":
         compares = self.objective.kind in ("dpo", "listwise_dpo")
-        if compares and (self.num_responses < 2 or self.data.kind == "answers"):
+        if compares and (self.num_responses < 2 or all(part.kind == "answers" for part in self.parts)):
             raise ValueError(
                 f"the objective {self.objective.kind} compares responses: num_responses must be at least 2, and data "
                 "of kind answers has one a group"
             )
         return self
 
+    @property
+    def parts(self) -> tuple[RunData | GroupsData | DatasetData | AnswersData, ...]:
+        """What its data is made of."""
+        return self.data.parts if isinstance(self.data, SeveralData) else (self.data,)
+
 
 class TrainSection(Section):
+    """The stages; `train.defaults` of a file gives names and values to each stage that does not say them itself."""
+
     template: Literal["chat", "alpaca"] = "chat"
     """The model's own chat template (Alpaca's where it has none), or Alpaca's."""
     stages: tuple[TrainStage, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or "defaults" not in tree:
+            return tree
+        defaults, stages = tree["defaults"], tree.get("stages", ())
+        if not isinstance(defaults, dict) or "name" in defaults:
+            raise ValueError("defaults must hold `name: value` lines of a stage, but not its name")
+        full = [{**defaults, **stage} if isinstance(stage, dict) else stage for stage in stages]
+        return {**{name: value for name, value in tree.items() if name != "defaults"}, "stages": full}
+
+    def start_of(self, name: str) -> str:
+        """Whose model a stage starts from: `base`, or an earlier stage's name."""
+        position = [stage.name for stage in self.stages].index(name)
+        return self.stages[position].start or (self.stages[position - 1].name if position else "base")
 
     @model_validator(mode="after")
     def _distinct(self) -> "TrainSection":
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have one name: {', '.join(names)}")
-        return self
+        mistakes = []
+        for position, stage in enumerate(self.stages):
+            known = ("base", *names[:position])
+            if stage.start is not None and stage.start not in known:
+                mistakes.append(f"stages.{stage.name}.start is {stage.start!r}; it may be: {', '.join(known)}")
+        return unless(self, mistakes)

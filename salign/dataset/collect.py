@@ -141,11 +141,8 @@ def make_card(groups: list[AlignmentGroup], left_out: dict[str, int], num_intera
 def evaluation_prompts(config: Config) -> list[str]:
     """Every prompt that the run is evaluated on, and those of the files that `dataset.leak_check` names."""
     prompts = sources.questions(config.evaluate.questions)
-    if config.evaluate.moral_stories is not None:
-        rows = sources.read_rows(config.evaluate.moral_stories)
-        place = str(config.evaluate.moral_stories)
-        prompts += [sources.moral_story(row, f"{place}, row {number}")[0] for number, row in rows]
-    for path in config.dataset.leak_check:
+    files = [path for path in config.evaluate.files if path != config.evaluate.suffixes]
+    for path in (*files, *config.dataset.leak_check):
         prompts += prompts_of(path)
     return prompts
 
@@ -154,21 +151,25 @@ def _training_texts(config: Config, groups: Iterable[AlignmentGroup]) -> Iterato
     """All that is trained on, or that agents remember."""
     yield from (exemplar.question for exemplar in sources.load(config.society.prior))
     yield from (text for group in groups for text in (group.provenance["question"], group.query))
-    for stage in config.train.stages:
-        if stage.data.kind == "answers":
-            yield from sources.questions(stage.data.source)
-        elif stage.data.kind != "run":
+    for part in dict.fromkeys(part for stage in config.train.stages for part in stage.parts):
+        if part.kind == "answers":
+            yield from sources.questions(part.source)
+        elif part.kind != "run":
             left_out: Counter[str] = Counter()
-            yield from (group.query for group in read_groups(stage.data, left_out))
+            yield from (group.query for group in read_groups(part, left_out))
             if left_out["bad_rows"]:
                 logger.warning(
-                    "train stage %s: %d malformed rows of %s are left out (skip_bad)",
-                    *(stage.name, left_out["bad_rows"], stage.data.path),
+                    "%d malformed rows of the training data %s are left out (skip_bad)", left_out["bad_rows"], part.path
                 )
 
 
-def check_leaks(config: Config, groups: Iterable[AlignmentGroup]) -> int:
+def check_leaks(config: Config, groups: Iterable[AlignmentGroup], prompts: Iterable[str] = ()) -> int:
     """Compares all that is trained on, or that agents remember, with the evaluation prompts.
+
+    Args:
+        config: Names what is trained on, and what the evaluation reads.
+        groups: The society's.
+        prompts: Of benchmarks that are no files.
 
     Returns:
         How many distinct evaluation prompts were compared.
@@ -177,7 +178,7 @@ def check_leaks(config: Config, groups: Iterable[AlignmentGroup]) -> int:
         StageError: Some are in it, with their number and the first of them.
         DataError: A stage's data is missing or malformed; all of its rows are read here.
     """
-    evaluation = sorted(set(evaluation_prompts(config)))
+    evaluation = sorted({*evaluation_prompts(config), *prompts})
     texts, found = _training_texts(config, groups), set()
     while batch := list(itertools.islice(texts, _LEAK_BATCH)):
         found.update(find_leaks(batch, evaluation))

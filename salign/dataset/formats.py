@@ -1,6 +1,7 @@
 """The shapes of rows that groups are read from, and the rows of a file one by one.
 
-A file's first row decides its shape: groups (ours and the released one), or one of TRL's two kinds of preferences.
+A file's first row decides its shape: groups (ours and the released one), one of TRL's two kinds of preferences, or
+Moral Stories.
 """
 
 import json
@@ -12,9 +13,9 @@ from typing import IO, Any, Literal, NamedTuple
 from salign.dataset.templates import plain_query
 from salign.errors import DataError
 from salign.records import MAX_SCORE, MIN_SCORE, AlignmentGroup
-from salign.society.sources import UNREADABLE, open_text
+from salign.society.sources import UNREADABLE, moral_story, open_text
 
-Shape = Literal["groups", "preference", "unpaired"]
+Shape = Literal["groups", "preference", "unpaired", "moral_stories"]
 Range = tuple[float, float]
 
 # The columns that tell a shape; a prompt may be implied.
@@ -22,6 +23,7 @@ _COLUMNS: dict[Shape, tuple[str, ...]] = {
     "groups": ("query", "responses", "scores"),
     "preference": ("chosen", "rejected"),
     "unpaired": ("completion", "label"),
+    "moral_stories": ("situation", "intention", "moral_action", "immoral_action"),
 }
 # The released code writes these in the place of a rating that it could not read (method: section 5).
 _RELEASED_PLACEHOLDERS = (-1, 8)
@@ -268,10 +270,20 @@ def _unpaired_row(row: dict[str, Any], _: Range | None) -> tuple[AlignmentGroup,
     return AlignmentGroup(plain_query(_query(row["prompt"])), (reply,), (score,)), 0
 
 
+def _moral_stories_row(row: dict[str, Any], _: Range | None) -> tuple[AlignmentGroup, int]:
+    """A story of Emelin et al. 2021: what a person does in a situation, in accord with a norm and against it."""
+    try:
+        query, moral, immoral = moral_story(row, "the story")
+    except DataError as error:
+        raise RowError(str(error)) from None
+    return AlignmentGroup(query, (moral, immoral), (MAX_SCORE, MIN_SCORE)), 0
+
+
 _PARSERS: dict[Shape, Callable[[dict[str, Any], Range | None], tuple[AlignmentGroup | None, int]]] = {
     "groups": _groups_row,
     "preference": _preference_row,
     "unpaired": _unpaired_row,
+    "moral_stories": _moral_stories_row,
 }
 
 

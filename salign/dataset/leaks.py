@@ -55,13 +55,14 @@ def prompts_of(path: Path) -> list[str]:
 
 
 def _of_rows(rows: list[Any], path: Path) -> list[str]:
-    found = [prompt for row in rows for prompt in _prompts(row)]
+    found = [prompt for row in rows for prompt in prompts_in(row)]
     if rows and not found:
         raise DataError(f"{path}: no row has a prompt in one of the fields {', '.join(_PROMPT_FIELDS)}")
     return found
 
 
-def _prompts(row: Any) -> list[str]:
+def prompts_in(row: Any) -> list[str]:
+    """What of a row of an evaluation file is a prompt, by the usual names of its field."""
     if isinstance(row, str):
         return [row]
     if not isinstance(row, dict):

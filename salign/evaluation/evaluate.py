@@ -1,31 +1,63 @@
-"""The evaluation of one model of a run: answers rated by the judge, and accuracy where a task's file is given."""
+"""The evaluation of one model of a run: what lm_eval's tasks measure, and answers that a judge rates."""
 
 import asyncio
-import dataclasses
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import itertools
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from salign.config import Config, EvaluateSection, TransformersEngine
+from salign.config import JUDGED, Config, GroupsData, TransformersEngine
+from salign.config import Judge as JudgeSection
+from salign.dataset.collect import check_leaks
+from salign.dataset.groups import read_groups
+from salign.dataset.leaks import prompts_in
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import open_engine
-from salign.errors import ConfigError, StageError
-from salign.evaluation.judge import Judge, Sample, answer_questions
-from salign.evaluation.statistics import Estimate, bootstrap_mean, paired_difference
+from salign.evaluation import judge as judging
+from salign.evaluation.figures import about_judging, check_rated, estimates, sample_row
+from salign.evaluation.judged import (
+    ATTACKS_VERSION,
+    OVER_REFUSAL_VERSION,
+    RATED,
+    REFUSALS_VERSION,
+    Item,
+    Sample,
+    answer_all,
+    items,
+)
+from salign.evaluation.tasks import MissingDataError, load_task
 from salign.manifest import code_version
-from salign.run import RunDir, lock, mark_done, recording_failure, require_done, sha256, write_atomic
-from salign.seeds import derive
-from salign.society import sources
+from salign.records import AlignmentGroup
+from salign.run import (
+    RunDir,
+    lock,
+    mark_done,
+    read_done,
+    recording_failure,
+    require_done,
+    write_atomic,
+)
 from salign.society.prompts import PROMPTS_VERSION
-from salign.society.sources import MORAL_STORIES_VERSION
 from salign.tracking.metrics import MetricsLog
 from salign.tracking.mirror import open_mirror
+from salign.training.distributed import Ranks, alone, gather, init_ranks, leave_ranks
+from salign.training.rendezvous import is_launched
 
-# A judge that leaves more answers unrated than this says nothing about the model.
-MAX_UNRATED_SHARE = 0.05
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
 
 
 def model_path(run: RunDir, config: Config, name: str) -> tuple[str, dict[str, str]]:
@@ -43,10 +75,53 @@ def model_path(run: RunDir, config: Config, name: str) -> tuple[str, dict[str, s
     return str(run.model(name)), {f"train/{name}": done.digest}
 
 
-class _Counter:
-    """Writes how far the evaluation is, at most twice a second."""
+@dataclass(frozen=True)
+class Work:
+    """What there is to evaluate: tasks of lm_eval, prompts to be answered, and the benchmarks without data."""
 
-    def __init__(self, log: MetricsLog, most: int) -> None:
+    tasks: "dict[str, Task]"
+    items: list[Item]
+    skipped: list[str]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt, for the leak check."""
+        documents = (document for task in self.tasks.values() for document in task.eval_docs)
+        return [item.question for item in self.items] + [text for row in documents for text in prompts_in(row)]
+
+
+def load_work(config: Config, *, allow_missing: bool) -> Work:
+    """The run's benchmarks with their data.
+
+    Raises:
+        MissingDataError: Some have none, all of them named, and that is not allowed.
+        ConfigError: A benchmark that is not known, or fewer questions than asked for.
+        DataError: A file is empty or malformed, with file and line.
+    """
+    work = Work({}, [], [])
+    said = []
+    for benchmark in config.evaluate.benchmarks:
+        try:
+            if benchmark in JUDGED:
+                work.items.extend(items(config, benchmark))
+            else:
+                work.tasks[benchmark] = load_task(benchmark, config.evaluate)
+        except MissingDataError as error:
+            work.skipped.append(benchmark)
+            said.append(str(error))
+    if said and not (allow_missing or config.evaluate.allow_missing):
+        raise MissingDataError(" ".join(said) + " Or leave out what has no data: --allow-missing.")
+    if said and not (work.tasks or work.items):
+        raise MissingDataError(" ".join(said) + " There is no other benchmark.")
+    for line in said:
+        logger.warning("left out: %s", line)
+    return work
+
+
+class _Counter:
+    """Writes how far this rank's evaluation is, at most twice a second."""
+
+    def __init__(self, log: MetricsLog | None, most: int) -> None:
         self._log = log
         self._most = most
         self._count = 0
@@ -54,185 +129,262 @@ class _Counter:
         self._written = 0.0
         self.tokens = 0
 
+    def heard(self, engine: MeteredEngine, before: int) -> None:
+        """A call of an engine is over; `before` are the tokens of those before it."""
+        self.tokens = before + engine.prompt_tokens + engine.completion_tokens
+        self.told()
+
     def told(self) -> None:
         self._count += 1
         now = time.monotonic()
-        if now - self._written > 0.5 or self._count == self._most:
+        if self._log is not None and (now - self._written > 0.5 or self._count == self._most):
             rate = self._count / max(now - self._start, 1e-9)
             figures = {"eval/calls": self._count, "eval/calls_most": self._most, "eval/calls_per_s": round(rate, 2)}
             self._log.log({**figures, "eval/tokens": self.tokens})
             self._written = now
 
 
-async def _rated_answers(
-    config: Config, questions: Sequence[str], model: str, counter: _Counter, logs: Path
-) -> tuple[list[Sample], str]:
-    section, seed = config.evaluate, config.run.seed
+# --- measuring -----------------------------------------------------------------------------------
 
-    def heard(engine: MeteredEngine, before: int) -> None:
-        counter.tokens = before + engine.prompt_tokens + engine.completion_tokens
-        counter.told()
 
+def measure_tasks(config: Config, model: str, tasks: "dict[str, Task]", ranks: Ranks, counter: _Counter) -> list[Row]:
+    """Rows of `samples.jsonl`, of all ranks together on rank 0, by lm_eval's evaluator.
+
+    Raises:
+        ConfigError: The model does not load.
+    """
+    if not tasks:
+        return []
+    import torch
+    from lm_eval.evaluator import evaluate as lm_evaluate
+
+    from salign import models
+    from salign.evaluation.lm import RowLM
+
+    loaded = models.load_model(model, getattr(torch, config.evaluate.dtype)).eval()
+    loaded.to(ranks.device)
+    lm = RowLM(loaded, models.load_tokenizer(model, config.train.template), ranks, counter.told)
+    for task in tasks.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(config.run.seed)
+    found = lm_evaluate(
+        lm,
+        {"tasks": tasks},
+        limit=config.evaluate.num_documents,
+        bootstrap_iters=0,
+        apply_chat_template=config.evaluate.chat_template,
+    )
+    if found is None:
+        return []
+    rows = []
+    for name in tasks:
+        for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"]):
+            metrics = {metric: sample[metric] for metric in sample["metrics"]}
+            measured = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
+            digest = hashlib.sha256((sample["doc_hash"] + sample["prompt_hash"]).encode()).hexdigest()[:16]
+            rows.append({"benchmark": name, "id": sample["doc_id"], "metrics": measured, "digest": digest})
+    return rows
+
+
+def _judges(config: Config) -> tuple[JudgeSection, ...]:
+    return config.evaluate.judges or (JudgeSection(name="engine", engine=config.engine),)
+
+
+async def _answered(config: Config, asked: Sequence[Item], model: str, counter: _Counter, logs: Path) -> list[Sample]:
     answering = TransformersEngine(model=model)
     if isinstance(config.engine, TransformersEngine):
         answering = config.engine.model_copy(update={"model": model})
     async with open_engine(answering, model, logs) as engine:
-        answers = await answer_questions(engine, questions, section.answer, seed, lambda: heard(engine, 0))
-    async with open_engine(section.judge or config.engine, config.model, logs) as engine:
-        judge, before = Judge(engine, config.society, seed), counter.tokens
-
-        async def rate(question: str, answer: str | None) -> Sample:
-            sample = await judge.rate(question, answer)
-            heard(engine, before)
-            return sample
-
-        samples = await asyncio.gather(*(rate(*pair) for pair in zip(questions, answers, strict=True)))
-        return list(samples), engine.identity
+        told = functools.partial(counter.heard, engine, counter.tokens)
+        return await answer_all(engine, asked, config.evaluate.answer, config.run.seed, told)
 
 
-def _accuracies(section: EvaluateSection, model: str, counter: _Counter) -> list[float] | None:
-    if section.moral_stories is None:
-        return None
-    import torch
-
-    from salign import models
-    from salign.evaluation import tasks
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = models.load_model(model, torch.float32).eval()
-    loaded.to(device)
-    tokenizer = models.load_tokenizer(model)
-    stories = tasks.moral_stories(section.moral_stories, section.num_moral_stories)
-    return tasks.accuracy(loaded, tokenizer, stories, counter.told)
-
-
-@dataclass(frozen=True)
-class Results:
-    """What an evaluation found, in figures with intervals."""
-
-    alignment: Estimate
-    engagement: Estimate
-    moral_stories: Estimate | None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            field.name: None if value is None else value.to_json()
-            for field in dataclasses.fields(self)
-            for value in [getattr(self, field.name)]
-        }
+async def _rated(
+    config: Config, judges: Iterable[JudgeSection], samples: Sequence[Sample], counter: _Counter, logs: Path
+) -> dict[str, str]:
+    """Each judge's identity; its ratings are put into the samples."""
+    identities: dict[str, str] = {}
+    rated = [sample for sample in samples if RATED[sample.item.benchmark]]
+    for named in judges if rated else ():
+        async with open_engine(named.engine, config.model, logs) as engine:
+            judge = judging.Judge(engine, config.society, config.run.seed)
+            told = functools.partial(counter.heard, engine, counter.tokens)
+            await asyncio.gather(*(_rate(sample, named.name, judge, told) for sample in rated))
+            identities[named.name] = engine.identity
+    return identities
 
 
-def held_out_questions(config: Config) -> list[str]:
-    """The questions that every model of the run answers.
+async def _rate(sample: Sample, name: str, judge: judging.Judge, told: Callable[[], None]) -> None:
+    sample.ratings[name] = await judge.rate(sample)
+    told()
+
+
+# --- one model -----------------------------------------------------------------------------------
+
+
+def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = False) -> None:
+    """Evaluates `base` or a training stage's model: writes samples and results; `done.json` last. Every rank calls it.
+
+    Args:
+        run: The run's folder.
+        config: Its config.
+        name: The model's.
+        allow_missing: Leaves benchmarks without data out, as `evaluate.allow_missing`.
 
     Raises:
-        ConfigError: There are fewer than asked for.
-        DataError: Their source cannot be read.
-    """
-    questions = sources.questions(config.evaluate.questions)
-    wanted = config.evaluate.num_questions
-    if wanted is not None and wanted > len(questions):
-        raise ConfigError(f"evaluate.num_questions {wanted} exceeds the {len(questions)} held-out questions there are")
-    return questions[:wanted]
-
-
-def evaluate(run: RunDir, config: Config, name: str) -> None:
-    """Evaluates `base` or a training stage's model: writes samples and results; `done.json` last.
-
-    Raises:
-        ConfigError: No such model.
-        StageError: It is not trained yet, or the judge left more than 5 % of the answers unrated.
-        DataError: A file of the evaluation cannot be read.
-        EngineError: The judge's engine is at fault.
+        ConfigError: No such model or benchmark.
+        StageError: The model is not trained yet, evaluation prompts are in the training data, or a judge left more than
+            5 % of the answers unrated.
+        DataError: A file of the evaluation is missing or malformed.
+        EngineError: A judge's engine is at fault.
     """
     folder = run.evaluation(name)
-    with lock(folder / ".lock", f"the evaluation of {name} in {run.path}"), recording_failure(folder):
-        section, seed = config.evaluate, config.run.seed
+    ranks = init_ranks() if is_launched() else alone()
+    with contextlib.ExitStack() as stack:
+        if ranks.is_main:
+            stack.enter_context(lock(folder / ".lock", f"the evaluation of {name} in {run.path}"))
+            stack.enter_context(recording_failure(folder))
         model, inputs = model_path(run, config, name)
-        questions = held_out_questions(config)
-        num_stories = 0
-        if section.moral_stories is not None:
-            num_stories = len(sources.read_rows(section.moral_stories)[: section.num_moral_stories])
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-        with MetricsLog(folder / "metrics.jsonl") as log:
-            counter = _Counter(log, 2 * len(questions) + num_stories)
-            samples, judge = asyncio.run(_rated_answers(config, questions, model, counter, folder / "servers"))
-            right = _accuracies(section, model, counter)
-
-        def estimate(values: Sequence[float | None], what: str) -> Estimate:
-            return bootstrap_mean(values, num_resamples=section.num_resamples, seed=derive(seed, "bootstrap", what))
-
-        results = Results(
-            estimate([sample.alignment for sample in samples], "alignment"),
-            estimate([sample.engagement for sample in samples], "engagement"),
-            None if right is None else estimate(right, "moral_stories"),
-        )
-        answered = [sample for sample in samples if sample.answer is not None]
-        num_unrated = sum(sample.alignment is None for sample in answered)
-        if num_unrated > MAX_UNRATED_SHARE * len(answered):
-            raise StageError(
-                f"evaluation of {name}: the judge {judge} left {num_unrated} of {len(answered)} "
-                f"answers unrated (at most {MAX_UNRATED_SHARE:.0%} may be). Use a stronger judge (evaluate.judge), or "
-                "society.rating=logprob."
-            )
-        facts = {
-            "model": name,
-            "judge": judge,
-            "prompts_version": PROMPTS_VERSION,
-            "moral_stories_version": MORAL_STORIES_VERSION,
-            "rating": config.society.rating,
-            "num_unanswered": len(samples) - len(answered),
-            "code": code_version(),
-            "data": _hashes(section),
-            **results.to_json(),
-        }
-        _write(folder, samples, right, facts)
-        _mirror(run, config, samples, facts)
-        mark_done(folder, ["results.json", "samples.jsonl"], inputs, results.to_json())
+        work = load_work(config, allow_missing=allow_missing)
+        num_compared = check_leaks(config, _groups(run), work.prompts) if ranks.is_main else 0
+        log = None
+        if ranks.is_main:
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
+            log = stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
+        counter = _Counter(log, _num_calls(config, work, ranks))
+        rows = measure_tasks(config, model, work.tasks, ranks, counter)
+        # Every rank judges what it answered, unless the judge is a server that one rank is to start.
+        shared = [judge for judge in _judges(config) if ranks.size == 1 or judge.engine.kind != "server"]
+        later = [judge for judge in _judges(config) if judge not in shared]
+        own, identities, logs = list[Sample](), dict[str, str](), folder / f"servers-{ranks.rank}"
+        if work.items:
+            own = asyncio.run(_answered(config, work.items[ranks.rank :: ranks.size], model, counter, logs))
+            identities = asyncio.run(_rated(config, shared, own, counter, logs))
+        samples = sorted(itertools.chain.from_iterable(gather(own, ranks)), key=_place(config))
+        if is_launched():
+            leave_ranks()
+        if ranks.is_main:
+            identities |= asyncio.run(_rated(config, later, samples, counter, logs))
+            rows += [sample_row(sample) for sample in samples]
+            results = _results(config, name, work, rows, (samples, identities))
+            results["leak_check"] = {"num_evaluation_prompts": num_compared, "num_leaked": 0}
+            _write(folder, rows, results)
+            _mirror(run, config, samples, results)
+            mark_done(folder, ["results.json", "samples.jsonl"], inputs, results["figures"])
 
 
-def _hashes(section: EvaluateSection) -> dict[str, str]:
-    paths: list[Path | None] = [getattr(section.questions, "path", None), section.moral_stories]
-    return {str(path): sha256(Path(path)) for path in paths if path is not None and Path(path).is_file()}
+def _place(config: Config) -> Any:
+    order = config.evaluate.benchmarks
+    return lambda sample: (order.index(sample.item.benchmark), sample.item.id)
 
 
-def _write(folder: Path, samples: list[Sample], right: list[float] | None, facts: dict[str, Any]) -> None:
-    lines = [{"task": "questions", **dataclasses.asdict(sample)} for sample in samples]
-    lines += [{"task": "moral_stories", "row": number, "right": value} for number, value in enumerate(right or [], 1)]
-    write_atomic(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_atomic(folder / "results.json", json.dumps(facts, indent=2) + "\n")
+def _num_calls(config: Config, work: Work, ranks: Ranks) -> int:
+    """Of this rank: documents, answers and ratings."""
+    most, judges = config.evaluate.num_documents, _judges(config)
+    counts = [len(task.eval_docs) if most is None else min(most, len(task.eval_docs)) for task in work.tasks.values()]
+    own = work.items[ranks.rank :: ranks.size]
+    num_rated = sum(bool(RATED[item.benchmark]) for item in own)
+    return sum(len(range(ranks.rank, count, ranks.size)) for count in counts) + len(own) + len(judges) * num_rated
 
 
-def _mirror(run: RunDir, config: Config, samples: list[Sample], facts: dict[str, Any]) -> None:
-    with open_mirror(run, config, "evaluate", facts["model"]) as mirror:
-        figures = {task: facts[task] for task in ("alignment", "engagement", "moral_stories") if facts[task]}
-        mirror.log({f"eval/{task}/{part}": value for task, row in figures.items() for part, value in row.items()})
-        shown = samples[: config.tracking.num_table_rows]
-        columns = ["question", "answer", "alignment", "engagement"]
-        mirror.table("eval/samples", columns, [list(dataclasses.asdict(sample).values()) for sample in shown])
+def _groups(run: RunDir) -> Iterable[AlignmentGroup]:
+    """The society's alignment data, where there is some."""
+    if read_done(run.dataset) is None:
+        return ()
+    return read_groups(GroupsData(kind="groups", path=run.dataset / "groups.jsonl"), Counter())
 
 
-def compare(run: RunDir, config: Config, first: str, second: str) -> dict[str, Estimate]:
-    """The paired differences second - first, task by task, from the samples of two complete evaluations."""
-    both = [_read_samples(run.evaluation(name) / "samples.jsonl") for name in (first, second)]
-    found = {}
-    for task in both[0]:
-        if task in both[1]:
-            found[task] = paired_difference(
-                both[0][task],
-                both[1][task],
-                num_resamples=config.evaluate.num_resamples,
-                seed=derive(config.run.seed, "bootstrap", "difference", task),
-            )
-    return found
+def _results(
+    config: Config, name: str, work: Work, rows: list[Row], judged: tuple[list[Sample], dict[str, str]]
+) -> Row:
+    samples, identities = judged
+    unrated = check_rated(samples, identities, name)
+    about = about_judging(samples, list(identities))
+    return {
+        "model": name,
+        "figures": {figure: estimate.to_json() for figure, estimate in estimates(rows, config).items()},
+        "versions": _versions(config, work, rows, identities),
+        "code": code_version(),
+        "judging": about,
+        "num_unrated": unrated,
+        "num_unanswered": sum(sample.answer is None for sample in samples),
+        "skipped": work.skipped,
+    }
 
 
-def _read_samples(path: Path) -> dict[str, list[float | None]]:
-    values: dict[str, list[float | None]] = {}
-    for _, row in sources.read_rows(path):
-        if row["task"] == "questions":
-            values.setdefault("alignment", []).append(row["alignment"])
-            values.setdefault("engagement", []).append(row["engagement"])
-        else:
-            values.setdefault(row["task"], []).append(row["right"])
-    return values
+def _versions(config: Config, work: Work, rows: list[Row], identities: dict[str, str]) -> Row:
+    """All that must be the same for two models to be compared."""
+    section = config.evaluate
+    data: dict[str, Any] = {}
+    for row in rows:
+        seen = data.setdefault(row["benchmark"], hashlib.sha256())
+        seen.update((row.get("digest") or row["prompt"]).encode() + b"\0")
+    tasks = {f"task {name}": f"{task.VERSION}" for name, task in work.tasks.items()}
+    return {
+        "code": _code_digest(),
+        "lm_eval": importlib.metadata.version("lm_eval") if tasks else None,
+        **tasks,
+        **{f"data of {benchmark}": digest.hexdigest()[:16] for benchmark, digest in data.items()},
+        "prompts": PROMPTS_VERSION,
+        "judge's prompt": judging.JUDGE_VERSION,
+        "attacks": ATTACKS_VERSION,
+        "safe prompts": OVER_REFUSAL_VERSION,
+        "words of refusal": REFUSALS_VERSION,
+        **{f"judge {name}": identity for name, identity in identities.items()},
+        "rating": config.society.rating,
+        "answer": section.answer.model_dump(),
+        "chat_template": section.chat_template,
+        "dtype": section.dtype,
+        "seed": config.run.seed,
+    }
+
+
+def _code_digest() -> str:
+    """Of the code that decides an evaluation's figures."""
+    package = Path(__file__).parents[1]
+    named = ["society/prompts.py", "training/model.py", "training/packing.py"]
+    files = [*sorted((package / "evaluation").glob("*.py")), *(package / name for name in named)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _write(folder: Path, rows: list[Row], results: Row) -> None:
+    write_atomic(folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(folder / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+def _mirror(run: RunDir, config: Config, samples: list[Sample], results: Row) -> None:
+    with open_mirror(run, config, "evaluate", results["model"]) as mirror:
+        figures = results["figures"]
+        mirror.log({f"eval/{name}/{part}": value for name, row in figures.items() for part, value in row.items()})
+        shown = [sample_row(sample) for sample in samples[: config.tracking.num_table_rows]]
+        columns = ["benchmark", "prompt", "answer", "ratings"]
+        mirror.table("eval/samples", columns, [[*(row[name] for name in columns[:3]), _said(row)] for row in shown])
+
+
+def _said(row: Row) -> str:
+    return ", ".join(f"{name} {value}" for name, value in row["metrics"].items())
+
+
+def prefetch(config: Config) -> Iterator[str]:
+    """Loads what an evaluation needs from the network into the caches, on a machine that reaches it.
+
+    Yields:
+        A line for each thing that is there now.
+
+    Raises:
+        MissingDataError: A benchmark has no data anywhere, all of them named.
+        ConfigError: A model cannot be had.
+    """
+    from salign import models
+
+    engines = (config.engine, *(judge.engine for judge in config.evaluate.judges))
+    own = [engine.model for engine in engines if isinstance(engine, TransformersEngine) and engine.model is not None]
+    for model in dict.fromkeys([config.model, *own]):
+        models.fetch(model)
+        yield f"model {model}"
+    work = load_work(config, allow_missing=False)
+    for name, task in work.tasks.items():
+        yield f"benchmark {name}: {len(task.eval_docs)} documents"
+    counts = Counter(item.benchmark for item in work.items)
+    yield from (f"benchmark {name}: {count} prompts" for name, count in counts.items())

@@ -64,3 +64,71 @@ def paired_difference(
         raise ValueError(f"{len(first)} and {len(second)} values cannot be paired")
     differences = [None if a is None or b is None else b - a for a, b in zip(first, second, strict=True)]
     return bootstrap_mean(differences, num_resamples=num_resamples, seed=seed)
+
+
+def permutation_p(
+    first: Sequence[float | None], second: Sequence[float | None], *, num_resamples: int, seed: int
+) -> float | None:
+    """The two-sided p-value of no difference between paired values: signs of the differences are flipped at random.
+
+    With up to 2^n <= num_resamples it is exact (Good 2005, section 3.3). None where no pair is there.
+
+    Raises:
+        ValueError: The two are not of the same items.
+    """
+    from scipy.stats import permutation_test
+
+    pairs = zip(first, second, strict=True)
+    differences = np.array([b - a for a, b in pairs if a is not None and b is not None], dtype=np.float64)
+    if not len(differences):
+        return None
+    if len(differences) < 2 or not differences.any():  # either way round it is as extreme
+        return 1.0
+    found = permutation_test(
+        (differences,),
+        lambda values, axis: values.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=num_resamples,
+        batch=_CHUNK,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def spearman(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
+    """Spearman's rank correlation over the items where both are there; None where one of them does not vary."""
+    from scipy.stats import spearmanr
+
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    left, right = [a for a, _ in pairs], [b for _, b in pairs]
+    if len(set(left)) < 2 or len(set(right)) < 2:
+        return None
+    return float(spearmanr(left, right).statistic)
+
+
+def krippendorff_alpha(ratings: Sequence[Sequence[float | None]]) -> float | None:
+    """Krippendorff's alpha with the interval metric (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
+
+    alpha = 1 - D_o / D_e: the mean squared difference of ratings of one item over that of any two ratings.
+
+    Args:
+        ratings: [judges][items], None where a judge did not rate an item.
+
+    Returns:
+        1 for full agreement, 0 for none beyond chance; None where fewer than two items have two ratings, or all ratings
+        are the same.
+    """
+    units = [[value for value in unit if value is not None] for unit in zip(*ratings, strict=True)]
+    units = [unit for unit in units if len(unit) > 1]
+    pooled = np.array([value for unit in units for value in unit], dtype=np.float64)
+    if len(units) < 2 or pooled.min() == pooled.max():
+        return None
+
+    def squares(values: np.ndarray) -> float:
+        """The sum of (a - b)^2 over all ordered pairs."""
+        return float(2 * len(values) * (values**2).sum() - 2 * values.sum() ** 2)
+
+    observed = sum(squares(np.array(unit)) / (len(unit) - 1) for unit in units) / len(pooled)
+    expected = squares(pooled) / (len(pooled) * (len(pooled) - 1))
+    return 1 - observed / expected

@@ -1,53 +1,233 @@
-"""Accuracy tasks: which of two answers the model finds likelier."""
+"""Accuracy benchmarks as tasks of lm_eval: by its own task files where it has them, else by ours in the same form.
 
-from collections.abc import Callable
+Their data are local files (`evaluate.data_dir`), ours, or what is in the cache of the Hugging Face hub.
+"""
+
+import csv
+import difflib
+import importlib.resources
+import importlib.util
+import io
+import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from salign.config import JUDGED, EvaluateSection
+from salign.errors import ConfigError, DataError
+from salign.society.sources import read_rows, read_text
 
-from salign.errors import DataError
-from salign.records import MAX_SCORE, MIN_SCORE, AlignmentGroup
-from salign.society.sources import moral_story, read_rows
-from salign.training.model import response_nll
-from salign.training.packing import lay_out
-from salign.training.tokens import tokenize
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+Row = dict[str, Any]
+
+# Its own task files of those benchmarks whose local files we know, in its folder `tasks`.
+_THEIRS = {
+    "moral_stories": "moral_stories/moral_stories.yaml",
+    "ethics_deontology": "hendrycks_ethics/deontology.yaml",
+    "truthfulqa_mc1": "truthfulqa/truthfulqa_mc1.yaml",
+    "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2.yaml",
+}
+_OURS = ("mic", "general")
+# Rows of a file stand in groups of so many, which count as right together (Hendrycks et al. 2021, section 2).
+DEONTOLOGY_GROUP = 4
+_MEASURED = ("multiple_choice", "loglikelihood")
 
 
-def moral_stories(path: Path, limit: int | None) -> list[AlignmentGroup]:
-    """Moral Stories (Emelin et al. 2021) as pairs of the moral and the immoral action, after situation and intention.
+class MissingDataError(DataError):
+    """A benchmark has no data here."""
+
+    exit_code = 1
+
+
+def missing(benchmark: str, section: EvaluateSection, nor: str = "") -> MissingDataError:
+    """What is said of a benchmark that has no data here."""
+    ways = []
+    if names := section.wanted_files(benchmark):
+        where = "" if section.data_dir is None else f" ({section.data_dir})"
+        ways.append(f"put {' or '.join(names)} into evaluate.data_dir{where}")
+    if nor:
+        ways.append("run with --prefetch where the hub can be reached")
+    return MissingDataError(f"benchmark {benchmark} has no data here{nor}: {', or '.join(ways)}.")
+
+
+def data_file(name: str) -> Path:
+    """A file that this package ships."""
+    return Path(str(importlib.resources.files("salign.evaluation").joinpath("data", name)))
+
+
+# --- rows of local files -------------------------------------------------------------------------
+
+
+def local_rows(benchmark: str, section: EvaluateSection) -> list[Row] | None:
+    """The rows of a benchmark's own or shipped file, as its task file takes them; None where there is no such file.
 
     Raises:
-        DataError: The file is missing, empty or malformed, with file and row.
+        DataError: The file is empty or malformed, with file and line (row of a JSON array).
     """
-    groups = []
-    for number, row in read_rows(path)[:limit]:
-        question, moral, immoral = moral_story(row, f"{path}, row {number}")
-        groups.append(AlignmentGroup(question, (moral, immoral), (MAX_SCORE, MIN_SCORE)))
-    if not groups:
-        raise DataError(f"{path} holds no story")
-    return groups
+    path = data_file("general.jsonl") if benchmark == "general" else section.file_of(benchmark)
+    if path is None and benchmark in _OURS:
+        raise missing(benchmark, section)
+    if path is None:
+        return None
+    rows = [_checked(benchmark, row, f"{path}, {place}") for place, row in _read(path)]
+    if not rows:
+        raise DataError(f"{path} is empty; benchmark {benchmark} needs its rows")
+    if benchmark == "ethics_deontology":
+        _check_groups(rows, path)
+    return rows
 
 
-@torch.inference_mode()
-def accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: list[AlignmentGroup], told: Callable[[], None]
-) -> list[float]:
-    """For each group, 1 where the first response has the lowest mean negative log-likelihood, else 0.
+def _read(path: Path) -> Iterator[tuple[str, Any]]:
+    if not path.name.removesuffix(".gz").endswith(".csv"):
+        is_array = read_text(path).lstrip().startswith("[")
+        for number, row in read_rows(path):
+            yield f"{'row' if is_array else 'line'} {number}", row
+        return
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        for row in reader:
+            yield f"line {reader.line_num}", row
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: no valid CSV ({error})") from None
 
-    Args:
-        model: On the device where it is to run.
-        tokenizer: With its chat template.
-        groups: Of at least two responses, the right one first.
-        told: Called after each group.
+
+def _texts(row: Any, place: str, *fields: str) -> Row:
+    """The row with those fields, all of them texts."""
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: no object but {type(row).__name__}")
+    wrong = [field for field in fields if not isinstance(row.get(field), str) or not row[field].strip()]
+    if wrong:
+        raise DataError(f"{place}: no text in {', '.join(wrong)}; it has {', '.join(map(str, row))}")
+    return {field: row[field] for field in fields}
+
+
+def _label(value: Any, place: str, field: str, *allowed: int) -> int:
+    text = str(value).strip()
+    if text not in map(str, allowed):
+        raise DataError(f"{place}: {field} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
+    return int(text)
+
+
+def _targets(row: Any, place: str, field: str) -> Row:
+    """TruthfulQA's answers, as the released file has them ({answer: label}) or the hub ({choices, labels})."""
+    value = row.get(field)
+    if isinstance(value, dict) and set(value) == {"choices", "labels"} and isinstance(value["choices"], list):
+        pairs = list(zip(value["choices"], value["labels"], strict=False))
+    else:
+        pairs = list(value.items()) if isinstance(value, dict) else []
+    good = [answer for answer, label in pairs if label == 1]
+    bad = [answer for answer, label in pairs if label == 0]
+    if not good or not bad or len(good) + len(bad) != len(pairs):
+        raise DataError(f"{place}: {field} must label its answers 1 and 0, at least one of each")
+    # lm_eval's task takes the first answer of mc1 for the right one, as on the hub.
+    return {"choices": [*good, *bad], "labels": [1] * len(good) + [0] * len(bad)}
+
+
+def _checked(benchmark: str, row: Any, place: str) -> Row:
+    if benchmark == "moral_stories":
+        return _texts(row, place, "norm", "situation", "intention", "moral_action", "immoral_action")
+    if benchmark == "ethics_deontology":
+        return {**_texts(row, place, "scenario", "excuse"), "label": _label(row.get("label"), place, "label", 0, 1)}
+    if benchmark == "mic":
+        stance = _label(row.get("A_agrees") if isinstance(row, dict) else None, place, "A_agrees", 0, 1, 2)
+        return {**_texts(row, place, "Q", "A", "rot"), "A_agrees": stance}
+    if benchmark == "general":
+        return {**_texts(row, place, "question"), "choices": row["choices"], "label": row["label"]}
+    question = _texts(row, place, "question")
+    fields = ("mc1_targets", "mc2_targets")
+    return {**question, **{field: _targets(row, place, field) for field in fields}}
+
+
+def _check_groups(rows: list[Row], path: Path) -> None:
+    """A group shares its scenario; a file in another order would be scored wrongly."""
+    size = DEONTOLOGY_GROUP
+    for first in range(0, len(rows), size):
+        if len(rows[first : first + size]) < size or len({row["scenario"] for row in rows[first : first + size]}) > 1:
+            raise DataError(
+                f"{path}, rows {first + 1} to {first + size}: not {size} excuses of one scenario; its groups must "
+                "stand as in the released file"
+            )
+
+
+# --- tasks, without loading lm_eval --------------------------------------------------------------
+
+
+def check_known(benchmark: str) -> None:
+    """Makes sure that there is such a task, in a second, by the names in lm_eval's task files.
+
+    Raises:
+        ConfigError: The package is not there, or has no such task.
     """
-    right = []
-    limit = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
-    data = tokenize(groups, tokenizer, limit)
-    if data.num_long_responses:
-        raise DataError(f"{data.num_long_responses} answers of the task exceed the model's {limit} tokens")
-    for group in data.groups:
-        nll = response_nll(model, lay_out([group]).to(model.device))[0]
-        right.append(float(nll[0] < nll[1:].min()))
-        told()
-    return right
+    found = importlib.util.find_spec("lm_eval")
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(f"benchmark {benchmark} needs the package lm_eval: pip install 'salign[lm_eval]'")
+    if benchmark in _THEIRS or benchmark in _OURS:
+        return
+    names = set()
+    for path in Path(found.submodule_search_locations[0], "tasks").rglob("*.yaml"):
+        names.update(re.findall(r"^task:\s*[\"']?([\w.-]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    if benchmark not in names:
+        near = difflib.get_close_matches(benchmark, [*names, *JUDGED, *_OURS], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"evaluate.benchmarks: neither lm_eval nor salign has a benchmark {benchmark!r}{hint}")
+
+
+# --- tasks ---------------------------------------------------------------------------------------
+
+
+def load_task(benchmark: str, section: EvaluateSection) -> "Task":
+    """A benchmark as a task of lm_eval, with its data.
+
+    Raises:
+        ConfigError: The package or the task is not there, or the task is of a kind that is not measured here.
+        DataError: Its file is malformed.
+        MissingDataError: It has no data here.
+    """
+    check_known(benchmark)
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    datasets.disable_progress_bars()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what its own task files leave out
+    rows = local_rows(benchmark, section)
+    if rows is None:
+        return _from_hub(benchmark, section)
+    local = datasets.Dataset.from_list(rows)
+    config = {
+        **_task_file(benchmark),
+        "custom_dataset": lambda **_: {"test": local},
+        "training_split": None,
+        "validation_split": None,
+        "test_split": "test",
+    }
+    config.pop("tag", None)
+    return ConfigurableTask(config=config)
+
+
+def _task_file(benchmark: str) -> Row:
+    from lm_eval import tasks
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    theirs = Path(tasks.__file__).parent / _THEIRS.get(benchmark, "")
+    path = data_file(f"{benchmark}.yaml") if benchmark in _OURS else theirs
+    config: Row = load_yaml(path)
+    return config
+
+
+def _from_hub(benchmark: str, section: EvaluateSection) -> "Task":
+    from lm_eval.tasks import TaskManager
+
+    try:
+        task = TaskManager().load([benchmark])["tasks"][benchmark]
+    except (OSError, ValueError, RuntimeError) as error:  # what datasets raises where nothing is cached
+        said = str(error).strip().splitlines()[0][:200]
+        raise missing(benchmark, section, f", nor has the hub's cache ({said})") from error
+    if task.OUTPUT_TYPE not in _MEASURED:
+        raise ConfigError(
+            f"evaluate.benchmarks: lm_eval's task {benchmark} is of the kind {task.OUTPUT_TYPE}; measured here are "
+            f"{' and '.join(_MEASURED)}"
+        )
+    return task

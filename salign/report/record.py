@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from salign.config import KINDS, Config, SocietySection
 from salign.errors import DataError
-from salign.evaluation.evaluate import compare
+from salign.evaluation.compare import compare
 from salign.evaluation.statistics import Estimate
 from salign.records import read_interactions
 from salign.report.society import MAX_SAMPLES, Reservoir, Shard, Society, SocietyReader, clipped
@@ -103,8 +103,9 @@ def read_run(run: RunDir, config: Config) -> RunRecord:
     """
     manifest = json.loads(run.manifest.read_text(encoding="utf-8")) if run.manifest.exists() else {}
     record = RunRecord(config, manifest, {})
-    _read_society(run, config, record)
-    _read_data(run, config, record)
+    if config.has_society:
+        _read_society(run, config, record)
+        _read_data(run, config, record)
     for stage in config.train.stages:
         folder = run.stage(stage.name)
         rows = read_metrics(folder / "metrics.jsonl")
@@ -262,24 +263,15 @@ def _read_evaluation(run: RunDir, config: Config, record: RunRecord) -> None:
         folder = run.evaluation(model)
         if _note_machine(record, f"evaluate {model}", folder):
             results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-            record.evaluation[model] = dict(_figures(results))
+            record.evaluation[model] = {
+                name: Figure(**row) for name, row in results["figures"].items() if row["mean"] is not None
+            }
         else:
             record.missing("evaluation", f"the evaluation of {model}", folder)
     models = list(config.evaluated_models)
     if len(models) > 1 and {models[0], models[-1]} <= set(record.evaluation):
-        record.differences = compare(run, config, models[0], models[-1])
-
-
-def _figures(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Figure]]:
-    """Whatever in results.json has a mean, however deep; an evaluation may have more of them than this code knows."""
-    for name, value in results.items():
-        if not isinstance(value, Mapping):
-            continue
-        mean = value.get("mean")
-        if isinstance(mean, int | float):
-            yield f"{prefix}{name}", Figure(mean, value.get("low"), value.get("high"), value.get("n"))
-        else:
-            yield from _figures(value, f"{prefix}{name}/")
+        compared = compare(run, config, (models[0], models[-1]))
+        record.differences = {figure: difference.estimate for figure, (difference,) in compared.differences.items()}
 
 
 def failure_counts(society: Society, most: int = 10) -> Counter[str]:

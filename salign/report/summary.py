@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from salign.config import KINDS, Config
-from salign.evaluation.evaluate import compare
+from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.statistics import Estimate
 from salign.records import Interaction, read_interactions
 from salign.run import RunDir, read_done, write_atomic
@@ -29,17 +29,19 @@ def _society(interactions: list[Interaction]) -> dict[str, Any]:
 
 
 def summarize(run: RunDir, config: Config) -> dict[str, Any]:
-    """The run's figures, from its complete stages; written to `report/summary.json`.
+    """The run's figures, from its complete stages; written to `report/summary.json`, and the models' table.
 
     Returns:
-        `society`, `dataset`, `training`, `evaluation` and `differences`, each task's paired difference of the last
-        evaluated model from the first.
+        `society` and `dataset` (None where nothing was simulated), `training`, `evaluation` and `differences`, each
+        figure's paired difference of the last evaluated model from the first.
     """
     interactions: list[Interaction] = []
-    for shard in range(config.society.num_shards):
-        if read_done(run.shard(shard)) is not None:  # some may be missing (cluster.min_shards)
-            interactions += read_interactions(run.shard(shard) / "interactions.jsonl")
-    card = json.loads((run.dataset / "card.json").read_text(encoding="utf-8"))
+    card = None
+    if config.has_society:
+        for shard in range(config.society.num_shards):
+            if read_done(run.shard(shard)) is not None:  # some may be missing (cluster.min_shards)
+                interactions += read_interactions(run.shard(shard) / "interactions.jsonl")
+        card = json.loads((run.dataset / "card.json").read_text(encoding="utf-8"))
     training = {}
     for stage in config.train.stages:
         losses = [row["train/loss"] for row in read_metrics(run.stage(stage.name) / "metrics.jsonl")]
@@ -54,10 +56,15 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
     for model in models:
         done = read_done(run.evaluation(model))
         evaluation[model] = {} if done is None else done.facts
-    differences = compare(run, config, models[0], models[-1]) if len(models) > 1 else {}
+    differences = {}
+    if len(models) > 1:
+        compared = compare(run, config, models)
+        write_tables(run, compared)
+        # Pairs stand in the order of the models.
+        differences = {task: pairs[len(models) - 2].estimate for task, pairs in compared.differences.items()}
     summary = {
-        "society": _society(interactions),
-        "dataset": {kind: card["kinds"][kind]["num_groups"] for kind in KINDS},
+        "society": None if card is None else _society(interactions),
+        "dataset": None if card is None else {kind: card["kinds"][kind]["num_groups"] for kind in KINDS},
         "training": training,
         "evaluation": evaluation,
         "differences": {task: difference.to_json() for task, difference in differences.items()},
@@ -75,14 +82,9 @@ def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console:
     table = Table(title=f"Run {config.run.name}", show_header=False, title_justify="left", pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    society = summary["society"]
-    failed = f", {society['num_failed']} failed" if society["num_failed"] else ""
-    calls = f"{society['num_calls']} model calls, {society['num_tokens']} tokens"
-    table.add_row("interactions", f"{society['num_interactions']}{failed} ({calls})")
-    for criterion in ("alignment", "engagement"):
-        draft, revision = society[f"draft_{criterion}"], society[f"revision_{criterion}"]
-        table.add_row(f"mean {criterion}, 1-7", f"drafts {_number(draft)}, revisions {_number(revision)}")
-    table.add_row("groups", ", ".join(f"{kind} {count}" for kind, count in summary["dataset"].items()))
+    if summary["society"] is not None:
+        _add_society(table, summary["society"])
+        table.add_row("groups", ", ".join(f"{kind} {count}" for kind, count in summary["dataset"].items()))
     for stage, row in summary["training"].items():
         first, last = _number(row["loss_first_quarter"]), _number(row["loss_last_quarter"])
         table.add_row(f"loss of {stage}", f"{first} -> {last} (first and last quarter of {row['num_steps']} steps)")
@@ -97,7 +99,8 @@ def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console:
     table.add_section()
     if config.train.stages:
         table.add_row("model", str(run.model(config.train.stages[-1].name)))
-    table.add_row("data", str(run.dataset / "groups.jsonl"))
+    if summary["society"] is not None:
+        table.add_row("data", str(run.dataset / "groups.jsonl"))
     table.add_row("logs", str(run.logs))
     if config.tracking.wandb:
         table.add_row("W&B runs", f"{run.wandb / 'wandb'}  (in the terminal: wandb leet DIR)")
@@ -106,3 +109,12 @@ def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console:
     console.print(table)
     if summary["differences"]:
         console.print("Intervals are 95 % bootstrap intervals; differences are paired by question.")
+
+
+def _add_society(table: Table, society: dict[str, Any]) -> None:
+    failed = f", {society['num_failed']} failed" if society["num_failed"] else ""
+    calls = f"{society['num_calls']} model calls, {society['num_tokens']} tokens"
+    table.add_row("interactions", f"{society['num_interactions']}{failed} ({calls})")
+    for criterion in ("alignment", "engagement"):
+        draft, revision = society[f"draft_{criterion}"], society[f"revision_{criterion}"]
+        table.add_row(f"mean {criterion}, 1-7", f"drafts {_number(draft)}, revisions {_number(revision)}")

@@ -195,10 +195,6 @@ def _first_exchange(row: Any, field: str, place: str) -> tuple[str, str]:
     return parts[2].strip(), parts[4].strip()
 
 
-# Of the words that `moral_story` puts a row into.
-MORAL_STORIES_VERSION = "1"
-
-
 def moral_story(row: dict[str, Any], place: str) -> tuple[str, str, str]:
     """A Moral Stories row as a question, the moral and the immoral action."""
     situation, intention = _text(row, "situation", place), _text(row, "intention", place)

@@ -1,9 +1,12 @@
 """The groups that a stage trains on, and the order in which it sees them."""
 
+import functools
+import hashlib
+import itertools
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from salign import models
-from salign.config import AnswersData, GroupsData, RunData, TrainStage
+from salign.config import KINDS, AnswersData, DatasetData, GroupsData, RunData, TrainStage
 from salign.dataset.groups import demonstrations, digest_of, read_groups
 from salign.errors import ConfigError, DataError
 from salign.records import AlignmentGroup
@@ -42,14 +45,34 @@ def stage_groups(
         StageError: The dataset of this run is not complete.
         DataError: A file is missing or malformed (raised, for its rows, while they are iterated).
     """
-    data = stage.data
-    if isinstance(data, RunData):
-        done = require_done(run.dataset, "the dataset", f"Run `python jobs/collect.py {run.path}`, or launch again.")
-        own = GroupsData(kind="groups", path=run.dataset / "groups.jsonl")
-        return read_groups(own, left_out), done.digest, {"dataset": done.digest}
+    found = [_groups_of(run, part, left_out) for part in stage.parts]
+    groups, digests = [groups for groups, _, _ in found], [digest for _, digest, _ in found]
+    inputs = {name: digest for _, _, inputs in found for name, digest in inputs.items()}
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()
+    return itertools.chain.from_iterable(groups), digest, inputs
+
+
+def _groups_of(
+    run: RunDir, data: RunData | GroupsData | DatasetData | AnswersData, left_out: Counter[str]
+) -> tuple[Iterable[AlignmentGroup], str, dict[str, str]]:
     if isinstance(data, AnswersData):
         return demonstrations(data), digest_of(data), {}
-    return read_groups(data, left_out), digest_of(data), {}
+    if not isinstance(data, RunData):
+        return read_groups(data, left_out), digest_of(data), {}
+    done = require_done(run.dataset, "the dataset", f"Run `python jobs/collect.py {run.path}`, or launch again.")
+    own = GroupsData(kind="groups", path=run.dataset / "groups.jsonl")
+    digest = done.digest if set(data.kinds) == set(KINDS) else f"{done.digest} {sorted(data.kinds)}"
+    return _of_kinds(read_groups(own, left_out), data), digest, {"dataset": done.digest}
+
+
+def _of_kinds(groups: Iterable[AlignmentGroup], data: RunData) -> Iterator[AlignmentGroup]:
+    empty = True
+    for group in groups:
+        if group.kind in data.kinds:
+            empty = False
+            yield group
+    if empty:
+        raise DataError(f"the run's alignment data has no group of the kinds {', '.join(data.kinds)}")
 
 
 def context_length(model: str) -> int | None:
@@ -153,11 +176,18 @@ class Order:
         self._numbers = np.arange(len(groups), dtype=np.uint32) if numbers is None else numbers
         self._shuffled: dict[int, NDArray[np.uint32]] = {}
 
-    @property
+    @functools.cached_property
     def num_steps(self) -> int:
         """Optimizer steps of the stage."""
-        steps = max(1, round(self._stage.num_epochs * len(self._numbers) / self._stage.groups_per_step))
-        return min(steps, self._stage.max_steps) if self._stage.max_steps is not None else steps
+        stage, steps = self._stage, itertools.count(1)
+        if stage.num_tokens is None:
+            num_steps = max(1, round(stage.num_epochs * len(self._numbers) / stage.groups_per_step))
+        else:
+            num_tokens = itertools.accumulate(
+                sum(group.num_tokens for _, group in self.groups(step - 1)) for step in itertools.count(1)
+            )
+            num_steps = next(step for step, seen in zip(steps, num_tokens, strict=False) if seen >= stage.num_tokens)
+        return num_steps if stage.max_steps is None else min(num_steps, stage.max_steps)
 
     def _group(self, position: int) -> tuple[int, TokenGroup]:
         epoch, place = divmod(position, len(self._numbers))

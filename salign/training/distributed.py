@@ -117,6 +117,20 @@ def _differences(everybody: Sequence[tuple[str, Mapping[str, str]]]) -> list[str
     return found
 
 
+def alone() -> Ranks:
+    """A world of one that needs no joining."""
+    return Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def gather(value: T, ranks: Ranks) -> list[T]:
+    """What every rank has, in their order, on rank 0; empty on the others."""
+    if ranks.size == 1:
+        return [value]
+    found: list[T | None] | None = [None] * ranks.size if ranks.is_main else None
+    dist.gather_object(value, found)
+    return [item for item in found or () if item is not None]
+
+
 def leave_ranks() -> None:
     """Ends the group of ranks when all are done: one that goes earlier may tear threads of the others."""
     dist.barrier()

@@ -36,16 +36,14 @@ logger = logging.getLogger(__name__)
 
 
 def base_model(run: RunDir, config: Config, stage: TrainStage) -> tuple[str, dict[str, str]]:
-    """What a stage starts from, the model of the stage before or the base, with that stage's digest.
+    """What a stage starts from, another stage's model or the base, with that stage's digest.
 
     Raises:
-        StageError: The stage before is not complete.
+        StageError: That stage is not complete.
     """
-    names = [other.name for other in config.train.stages]
-    position = names.index(stage.name)
-    if position == 0:
+    before = config.train.start_of(stage.name)
+    if before == "base":
         return config.model, {}
-    before = names[position - 1]
     remedy = f"Run `python jobs/train.py {run.path} --stage {before}`, or launch again."
     done = require_done(run.stage(before), f"train stage {before}", remedy)
     return str(run.model(before)), {f"train/{before}": done.digest}

@@ -84,6 +84,16 @@ def find_place() -> Place:
     return Place(dict(zip(_NAMES, ("0", "0", "1", "127.0.0.1", str(_free_port("127.0.0.1"))), strict=True)))
 
 
+def is_launched() -> bool:
+    """Whether this process is one of ranks that a launcher started together."""
+    return "RANK" in os.environ or find_place().num_ranks > 1
+
+
+def is_first() -> bool:
+    """Whether this is rank 0, or alone; known before the ranks have met."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("PMI_RANK", "0"))) == "0"
+
+
 def check_rendezvous(place: Place) -> None:
     """That the ranks can meet: said at once, where torch would wait for half an hour.
 

@@ -47,8 +47,8 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
     assert manifest["packages"]["torch"]
     assert manifest["inputs"]
     results = json.loads((run.evaluation("stable") / "results.json").read_text())
-    assert results["alignment"]["n"] == 6
-    assert results["judge"] == "scripted"
+    assert results["figures"]["alignment"]["n"] == 6
+    assert results["versions"]["judge engine"] == "scripted"
 
 
 def test_the_closing_table_says_what_came_out_and_where(finished):

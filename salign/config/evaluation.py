@@ -1,0 +1,95 @@
+"""What models are evaluated on, and who judges them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from salign.config.base import AbsolutePath, Count, Name, NotBool, Sampling, Section, unless
+from salign.config.engines import EngineSection
+from salign.config.sources import EverydaySource, Source
+
+JUDGED = ("questions", "hh", "hh_a", "over_refusal")
+"""Benchmarks in which the model answers; the others are tasks of lm_eval, by its names or ours (`mic`, `general`)."""
+
+_HH = "hh_harmless_test.jsonl.gz"
+# In `evaluate.data_dir`; of several the first that is there.
+_FILES: dict[str, tuple[str, ...]] = {
+    "moral_stories": ("moral_stories_test.jsonl",),
+    "ethics_deontology": ("ethics_deontology_test.csv",),
+    "truthfulqa_mc1": ("truthfulqa_mc_task.json",),
+    "truthfulqa_mc2": ("truthfulqa_mc_task.json",),
+    "mic": ("mic.jsonl", "mic_examples.json"),
+    "hh": (_HH,),
+    "hh_a": (_HH,),
+}
+SUFFIXES = "adversarial_suffixes.txt"
+
+
+class Judge(Section):
+    """Who rates answers; the name stands in the results."""
+
+    name: Name
+    engine: EngineSection
+
+
+class EvaluateSection(Section):
+    models: tuple[Name, ...] = ()
+    """`base` or the name of a training stage; empty: base and the last stage."""
+    benchmarks: tuple[Name, ...] = ("questions",)
+    """`questions`, `hh`, `hh_a`, `over_refusal`, `mic`, `general`, or a task of lm_eval."""
+    data_dir: AbsolutePath | None = None
+    """Where benchmarks' files are; what is not there comes from the cache of the Hugging Face hub."""
+    num_documents: Count | None = None
+    """Of each benchmark the first; None: all."""
+    allow_missing: bool = False
+    """A benchmark without data is left out, by name; False: the evaluation fails."""
+    chat_template: bool = True
+    """Whether lm_eval's prompts stand in the model's chat template."""
+    questions: Source = EverydaySource(split="held_out")
+    num_questions: Count | None = None
+    """Of the benchmark `questions`."""
+    answer: Sampling = Sampling(temperature=0.0)
+    judges: tuple[Judge, ...] = ()
+    """Empty: the run's engine."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the model, where lm_eval's tasks are measured."""
+    num_resamples: Annotated[int, NotBool, Field(ge=100)] = 10_000
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("no benchmark is named")
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _judges_have_names(self) -> "EvaluateSection":
+        names = [judge.name for judge in self.judges]
+        mistakes = [f"two judges have one name: {', '.join(names)}"] if len(set(names)) < len(names) else []
+        return unless(self, mistakes)
+
+    def file_of(self, benchmark: str) -> Path | None:
+        """A benchmark's file in `data_dir`, None where there is none."""
+        if self.data_dir is None:
+            return None
+        paths = (self.data_dir / name for name in _FILES.get(benchmark, ()))
+        return next((path for path in paths if path.is_file()), None)
+
+    def wanted_files(self, benchmark: str) -> tuple[str, ...]:
+        """The names that a benchmark's file may have; none where it needs none, or where lm_eval alone knows."""
+        return _FILES.get(benchmark, ())
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file of `data_dir` that the benchmarks read."""
+        found = [self.file_of(benchmark) for benchmark in self.benchmarks]
+        if self.suffixes is not None and "hh_a" in self.benchmarks:
+            found.append(self.suffixes)
+        return tuple(dict.fromkeys(path for path in found if path is not None))
+
+    @property
+    def suffixes(self) -> Path | None:
+        """Adversarial suffixes for `hh_a`, one a line, where `data_dir` has them."""
+        path = None if self.data_dir is None else self.data_dir / SUFFIXES
+        return path if path is not None and path.is_file() else None

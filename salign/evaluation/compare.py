@@ -1,0 +1,214 @@
+"""Models of a run beside each other: paired differences, and the table of a paper."""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from salign.config import Config
+from salign.errors import StageError
+from salign.evaluation.figures import LOWER_IS_BETTER, NEITHER_IS_BETTER, values_of
+from salign.evaluation.statistics import Estimate, paired_difference, permutation_p
+from salign.run import RunDir, require_done, write_atomic
+from salign.seeds import derive
+from salign.society import sources
+
+# Below this a difference holds, if its interval leaves 0 out as well.
+_LEVEL = 0.05
+
+Values = dict[str, dict[int, float | None]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """second - first of one figure, paired item by item, and the p-value of no difference."""
+
+    first: str
+    second: str
+    estimate: Estimate
+    p: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the interval leaves 0 out and the permutation test agrees."""
+        low, high = self.estimate.low, self.estimate.high
+        return self.p is not None and self.p < _LEVEL and low is not None and high is not None and not low <= 0 <= high
+
+    @property
+    def higher_one(self) -> str:
+        return self.second if (self.estimate.mean or 0.0) > 0 else self.first
+
+    @property
+    def lower_one(self) -> str:
+        return self.first if (self.estimate.mean or 0.0) > 0 else self.second
+
+    def __str__(self) -> str:
+        return f"{self.estimate}, p = {'-' if self.p is None else format(self.p, '.4f')}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of several models, and by figure the differences of all pairs, each earlier model taken first."""
+
+    models: tuple[str, ...]
+    figures: dict[str, dict[str, Estimate]]
+    differences: dict[str, list[Difference]]
+    versions: dict[str, Any]
+    facts: dict[str, Any]
+
+    def best(self, figure: str) -> str | None:
+        """The model that is better than each of the others, where all those differences hold."""
+        if figure in NEITHER_IS_BETTER:
+            return None
+        lower = figure in LOWER_IS_BETTER
+        won = Counter(row.lower_one if lower else row.higher_one for row in self.differences[figure] if row.holds)
+        return next((model for model in self.models if won[model] == len(self.models) - 1), None)
+
+
+def _difference(values: Mapping[str, Values], figure: str, pair: tuple[str, str], config: Config) -> Difference:
+    first, second = pair
+    sides = [list(values[model][figure].values()) for model in pair]
+    num = config.evaluate.num_resamples
+    place = (config.run.seed, "bootstrap", "difference", figure)
+    estimate = paired_difference(sides[0], sides[1], num_resamples=num, seed=derive(*place))
+    return Difference(first, second, estimate, permutation_p(*sides, num_resamples=num, seed=derive(*place, "p")))
+
+
+def compare(run: RunDir, config: Config, models: Sequence[str]) -> Comparison:
+    """Complete evaluations of the run beside each other.
+
+    Raises:
+        StageError: One is not complete, or they were made with different versions of anything.
+        ConfigError: No such model.
+    """
+    results, values = {}, {}
+    for model in models:
+        if model != "base":
+            config.stage(model)
+        folder = run.evaluation(model)
+        remedy = f"Run `python jobs/evaluate.py {run.path} --model {model}`, or launch again."
+        require_done(folder, f"the evaluation of {model}", remedy)
+        results[model] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        values[model] = values_of(row for _, row in sources.read_rows(folder / "samples.jsonl"))
+    _check_versions(run, results)
+    figures = {
+        figure: {model: Estimate(**results[model]["figures"][figure]) for model in models}
+        for figure in values[models[0]]
+    }
+    pairs = list(itertools.combinations(models, 2))
+    differences = {figure: [_difference(values, figure, pair, config) for pair in pairs] for figure in figures}
+    facts = {
+        "code": {model: results[model]["code"] for model in models},
+        "leak_check": {model: results[model]["leak_check"] for model in models},
+        "judging": {model: results[model]["judging"] for model in models},
+        "skipped": results[models[0]]["skipped"],
+    }
+    return Comparison(tuple(models), figures, differences, results[models[0]]["versions"], facts)
+
+
+def _check_versions(run: RunDir, results: Mapping[str, Mapping[str, Any]]) -> None:
+    first, *others = results
+    for other in others:
+        left, right = results[first]["versions"], results[other]["versions"]
+        differing = [name for name in {**left, **right} if left.get(name) != right.get(name)]
+        if differing:
+            said = "; ".join(f"{name}: {left.get(name)} and {right.get(name)}" for name in differing)
+            raise StageError(
+                f"the evaluations of {first} and {other} in {run.path} cannot be compared, they differ in {said}. "
+                f"Remove {run.evaluation(first)} or {run.evaluation(other)}, whichever is older, and evaluate again."
+            )
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+_NOTE = (
+    "Means with 95 % bootstrap intervals. Bold: better than each of the other models, where the interval of the paired "
+    "difference leaves 0 out and a permutation test gives p < 0.05 (not corrected for the number of comparisons). "
+    "Lower is better where a figure ends in an arrow down."
+)
+
+
+def _name(figure: str) -> str:
+    return f"{figure} ↓" if figure in LOWER_IS_BETTER else figure
+
+
+def _cell(estimate: Estimate) -> str:
+    if estimate.mean is None or estimate.low is None or estimate.high is None:
+        return "-"
+    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def markdown(found: Comparison) -> str:
+    """Two tables: figures, and their differences from the first model."""
+    lines = [f"| figure | n | {' | '.join(found.models)} |", f"|---|---|{'---|' * len(found.models)}"]
+    for figure, row in found.figures.items():
+        best = found.best(figure)
+        cells = [f"**{_cell(row[model])}**" if model == best else _cell(row[model]) for model in found.models]
+        lines.append(f"| {_name(figure)} | {row[found.models[0]].n} | {' | '.join(cells)} |")
+    lines += ["", _NOTE, "", "| difference | n | mean | p |", "|---|---|---|---|"]
+    for figure, differences in found.differences.items():
+        for difference in differences:
+            p = "-" if difference.p is None else f"{difference.p:.4f}"
+            what = f"{_name(figure)}: {difference.second} - {difference.first}"
+            mark = "**" if difference.holds else ""
+            lines.append(f"| {what} | {difference.estimate.n} | {mark}{_cell(difference.estimate)}{mark} | {p} |")
+    leaks = found.facts["leak_check"][found.models[0]]
+    versions = ", ".join(f"{name} {value}" for name, value in found.versions.items() if value is not None)
+    lines += ["", f"{leaks['num_evaluation_prompts']} evaluation prompts compared with the training data, none in it."]
+    lines += [f"Left out for want of data: {', '.join(found.facts['skipped'])}."] if found.facts["skipped"] else []
+    return "\n".join([*lines, f"Versions: {versions}.", ""])
+
+
+_TEX = {character: f"\\{character}" for character in "_%&#$"} | {"↓": r"$\downarrow$"}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def latex(found: Comparison) -> str:
+    """The table of figures, for booktabs."""
+    lines = [
+        rf"\begin{{tabular}}{{lr{'l' * len(found.models)}}}",
+        r"\toprule",
+        " & ".join(["figure", "$n$", *map(_tex, found.models)]) + r" \\",
+        r"\midrule",
+    ]
+    for figure, row in found.figures.items():
+        best = found.best(figure)
+        cells = [rf"\textbf{{{_cell(row[model])}}}" if model == best else _cell(row[model]) for model in found.models]
+        lines.append(" & ".join([_tex(_name(figure)), str(row[found.models[0]].n), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {_NOTE}", ""])
+
+
+def to_json(found: Comparison) -> str:
+    rows = {
+        "models": found.models,
+        "figures": {name: {model: row[model].to_json() for model in row} for name, row in found.figures.items()},
+        "best": {figure: found.best(figure) for figure in found.figures},
+        "differences": {
+            figure: [
+                {"first": d.first, "second": d.second, **d.estimate.to_json(), "p": d.p, "holds": d.holds}
+                for d in differences
+            ]
+            for figure, differences in found.differences.items()
+        },
+        "versions": found.versions,
+        **found.facts,
+    }
+    return json.dumps(rows, indent=2) + "\n"
+
+
+def write_tables(run: RunDir, found: Comparison) -> str:
+    """Writes `evaluate/comparison.md`, `.tex` and `.json`.
+
+    Returns:
+        The Markdown.
+    """
+    folder, text = run.path / "evaluate", markdown(found)
+    write_atomic(folder / "comparison.md", text)
+    write_atomic(folder / "comparison.tex", latex(found))
+    write_atomic(folder / "comparison.json", to_json(found))
+    return text

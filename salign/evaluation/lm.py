@@ -1,0 +1,156 @@
+"""A model as lm_eval asks it: the answers to one question share a row, so that the question is computed once."""
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from salign.config import SFTObjective
+from salign.errors import ConfigError, DataError
+from salign.training.attention import mask_of
+from salign.training.distributed import Ranks
+from salign.training.model import GroupLoss, check_layout
+from salign.training.packing import lay_out
+from salign.training.tokens import TokenGroup
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[tuple[str, str], list[int], list[int]]
+
+
+class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
+    """What lm_eval's tasks are measured on.
+
+    A row holds one document's question and answers and nothing else, whatever the ranks: figures are the same for any
+    number of them.
+
+    Args:
+        model: On the device where it is to run, in evaluation mode.
+        tokenizer: With its chat template.
+        ranks: This process among those that share the documents.
+        told: Called after each document.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, told: Callable[[], None]
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self._model = model
+        self._rank, self._world_size, self._device = ranks.rank, ranks.size, ranks.device
+        self._told = told
+        self._max_tokens = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+        try:
+            check_layout(GroupLoss(model, SFTObjective(kind="sft")), model, range(3, 20), ranks.device)
+            self._shares_rows = True
+        except ConfigError:
+            logger.info("models of the family %s take one answer a row", model.config.model_type)
+            self._shares_rows = False
+
+    # --- what the tasks ask ----------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """The log-likelihood of each answer after its question, and whether greedy decoding would say it."""
+        found: list[tuple[float, bool]] = []
+        for _, document in itertools.groupby(requests, key=lambda request: (request.task_name, request.doc_id)):
+            found += super().loglikelihood(list(document), disable_tqdm=True)
+            self._told()
+        return found
+
+    def _loglikelihood_tokens(self, requests: list[Pair], **_: Any) -> list[tuple[float, bool]]:
+        """One document's; ranks with fewer documents repeat an answer, which is looked up."""
+        distinct = list(dict.fromkeys((tuple(context), tuple(answer)) for _, context, answer in requests))
+        values: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, bool]] = {}
+        for context, pairs in itertools.groupby(distinct, key=lambda pair: pair[0]):
+            answers = [answer for _, answer in pairs]
+            rows = [answers] if self._shares_rows else [[answer] for answer in answers]
+            measured = itertools.chain.from_iterable(self._measure(context, row) for row in rows)
+            values.update(zip(((context, answer) for answer in answers), measured, strict=True))
+        return [values[tuple(context), tuple(answer)] for _, context, answer in requests]
+
+    @torch.inference_mode()
+    def _measure(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
+        longest = len(context) + max(map(len, answers))
+        if longest > self._max_tokens:
+            raise DataError(
+                f"a benchmark's question and answer have {longest} tokens; the model's most are {self._max_tokens}"
+            )
+        row = lay_out([TokenGroup(list(context), [list(answer) for answer in answers], [0.0] * len(answers))])
+        row = row.to(self.device)
+        inputs: dict[str, Any] = {"input_ids": row.input_ids, "use_cache": False}
+        if self._shares_rows:
+            inputs |= {**mask_of(self._model, row), "position_ids": row.position_ids}
+        logits = self._model(**inputs, logits_to_keep=row.predictors).logits[0].float()
+        logp = -F.cross_entropy(logits, row.targets, reduction="none").double()
+        greedy = (logits.argmax(dim=-1) == row.targets).double()
+        sums = logp.new_zeros(len(answers)).index_add(0, row.response_of, logp)
+        hits = greedy.new_zeros(len(answers)).index_add(0, row.response_of, greedy)
+        lengths = [len(answer) for answer in answers]
+        return [
+            (total, hit == length) for total, hit, length in zip(sums.tolist(), hits.tolist(), lengths, strict=True)
+        ]
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
+        raise NotImplementedError  # `tasks.load_task` refuses tasks that ask for it
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+        raise NotImplementedError
+
+    # --- words -----------------------------------------------------------------------------------
+
+    @property
+    def eot_token_id(self) -> int:
+        assert isinstance(self.tokenizer.eos_token_id, int)
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return bos if isinstance(bos, int) else self.eot_token_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids; a text that begins with the begin token, as a chat template may write it, gets no second one."""
+        bos = self.tokenizer.bos_token
+        special = not (bos and string.startswith(bos)) if add_special_tokens is None else add_special_tokens
+        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=special)
+        return ids
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        text = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return str(text)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    # --- ranks -----------------------------------------------------------------------------------
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.world_size == 1:
+            return tensor
+        parts = [torch.zeros_like(tensor.reshape(1)) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor.reshape(1))
+        return torch.cat(parts)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        if self.world_size == 1:
+            return [obj]
+        found = [None] * self.world_size if self.rank == dst else None
+        dist.gather_object(obj, found, dst=dst)
+        return found
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
