@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -396,6 +397,7 @@ def create_run(config: Config) -> RunDir:
         return run
 
 
+@functools.cache
 def this_machine() -> dict[str, Any]:
     """Where this process runs: host, cores and, where the NVIDIA driver is there, GPUs."""
     gpus: list[str] = []

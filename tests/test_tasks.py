@@ -1,6 +1,9 @@
 """Benchmarks as lm_eval's tasks: rows of local files, and likelihoods against lm_eval's own model class."""
 
 import json
+import tempfile
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from salign import models
 from salign.config import EvaluateSection
 from salign.errors import ConfigError, DataError
 from salign.evaluation.lm import RowLM
+from salign.evaluation.resume import Scores, forget_measured, open_measured
 from salign.evaluation.tasks import load_task, local_rows
 from salign.training.distributed import Ranks
 
@@ -136,9 +140,13 @@ PAIRS = [
 ]
 
 
-def row_lm(path, told=lambda: None) -> RowLM:
+def row_lm(path, told=lambda: None, folder=None) -> RowLM:
     model = models.load_model(str(path), torch.float32).eval()
-    return RowLM(model, models.load_tokenizer(str(path)), Ranks(0, 1, torch.device("cpu")), told)
+    with tempfile.TemporaryDirectory() as other:
+        scores = Scores(folder or Path(other), 0)
+    lm = RowLM(model, models.load_tokenizer(str(path)), Ranks(0, 1, torch.device("cpu")), told=told, scores=scores)
+    weakref.finalize(lm, scores.close)
+    return lm
 
 
 @pytest.mark.parametrize("shares_rows", [True, False])
@@ -180,3 +188,32 @@ def test_an_answer_that_does_not_fit_is_an_error(tiny_model):
     lm = row_lm(tiny_model)
     with pytest.raises(DataError, match="question and answer have 2105 tokens; the model's most are 2048"):
         lm._loglikelihood_tokens([(("", ""), [3] * 2100, [4] * 5)])
+
+
+def test_what_was_measured_is_not_measured_again(tiny_model, tmp_path, monkeypatch):
+    first = row_lm(tiny_model, folder=tmp_path)
+    found = first.loglikelihood(requests(PAIRS[:2]))
+    with (tmp_path / "journal-00000.jsonl").open("a") as file:
+        file.write('{"key": "torn')  # as a process leaves it that is killed
+    again = row_lm(tiny_model, folder=tmp_path)
+    measured = []
+    measure = again._measure
+    monkeypatch.setattr(again, "_measure", lambda *words: measured.append(words) or measure(*words))
+    assert again.loglikelihood(requests(PAIRS[:2])) == found
+    assert not measured
+    assert again.loglikelihood(requests(PAIRS))[:-1] == found  # the last document repeats one that is known
+    assert not measured
+    other = row_lm(tiny_model, folder=tmp_path)
+    assert other.loglikelihood(requests([[("May I borrow it?", " Perhaps.")]])) != found[:1]
+
+
+def test_measurements_of_another_model_are_not_taken(tmp_path):
+    with open_measured(tmp_path, {"model": "a"}, 0) as measured:
+        measured.scores.note([1], [2], (-1.0, True))
+    with open_measured(tmp_path, {"model": "a"}, 0) as measured:
+        assert measured.scores.find([1], [2]) == (-1.0, True)
+    with open_measured(tmp_path, {"model": "b"}, 0) as measured:
+        assert measured.scores.find([1], [2]) is None
+    assert len(list(tmp_path.iterdir())) == 1
+    forget_measured(tmp_path)
+    assert not list(tmp_path.iterdir())

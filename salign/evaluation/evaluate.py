@@ -34,6 +34,7 @@ from salign.evaluation.judged import (
     answer_all,
     items,
 )
+from salign.evaluation.resume import Measured, forget_measured, open_measured
 from salign.evaluation.tasks import MissingDataError, load_task
 from salign.manifest import code_version
 from salign.records import AlignmentGroup
@@ -147,7 +148,18 @@ class _Counter:
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def measure_tasks(config: Config, model: str, tasks: "dict[str, Task]", ranks: Ranks, counter: _Counter) -> list[Row]:
+@dataclass(frozen=True)
+class _Means:
+    """What a rank measures with: its config, how far it is, what was measured before, where servers' logs go."""
+
+    config: Config
+    ranks: Ranks
+    counter: _Counter
+    measured: Measured
+    logs: Path
+
+
+def _measure_tasks(means: _Means, model: str, tasks: "dict[str, Task]") -> list[Row]:
     """Rows of `samples.jsonl`, of all ranks together on rank 0, by lm_eval's evaluator.
 
     Raises:
@@ -161,9 +173,11 @@ def measure_tasks(config: Config, model: str, tasks: "dict[str, Task]", ranks: R
     from salign import models
     from salign.evaluation.lm import RowLM
 
+    config = means.config
     loaded = models.load_model(model, getattr(torch, config.evaluate.dtype)).eval()
-    loaded.to(ranks.device)
-    lm = RowLM(loaded, models.load_tokenizer(model, config.train.template), ranks, counter.told)
+    loaded.to(means.ranks.device)
+    tokenizer = models.load_tokenizer(model, config.train.template)
+    lm = RowLM(loaded, tokenizer, means.ranks, told=means.counter.told, scores=means.measured.scores)
     for task in tasks.values():
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
@@ -191,26 +205,31 @@ def _judges(config: Config) -> tuple[JudgeSection, ...]:
     return config.evaluate.judges or (JudgeSection(name="engine", engine=config.engine),)
 
 
-async def _answered(config: Config, asked: Sequence[Item], model: str, counter: _Counter, logs: Path) -> list[Sample]:
+async def _answered(means: _Means, asked: Sequence[Item], model: str) -> list[Sample]:
+    config, counter = means.config, means.counter
     answering = TransformersEngine(model=model)
     if isinstance(config.engine, TransformersEngine):
         answering = config.engine.model_copy(update={"model": model})
-    async with open_engine(answering, model, logs) as engine:
+    async with open_engine(answering, model, means.logs) as engine:
+        engine.journal = means.measured.journal
         told = functools.partial(counter.heard, engine, counter.tokens)
-        return await answer_all(engine, asked, config.evaluate.answer, config.run.seed, told)
+        samples = await answer_all(engine, asked, config.evaluate.answer, config.run.seed, told)
+        await means.measured.journal.sync()
+        return samples
 
 
-async def _rated(
-    config: Config, judges: Iterable[JudgeSection], samples: Sequence[Sample], counter: _Counter, logs: Path
-) -> dict[str, str]:
+async def _rated(means: _Means, judges: Iterable[JudgeSection], samples: Sequence[Sample]) -> dict[str, str]:
     """Each judge's identity; its ratings are put into the samples."""
+    config, counter = means.config, means.counter
     identities: dict[str, str] = {}
     rated = [sample for sample in samples if RATED[sample.item.benchmark]]
     for named in judges if rated else ():
-        async with open_engine(named.engine, config.model, logs) as engine:
+        async with open_engine(named.engine, config.model, means.logs) as engine:
+            engine.journal = means.measured.journal
             judge = judging.Judge(engine, config.society, config.run.seed)
             told = functools.partial(counter.heard, engine, counter.tokens)
             await asyncio.gather(*(_rate(sample, named.name, judge, told) for sample in rated))
+            await means.measured.journal.sync()
             identities[named.name] = engine.identity
     return identities
 
@@ -253,25 +272,30 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
             (folder / "metrics.jsonl").unlink(missing_ok=True)
             log = stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
         counter = _Counter(log, _num_calls(config, work, ranks))
-        rows = measure_tasks(config, model, work.tasks, ranks, counter)
+        of = {"model": model, "inputs": inputs, "dtype": config.evaluate.dtype, "code": _code_digest()}
+        measured = stack.enter_context(open_measured(folder, of, ranks.rank))
+        means = _Means(config, ranks, counter, measured, folder / f"servers-{ranks.rank}")
+        rows = _measure_tasks(means, model, work.tasks)
         # Every rank judges what it answered, unless the judge is a server that one rank is to start.
         shared = [judge for judge in _judges(config) if ranks.size == 1 or judge.engine.kind != "server"]
         later = [judge for judge in _judges(config) if judge not in shared]
-        own, identities, logs = list[Sample](), dict[str, str](), folder / f"servers-{ranks.rank}"
+        own, identities = list[Sample](), dict[str, str]()
         if work.items:
-            own = asyncio.run(_answered(config, work.items[ranks.rank :: ranks.size], model, counter, logs))
-            identities = asyncio.run(_rated(config, shared, own, counter, logs))
+            own = asyncio.run(_answered(means, work.items[ranks.rank :: ranks.size], model))
+            identities = asyncio.run(_rated(means, shared, own))
         samples = sorted(itertools.chain.from_iterable(gather(own, ranks)), key=_place(config))
         if is_launched():
             leave_ranks()
         if ranks.is_main:
-            identities |= asyncio.run(_rated(config, later, samples, counter, logs))
+            identities |= asyncio.run(_rated(means, later, samples))
             rows += [sample_row(sample) for sample in samples]
             results = _results(config, name, work, rows, (samples, identities))
             results["leak_check"] = {"num_evaluation_prompts": num_compared, "num_leaked": 0}
             _write(folder, rows, results)
             _mirror(run, config, samples, results)
             mark_done(folder, ["results.json", "samples.jsonl"], inputs, results["figures"])
+    if ranks.is_main:
+        forget_measured(folder)
 
 
 def _place(config: Config) -> Any:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salign.config import SFTObjective
 from salign.errors import ConfigError, DataError
+from salign.evaluation.resume import Score, Scores
 from salign.training.attention import mask_of
 from salign.training.distributed import Ranks
 from salign.training.model import GroupLoss, check_layout
@@ -36,16 +37,24 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         tokenizer: With its chat template.
         ranks: This process among those that share the documents.
         told: Called after each document.
+        scores: What was measured before, and where more is recorded.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, told: Callable[[], None]
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        ranks: Ranks,
+        *,
+        told: Callable[[], None],
+        scores: Scores,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self._model = model
         self._rank, self._world_size, self._device = ranks.rank, ranks.size, ranks.device
         self._told = told
+        self._scores = scores
         self._max_tokens = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
         try:
             check_layout(GroupLoss(model, SFTObjective(kind="sft")), model, range(3, 20), ranks.device)
@@ -67,12 +76,15 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
     def _loglikelihood_tokens(self, requests: list[Pair], **_: Any) -> list[tuple[float, bool]]:
         """One document's; ranks with fewer documents repeat an answer, which is looked up."""
         distinct = list(dict.fromkeys((tuple(context), tuple(answer)) for _, context, answer in requests))
-        values: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, bool]] = {}
-        for context, pairs in itertools.groupby(distinct, key=lambda pair: pair[0]):
+        known = {pair: score for pair in distinct if (score := self._scores.find(*pair)) is not None}
+        values: dict[tuple[tuple[int, ...], tuple[int, ...]], Score] = dict(known)
+        for context, pairs in itertools.groupby((pair for pair in distinct if pair not in known), lambda pair: pair[0]):
             answers = [answer for _, answer in pairs]
             rows = [answers] if self._shares_rows else [[answer] for answer in answers]
             measured = itertools.chain.from_iterable(self._measure(context, row) for row in rows)
-            values.update(zip(((context, answer) for answer in answers), measured, strict=True))
+            for answer, score in zip(answers, measured, strict=True):
+                values[context, answer] = score
+                self._scores.note(context, answer, score)
         return [values[tuple(context), tuple(answer)] for _, context, answer in requests]
 
     @torch.inference_mode()
