@@ -5,6 +5,7 @@ written to metrics.jsonl first; a file `enough` in RUN makes it the last. `SPOIL
 own process in the middle.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -14,7 +15,6 @@ from pathlib import Path
 import psutil
 
 from salign.run import lock, open_run
-from  import set_up_logging
 from salign.tracking.metrics import MetricsLog
 from salign.tracking.mirror import open_mirror
 
@@ -22,7 +22,7 @@ STAGE = "stable"
 
 
 def main() -> None:
-    set_up_logging()
+    logging.basicConfig(level=logging.WARNING)
     run, first, last, seconds = open_run(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
     folder = run.stage(STAGE)
     with (
