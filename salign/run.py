@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -399,15 +398,9 @@ def create_run(config: Config) -> RunDir:
 
 @functools.cache
 def this_machine() -> dict[str, Any]:
-    """Where this process runs: host, cores and, where the NVIDIA driver is there, GPUs."""
-    gpus: list[str] = []
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        gpus = said.stdout.split("\n")[:-1] if said.returncode == 0 else []
+    """Where this process runs: host, cores and, as NVIDIA's driver names them, GPUs."""
+    gpus = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        named = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
+        gpus.append(named.group(1) if named else "GPU")
     return {"host": platform.node(), "cores": os.cpu_count(), "gpus": gpus}

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -536,3 +537,16 @@ def test_a_run_that_was_copied_works_in_its_own_folder(tmp_path):
     shutil.copytree(run.path, tmp_path / "elsewhere" / "copy")
     copied = RunDir(tmp_path / "elsewhere" / "copy").config().run
     assert copied.root / copied.name == tmp_path / "elsewhere" / "copy"
+
+
+def test_a_marker_says_where_its_unit_was_made_and_an_older_one_need_not(tmp_path):
+    (tmp_path / "rows").write_text("1\n")
+    mark_done(tmp_path, ["rows"], {}, {"num": 1})
+    machine = read_done(tmp_path).machine
+    assert machine["host"] == platform.node()
+    assert machine["cores"] == os.cpu_count()
+    marker = json.loads((tmp_path / DONE).read_text())
+    del marker["machine"]
+    (tmp_path / DONE).write_text(json.dumps(marker))
+    assert read_done(tmp_path).machine == {}
+    assert read_done(tmp_path).facts == {"num": 1}
