@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import functools
 import hashlib
 import json
 import math
@@ -396,7 +395,6 @@ def create_run(config: Config) -> RunDir:
         return run
 
 
-@functools.cache
 def this_machine() -> dict[str, Any]:
     """Where this process runs: host, cores and, as NVIDIA's driver names them, GPUs."""
     gpus = []
