@@ -162,7 +162,7 @@ def test_feedback_counts_as_followed_by_its_own_words_alone():
 def test_the_figures_of_an_evaluation_are_those_that_have_a_mean(tmp_path):
     run = create_run(config_of(tmp_path, evaluate={"models": ["base"]}))
     figures = {
-        "questions/alignment": {"mean": 4.0, "low": 3.5, "high": 4.5, "n": 12},
+        "questions/alignment": {"mean": 4.0, "low": 3.5, "high": 4.5, "n": 12, "num_missing": 1},
         "hh/rating": {"mean": None, "low": None, "high": None, "n": 0},
         "mic/acc": {"mean": 1.0, "low": None, "high": None, "n": 1},
     }

@@ -264,7 +264,9 @@ def _read_evaluation(run: RunDir, config: Config, record: RunRecord) -> None:
         if _note_machine(record, f"evaluate {model}", folder):
             results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
             record.evaluation[model] = {
-                name: Figure(**row) for name, row in results["figures"].items() if row["mean"] is not None
+                name: Figure(row["mean"], row["low"], row["high"], row["n"])
+                for name, row in results["figures"].items()
+                if row["mean"] is not None
             }
         else:
             record.missing("evaluation", f"the evaluation of {model}", folder)
