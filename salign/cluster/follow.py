@@ -125,7 +125,7 @@ def follow(run: RunDir, config: Config, console: Console, slurm: Slurm) -> Board
             if board.is_finished:
                 return board
             # Twice in a row: between a job's end and the files that show it, a shared file system may take its time.
-            idle = 0 if board.live or board.counts()["running"] else idle + 1
+            idle = 0 if board.is_at_work else idle + 1
             if idle >= 2:
                 return board
             time.sleep(look_every)

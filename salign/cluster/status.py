@@ -70,6 +70,7 @@ class Board:
         self._slurm = slurm
         self.standings: dict[str, Standing] = {}
         self._places: dict[str, tuple[str, Path]] = {}
+        self._ended: Mapping[str, str] = {}
 
     def look(self, *, ask: bool = True) -> None:
         """Looks again at the markers; with `ask` also at Slurm's queue, and at its accounting for what has ended."""
@@ -88,15 +89,17 @@ class Board:
             for key, (word, _) in states.items()
             if word != "done" and key in self._places and self._places[key][0] not in live
         }
-        ended: Mapping[str, str] = {}
         if asked and over:
             found = self._slurm.ended_states(job.split("_")[0] for job in over)
-            self.has_accounting, ended = found is not None, found or {}
-        self.standings = {unit.key: self._standing(unit, *states[unit.key], live, ended) for unit in self.units}
+            self.has_accounting, self._ended = found is not None, found or {}
+        self.standings = {unit.key: self._standing(unit, *states[unit.key], live) for unit in self.units}
 
-    def _standing(
-        self, unit: Unit, word: str, error: str | None, live: Mapping[str, LiveJob], ended: Mapping[str, str]
-    ) -> Standing:
+    @property
+    def is_at_work(self) -> bool:
+        """Whether anything of the run may still get further by itself."""
+        return bool(self.live) or self.counts()["running"] > 0 or is_locked(self.run.launch_lock)
+
+    def _standing(self, unit: Unit, word: str, error: str | None, live: Mapping[str, LiveJob]) -> Standing:
         job, place = self._places.get(unit.key, (None, self.run.logs / unit.log_name))
         log = place if place.exists() else None
         if word == "done":
@@ -105,7 +108,7 @@ class Board:
             known = live[job]
             word = "running" if known.is_running else "pending"
             return Standing(word, known.node_list if known.is_running else known.reason, None, job, log)
-        said = ended.get(job, "") if job is not None else ""
+        said = self._ended.get(job, "") if job is not None else ""
         if word != "running" and said and said not in _WELL:
             # What waits for something that failed is cancelled by Slurm.
             word = "cancelled" if said == "CANCELLED" and error is None else "failed"
