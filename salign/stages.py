@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def _do(run_path: Path, command: tuple[str, ...], stage: Callable[[RunDir, Config], None]) -> None:
-    """Does one unit of a run's plan, unless it is done; whichever process fails leaves the error in its folder."""
+    """Does one unit of a run's plan, unless it is done."""
     run = open_run(run_path)
     config = run.config()
     everything = units(run, config)
@@ -31,13 +31,9 @@ def _do(run_path: Path, command: tuple[str, ...], stage: Callable[[RunDir, Confi
     if is_complete(unit, everything):
         logger.info("%s of %s is done; remove %s to do it again", " ".join(command), run.path, unit.folder)
         return
-    try:
-        if os.environ.get("SLURM_PROCID", "0") == "0":
-            check_restart(unit)
-        stage(run, config)
-    except (SalignError, OSError) as error:
-        record_failure(unit.folder, error)
-        raise
+    if os.environ.get("SLURM_PROCID", "0") == "0":
+        check_restart(unit)
+    stage(run, config)
 
 
 def simulate(run_path: Path, shard: int, *, replay: bool = False) -> None:
@@ -120,7 +116,17 @@ def work(run_path: Path, commands: Sequence[tuple[str, ...]]) -> None:
         SystemExit: Unless all went well.
     """
     begin()
-    codes = [exit_code_of(functools.partial(run_unit, run_path, command)) for command in commands]
+
+    def one(command: tuple[str, ...]) -> None:
+        try:
+            run_unit(run_path, command)
+        except (SalignError, OSError) as error:  # of whichever rank
+            run = open_run(run_path)
+            folder = next(unit.folder for unit in units(run, run.config()) if unit.command == command)
+            record_failure(folder, error)
+            raise
+
+    codes = [exit_code_of(functools.partial(one, command)) for command in commands]
     if any(codes):
         sys.exit(max(codes))
 
