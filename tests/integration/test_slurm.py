@@ -101,7 +101,7 @@ def processes_of(job: str, task: int) -> list[int]:
 
 def test_the_chain_survives_kills_a_crash_a_preemption_and_time_limits(slurm, quickstart):
     words, root, expected = quickstart
-    steps = 1500
+    steps = 4000
     words = [
         *words,
         "run.name=disturbed",
@@ -110,7 +110,8 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_time_limits(slurm, qu
         "cluster.train.timeout_min=2",
         "cluster.signal_delay_s=15",
         f"train.stages.sft.max_steps={steps}",
-        "train.stages.sft.checkpoint_every_steps=50",
+        "train.stages.sft.num_epochs=1000",
+        "train.stages.sft.checkpoint_every_steps=200",
         "train.stages.stable.max_steps=4",
     ]
     done = launch(*words)
