@@ -95,11 +95,17 @@ def is_first() -> bool:
 
 
 def check_rendezvous(place: Place) -> None:
-    """That the ranks can meet: said at once, where torch would wait for half an hour.
+    """That the ranks are there and can meet: said at once, where torch would wait for half an hour.
 
     Raises:
-        ConfigError: The name does not resolve, or the port is in use.
+        ConfigError: The name does not resolve, the port is in use, or srun was forgotten.
     """
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    if place.num_ranks == 1 < tasks and "RANK" not in os.environ:
+        raise ConfigError(
+            f"Slurm's job has {tasks} tasks (SLURM_NTASKS), and this process was started without srun, so each would "
+            "train by itself. Start them by srun or torchrun, or unset SLURM_NTASKS for one process alone."
+        )
     address, port = place.variables.get("MASTER_ADDR", ""), int(place.variables.get("MASTER_PORT", "0"))
     try:
         family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]

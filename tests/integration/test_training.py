@@ -606,7 +606,7 @@ def test_several_processes_of_another_launcher_are_refused(make):
     env = {**environment(), "SLURM_NTASKS": "4"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 2
-    assert "each would train by itself" in done.stderr
+    assert "so each would train by itself" in done.stderr
 
 
 # --- launchers, and the model ---------------------------------------------------------------------
