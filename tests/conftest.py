@@ -15,6 +15,15 @@ CHAT_TEMPLATE = (
 )
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that needs a CUDA device is skipped where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reaches W&B, or depends on the keys of whoever runs it."""
