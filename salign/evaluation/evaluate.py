@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import logging
@@ -25,10 +24,7 @@ from salign.engines.opening import open_engine
 from salign.evaluation import judge as judging
 from salign.evaluation.figures import about_judging, check_rated, estimates, sample_row
 from salign.evaluation.judged import (
-    ATTACKS_VERSION,
-    OVER_REFUSAL_VERSION,
     RATED,
-    REFUSALS_VERSION,
     Item,
     Sample,
     answer_all,
@@ -36,6 +32,7 @@ from salign.evaluation.judged import (
 )
 from salign.evaluation.resume import Measured, forget_measured, open_measured
 from salign.evaluation.tasks import MissingDataError, load_task
+from salign.evaluation.versions import code_digest, versions_of
 from salign.manifest import code_version
 from salign.records import AlignmentGroup
 from salign.run import (
@@ -47,7 +44,6 @@ from salign.run import (
     require_done,
     write_atomic,
 )
-from salign.society.prompts import PROMPTS_VERSION
 from salign.tracking.metrics import MetricsLog
 from salign.tracking.mirror import open_mirror
 from salign.training.distributed import Ranks, alone, gather, init_ranks, leave_ranks
@@ -272,7 +268,7 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
             (folder / "metrics.jsonl").unlink(missing_ok=True)
             log = stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
         counter = _Counter(log, _num_calls(config, work, ranks))
-        of = {"model": model, "inputs": inputs, "dtype": config.evaluate.dtype, "code": _code_digest()}
+        of = {"model": model, "inputs": inputs, "dtype": config.evaluate.dtype, "code": code_digest()}
         measured = stack.enter_context(open_measured(folder, of, ranks.rank))
         means = _Means(config, ranks, counter, measured, folder / f"servers-{ranks.rank}")
         rows = _measure_tasks(means, model, work.tasks)
@@ -328,48 +324,13 @@ def _results(
     return {
         "model": name,
         "figures": {figure: estimate.to_json() for figure, estimate in estimates(rows, config).items()},
-        "versions": _versions(config, work, rows, identities),
+        "versions": versions_of(config, work.tasks, rows, identities),
         "code": code_version(),
         "judging": about,
         "num_unrated": unrated,
         "num_unanswered": sum(sample.answer is None for sample in samples),
         "skipped": work.skipped,
     }
-
-
-def _versions(config: Config, work: Work, rows: list[Row], identities: dict[str, str]) -> Row:
-    """All that must be the same for two models to be compared."""
-    section = config.evaluate
-    data: dict[str, Any] = {}
-    for row in rows:
-        seen = data.setdefault(row["benchmark"], hashlib.sha256())
-        seen.update((row.get("digest") or row["prompt"]).encode() + b"\0")
-    tasks = {f"task {name}": f"{task.VERSION}" for name, task in work.tasks.items()}
-    return {
-        "code": _code_digest(),
-        "lm_eval": importlib.metadata.version("lm_eval") if tasks else None,
-        **tasks,
-        **{f"data of {benchmark}": digest.hexdigest()[:16] for benchmark, digest in data.items()},
-        "prompts": PROMPTS_VERSION,
-        "judge's prompt": judging.JUDGE_VERSION,
-        "attacks": ATTACKS_VERSION,
-        "safe prompts": OVER_REFUSAL_VERSION,
-        "words of refusal": REFUSALS_VERSION,
-        **{f"judge {name}": identity for name, identity in identities.items()},
-        "rating": config.society.rating,
-        "answer": section.answer.model_dump(),
-        "chat_template": section.chat_template,
-        "dtype": section.dtype,
-        "seed": config.run.seed,
-    }
-
-
-def _code_digest() -> str:
-    """Of the code that decides an evaluation's figures."""
-    package = Path(__file__).parents[1]
-    named = ["society/prompts.py", "training/model.py", "training/packing.py"]
-    files = [*sorted((package / "evaluation").glob("*.py")), *(package / name for name in named)]
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _write(folder: Path, rows: list[Row], results: Row) -> None:

@@ -1,0 +1,52 @@
+"""The versions of all that decides an evaluation's figures: two models are compared only where they agree."""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from salign.config import Config
+from salign.evaluation import judge as judging
+from salign.evaluation.judged import ATTACKS_VERSION, OVER_REFUSAL_VERSION, REFUSALS_VERSION
+from salign.society.prompts import PROMPTS_VERSION
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+Row = dict[str, Any]
+
+
+def versions_of(config: Config, tasks: "dict[str, Task]", rows: Sequence[Row], identities: Mapping[str, str]) -> Row:
+    """All that must be the same for two models to be compared."""
+    section = config.evaluate
+    data: dict[str, Any] = {}
+    for row in rows:
+        seen = data.setdefault(row["benchmark"], hashlib.sha256())
+        seen.update((row.get("digest") or row["prompt"]).encode() + b"\0")
+    of_tasks = {f"task {name}": f"{task.VERSION}" for name, task in tasks.items()}
+    return {
+        "code": code_digest(),
+        "lm_eval": importlib.metadata.version("lm_eval") if tasks else None,
+        **of_tasks,
+        **{f"data of {benchmark}": digest.hexdigest()[:16] for benchmark, digest in data.items()},
+        "prompts": PROMPTS_VERSION,
+        "judge's prompt": judging.JUDGE_VERSION,
+        "attacks": ATTACKS_VERSION,
+        "safe prompts": OVER_REFUSAL_VERSION,
+        "words of refusal": REFUSALS_VERSION,
+        **{f"judge {name}": identity for name, identity in identities.items()},
+        "rating": config.society.rating,
+        "answer": section.answer.model_dump(),
+        "chat_template": section.chat_template,
+        "dtype": section.dtype,
+        "seed": config.run.seed,
+    }
+
+
+def code_digest() -> str:
+    """Of the code that decides an evaluation's figures."""
+    package = Path(__file__).parents[1]
+    named = ["society/prompts.py", "training/model.py", "training/packing.py"]
+    files = [*sorted((package / "evaluation").glob("*.py")), *(package / name for name in named)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
