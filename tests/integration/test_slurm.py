@@ -101,7 +101,7 @@ def processes_of(job: str, task: int) -> list[int]:
 
 def test_the_chain_survives_kills_a_crash_a_preemption_and_time_limits(slurm, quickstart):
     words, root, expected = quickstart
-    steps = 4000
+    steps = 6000
     words = [
         *words,
         "run.name=disturbed",
