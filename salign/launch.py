@@ -46,6 +46,8 @@ from salign.training.memory import print_memory
 from salign.training.settings import deepspeed_config
 
 _CANCEL_PATIENCE_S = 60.0
+# Slurm's own, where the cluster's is not known.
+_USUAL_ARRAY_SIZE = 1001
 # Of failed units, so many are named.
 _MAX_FAILURES = 3
 
@@ -272,11 +274,13 @@ def _submit_chain(run: RunDir, config: Config, left: Sequence[Unit], slurm: Slur
 
 def _show_chain(run: RunDir, config: Config, left: Sequence[Unit], slurm: Slurm, console: Console) -> None:
     assert isinstance(config.cluster, SlurmCluster)
-    if slurm.is_here():
+    try:
+        if not slurm.is_here():
+            raise StageError("there is no Slurm here")
         jobs = _chain(run, config, left, slurm, console)
-    else:
-        jobs = chain(config.cluster, left, 1001)
-        console.print("note: there is no Slurm here; what the cluster has was not checked", highlight=False)
+    except StageError as error:  # of Slurm itself; what the cluster lacks is a ConfigError
+        jobs = chain(config.cluster, left, _USUAL_ARRAY_SIZE)
+        console.print(f"note: what the cluster has was not checked: {error}", markup=False, highlight=False)
     for job in jobs:
         after = [f"<{name}>" for name in job.after]
         text = batch_file(run, config, job, code=run.code / "<version>", after=after)

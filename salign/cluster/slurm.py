@@ -81,7 +81,10 @@ class Slurm:
             ) from None
         if done.returncode:
             said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-            raise StageError(f"`{' '.join(command[:4])}` failed: {said}")
+            raise StageError(
+                f"`{' '.join(command[:4])}` failed: {said}. Is this a login node of the cluster, and is Slurm's "
+                "controller up? `scontrol ping` tells."
+            )
         return done.stdout
 
     def nodes(self) -> list[Node]:
@@ -95,7 +98,7 @@ class Slurm:
             name, _, value = line.partition("=")
             if name.strip() == "MaxArraySize":
                 return int(value)
-        return 1001
+        raise StageError("`scontrol show config` names no MaxArraySize; is this Slurm?")
 
     def live_jobs(self, suffix: str) -> list[LiveJob]:
         """This user's jobs that have not ended and whose name ends so; each task of an array by itself."""
