@@ -13,7 +13,7 @@ from salign import compose, models, stages
 from salign.cluster.check import check_cluster
 from salign.cluster.estimate import estimate, print_estimate
 from salign.cluster.follow import follow
-from salign.cluster.jobs import Job, batch_file, chain, submit, suffix_of
+from salign.cluster.jobs import Job, batch_file, chain, submit, suffix_of, was_submitted
 from salign.cluster.local import run_locally
 from salign.cluster.plan import Unit, complete, state, to_run, units
 from salign.cluster.slurm import Slurm
@@ -230,7 +230,7 @@ def open_or_prepare(path: Path) -> RunDir:
 
 def _refuse_live_jobs(run: RunDir, slurm: Slurm, *, replace: bool) -> None:
     """Raises a StageError while jobs of the run are in the queue; with `replace`, cancels them and waits."""
-    if not slurm.is_here() or not run.slurm.is_dir():
+    if not slurm.is_here() or not was_submitted(run):
         return
     end = time.monotonic() + _CANCEL_PATIENCE_S
     told: set[str] = set()

@@ -53,6 +53,11 @@ def suffix_of(run: RunDir) -> str:
     return "-" + hashlib.sha256(str(run.path).encode()).hexdigest()[:8]
 
 
+def was_submitted(run: RunDir) -> bool:
+    """Whether jobs of the run may be in the queue; one of its two folders may have been removed since."""
+    return run.slurm.is_dir() or run.code.is_dir()
+
+
 def chain(cluster: SlurmCluster, left: Sequence[Unit], max_array_size: int) -> list[Job]:
     """The jobs that do what is left, each after those that it waits for.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from salign.cluster.jobs import submissions, suffix_of
+from salign.cluster.jobs import submissions, suffix_of, was_submitted
 from salign.cluster.plan import Unit, complete, state, units
 from salign.cluster.slurm import LiveJob, Slurm
 from salign.config import Config
@@ -78,7 +78,7 @@ class Board:
         for one in submissions(self.run):
             for number, keys in enumerate(one.tasks):
                 self._places |= dict.fromkeys(keys, (one.task_id(number), one.log(self.run, number)))
-        asked = ask and self._slurm.is_here() and self.run.slurm.is_dir()
+        asked = ask and self._slurm.is_here() and was_submitted(self.run)
         if asked:
             self.live = self._slurm.live_jobs(suffix_of(self.run))
         live = {job.id: job for job in self.live}
