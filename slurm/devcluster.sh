@@ -2,7 +2,7 @@
 # A real Slurm cluster of several nodes on one Debian 12 machine, to try launches and to run the integration tests.
 #
 #   slurm/devcluster.sh up           installs what is missing, starts what is not running (20 s; at once when all is up)
-#   slurm/devcluster.sh down         ends every daemon and all that runs on the nodes
+#   slurm/devcluster.sh down         ends every daemon, all that runs on the nodes and all that waits
 #   slurm/devcluster.sh crash n2     node n2 loses power: SIGKILL to all on it;   revive n2: it boots again
 #   slurm/devcluster.sh status       nodes and jobs
 #
@@ -208,6 +208,7 @@ start_network() {
   local node
   for node in $(nodes); do
     [ -e "/run/netns/salign-$node" ] && continue
+    ip link del "salign-$node" 2>/dev/null || true # of a network that is going down still
     ip netns add "salign-$node"
     ip link add "salign-$node" type veth peer name eth0 netns "salign-$node"
     ip link set "salign-$node" master $BRIDGE up
@@ -272,7 +273,7 @@ up() {
   local node
   for node in $(nodes); do start_node "$node"; done
   within 60 all_up || fail "nodes are not up: $(sinfo -h -o '%N %T %E')"
-  timeout 60 srun -p debug -N "$NUM_NODES" -t 1 true || fail "srun on all nodes"
+  timeout 60 srun -p high -N "$NUM_NODES" -t 1 true || fail "srun on all nodes"
   say "up: $(sinfo -h -p debug -o '%D nodes %N' | paste -sd';')"
 }
 
@@ -292,14 +293,17 @@ node_processes() { # NODE: all in the namespace that was noted when it started; 
 
 crash() { # NODE
   local processes
-  processes=$(node_processes "$1")
-  # shellcheck disable=SC2086
-  [ -z "$processes" ] || kill -9 $processes 2>/dev/null || true
+  while processes=$(node_processes "$1") && [ -n "$processes" ]; do # one that is killed may have started another
+    # shellcheck disable=SC2086
+    kill -9 $processes 2>/dev/null || true
+    sleep 0.1
+  done
   rm -f "$DIR/run/slurmd.$1.pid" "$DIR/run/uts.$1"
 }
 
 down() {
   local node name pid namespace
+  if controller_answers; then scancel --user=root 2>/dev/null || true; fi
   for node in $(ls "$DIR/spool" 2>/dev/null); do crash "$node"; done
   for name in slurmctld slurmdbd mariadbd; do
     daemon_runs $name "$DIR/run/$name.pid" || continue

@@ -126,6 +126,9 @@ def slurm() -> Iterator[Devcluster]:
     cluster = Devcluster()
     was_up = Path("/etc/slurm/slurm.conf").exists()
     cluster("up")
+    if not was_up:  # what an earlier session left in the queue
+        subprocess.run(["scancel", "--user=root"], capture_output=True, check=False)
+        cluster.wait_for("an empty queue", lambda: not cluster.ask("squeue", "-h"))
     yield cluster
     if not was_up:
         cluster("down")
