@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 # A machine that fails takes so much of the journal with it at most.
 _SYNC_EVERY_S = 1.0
+
+# So long mpiexec is given to pass on what was said before all is ended.
+_LAST_WORDS_S = 0.5
 
 # What decides which calls are made in what order, when they end and what counts, but not what they say.
 _NOT_IN_JOURNAL = {"num_worlds", "num_shards", "max_rounds", "stopping", "schedule", "max_alive", "gates"}
@@ -356,6 +360,7 @@ def _ending_all(ranks: Ranks) -> Iterator[None]:
             bug = isinstance(error, Exception) and not isinstance(error, SalignError | OSError)
             said = redact(str(error) or type(error).__name__)
             logger.error("rank %d: %s", ranks.rank, said, exc_info=bug)  # noqa: TRY400
+            time.sleep(_LAST_WORDS_S)
             ranks.abort(error.exit_code if isinstance(error, SalignError) else 1)
         raise
 
