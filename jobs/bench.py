@@ -2,9 +2,11 @@
 
 python jobs/bench.py society [--json FILE] [--only PART ...] [--agents N ...]
 python jobs/bench.py training [--json FILE] [--only PART ...]
+python jobs/bench.py validity [--json FILE] [--only PART ...]
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +21,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["society", "training"])
+    parser.add_argument("what", choices=["society", "training", "validity"])
     parser.add_argument("--json", type=Path, help="also write the figures and the machine to a file")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="some parts of it")
     parser.add_argument("--agents", nargs="+", type=int, default=[10_000, 100_000], help="society: sizes for memory")
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--groups", type=Path, default=SHARED / "data" / "rated" / "cai_rated_groups.json", help="training: real groups"
     )
+    parser.add_argument("--data", type=Path, default=SHARED / "data", help="validity: third-party data")
     args = parser.parse_args()
     console = Console()
 
@@ -39,6 +42,11 @@ def main() -> None:
         from salign.bench import society
 
         figures = society.measure(args.mock_engine, args.agents, args.only, say)
+    elif args.what == "validity":
+        from salign.bench.validity import parts
+
+        with tempfile.TemporaryDirectory(prefix="salign-validity-") as scratch:
+            figures = parts.measure(parts.Context(Path(scratch), args.data), args.only, say)
     else:
         from salign.bench import training
 

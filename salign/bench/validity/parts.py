@@ -1,0 +1,50 @@
+"""The parts of `python jobs/bench.py validity`, in the order in which they are measured and shown."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from salign.bench.figures import Figure
+from salign.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a part may use: a scratch folder, and third-party data, which may not be here.
+
+    `model` answers where a part needs a real one.
+    """
+
+    scratch: Path
+    data: Path
+    model: str = "smollm2-135m"
+
+    def needs(self, *names: str) -> str | None:
+        """Why a part cannot be measured here: a file of the third-party data is missing; None where all are there."""
+        missing = [str(self.data / name) for name in names if not (self.data / name).exists()]
+        return f"not measured: {', '.join(missing)} is not here" if missing else None
+
+
+PARTS: dict[str, Callable[[Context], list[Figure]]] = {}
+
+
+def measure(context: Context, only: Sequence[str], say: Callable[[str], None]) -> list[Figure]:
+    """The figures of `python jobs/bench.py validity`.
+
+    Args:
+        context: What the parts may use.
+        only: Names of parts; empty for all.
+        say: Told what is being measured.
+
+    Raises:
+        ConfigError: There is no such part.
+    """
+    unknown = [part for part in only if part not in PARTS]
+    if unknown:
+        raise ConfigError(f"no part {', '.join(unknown)} of the validity bench; it has: {', '.join(PARTS)}")
+    figures: list[Figure] = []
+    for part, measured in PARTS.items():
+        if not only or part in only:
+            say(part)
+            figures += measured(context)
+    return figures
