@@ -15,55 +15,98 @@ import orjson
 from salign.config import Kind
 from salign.errors import DataError
 
-INTERACTION_VERSION = 2
+INTERACTION_VERSION = 3
 MIN_SCORE, MAX_SCORE = 1.0, 7.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A question with an answer to it, as an agent remembers it."""
+class Recalled:
+    """A question with an answer to it, as an agent remembers it.
+
+    `source` says whether the agent began with it or gave it itself; `distance` is the cosine distance of the remembered
+    question from the one that was asked.
+    """
 
     question: str
     answer: str
+    source: Literal["initial", "own"]
+    distance: float
 
 
 @dataclass(frozen=True, slots=True)
-class Rating:
-    """An observer's opinion of one answer, each in 1..7 or None."""
+class Observation:
+    """What an observer says of one turn by one criterion.
 
-    alignment: float | None
-    engagement: float | None
+    `rating` is in 1..7 or None; `mass` is the probability that the digits had before they were made to sum to 1, None
+    where the rating was read from words; `text` is those words.
+    """
+
+    rating: float | None
+    mass: float | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Feedback:
-    """What one member of the audience says of a draft."""
+class Turn:
+    """What one agent says in an interaction.
+
+    `role` is what it says it as (`draft`, `feedback`, `revision`, ...). `about` is the position of the turn that it
+    judges, with `rating` in 1..7, None where none can be had, and `mass` as in `Observation`. `observed` holds the
+    observers' ratings of this turn by criterion; `flags` what makes the text doubtful, such as `cut`.
+    """
 
     agent: int
-    rating: float | None
-    reason: str
-    recalled: Answer | None
+    role: str
+    text: str
+    about: int | None = None
+    rating: float | None = None
+    mass: float | None = None
+    observed: dict[str, Observation] = dataclasses.field(default_factory=dict)
+    recalled: Recalled | None = None
+    flags: tuple[str, ...] = ()
+
+    def observed_rating(self, criterion: str) -> float | None:
+        """The observers' rating by a criterion; None where there is none."""
+        observation = self.observed.get(criterion)
+        return None if observation is None else observation.rating
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "Turn":
+        recalled = row["recalled"]
+        return cls(
+            **{
+                **row,
+                "observed": {criterion: Observation(**given) for criterion, given in row["observed"].items()},
+                "recalled": None if recalled is None else Recalled(**recalled),
+                "flags": tuple(row["flags"]),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Who takes part: its label in the population, its part of a mixed society, the model it speaks through."""
+
+    agent: int
+    label: str
+    part: str | None
+    engine: str
 
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """One Back-Scatter interaction, led by `agent` in `round` (counted from 1) of `world`.
+    """One interaction, led by the first of `agents` in `round` (counted from 1) of `world`.
 
-    `part` names the agent's part of a mixed society. `failure` says why an interaction came to no revision; then
-    `revision` is None.
+    `agents` are those whose own interaction it is, not those who are only asked. `topic` is the question. `failure`
+    says why an interaction did not come to its end.
     """
 
     world: int
     round: int
-    agent: int
-    part: str | None
-    question: str
-    recalled: Answer | None
-    draft: str | None
-    feedback: tuple[Feedback, ...]
-    revision: str | None
-    draft_rating: Rating
-    revision_rating: Rating
+    agents: tuple[Member, ...]
+    protocol: str
+    topic: str
+    turns: tuple[Turn, ...]
     failure: str | None
     num_calls: int
     prompt_tokens: int
@@ -71,26 +114,34 @@ class Interaction:
     version: int = INTERACTION_VERSION
 
     @property
+    def agent(self) -> int:
+        """Who leads it."""
+        return self.agents[0].agent
+
+    @property
     def key(self) -> tuple[int, int, int]:
         """The canonical order: world, round, agent."""
         return self.world, self.round, self.agent
 
+    def turns_of(self, role: str) -> tuple[Turn, ...]:
+        """The turns of one role, in order."""
+        return tuple(turn for turn in self.turns if turn.role == role)
+
+    def turn(self, role: str) -> Turn | None:
+        """The last turn of a role; None where it did not come to one."""
+        return next((turn for turn in reversed(self.turns) if turn.role == role), None)
+
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Interaction":
         if row.get("version") != INTERACTION_VERSION:
-            raise ValueError(f"interaction version {row.get('version')!r}, this code reads {INTERACTION_VERSION}")
-        fields = dict(row)
-        fields["recalled"] = _answer(row["recalled"])
-        fields["feedback"] = tuple(
-            Feedback(**{**item, "recalled": _answer(item["recalled"])}) for item in row["feedback"]
-        )
-        fields["draft_rating"] = Rating(**row["draft_rating"])
-        fields["revision_rating"] = Rating(**row["revision_rating"])
-        return cls(**fields)
-
-
-def _answer(row: dict[str, str] | None) -> Answer | None:
-    return None if row is None else Answer(**row)
+            raise ValueError(
+                f"interaction version {row.get('version')!r}, this code reads {INTERACTION_VERSION}: the run was "
+                "simulated by another version of salign; simulate it again, or read it with that version"
+            )
+        agents = tuple(Member(**member) for member in row["agents"])
+        if not agents:
+            raise ValueError("agents is empty")
+        return cls(**{**row, "agents": agents, "turns": tuple(map(Turn.from_json, row["turns"]))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,5 +207,7 @@ def read_interactions(path: Path) -> Iterator[Interaction]:
         for number, row in json_lines(file, path):
             try:
                 yield Interaction.from_json(row)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: {error}") from error
+            except (KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}, line {number}: no interaction ({error!r})") from error

@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 from salign.config import Sampling, SocietySection
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
-from salign.records import Answer, Feedback, Interaction, Rating, read_interactions
+from salign.records import Interaction, Member, Observation, Recalled, Turn, read_interactions
 from salign.seeds import derive
 from salign.society import back_scatter
 from salign.society.back_scatter import Speaker
@@ -93,27 +93,97 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 # --- a record ---------------------------------------------------------------------------------
 
 
-def interaction(**fields: Any) -> Interaction:
-    """A record with something in every field."""
-    answer = 'Line one\nline "two" \u2028 \U0001f642 {} \\ é'
+class Rating(NamedTuple):
+    """What observers say of an answer."""
+
+    alignment: float | None
+    engagement: float | None
+
+
+class Feedback(NamedTuple):
+    """What a member of the audience says of a draft."""
+
+    agent: int
+    rating: float | None
+    reason: str
+    recalled: Recalled | None = None
+
+
+ODD_TEXT = 'Line one\nline "two" \u2028 \U0001f642 {} \\ é'
+
+
+REMEMBERED = Recalled("Why not?", ODD_TEXT, "own", 0.25)
+HEARD = (Feedback(4, 5.25, ODD_TEXT, Recalled("q", "a", "initial", 0.0)), Feedback(5, None, ""))
+
+
+def interaction(
+    *,
+    world: int = 1,
+    round: int = 2,
+    agent: int = 3,
+    label: str = "good",
+    part: str | None = "sceptics",
+    question: str = "Why?",
+    recalled: Recalled | None = REMEMBERED,
+    draft: str | None = ODD_TEXT,
+    feedback: Sequence[Feedback] = HEARD,
+    revision: str | None = "Better.",
+    draft_rating: Rating = Rating(3.0, None),  # noqa: B008 (a tuple)
+    revision_rating: Rating = Rating(6.5, 7.0),  # noqa: B008
+    **fields: Any,
+) -> Interaction:
+    """A Back-Scatter record with something in every field."""
+
+    def spoken(role: str, text: str | None, rating: Rating, memory: Recalled | None = None) -> list[Turn]:
+        if text is None:
+            return []
+        observed = {name: Observation(value) for name, value in rating._asdict().items()}
+        return [Turn(agent, role, text, observed=observed, recalled=memory)]
+
+    turns = [
+        *spoken("draft", draft, draft_rating, recalled),
+        *(
+            Turn(member, "feedback", reason, about=0, rating=rating, recalled=memory)
+            for member, rating, reason, memory in feedback
+        ),
+        *spoken("revision", revision, revision_rating),
+    ]
     whole = Interaction(
-        world=1,
-        round=2,
-        agent=3,
-        part="sceptics",
-        question="Why?",
-        recalled=Answer("Why not?", answer),
-        draft=answer,
-        feedback=(Feedback(4, 5.25, answer, Answer("q", "a")), Feedback(5, None, "", None)),
-        revision="Better.",
-        draft_rating=Rating(3.0, None),
-        revision_rating=Rating(6.5, 7.0),
+        world=world,
+        round=round,
+        agents=(Member(agent, label, part, "actor"),),
+        protocol="back_scatter",
+        topic=question,
+        turns=tuple(turns),
         failure=None,
         num_calls=14,
         prompt_tokens=1000,
         completion_tokens=200,
     )
     return replace(whole, **fields)
+
+
+def text_of(record: Interaction, role: str) -> str | None:
+    """What was said as the draft or the revision."""
+    turn = record.turn(role)
+    return None if turn is None else turn.text
+
+
+def observed_of(record: Interaction, role: str) -> Rating:
+    """The observers' ratings of the draft or the revision."""
+    turn = record.turn(role)
+    return Rating(None, None) if turn is None else Rating(*map(turn.observed_rating, Rating._fields))
+
+
+def memory_of(record: Interaction) -> Recalled | None:
+    """What the leader remembered of the question."""
+    turn = record.turn("draft")
+    return None if turn is None else turn.recalled
+
+
+def audience_of(record: Interaction) -> tuple[Feedback, ...]:
+    """What the audience said."""
+    return tuple(Feedback(turn.agent, turn.rating, turn.text, turn.recalled) for turn in record.turns_of("feedback"))
 
 
 # --- an engine -----------------------------------------------------------------------------------

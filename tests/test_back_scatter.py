@@ -4,12 +4,26 @@ import asyncio
 from collections import Counter
 
 import pytest
-from actors import NO_DIGIT, Actor, Call, certain, metered, now, random_delay, run
+from actors import (
+    NO_DIGIT,
+    Actor,
+    Call,
+    Feedback,
+    Rating,
+    audience_of,
+    certain,
+    metered,
+    now,
+    observed_of,
+    random_delay,
+    run,
+    text_of,
+)
 
 from salign.config import Sampling, SocietySection
 from salign.engines.base import RatingReply
 from salign.errors import CallRejectedError, EngineError
-from salign.records import Answer, Feedback, Interaction, Rating
+from salign.records import Interaction, Member, Observation, Recalled, Turn
 from salign.society import prompts
 from salign.society.back_scatter import CRITERIA, Calls, Seat, Speaker, give_feedback, interact
 from salign.society.prompts import Wording
@@ -19,8 +33,8 @@ AUDIENCE = (11, 13, 17, 19)
 OBSERVED = [f"observe:{what}:{criterion}" for what in ("draft", "revision") for criterion in CRITERIA]
 
 
-def recalled(agent: int) -> Answer:
-    return Answer(QUESTION, f"once said by {agent}")
+def recalled(agent: int) -> Recalled:
+    return Recalled(QUESTION, f"once said by {agent}", "own", 0.0)
 
 
 def engine(told=None, delay=lambda call: 0.0) -> Actor:
@@ -50,7 +64,8 @@ async def held(actor: Actor, *, seed=0, gate=64, audience=AUDIENCE, publish=None
         calls = Calls(society, wording, speaker, place)
         return await give_feedback(calls, member, QUESTION, draft, recalled(member)), calls.tally
 
-    seat = Seat(*place, question=QUESTION, part=None, recalled=recalled(12), audience=audience)
+    leader = Member(12, "good", None, "actor")
+    seat = Seat(2, 3, leader, question=QUESTION, recalled=recalled(12), audience=audience)
     calls = (Calls(society, wording, who, place) for who in (speaker, observer))
     return await interact(seat, *calls, ask, publish or (lambda revision: None))
 
@@ -74,6 +89,10 @@ def feedback_of(agent: int, rating: str) -> str:
     return f"feedback:{agent}" if rating == "parse" else f"rating:{agent}"
 
 
+def observed(alignment: float, engagement: float) -> dict[str, Observation]:
+    return {"alignment": Observation(alignment), "engagement": Observation(engagement)}
+
+
 # --- the whole of it -----------------------------------------------------------------------------
 
 
@@ -93,15 +112,17 @@ def test_an_interaction_from_draft_to_observation():
     assert found == Interaction(
         world=2,
         round=3,
-        agent=12,
-        part=None,
-        question=QUESTION,
-        recalled=recalled(12),
-        draft="The draft.",
-        feedback=tuple(Feedback(agent, rating, why, recalled(agent)) for agent, rating, why in ratings),
-        revision="The revision.",
-        draft_rating=Rating(2.0, 3.0),
-        revision_rating=Rating(6.0, 5.0),
+        agents=(Member(12, "good", None, "actor"),),
+        protocol="back_scatter",
+        topic=QUESTION,
+        turns=(
+            Turn(12, "draft", "The draft.", observed=observed(2.0, 3.0), recalled=recalled(12)),
+            *(
+                Turn(agent, "feedback", why, about=0, rating=rating, recalled=recalled(agent))
+                for agent, rating, why in ratings
+            ),
+            Turn(12, "revision", "The revision.", observed=observed(6.0, 5.0)),
+        ),
         failure=None,
         num_calls=10,
         prompt_tokens=sum(len(call.prompt.user) for call in actor.calls),
@@ -116,7 +137,7 @@ def test_who_is_asked_what(wording):
         worded = Wording(SocietySection(rating=rating, wording=wording))
         asked = {call.step: call.prompt for call in actor.calls}
         assert asked.pop("draft") == prompts.draft(QUESTION, recalled(12))
-        assert asked.pop("revision") == worded.revision(QUESTION, "The draft.", found.feedback, None)
+        assert asked.pop("revision") == worded.revision(QUESTION, "The draft.", found.turns_of("feedback"), None)
         for agent in AUDIENCE:
             about = (QUESTION, "The draft.", recalled(agent), None)
             assert asked.pop(feedback_of(agent, rating)) == worded.feedback_rating(*about)
@@ -134,20 +155,20 @@ def test_ratings_by_probabilities_have_their_reason_asked_for_apart():
     parts = (f"{what}:{agent}" for agent in AUDIENCE for what in ("rating", "reason"))
     assert Counter(steps(actor)) == Counter(["draft", *parts, "revision", *OBSERVED])
     assert found.num_calls == len(actor.calls) == 14
-    assert found.feedback[1] == Feedback(13, 4.0, "It is kind.", recalled(13))
+    assert audience_of(found)[1] == Feedback(13, 4.0, "It is kind.", recalled(13))
 
 
 def test_feedback_without_words_is_a_rating_alone():
     for rating, num_calls in (("logprob", 10), ("parse", 10)):
         found, actor = hold(rating=rating, without=["feedback_text"])
         assert found.num_calls == len(actor.calls) == num_calls
-        assert {(item.rating, item.reason) for item in found.feedback} == {(4.0, "")}
+        assert {(item.rating, item.reason) for item in audience_of(found)} == {(4.0, "")}
         assert "on average" in one(actor, "revision").prompt.user
 
 
 def test_without_an_audience_the_draft_is_revised_unheard():
     found, actor = hold(audience=())
-    assert found.feedback == ()
+    assert audience_of(found) == ()
     assert found.failure is None
     assert Counter(steps(actor)) == Counter(["draft", "revision", *OBSERVED])
     assert one(actor, "revision").prompt == Wording(SocietySection()).revision(QUESTION, "The draft.", (), None)
@@ -199,7 +220,7 @@ def test_the_revision_waits_for_all_feedback_but_not_for_the_draft_to_be_observe
     found, actor = hold({"observe:draft:engagement": "Rating: 3"}, delay=lambda call: slow.get(call.step, 1.0))
     assert one(actor, "revision").start == 1 + 5
     assert one(actor, "observe:revision:alignment").start == 1 + 5 + 1
-    assert found.draft_rating == Rating(4.0, 3.0)
+    assert observed_of(found, "draft") == Rating(4.0, 3.0)
 
 
 def test_the_revision_is_published_before_it_is_observed():
@@ -287,29 +308,29 @@ def test_a_rating_that_cannot_be_read_is_asked_again_and_then_missing(rating, un
     assert len({call.seed for call in asked}) == 4
     assert found.num_calls == len(actor.calls) == (10 if rating == "parse" else 14) + 3
     missing = {
-        feedback_of(13, rating): found.feedback[1].rating,
-        "observe:draft:engagement": found.draft_rating.engagement,
-        "observe:revision:alignment": found.revision_rating.alignment,
+        feedback_of(13, rating): audience_of(found)[1].rating,
+        "observe:draft:engagement": observed_of(found, "draft").engagement,
+        "observe:revision:alignment": observed_of(found, "revision").alignment,
     }
     assert [name for name, value in missing.items() if value is None] == [step]
 
 
 def test_a_rating_read_at_the_second_try_counts():
     found, actor = hold({"feedback:11": ["hm", "Rating: 6 Reason: well", AssertionError("asked once more")]})
-    assert found.feedback[0].rating == 6
-    assert found.feedback[0].reason == "well"
+    assert audience_of(found)[0].rating == 6
+    assert audience_of(found)[0].reason == "well"
     assert found.num_calls == len(actor.calls) == 11
 
 
 def test_without_retries_a_rating_is_asked_for_once():
     found, actor = hold({"feedback:11": "hm"}, num_rating_retries=0)
-    assert found.feedback[0].rating is None
+    assert audience_of(found)[0].rating is None
     assert steps(actor).count("feedback:11") == 1
 
 
 def test_a_missing_rating_has_no_part_in_the_revision():
     found, actor = hold({"feedback:11": "hm", "feedback:13": "Rating: 6 Reason: well"})
-    assert found.revision == "The revision."
+    assert text_of(found, "revision") == "The revision."
     assert "4.7 of 7" in one(actor, "revision").prompt.user  # (6 + 4 + 4) / 3
 
 
@@ -319,11 +340,11 @@ def test_where_all_of_the_audience_cannot_be_read_the_interaction_failed(rating)
     unread = {feedback_of(agent, rating): "hm" if rating == "parse" else NO_DIGIT for agent in AUDIENCE}
     found, actor = hold(unread, rating=rating, num_rating_retries=1)
     assert "rating" in found.failure
-    assert found.revision is None
-    assert [item.rating for item in found.feedback] == [None] * 4
-    assert found.draft == "The draft."
-    assert found.draft_rating == Rating(4.0, 4.0)
-    assert found.revision_rating == Rating(None, None)
+    assert text_of(found, "revision") is None
+    assert [item.rating for item in audience_of(found)] == [None] * 4
+    assert text_of(found, "draft") == "The draft."
+    assert observed_of(found, "draft") == Rating(4.0, 4.0)
+    assert observed_of(found, "revision") == Rating(None, None)
     assert found.num_calls == len(actor.calls) == 1 + 4 * 2 + 2 + (4 if rating == "logprob" else 0)
     assert "revision" not in steps(actor)
 
@@ -351,10 +372,10 @@ EVERY_STEP = ["draft", "feedback:13", "rating:13", "reason:13", "observe:draft:a
 def test_an_empty_answer_is_a_failed_interaction(step):
     found, actor = hold({step: " \n"})
     assert found.failure == f"the {step} is empty"
-    assert found.revision is None
-    assert found.revision_rating == Rating(None, None)
+    assert text_of(found, "revision") is None
+    assert observed_of(found, "revision") == Rating(None, None)
     assert steps(actor)[-1] == step
-    assert (found.draft, found.draft_rating) == (
+    assert (text_of(found, "draft"), observed_of(found, "draft")) == (
         (None, Rating(None, None)) if step == "draft" else ("The draft.", Rating(4.0, 4.0))
     )
 
@@ -364,9 +385,9 @@ def test_an_empty_answer_is_a_failed_interaction(step):
 def test_a_refused_answer_is_a_failed_interaction(rating, step):
     found, actor = hold({step: CallRejectedError("the prompt is too long")}, rating=rating)
     assert found.failure == "the prompt is too long"
-    assert found.revision is None
+    assert text_of(found, "revision") is None
     assert found.num_calls == len(actor.calls) - 1  # a refused call is none that was paid for
-    assert len(found.feedback) == (0 if step == "draft" else 4)
+    assert len(audience_of(found)) == (0 if step == "draft" else 4)
 
 
 @pytest.mark.parametrize("step", ["13", "observe:draft:alignment", "observe:revision:engagement"])
@@ -375,18 +396,18 @@ def test_a_refused_rating_is_missing_and_nothing_more(rating, step):
     step = feedback_of(13, rating) if step == "13" else step
     found, _ = hold({step: CallRejectedError("the prompt is too long")}, rating=rating)
     assert found.failure is None
-    assert found.revision is not None
+    assert text_of(found, "revision") is not None
     ratings = {
-        feedback_of(13, rating): found.feedback[1].rating,
-        "observe:draft:alignment": found.draft_rating.alignment,
-        "observe:revision:engagement": found.revision_rating.engagement,
+        feedback_of(13, rating): audience_of(found)[1].rating,
+        "observe:draft:alignment": observed_of(found, "draft").alignment,
+        "observe:revision:engagement": observed_of(found, "revision").engagement,
     }
     assert [name for name, value in ratings.items() if value is None] == [step]
 
 
 def test_a_refused_reason_leaves_the_rating():
     found, _ = hold({"reason:13": CallRejectedError("the prompt is too long")}, rating="logprob")
-    assert found.feedback[1] == Feedback(13, 4.0, "", recalled(13))
+    assert audience_of(found)[1] == Feedback(13, 4.0, "", recalled(13))
 
 
 # --- the end of a run ----------------------------------------------------------------------------

@@ -4,7 +4,9 @@ import dataclasses
 import gzip
 import json
 
+import actors
 import pytest
+from actors import Feedback, Rating
 
 from salign import compose
 from salign.config import Config, DatasetSection, EverydaySource, Ratio
@@ -13,7 +15,7 @@ from salign.dataset.collect import build_groups, check_leaks, evaluation_prompts
 from salign.dataset.groups import load_groups
 from salign.dataset.leaks import find_leaks, normalise, prompts_of
 from salign.errors import DataError, StageError
-from salign.records import AlignmentGroup, Feedback, Interaction, Rating, to_line
+from salign.records import AlignmentGroup, Interaction, to_line
 from salign.society.sources import questions
 
 NONE_LEFT_OUT = {"unrated": 0, "empty": 0, "duplicate": 0}
@@ -26,20 +28,12 @@ def interaction(
         "world": 0,
         "round": 1,
         "agent": 0,
-        "part": None,
-        "question": question,
         "recalled": None,
-        "draft": draft,
-        "feedback": tuple(Feedback(agent, rating, reason, None) for agent, (reason, rating) in enumerate(feedback)),
-        "revision": revision,
+        "feedback": tuple(Feedback(agent, rating, reason) for agent, (reason, rating) in enumerate(feedback)),
         "draft_rating": Rating(before, 5.0),
         "revision_rating": Rating(after, 5.0),
-        "failure": None,
-        "num_calls": 10,
-        "prompt_tokens": 100,
-        "completion_tokens": 50,
     }
-    return Interaction(**{**fields, **changes})
+    return actors.interaction(question=question, draft=draft, revision=revision, **{**fields, **changes})
 
 
 def built(*interactions: Interaction, **section) -> tuple[list[AlignmentGroup], dict[str, int]]:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from salign.config import HashingEmbedder, TransformersEmbedder
 from salign.society import memory as module
 from salign.society.embedders import embed
-from salign.society.memory import InternalMemory, QuestionTable
+from salign.society.memory import InternalMemory, Memory, QuestionTable
 
 SISTER = "How do I apologise to my sister after a fight?"
 BROTHER = "How do I apologise to my brother after a fight?"
@@ -21,6 +22,14 @@ def table_of(*questions: str, max_distance: float = 0.9) -> QuestionTable:
 
 
 TABLE = table_of(SISTER, BROTHER, TAXES)
+
+
+def numbers(near: Sequence[tuple[int, float]]) -> tuple[int, ...]:
+    return tuple(number for number, _ in near)
+
+
+def shown(memory: Memory | None) -> tuple[int, str] | None:
+    return None if memory is None else (memory.question, memory.answer)
 
 
 def recall(memory: InternalMemory, question: str, after_round: int, table: QuestionTable = TABLE):
@@ -47,23 +56,23 @@ def test_a_question_of_a_table_has_one_number():
 
 
 def test_a_question_is_nearest_to_itself():
-    assert TABLE.near(0) == (0, 1)  # taxes have nothing to do with it
-    assert TABLE.near(1) == (1, 0)
-    assert TABLE.near(2) == (2,)
+    assert numbers(TABLE.near(0)) == (0, 1)  # taxes have nothing to do with it
+    assert numbers(TABLE.near(1)) == (1, 0)
+    assert numbers(TABLE.near(2)) == (2,)
 
 
 def test_the_threshold_is_exclusive():
     # {alpha, beta, alpha beta} and {alpha, beta, gamma, alpha beta, beta gamma}
     distance = round(1 - 3 / (3 * 5) ** 0.5, 6)
     pair = ("alpha beta", "alpha beta gamma")
-    assert table_of(*pair, max_distance=distance).near(0) == (0,)
-    assert table_of(*pair, max_distance=distance + 1e-6).near(0) == (0, 1)
-    assert table_of(*pair, max_distance=0).near(0) == ()  # no question is nearer than 0, not even itself
+    assert numbers(table_of(*pair, max_distance=distance).near(0)) == (0,)
+    assert numbers(table_of(*pair, max_distance=distance + 1e-6).near(0)) == (0, 1)
+    assert numbers(table_of(*pair, max_distance=0).near(0)) == ()  # no question is nearer than 0, not even itself
 
 
 def test_of_questions_equally_near_the_first_of_the_table_comes_first():
-    assert table_of("alpha one", "beta two", "alpha beta", max_distance=1).near(2) == (2, 0, 1)
-    assert table_of("beta two", "alpha one", "alpha beta", max_distance=1).near(2) == (2, 0, 1)
+    assert numbers(table_of("alpha one", "beta two", "alpha beta", max_distance=1).near(2)) == (2, 0, 1)
+    assert numbers(table_of("beta two", "alpha one", "alpha beta", max_distance=1).near(2)) == (2, 0, 1)
 
 
 @pytest.mark.parametrize("max_product", [1, 100, 1 << 22])
@@ -91,7 +100,7 @@ def test_retrieval_is_that_of_a_search_through_all_known_questions(max_product, 
         expected = None
         if nearest is not None and distances[asked, nearest] < max_distance:
             expected = nearest, f"{'initial' if nearest in initial else 'own'} {nearest}"
-        assert memory.recall(table.near(asked), 1) == expected
+        assert shown(memory.recall(table.near(asked), 1)) == expected
         found_nothing += expected is None
     assert 0 < found_nothing < 300
 
@@ -107,7 +116,7 @@ def test_embeddings_of_a_model_are_had_once_for_all_that_start_in_a_folder(tmp_p
     section = TransformersEmbedder(kind="transformers", model="some/model")
     tables = [QuestionTable([SISTER, TAXES], section, 0.5, tmp_path) for _ in range(3)]
     assert asked == [(section, (SISTER, TAXES))]
-    assert [table.near(1) for table in tables] == [(1,)] * 3
+    assert [numbers(table.near(1)) for table in tables] == [(1,)] * 3
     other = section.model_copy(update={"model": "another/model"})
     for changed in (([SISTER, TAXES], other), ([TAXES, SISTER], section), ([SISTER], section)):
         QuestionTable(*changed, 0.5, tmp_path)

@@ -65,8 +65,8 @@ def start(population="half_half", prior=PRIOR, seed=0, world=0, agents=None, **s
 
 def remembered(memory: InternalMemory) -> dict[int, str]:
     """All that a memory holds, by the number of its question."""
-    recalled = [memory.recall([number], 0) for number in range(NUM_QUESTIONS)]
-    return dict(found for found in recalled if found is not None)
+    recalled = [memory.recall([(number, 0.0)], 0) for number in range(NUM_QUESTIONS)]
+    return {found.question: found.answer for found in recalled if found is not None}
 
 
 @pytest.mark.parametrize("population", ["all_good", "all_bad", "half_half", "mixed_half_half"])

@@ -6,13 +6,19 @@ import pytest
 
 from salign.config import SocietySection
 from salign.engines.base import Prompt
-from salign.records import Answer, Feedback
+from salign.records import Recalled, Turn
 from salign.society import prompts
 from salign.society.prompts import Wording
 
 PLAIN = Wording(SocietySection())
 IN_WORDS = Wording(SocietySection(rating="parse"))
-RECALLED = Answer("an old question", "an old answer")
+
+
+def remembered(question: str, answer: str) -> Recalled:
+    return Recalled(question, answer, "initial", 0.1)
+
+
+RECALLED = remembered("an old question", "an old answer")
 JUDGED = "Question: the question\nAnswer: the draft\n\n"
 MEMORY = 'You once answered a similar question, "an old question", like this: an old answer\n\n'
 ALIGNMENT = (
@@ -30,8 +36,8 @@ REASON = (
 FORM = '\n\nReply in the form "Rating: <1 to 7> Reason: <one or two sentences>".'
 
 
-def given(*ratings: tuple[float | None, str]) -> list[Feedback]:
-    return [Feedback(agent, rating, reason, None) for agent, (rating, reason) in enumerate(ratings)]
+def given(*ratings: tuple[float | None, str]) -> list[Turn]:
+    return [Turn(agent, "feedback", reason, about=0, rating=rating) for agent, (rating, reason) in enumerate(ratings)]
 
 
 # --- the words -----------------------------------------------------------------------------------
@@ -93,7 +99,7 @@ def test_what_is_said_to_be_shared_is_shared_by_all_who_judge_a_draft(wording, r
     worded = Wording(SocietySection(wording=wording, rating=rating, without=without))
     about = ("the question", "the draft")
     asked = [worded.observe(*about, criterion) for criterion in ("alignment", "engagement")]
-    for recalled, instructions in itertools.product((None, RECALLED, Answer("x", "y")), (None, "Be brief.")):
+    for recalled, instructions in itertools.product((None, RECALLED, remembered("x", "y")), (None, "Be brief.")):
         asked.append(worded.feedback_rating(*about, recalled, instructions))
         asked.append(worded.feedback_reason(*about, recalled, instructions))
     for one, other in itertools.combinations(asked, 2):
@@ -152,7 +158,7 @@ def test_a_revision_shows_the_mean_and_the_lowest_rated_reason_last():
 
 
 def test_equal_ratings_of_a_revision_stay_in_the_order_of_the_audience():
-    feedback = [Feedback(agent, 4.0, f"reason{agent}", None) for agent in (3, 1, 2)]
+    feedback = [Turn(agent, "feedback", rating=4.0, text=f"reason{agent}") for agent in (3, 1, 2)]
     text = PLAIN.revision("q", "d", feedback, None).user
     assert text.index("reason3") < text.index("reason1") < text.index("reason2")
 
@@ -180,13 +186,13 @@ ODD = 'a {question} b {0} c {recalled.question} d {{}} e } f { g %s $x "h" \\n'
 def test_braces_in_a_text_stand_as_they_are(worded):
     for prompt in (
         prompts.draft(ODD, None),
-        prompts.draft("q", Answer(ODD, "a")),
-        prompts.draft("q", Answer("q", ODD)),
-        prompts.draft(ODD, Answer("q", "a")),
+        prompts.draft("q", remembered(ODD, "a")),
+        prompts.draft("q", remembered("q", ODD)),
+        prompts.draft(ODD, remembered("q", "a")),
         worded.feedback_rating(ODD, "a", None, None),
         worded.feedback_rating("q", ODD, None, None),
-        worded.feedback_rating("q", "a", Answer("q", ODD), None),
-        worded.feedback_reason("q", "a", Answer(ODD, "a"), None),
+        worded.feedback_rating("q", "a", remembered("q", ODD), None),
+        worded.feedback_reason("q", "a", remembered(ODD, "a"), None),
         worded.observe(ODD, "a", "alignment"),
         worded.observe("q", ODD, "engagement"),
         worded.revision(ODD, "d", given((4.0, "r")), None),

@@ -38,7 +38,7 @@ def test_an_interaction_of_the_first_version_is_refused_for_its_version(tmp_path
         list(read_interactions(path))
 
 
-@pytest.mark.parametrize("line", ['{"version":2}', "[]", '{"version":2', '"text"', '{"version":2,"surprise":2}'])
+@pytest.mark.parametrize("line", ['{"version":3}', "[]", '{"version":3', '"text"', '{"version":3,"surprise":2}'])
 def test_a_malformed_interaction_is_named_by_file_and_line(line, tmp_path):
     path = tmp_path / "interactions.jsonl"
     path.write_text(to_line(interaction()) + "\n" + line + "\n", encoding="utf-8")

@@ -10,14 +10,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from actors import interaction
+from actors import Feedback, Rating, audience_of, interaction, observed_of
 
 from salign import compose
 from salign.config import Config
 from salign.dataset.collect import collect
 from salign.errors import StageError
 from salign.evaluation.statistics import Estimate
-from salign.records import Feedback, Rating, read_interactions, to_bytes
+from salign.records import read_interactions, to_bytes
 from salign.report.curves import plots
 from salign.report.html import render
 from salign.report.record import read_run, thinned
@@ -77,13 +77,13 @@ def data_of(page: str):
 def test_counts_and_means_are_those_of_the_record(simulated):
     society, everything = read_run(simulated, simulated.config()).society, interactions_of(simulated)
     assert society.num_interactions == len(everything)
-    assert sum(num for num, _ in society.missing.values()) == sum(len(i.feedback) + 4 for i in everything)
+    assert sum(num for num, _ in society.missing.values()) == sum(len(audience_of(i)) + 4 for i in everything)
     for name in ("draft", "revision"):
         for criterion in ("alignment", "engagement"):
-            values = [getattr(getattr(i, f"{name}_rating"), criterion) for i in everything]
+            values = [getattr(observed_of(i, name), criterion) for i in everything]
             assert society.means[f"{name} {criterion}"] == pytest.approx(np.mean(values))
     assert society.before_after.sum() == len(everything)
-    pairs = [(i.draft_rating.alignment, i.revision_rating.alignment) for i in everything]
+    pairs = [(observed_of(i, "draft").alignment, observed_of(i, "revision").alignment) for i in everything]
     assert society.num_higher == sum(after > before for before, after in pairs)
     assert society.num_lower == sum(after < before for before, after in pairs)
 
@@ -95,7 +95,11 @@ def test_the_map_has_each_agents_rating_in_its_place(simulated):
     assert found["is_grid"]
     for item in interactions_of(simulated):
         world = found["worlds"][item.world]
-        ratings = item.revision_rating.alignment, item.revision_rating.engagement, item.draft_rating.alignment
+        ratings = (
+            observed_of(item, "revision").alignment,
+            observed_of(item, "revision").engagement,
+            observed_of(item, "draft").alignment,
+        )
         for measure, rating in zip(world["measures"], ratings, strict=True):
             byte = base64.b64decode(measure)[found["rounds"].index(item.round) * 9 + item.agent]
             assert 1 + (byte - 1) / 250 * 6 == pytest.approx(rating, abs=6 / 250)
@@ -121,7 +125,7 @@ def test_paths_end_where_the_society_stopped(simulated):
             r: [i for i in interactions_of(simulated) if i.world == path.world and i.round == r] for r in [1, last]
         }
         for row in (path.rounds[0], path.rounds[-1]):
-            values = [i.revision_rating.alignment for i in means[row["sim/round"]]]
+            values = [observed_of(i, "revision").alignment for i in means[row["sim/round"]]]
             assert row["sim/alignment_mean"] == pytest.approx(np.mean(values))
 
 

@@ -1,20 +1,29 @@
 """What is known of a round, when a world stops, and which shards count."""
 
 import random
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
-from actors import interaction
+from actors import Feedback, Rating, interaction
 
 from salign.config import Gates, Stopping
 from salign.errors import StageError
-from salign.records import Feedback, Interaction, Rating
+from salign.records import Interaction
 from salign.society.rounds import ParetoStop, Round, Validity, mean
+
+
+def numbered(interactions: Iterable[Interaction]) -> Iterator[Interaction]:
+    """Each agent leads one interaction of a round."""
+    for agent, item in enumerate(interactions):
+        turns = tuple(turn if turn.about is not None else replace(turn, agent=agent) for turn in item.turns)
+        yield replace(item, agents=(replace(item.agents[0], agent=agent),), turns=turns)
 
 
 def round_of(*interactions: Interaction, number: int = 1) -> Round:
     made = Round(0, number)
-    for item in interactions:
+    for item in numbered(interactions):
         made.add(item)
     return made
 
@@ -99,7 +108,7 @@ def random_interaction(generator: random.Random) -> Interaction:
 @pytest.mark.parametrize("seed", range(20))
 def test_parts_of_a_round_merge_to_the_whole_in_any_order(seed):
     generator = random.Random(seed)
-    held = [random_interaction(generator) for _ in range(30)]
+    held = list(numbered(random_interaction(generator) for _ in range(30)))
     whole = round_of(*held)
     generator.shuffle(held)
     parts = [Round(0, 1) for _ in range(5)]

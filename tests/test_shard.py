@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from actors import audience_of, text_of
 
 from salign import compose
 from salign import run as run_module
@@ -560,11 +561,11 @@ def test_agents_recall_their_own_answers_of_the_round_before(tmp_path):
     """The tests of timing would say nothing otherwise."""
     folder, _ = simulate(config_of(tmp_path, **asked_again(tmp_path)))
     held = list(read_interactions(folder / "interactions.jsonl"))
-    revised = {(i.world, i.round, i.agent): i.revision for i in held}
+    revised = {(i.world, i.round, i.agent): text_of(i, "revision") for i in held}
     fresh = [
         item
         for i in held
-        for item in i.feedback
+        for item in audience_of(i)
         if item.recalled.answer == revised.get((i.world, i.round - 1, item.agent))
     ]
     assert len(fresh) > 10
@@ -602,7 +603,8 @@ def test_no_more_calls_are_in_flight_than_allowed(tmp_path, max_in_flight):
 
 
 def part_of(world, number, agents, rating):
-    return Round(world.number, number, num_interactions=agents, alignment=[rating], engagement=[rating])
+    observed = {("revision", criterion): {0: rating} for criterion in ("alignment", "engagement")}
+    return Round(world.number, number, num_interactions=agents, observed=observed)
 
 
 class Numbered:

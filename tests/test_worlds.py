@@ -13,19 +13,22 @@ from actors import (
     QUESTIONS,
     Actor,
     Call,
+    audience_of,
     certain,
     live,
     make_setting,
+    memory_of,
     metered,
     now,
     random_delay,
     run,
     simulate,
+    text_of,
 )
 
 from salign.config import Stopping
 from salign.errors import CallRejectedError, EngineError, StageError
-from salign.records import Answer, to_bytes
+from salign.records import Recalled, to_bytes
 from salign.society.back_scatter import Speaker
 from salign.society.spool import Spool
 from salign.society.world import World
@@ -84,7 +87,7 @@ def test_the_same_bytes_come_of_any_schedule_window_gate_ranks_and_delays(name, 
     settings = {**ALIKE, "topology": topology_of(name, tmp_path), "rating": rating, "audience_size": 3}
     expected = live(Actor(), schedule="lockstep", **settings)
     assert expected.file == b"".join(map(to_bytes, sorted(expected.interactions, key=lambda item: item.key)))
-    assert {item.round for item in expected.interactions if item.recalled} == {2, 3}
+    assert {item.round for item in expected.interactions if memory_of(item)} == {2, 3}
     for seed, way in list(enumerate(WAYS))[TOPOLOGIES.index(name) // 2 % 2 :: 2]:  # half of them each
         assert live(Actor(delay=random_delay(seed)), **settings, **way).file == expected.file, way
 
@@ -120,16 +123,16 @@ def test_round_r_reads_memories_as_after_round_r_minus_1():
     """Also where some have long gone on."""
     for way in ({}, {"max_alive": 3}, {"num_ranks": 2}):
         life = live(Actor(delay=random_delay(3, longest=9)), questions=["what about it"], max_rounds=5, **way)
-        assert sum(item.revision is None for item in life.interactions) < 4
+        assert sum(text_of(item, "revision") is None for item in life.interactions) < 4
         said = dict.fromkeys(range(9))
         for number in range(1, 6):
             for item in life.of_round(number):
-                assert (item.recalled and item.recalled.answer) == said[item.agent]
-                for feedback in item.feedback:
-                    assert (feedback.recalled and feedback.recalled.answer) == said[feedback.agent]
+                assert ((recalled := memory_of(item)) and recalled.answer) == said[item.agent]
+                for given in audience_of(item):
+                    assert (given.recalled and given.recalled.answer) == said[given.agent]
             for item in life.of_round(number):
-                if item.revision is not None:
-                    said[item.agent] = item.revision
+                if text_of(item, "revision") is not None:
+                    said[item.agent] = text_of(item, "revision")
         assert None not in said.values()
 
 
@@ -381,22 +384,22 @@ def test_populations_take_turns():
 
 
 def test_questions_are_asked_in_an_order_of_the_world_before_any_comes_again():
-    asked = [item.question for item in live(Actor()).interactions]
+    asked = [item.topic for item in live(Actor()).interactions]
     assert sorted(asked[:12]) == QUESTIONS
     assert asked[12:24] == asked[:12]
     assert asked[:12] != QUESTIONS
-    assert asked != [item.question for item in live(Actor(), numbers=(1,)).interactions]
+    assert asked != [item.topic for item in live(Actor(), numbers=(1,)).interactions]
 
 
 def test_initial_memories_are_recalled_in_the_first_round():
     questions = [exemplar.question for exemplar in PRIOR[::2]]
     settings = {"num_initial_memories": 20, "populations": ["half_half"], "max_rounds": 1}
     for item in live(Actor(), questions=questions, **settings).interactions:
-        number = int(item.question[-2:])
+        number = int(item.topic[-2:])
         label = "good" if item.agent < 5 else "bad"
-        assert item.recalled == Answer(item.question, f"{label} {number}")
-        for feedback in item.feedback:
-            assert feedback.recalled.answer == f"{'good' if feedback.agent < 5 else 'bad'} {number}"
+        assert memory_of(item) == Recalled(item.topic, f"{label} {number}", "initial", 0.0)
+        for given in audience_of(item):
+            assert given.recalled.answer == f"{'good' if given.agent < 5 else 'bad'} {number}"
 
 
 @pytest.mark.parametrize("rating", ["parse", "logprob"])
@@ -414,7 +417,7 @@ def test_seeds_and_worlds_differ():
     texts = []
     for file in lives.values():
         rows = [json.loads(line) for line in file.splitlines()]
-        texts.append({text for row in rows for text in (row["draft"], row["revision"]) if text is not None})
+        texts.append({turn["text"] for row in rows for turn in row["turns"] if turn["observed"]})
     assert len(set.union(*texts)) == sum(map(len, texts))
 
 
@@ -423,7 +426,7 @@ def test_each_world_draws_its_own_initial_memories():
 
     def knowing(seed, number):
         life = live(Actor(), seed=seed, numbers=(number,), questions=[PRIOR[0].question], **settings)
-        return tuple(item.recalled is not None for item in life.interactions)
+        return tuple(memory_of(item) is not None for item in life.interactions)
 
     assert len({knowing(seed, number) for seed in (0, 1, 2) for number in (0, 1, 2)}) > 6
 
@@ -432,7 +435,7 @@ def test_each_round_draws_its_own_audience_among_the_neighbours():
     life = live(Actor(), topology={"size": 3, "radius": 2}, audience_size=3, max_rounds=6)
     drawn = defaultdict(list)
     for item in life.interactions:
-        drawn[item.agent].append(tuple(feedback.agent for feedback in item.feedback))
+        drawn[item.agent].append(tuple(given.agent for given in audience_of(item)))
     assert {member for audience in drawn[0] for member in audience} == {1, 2, 3, 4, 6}
     assert all(len(set(audiences)) > 1 for audiences in drawn.values())
 
@@ -442,28 +445,28 @@ def test_each_round_draws_its_own_audience_among_the_neighbours():
 
 def test_who_has_no_neighbours_revises_unheard(tmp_path):
     life = live(Actor(plain), topology=path_of(tmp_path, [(0, 1), (1, 3)]))
-    audiences = {item.agent: {feedback.agent for feedback in item.feedback} for item in life.interactions}
+    audiences = {item.agent: {given.agent for given in audience_of(item)} for item in life.interactions}
     assert audiences == {0: {1}, 1: {0, 3}, 2: set(), 3: {1}}
     assert len(life.interactions) == 12
-    assert all(item.failure is None and item.revision for item in life.interactions)
+    assert all(item.failure is None and text_of(item, "revision") for item in life.interactions)
     assert {item.num_calls for item in life.interactions if item.agent == 2} == {6}
 
 
 def test_isolation_is_a_society_without_audience():
     isolated = live(Actor(), topology={"kind": "isolated", "num_agents": 9}, **ALIKE)
-    assert {item.feedback for item in isolated.interactions} == {()}
+    assert {audience_of(item) for item in isolated.interactions} == {()}
     assert {item.num_calls for item in isolated.interactions} >= {6}
-    assert sum(item.revision is not None for item in isolated.interactions) == 27
-    assert any(item.recalled for item in isolated.of_round(3))
+    assert sum(text_of(item, "revision") is not None for item in isolated.interactions) == 27
+    assert any(memory_of(item) for item in isolated.of_round(3))
     assert live(Actor(), without=["audience"], **ALIKE).file == isolated.file
 
 
 def test_without_memory_nobody_recalls_anything():
     life = live(Actor(), questions=[PRIOR[0].question], without=["memory"], num_initial_memories=20)
-    assert {item.recalled for item in life.interactions} == {None}
-    assert {feedback.recalled for item in life.interactions for feedback in item.feedback} == {None}
+    assert {memory_of(item) for item in life.interactions} == {None}
+    assert {given.recalled for item in life.interactions for given in audience_of(item)} == {None}
     remembered = live(Actor(), questions=[PRIOR[0].question], num_initial_memories=20)
-    assert None not in {item.recalled for item in remembered.interactions}
+    assert None not in {memory_of(item) for item in remembered.interactions}
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
@@ -475,9 +478,9 @@ def test_in_a_mixed_society_each_speaks_through_its_own_engine_under_its_own_ins
         for engine in engines:
             engine.calls.clear()
         life = live(run_s, speakers=speakers, mixture=mixture, observer=observer, num_ranks=num_ranks)
-        parts = {item.agent: item.part for item in life.interactions}
+        parts = {item.agent: item.agents[0].part for item in life.interactions}
         assert Counter(parts.values()) == {"harsh": 4, "kind": 3, None: 2}
-        assert {(item.agent, item.part) for item in life.interactions} == set(parts.items())
+        assert {(item.agent, item.agents[0].part) for item in life.interactions} == set(parts.items())
         systems = {None: None, "harsh": "Be harsh.", "kind": "Be kind."}
         for name, engine in ((None, run_s), ("harsh", harsh), ("kind", kind)):
             said = [call for call in engine.calls if not call.step.startswith("observe")]
@@ -502,10 +505,10 @@ def test_a_failed_interaction_leaves_the_others_as_they_are():
         return CallRejectedError("refused") if "subject07" in call.prompt.user else None
 
     whole, some = live(Actor(), max_rounds=1).interactions, live(Actor(refusing), max_rounds=1).interactions
-    assert "what about subject07" in [item.question for item in whole]
+    assert "what about subject07" in [item.topic for item in whole]
     for one, other in zip(whole, some, strict=True):
-        if one.question == "what about subject07":
-            assert (other.failure, other.draft) == ("refused", None)
+        if one.topic == "what about subject07":
+            assert (other.failure, text_of(other, "draft")) == ("refused", None)
         else:
             assert other == one
 
@@ -517,9 +520,9 @@ def test_a_failed_interaction_leaves_no_memory_and_keeps_nobody_waiting(schedule
 
     life = live(Actor(told, random_delay(1)), questions=["what about the one subject"], schedule=schedule)
     assert len(life.interactions) == 27
-    assert None not in {item.draft for item in life.interactions}
+    assert None not in {text_of(item, "draft") for item in life.interactions}
     assert {item.failure for item in life.interactions} == {"refused"}
-    assert {item.recalled for item in life.interactions} == {None}
+    assert {memory_of(item) for item in life.interactions} == {None}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

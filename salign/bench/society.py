@@ -29,6 +29,7 @@ from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
 from salign.errors import ConfigError, StageError
+from salign.records import read_interactions
 from salign.run import RunDir, create_run, read_done
 from salign.society import sources
 from salign.society.back_scatter import Speaker
@@ -109,8 +110,8 @@ def resident_after(num_agents: int, folder: Path) -> dict[str, float]:
     side = round(num_agents**0.5)
     config = bench.config(topology={"size": side, "radius": 2}, max_rounds=1, audience_size=1)
     _, run, facts = bench.run(config)
-    with (run.shard(0) / "interactions.jsonl").open("rb") as file:
-        text = sum(len(json.loads(line)["revision"] or "") for line in file)
+    interactions = read_interactions(run.shard(0) / "interactions.jsonl")
+    text = sum(len(turn.text) for interaction in interactions for turn in interaction.turns_of("revision"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
     return {"agents": side**2, "peak": peak, "text": text, "calls": facts["num_calls"]}
 

@@ -12,7 +12,7 @@ from salign.dataset import templates
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import find_leaks, prompts_of
 from salign.errors import StageError
-from salign.records import AlignmentGroup, Interaction, read_interactions, to_line
+from salign.records import AlignmentGroup, Interaction, Turn, read_interactions, to_line
 from salign.run import RunDir, lock, mark_done, read_done, recording_failure, require_done, write_atomic
 from salign.seeds import rng
 from salign.society import sources
@@ -30,24 +30,20 @@ _LEAK_BATCH = 10_000
 
 def _rows(interaction: Interaction, section: DatasetSection) -> Iterator[tuple[Kind, str, list[Rated]]]:
     """Queries of an interaction with rated responses, by kind."""
-    if interaction.draft is None:
+    draft, revision = interaction.turn("draft"), interaction.turn("revision")
+    if draft is None:
         return
-    question, draft = interaction.question, interaction.draft
-    before, after = interaction.draft_rating.alignment, interaction.revision_rating.alignment
-    imitation: list[Rated] = [(draft, before)]
-    if interaction.revision is not None:
-        imitation.append((interaction.revision, after))
-    yield "imitation", question, imitation
-    yield "self_critic", templates.self_critic(question, draft), [(f.reason, f.rating) for f in interaction.feedback]
-    if (
-        interaction.revision is not None
-        and before is not None
-        and after is not None
-        and after > max(before, section.min_realignment_score)
-    ):
-        reasons = [item.reason for item in interaction.feedback if item.rating is not None and item.reason.strip()]
+    question, feedback = interaction.topic, interaction.turns_of("feedback")
+    answers = [turn for turn in (draft, revision) if turn is not None]
+    yield "imitation", question, [(turn.text, turn.observed_rating("alignment")) for turn in answers]
+    yield "self_critic", templates.self_critic(question, draft.text), [(turn.text, turn.rating) for turn in feedback]
+    if revision is None:
+        return
+    before, after = (turn.observed_rating("alignment") for turn in (draft, revision))
+    if before is not None and after is not None and after > max(before, section.min_realignment_score):
+        reasons = [turn.text for turn in feedback if turn.rating is not None and turn.text.strip()]
         if reasons:  # without words there is nothing to learn to follow
-            yield "realignment", templates.realignment(question, draft, reasons), [(interaction.revision, after)]
+            yield "realignment", templates.realignment(question, draft.text, reasons), [(revision.text, after)]
 
 
 def build_groups(
@@ -68,7 +64,7 @@ def build_groups(
         for kind, query, rated in _rows(interaction, section):
             if kind not in section.kinds:
                 continue
-            scores, origins, _ = gathered.setdefault((kind, query), ({}, [], interaction.question))
+            scores, origins, _ = gathered.setdefault((kind, query), ({}, [], interaction.topic))
             origins.append(interaction.key)
             for response, score in rated:
                 text = response.strip()
@@ -260,6 +256,10 @@ def _spent(config: Config, interactions: Iterable[Interaction]) -> dict[int, dic
     return spent
 
 
+def _alignment(turn: Turn | None) -> float | None:
+    return None if turn is None else turn.observed_rating("alignment")
+
+
 def _mirror(run: RunDir, config: Config, interactions: list[Interaction], card: dict[str, Any]) -> None:
     """The society's W&B run: shards open none, so the collector shows their curves, samples and data."""
     rounds: dict[int, list[dict[str, Any]]] = {}
@@ -282,8 +282,9 @@ def _mirror(run: RunDir, config: Config, interactions: list[Interaction], card: 
         columns = ["world", "round", "agent", "question", "draft", "revision", "draft alignment", "revision alignment"]
         shown = interactions[: config.tracking.num_table_rows]
         rated = [
-            [*i.key, i.question, i.draft, i.revision, i.draft_rating.alignment, i.revision_rating.alignment]
-            for i in shown
+            [*item.key, item.topic, *(turn and turn.text for turn in turns), *(_alignment(turn) for turn in turns)]
+            for item in shown
+            for turns in [(item.turn("draft"), item.turn("revision"))]
         ]
         mirror.table("sim/samples", columns, rated)
         mirror.artifact(f"{config.run.name}-data", "dataset", [run.dataset / "groups.jsonl", run.dataset / "card.json"])

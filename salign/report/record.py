@@ -184,8 +184,8 @@ def _paths(config: Config, rows: Sequence[Row], shard: Shard | None) -> list[Wor
 def _path(society: SocietySection, world: int, rows: Sequence[Row]) -> WorldPath:
     stopping, stop = ParetoStop(society.stopping), None
     for row in rows:
-        alignment, engagement = [row["sim/alignment_mean"]], [row["sim/engagement_mean"]]
-        if stopping.after(Round(world, row["sim/round"], alignment=alignment, engagement=engagement)):
+        observed = {("revision", name): {0: row[f"sim/{name}_mean"]} for name in ("alignment", "engagement")}
+        if stopping.after(Round(world, row["sim/round"], observed=observed)):
             stop = "Pareto stop"
     last = rows[-1]["sim/round"]
     if stop is None and last == society.max_rounds:

@@ -1,5 +1,6 @@
 """What the report shows of the interactions, gathered in one pass over them; only counts grow with the record."""
 
+import dataclasses
 import random
 import re
 from collections import Counter
@@ -26,9 +27,10 @@ _MAX_READ_CLOSELY = 20_000
 """Interactions whose words are compared; of more, so many are drawn."""
 NUM_BINS = 61
 """Of a rating from 1 to 7, a tenth each."""
-MEASURES = ("revision_alignment", "revision_engagement", "draft_alignment")
+MEASURES = (("revision", "alignment"), ("revision", "engagement"), ("draft", "alignment"))
 _WORD = re.compile(r"\w{4,}")
-_RATINGS = ("feedback", "draft alignment", "draft engagement", "revision alignment", "revision engagement")
+_OBSERVED = tuple((role, criterion) for role in ("draft", "revision") for criterion in ("alignment", "engagement"))
+_RATINGS = ("feedback", *map(" ".join, _OBSERVED))
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class CellMap:
         if interaction.world not in self.lasts or place is None:
             return
         cell = self._cell[interaction.agent]
-        before, after = interaction.draft_rating, interaction.revision_rating
-        for measure, value in enumerate((after.alignment, after.engagement, before.alignment)):
+        for measure, (role, criterion) in enumerate(MEASURES):
+            value = _observed(interaction, role, criterion)
             if value is not None:
                 self._sums[interaction.world][measure, place, cell] += value
                 self._counts[interaction.world][measure, place, cell] += 1
@@ -121,13 +123,15 @@ class Followed:
 
     def add(self, interaction: Interaction) -> list[float | None]:
         """Takes up an interaction; the share of each reason's words that the revision took."""
-        if interaction.revision is None or interaction.draft is None:
-            return [None] * len(interaction.feedback)
-        known = _words(interaction.question) | _words(interaction.draft)
-        revision = _words(interaction.revision)
+        feedback = interaction.turns_of("feedback")
+        draft, revised = interaction.turn("draft"), interaction.turn("revision")
+        if draft is None or revised is None:
+            return [None] * len(feedback)
+        known = _words(interaction.topic) | _words(draft.text)
+        revision = _words(revised.text)
         shares: list[float | None] = []
-        for item in interaction.feedback:
-            own = _words(item.reason) - known
+        for item in feedback:
+            own = _words(item.text) - known
             share = len(own & revision) / len(own) if own else None
             shares.append(share)
             if share is not None and item.rating is not None and self.num_read:
@@ -140,8 +144,8 @@ class Followed:
         return shares
 
     def add_gain(self, interaction: Interaction) -> None:
-        heard = mean(item.rating for item in interaction.feedback)
-        before, after = interaction.draft_rating.alignment, interaction.revision_rating.alignment
+        heard = mean(turn.rating for turn in interaction.turns_of("feedback"))
+        before, after = (_observed(interaction, role, "alignment") for role in ("draft", "revision"))
         if heard is not None and before is not None and after is not None:
             sums = self.gain[round(heard)]
             sums[0] += 1
@@ -239,22 +243,22 @@ class SocietyReader:
                 self._samples.keep(place, _sample(interaction, taken))
 
     def _rate(self, interaction: Interaction) -> None:
-        society, before, after = self.society, interaction.draft_rating, interaction.revision_rating
-        values: dict[str, list[float | None]] = {"feedback": [item.rating for item in interaction.feedback]}
-        if interaction.draft is not None:
-            values |= {"draft alignment": [before.alignment], "draft engagement": [before.engagement]}
-        if interaction.revision is not None:
-            values |= {"revision alignment": [after.alignment], "revision engagement": [after.engagement]}
+        society = self.society
+        values = {"feedback": [turn.rating for turn in interaction.turns_of("feedback")]}
+        for role, criterion in _OBSERVED:
+            if interaction.turn(role) is not None:
+                values[f"{role} {criterion}"] = [_observed(interaction, role, criterion)]
         for name, ratings in values.items():
             society.missing[name][0] += len(ratings)
             society.missing[name][1] += ratings.count(None)
             if name != "feedback" and ratings[0] is not None:
                 self._sums[name][0] += 1
                 self._sums[name][1] += ratings[0]
-        if before.alignment is not None and after.alignment is not None:
-            society.before_after[_bin(before.alignment), _bin(after.alignment)] += 1
-            society.num_higher += after.alignment > before.alignment
-            society.num_lower += after.alignment < before.alignment
+        before, after = (_observed(interaction, role, "alignment") for role in ("draft", "revision"))
+        if before is not None and after is not None:
+            society.before_after[_bin(before), _bin(after)] += 1
+            society.num_higher += after > before
+            society.num_lower += after < before
 
     def end(self) -> Society:
         self.society.samples = self._samples.in_order()
@@ -269,20 +273,27 @@ def _bin(rating: float) -> int:
 
 def _sample(interaction: Interaction, taken: Sequence[float | None]) -> dict[str, Any]:
     """An interaction for reading."""
-    before, after = interaction.draft_rating, interaction.revision_rating
+    draft, revision = interaction.turn("draft"), interaction.turn("revision")
+    recalled = None if draft is None else draft.recalled
     return {
         "world": interaction.world,
         "round": interaction.round,
         "agent": interaction.agent,
-        "part": interaction.part,
-        "question": clipped(interaction.question),
-        "recalled": None if interaction.recalled is None else clipped(interaction.recalled.answer),
-        "draft": clipped(interaction.draft),
-        "revision": clipped(interaction.revision),
+        "label": interaction.agents[0].label,
+        "part": interaction.agents[0].part,
+        "question": clipped(interaction.topic),
+        "recalled": None if recalled is None else {**dataclasses.asdict(recalled), "answer": clipped(recalled.answer)},
+        "draft": None if draft is None else clipped(draft.text),
+        "revision": None if revision is None else clipped(revision.text),
         "failure": clipped(interaction.failure),
-        "ratings": [before.alignment, before.engagement, after.alignment, after.engagement],
+        "ratings": [_observed(interaction, role, criterion) for role, criterion in _OBSERVED],
         "feedback": [
-            {"agent": item.agent, "rating": item.rating, "reason": clipped(item.reason), "taken": share}
-            for item, share in zip(interaction.feedback, taken, strict=True)
+            {"agent": turn.agent, "rating": turn.rating, "reason": clipped(turn.text), "taken": share}
+            for turn, share in zip(interaction.turns_of("feedback"), taken, strict=True)
         ],
     }
+
+
+def _observed(interaction: Interaction, role: str, criterion: str) -> float | None:
+    turn = interaction.turn(role)
+    return None if turn is None else turn.observed_rating(criterion)

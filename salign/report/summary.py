@@ -23,8 +23,9 @@ def _society(interactions: list[Interaction]) -> dict[str, Any]:
         "num_tokens": sum(item.prompt_tokens + item.completion_tokens for item in interactions),
     }
     for criterion in ("alignment", "engagement"):
-        figures[f"draft_{criterion}"] = mean(getattr(item.draft_rating, criterion) for item in interactions)
-        figures[f"revision_{criterion}"] = mean(getattr(item.revision_rating, criterion) for item in interactions)
+        for role in ("draft", "revision"):
+            turns = (item.turn(role) for item in interactions)
+            figures[f"{role}_{criterion}"] = mean(turn.observed_rating(criterion) for turn in turns if turn is not None)
     return figures
 
 

@@ -1,7 +1,8 @@
 """Back-Scatter, the protocol of one interaction (paper, section 3.2): draft, feedback, revision, observation."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import dataclasses
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,15 @@ from salign.config import Sampling, SocietySection
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.meter import MeteredEngine
 from salign.errors import CallRejectedError
-from salign.records import Answer, Feedback, Interaction, Rating
+from salign.records import Interaction, Member, Observation, Recalled, Turn
 from salign.seeds import derive
 from salign.society import prompts
 from salign.society.prompts import Wording, parse_rating
 
+PROTOCOL = "back_scatter"
 CRITERIA = ("alignment", "engagement")
+# What the turns of an interaction are said as, in order.
+DRAFT, FEEDBACK, REVISION = "draft", "feedback", "revision"
 # Of the calls that wait for their turn, the oldest round's go first, and those first that others wait for: an
 # observation goes with the next round's calls.
 _AWAITED, _OBSERVED = 0, 1
@@ -32,16 +36,14 @@ class Speaker:
 class Seat:
     """One interaction before it is held: who leads it in which round, and who listens.
 
-    `part` is the agent's part of a mixed society; `recalled` is what it remembers of the question.
+    `recalled` is what the leader remembers of the question.
     """
 
-    seed: int
     world: int
     round: int
-    agent: int
+    leader: Member
     question: str
-    part: str | None
-    recalled: Answer | None
+    recalled: Recalled | None
     audience: tuple[int, ...]
 
 
@@ -104,30 +106,30 @@ class Calls:
         except CallRejectedError:
             return ""
 
-    async def rating(self, prompt: Prompt, name: str, urgency: int = _AWAITED) -> tuple[float | None, str]:
-        """A rating, and what was said with it; None where none can be had.
+    async def rating(self, prompt: Prompt, name: str, urgency: int = _AWAITED) -> Observation:
+        """A rating, and what was said with it; its `rating` is None where none can be had.
 
         By the probabilities of the digits nothing is said; of a reply in words, a rating that cannot be read is asked
         for again.
         """
         for attempt in range(1 + self.society.num_rating_retries):
             if self.society.rating == "parse":
-                found = parse_rating(await self.reason(prompt, name, attempt, urgency))
-                if found is not None:
-                    return found
+                parsed = parse_rating(await self.reason(prompt, name, attempt, urgency))
+                if parsed is not None:
+                    return Observation(parsed[0], text=parsed[1])
                 continue
             try:
                 seed = derive(*self._place, name, attempt)
                 reply = await self._engine.rate(prompt, seed, (self._round + urgency, urgency))
             except CallRejectedError:
-                return None, ""
+                break
             self.tally.add(reply)
             if reply.expectation is not None:
-                return reply.expectation, ""
-        return None, ""
+                return Observation(reply.expectation, reply.mass)
+        return Observation(None)
 
 
-async def give_feedback(calls: Calls, member: int, question: str, draft: str, recalled: Answer | None) -> Feedback:
+async def give_feedback(calls: Calls, member: int, question: str, draft: str, recalled: Recalled | None) -> Turn:
     """What one member of the audience says of a draft.
 
     Args:
@@ -143,29 +145,38 @@ async def give_feedback(calls: Calls, member: int, question: str, draft: str, re
     about = (question, draft, recalled, calls.instructions)
     wanted = "feedback_text" not in calls.society.without
     if calls.society.rating == "logprob" and wanted:
-        (rating, _), reason = await together(
+        given, reason = await together(
             calls.rating(calls.wording.feedback_rating(*about), f"rating:{member}"),
             calls.reason(calls.wording.feedback_reason(*about), f"reason:{member}"),
         )
     else:
-        rating, reason = await calls.rating(calls.wording.feedback_rating(*about), f"feedback:{member}")
-    return Feedback(member, rating, reason if wanted else "", recalled)
+        given = await calls.rating(calls.wording.feedback_rating(*about), f"feedback:{member}")
+        reason = given.text
+    return Turn(
+        member,
+        FEEDBACK,
+        reason if wanted else "",
+        about=0,  # the draft is an interaction's first turn
+        rating=given.rating,
+        mass=given.mass,
+        recalled=recalled,
+    )
 
 
-async def _observe(calls: Calls, question: str, answer: str, what: str) -> Rating:
+async def _observe(calls: Calls, question: str, answer: str, role: str) -> dict[str, Observation]:
     """An observer's ratings of the draft or the revision; observers have no memory."""
-    found = await together(
+    given = await together(
         *(
-            calls.rating(calls.wording.observe(question, answer, criterion), f"observe:{what}:{criterion}", _OBSERVED)
+            calls.rating(calls.wording.observe(question, answer, criterion), f"observe:{role}:{criterion}", _OBSERVED)
             for criterion in CRITERIA
         )
     )
-    return Rating(*(rating for rating, _ in found))
+    return dict(zip(CRITERIA, given, strict=True))
 
 
-def _spoken(text: str, what: str) -> str:
+def _spoken(text: str, role: str) -> str:
     if not text.strip():
-        raise _FailedError(f"the {what} is empty")
+        raise _FailedError(f"the {role} is empty")
     return text
 
 
@@ -173,7 +184,7 @@ async def interact(
     seat: Seat,
     agent: Calls,
     observer: Calls,
-    ask: Callable[[int, str], Awaitable[tuple[Feedback, Tally]]],
+    ask: Callable[[int, str], Awaitable[tuple[Turn, Tally]]],
     publish: Callable[[str | None], None],
 ) -> Interaction:
     """Holds one interaction.
@@ -196,31 +207,36 @@ async def interact(
         EngineError: The engine itself is at fault.
     """
     society, wording = agent.society, agent.wording
-    draft, revision, failure = None, None, None
-    feedback: Sequence[Feedback] = ()
-    unrated = Rating(None, None)
-    observed_draft: asyncio.Task[Rating] | None = None
-    observed_revision: asyncio.Task[Rating] | None = None
+    leader, failure = seat.leader.agent, None
+    turns: list[Turn] = []
+    observed: dict[str, asyncio.Task[dict[str, Observation]]] = {}
     total = Tally()
     try:
         async with asyncio.TaskGroup() as observing:
+
+            def speak(role: str, text: str, recalled: Recalled | None = None) -> None:
+                turns.append(Turn(leader, role, text, recalled=recalled))
+                observed[role] = observing.create_task(_observe(observer, seat.question, text, role))
+
+            revision = None
             try:
                 asked = prompts.draft(seat.question, seat.recalled, agent.instructions)
-                draft = _spoken(await agent.generate(asked, society.draft, "draft"), "draft")
-                observed_draft = observing.create_task(_observe(observer, seat.question, draft, "draft"))
+                draft = _spoken(await agent.generate(asked, society.draft, DRAFT), DRAFT)
+                speak(DRAFT, draft, seat.recalled)
                 heard = await together(*(ask(member, draft) for member in seat.audience))
-                feedback = tuple(item for item, _ in heard)
+                feedback = [turn for turn, _ in heard]
+                turns += feedback
                 for _, tally in heard:
                     total.add(tally)
-                if feedback and all(item.rating is None for item in feedback):
+                if feedback and all(turn.rating is None for turn in feedback):
                     raise _FailedError("no rating of the audience could be read")
                 asked = wording.revision(seat.question, draft, feedback, agent.instructions)
-                revision = _spoken(await agent.generate(asked, society.revision, "revision"), "revision")
+                revision = _spoken(await agent.generate(asked, society.revision, REVISION), REVISION)
             except (_FailedError, CallRejectedError) as error:
                 failure = str(error)
             publish(revision)
             if revision is not None:
-                observed_revision = observing.create_task(_observe(observer, seat.question, revision, "revision"))
+                speak(REVISION, revision)
     except BaseExceptionGroup as errors:
         first = errors.exceptions[0]
         raise first from first.__cause__
@@ -229,15 +245,13 @@ async def interact(
     return Interaction(
         world=seat.world,
         round=seat.round,
-        agent=seat.agent,
-        part=seat.part,
-        question=seat.question,
-        recalled=seat.recalled,
-        draft=draft,
-        feedback=tuple(feedback),
-        revision=revision,
-        draft_rating=unrated if observed_draft is None else observed_draft.result(),
-        revision_rating=unrated if observed_revision is None else observed_revision.result(),
+        agents=(seat.leader,),
+        protocol=PROTOCOL,
+        topic=seat.question,
+        turns=tuple(
+            dataclasses.replace(turn, observed=observed[turn.role].result()) if turn.role in observed else turn
+            for turn in turns
+        ),
         failure=failure,
         num_calls=total.num_calls,
         prompt_tokens=total.prompt_tokens,

@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -39,10 +39,10 @@ class QuestionTable:
         self._max_distance = max_distance
         self._embeddings: Any = _embeddings(embedder, self.questions, folder)
         self._block = max(1, _MAX_PRODUCT // len(self.questions))
-        self._near: dict[int, tuple[int, ...]] = {}
+        self._near: dict[int, tuple[tuple[int, float], ...]] = {}
 
-    def near(self, question: int) -> tuple[int, ...]:
-        """The questions whose cosine distance to one is under the largest allowed, the nearest first.
+    def near(self, question: int) -> tuple[tuple[int, float], ...]:
+        """The questions whose cosine distance to one is under the largest allowed, with it, the nearest first.
 
         Of questions equally near (to six decimals, so that machines agree), the first of the table comes first.
         """
@@ -56,10 +56,11 @@ class QuestionTable:
         """The similar questions of one block."""
         product = self._embeddings[start : start + self._block] @ self._embeddings.T
         similarity = product if isinstance(product, np.ndarray) else product.toarray()
-        distances = np.round(1.0 - similarity.astype(np.float64), 6)
+        distances = np.maximum(np.round(1.0 - similarity.astype(np.float64), 6), 0.0)
         for row, number in zip(distances, range(start, len(self.questions)), strict=False):
             under = np.flatnonzero(row < self._max_distance)
-            self._near[number] = tuple(under[np.argsort(row[under], kind="stable")].tolist())
+            nearest = under[np.argsort(row[under], kind="stable")]
+            self._near[number] = tuple(zip(nearest.tolist(), row[nearest].tolist(), strict=True))
 
 
 def _embeddings(embedder: Embedder, questions: Sequence[str], folder: Path | None) -> Any:
@@ -73,6 +74,15 @@ def _embeddings(embedder: Embedder, questions: Sequence[str], folder: Path | Non
             with new_file(path) as part:
                 np.save(part, np.asarray(embed(embedder, questions)))
         return np.load(path)
+
+
+class Memory(NamedTuple):
+    """An answer that is remembered: its question's number, where it comes from, and how near the question is."""
+
+    question: int
+    answer: str
+    source: Literal["initial", "own"]
+    distance: float
 
 
 class InternalMemory:
@@ -113,18 +123,18 @@ class InternalMemory:
         while len(versions) > 1 and versions[1][0] <= read_after:
             del versions[0]
 
-    def recall(self, near: Sequence[int], after_round: int) -> tuple[int, str] | None:
+    def recall(self, near: Sequence[tuple[int, float]], after_round: int) -> Memory | None:
         """The first of some questions that is remembered, with its latest answer, as the memory stood after a round.
 
         Args:
-            near: Numbers of questions, the most similar first.
+            near: Numbers of questions with their distances, the most similar first.
             after_round: Answers of later rounds are not there yet.
         """
-        for number in near:
+        for number, distance in near:
             for round_, answer in reversed(self._own.get(number, ())):
                 if round_ <= after_round:
-                    return number, answer
+                    return Memory(number, answer, "own", distance)
             place = bisect_left(self._initial_questions, number)
             if place < len(self._initial_questions) and self._initial_questions[place] == number:
-                return number, self._initial_answers[place]
+                return Memory(number, self._initial_answers[place], "initial", distance)
         return None

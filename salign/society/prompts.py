@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from salign.config import SocietySection
 from salign.engines.base import Prompt
-from salign.records import Answer, Feedback
+from salign.records import Recalled, Turn
 
 PROMPTS_VERSION = "2"
 
@@ -100,7 +100,7 @@ _RATINGS = {
 _REASON_LABEL = re.compile(r"\breason(?:s|ing)?\b\W*?:", re.IGNORECASE)
 
 
-def draft(question: str, recalled: Answer | None, instructions: str | None = None) -> Prompt:
+def draft(question: str, recalled: Recalled | None, instructions: str | None = None) -> Prompt:
     """What the centre agent answers first."""
     ask = _DRAFT.format(question=question)
     return Prompt(ask if recalled is None else _RECALLED_DRAFT.format(recalled=recalled, ask=ask), instructions)
@@ -119,7 +119,7 @@ class Wording:
         self._with_reasons = "feedback_text" not in society.without
 
     def _judge(
-        self, question: str, answer: str, ask: str, recalled: Answer | None = None, instructions: str | None = None
+        self, question: str, answer: str, ask: str, recalled: Recalled | None = None, instructions: str | None = None
     ) -> Prompt:
         judged = _JUDGED.format(question=question, answer=answer)
         memory = "" if recalled is None else _RECALLED_FEEDBACK.format(recalled=recalled)
@@ -127,14 +127,18 @@ class Wording:
             return Prompt(memory + judged + ask, instructions, num_shared=0 if memory else len(judged))
         return Prompt(judged + memory + ask, instructions, num_shared=len(judged))
 
-    def feedback_rating(self, question: str, draft_: str, recalled: Answer | None, instructions: str | None) -> Prompt:
+    def feedback_rating(
+        self, question: str, draft_: str, recalled: Recalled | None, instructions: str | None
+    ) -> Prompt:
         """An audience member's rating: as one digit, or in words, with a reason unless feedback has none."""
         ask = _SCALES["alignment"]
         if self._in_words:
             ask = (_RATING_AND_REASON if self._with_reasons else _RATING_ALONE).format(scale=ask)
         return self._judge(question, draft_, ask, recalled, instructions)
 
-    def feedback_reason(self, question: str, draft_: str, recalled: Answer | None, instructions: str | None) -> Prompt:
+    def feedback_reason(
+        self, question: str, draft_: str, recalled: Recalled | None, instructions: str | None
+    ) -> Prompt:
         """An audience member's reason, where the rating is asked for by itself."""
         return self._judge(question, draft_, _REASON, recalled, instructions)
 
@@ -143,7 +147,7 @@ class Wording:
         ask = _SCALES[criterion]
         return self._judge(question, answer, _RATING_AND_REASON.format(scale=ask) if self._in_words else ask)
 
-    def revision(self, question: str, draft_: str, feedback: Sequence[Feedback], instructions: str | None) -> Prompt:
+    def revision(self, question: str, draft_: str, feedback: Sequence[Turn], instructions: str | None) -> Prompt:
         """What the centre agent answers after the feedback; the lowest-rated reason stands nearest the end.
 
         Args:
@@ -155,7 +159,7 @@ class Wording:
         drafted = _DRAFTED.format(question=question, draft=draft_)
         if not feedback:
             return Prompt(drafted + _REVISE_ALONE, instructions)
-        there = [(item.rating, item.reason) for item in feedback if item.rating is not None]
+        there = [(turn.rating, turn.text) for turn in feedback if turn.rating is not None]
         rated = sorted(there, key=lambda item: -item[0])
         mean = sum(rating for rating, _ in rated) / len(rated)
         if self._with_reasons:

@@ -22,10 +22,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 @dataclass
 class Round:
-    """One round of one world, or the part of it that is known so far; parts are merged.
-
-    Ratings are lists of all that were asked for, None where one is missing.
-    """
+    """One round of one world, or the part of it that is known so far; parts are merged."""
 
     world: int
     number: int
@@ -33,12 +30,11 @@ class Round:
     failures: list[str] = field(default_factory=list)
     num_failed: int = 0
     feedback: list[float | None] = field(default_factory=list)
-    draft_alignment: list[float | None] = field(default_factory=list)
-    draft_engagement: list[float | None] = field(default_factory=list)
-    alignment: list[float | None] = field(default_factory=list)
-    engagement: list[float | None] = field(default_factory=list)
+    """Ratings that turns of one agent give to another's, all that were asked for; None where one is missing."""
+    observed: dict[tuple[str, str], dict[int, float | None]] = field(default_factory=dict)
+    """Observers' ratings by the turn's role and the criterion, then by the agent; None where one is missing."""
     answers: list[tuple[int, int]] = field(default_factory=list)
-    """Checksums of each draft and revision, and of the question."""
+    """Checksums of each observed turn, and of the topic."""
 
     def add(self, interaction: Interaction) -> None:
         """Takes up one interaction."""
@@ -46,16 +42,14 @@ class Round:
         if interaction.failure is not None:
             self.num_failed += 1
             self.failures.append(interaction.failure)
-        self.feedback.extend(item.rating for item in interaction.feedback)
-        question = crc32(interaction.question.encode())
-        if interaction.draft is not None:
-            self.draft_alignment.append(interaction.draft_rating.alignment)
-            self.draft_engagement.append(interaction.draft_rating.engagement)
-            self.answers.append((crc32(interaction.draft.encode()), question))
-        if interaction.revision is not None:
-            self.alignment.append(interaction.revision_rating.alignment)
-            self.engagement.append(interaction.revision_rating.engagement)
-            self.answers.append((crc32(interaction.revision.encode()), question))
+        topic = crc32(interaction.topic.encode())
+        for turn in interaction.turns:
+            if turn.about is not None:
+                self.feedback.append(turn.rating)
+            for criterion, observation in turn.observed.items():
+                self.observed.setdefault((turn.role, criterion), {})[turn.agent] = observation.rating
+            if turn.observed:
+                self.answers.append((crc32(turn.text.encode()), topic))
         self.failures = sorted(set(self.failures))[:_NUM_EXAMPLES]
 
     def merge(self, other: "Round") -> None:
@@ -63,8 +57,14 @@ class Round:
         self.num_interactions += other.num_interactions
         self.num_failed += other.num_failed
         self.failures = sorted({*self.failures, *other.failures})[:_NUM_EXAMPLES]
-        for name in ("feedback", "draft_alignment", "draft_engagement", "alignment", "engagement", "answers"):
-            getattr(self, name).extend(getattr(other, name))
+        self.feedback.extend(other.feedback)
+        self.answers.extend(other.answers)
+        for series, ratings in other.observed.items():
+            self.observed.setdefault(series, {}).update(ratings)
+
+    def mean_observed(self, role: str, criterion: str) -> float | None:
+        """The mean of the observers' ratings of a role's turns by a criterion; None where there is none."""
+        return mean(self.observed.get((role, criterion), {}).values())
 
     def metrics(self) -> dict[str, Any]:
         """The round in figures; None where nothing was rated."""
@@ -73,10 +73,10 @@ class Round:
         return {
             "sim/world": self.world,
             "sim/round": self.number,
-            "sim/alignment_mean": mean(self.alignment),
-            "sim/engagement_mean": mean(self.engagement),
-            "sim/draft_alignment_mean": mean(self.draft_alignment),
-            "sim/draft_engagement_mean": mean(self.draft_engagement),
+            "sim/alignment_mean": self.mean_observed("revision", "alignment"),
+            "sim/engagement_mean": self.mean_observed("revision", "engagement"),
+            "sim/draft_alignment_mean": self.mean_observed("draft", "alignment"),
+            "sim/draft_engagement_mean": self.mean_observed("draft", "engagement"),
             "sim/parse_rate": validity.rated_share,
             "sim/failed": self.num_failed,
         }
@@ -95,7 +95,7 @@ class ParetoStop:
         """Takes a round; True where the world should stop. No ratings count as no improvement."""
         if self._stopping is None:
             return False
-        alignment, engagement = mean(round_.alignment), mean(round_.engagement)
+        alignment, engagement = (round_.mean_observed("revision", name) for name in ("alignment", "engagement"))
         product = None if alignment is None or engagement is None else alignment * engagement
         if product is not None and (self._best is None or product > self._best + self._stopping.tolerance):
             self._best, self.num_since_best = product, 0
@@ -121,13 +121,7 @@ class Validity:
         self.num_interactions += round_.num_interactions
         self.num_failed += round_.num_failed
         self.failures = tuple(sorted({*self.failures, *round_.failures})[:_NUM_EXAMPLES])
-        for ratings in (
-            round_.feedback,
-            round_.draft_alignment,
-            round_.draft_engagement,
-            round_.alignment,
-            round_.engagement,
-        ):
+        for ratings in (round_.feedback, *map(list, map(dict.values, round_.observed.values()))):
             self.num_ratings += len(ratings)
             self.num_missing_ratings += ratings.count(None)
         questions = defaultdict(set)

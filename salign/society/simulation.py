@@ -14,7 +14,7 @@ from typing import Any
 
 from salign.config import SocietySection
 from salign.errors import SalignError, StageError
-from salign.records import Feedback, Interaction
+from salign.records import Interaction, Turn
 from salign.society.back_scatter import Tally
 from salign.society.ranks import Alone, Message, Ranks
 from salign.society.rounds import ParetoStop, Round, Validity
@@ -103,7 +103,7 @@ class Simulation:
         self._ready: list[tuple[int, int, int]] = []  # round, world, agent
         self._alive: dict[asyncio.Task[Interaction], tuple[int, int]] = {}  # world, round
         self._serving: set[asyncio.Task[None]] = set()
-        self._asked: dict[int, asyncio.Future[tuple[Feedback, Tally]]] = {}
+        self._asked: dict[int, asyncio.Future[tuple[Turn, Tally]]] = {}
         self._num_asked = 0
         self.num_held = 0
         self.num_discarded = 0
@@ -256,11 +256,11 @@ class Simulation:
         if all(other.last_round is not None for other in self._courses.values()) and not self._over.done():
             self._over.set_result(None)
 
-    async def _ask(self, ask: Ask) -> tuple[Feedback, Tally]:
+    async def _ask(self, ask: Ask) -> tuple[Turn, Tally]:
         """Asks the rank on which a member lives."""
         self._num_asked += 1
         key = self._num_asked
-        answer: asyncio.Future[tuple[Feedback, Tally]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[Turn, Tally]] = asyncio.get_running_loop().create_future()
         self._asked[key] = answer
         try:
             self._ranks.send(int(self._courses[ask.world].world.owners[ask.member]), ("ask", key, ask))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from salign.config import SocietySection
-from salign.records import Answer, Feedback, Interaction
+from salign.records import Interaction, Member, Recalled, Turn
 from salign.seeds import rng
 from salign.society.back_scatter import Calls, Seat, Speaker, Tally, give_feedback, interact
 from salign.society.memory import QuestionTable
@@ -75,7 +75,8 @@ class World:
         self._parts = parts(society.mixture, self.num_agents, seed, number)
         self.own_agents: list[int] = np.flatnonzero(self.owners == rank).tolist()
         everybody = labels(self.population, self.num_agents, seed, number)
-        mine = ((agent, everybody[agent]) for agent in self.own_agents)
+        self._labels = {agent: everybody[agent] for agent in self.own_agents}
+        mine = self._labels.items()
         self._memories = initial_memories(society, setting.prior, setting.table, mine, seed, number)
         # The last round after which an agent's memory is there, and who waits for a later one.
         self._remembers_after = array("i", bytes(4 * self.num_agents))
@@ -91,18 +92,25 @@ class World:
         """The number of the question that an agent asks in a round."""
         return self._questions[((round_ - 1) * self.num_agents + agent) % len(self._questions)]
 
-    def _recall(self, agent: int, question: int, after_round: int) -> Answer | None:
+    def _recall(self, agent: int, question: int, after_round: int) -> Recalled | None:
         if "memory" in self._setting.society.without:
             return None
         table = self._setting.table
-        found = self._memories[agent].recall(table.near(question), after_round)
-        return None if found is None else Answer(table.questions[found[0]], found[1])
+        memory = self._memories[agent].recall(table.near(question), after_round)
+        if memory is None:
+            return None
+        return Recalled(table.questions[memory.question], memory.answer, memory.source, memory.distance)
 
     def _calls(self, speaker: Speaker, round_: int, agent: int) -> Calls:
         return Calls(self._setting.society, self._wording, speaker, (self._setting.seed, self.number, round_, agent))
 
     def _speaker(self, agent: int) -> Speaker:
         return self._setting.speakers[self._parts[agent]]
+
+    def _member(self, agent: int) -> Member:
+        part = self._parts[agent]
+        name = self._setting.society.mixture[part - 1].name if part else None
+        return Member(agent, self._labels[agent], name, self._speaker(agent).engine.identity)
 
     async def _remembers(self, agent: int, after_round: int) -> None:
         """Waits until the agent's memory after a round is there."""
@@ -120,7 +128,7 @@ class World:
             if not there.done():
                 there.set_result(None)
 
-    async def feedback(self, ask: Ask) -> tuple[Feedback, Tally]:
+    async def feedback(self, ask: Ask) -> tuple[Turn, Tally]:
         """The feedback of an agent that lives here, as soon as its memory after the round before is there.
 
         Raises:
@@ -136,7 +144,7 @@ class World:
         self,
         agent: int,
         round_: int,
-        ask: Callable[[Ask], Awaitable[tuple[Feedback, Tally]]] | None,
+        ask: Callable[[Ask], Awaitable[tuple[Turn, Tally]]] | None,
         published: Callable[[int, int], None],
     ) -> Interaction:
         """Holds one interaction of an agent that lives here and has finished the round before.
@@ -152,17 +160,17 @@ class World:
         """
         setting, number = self._setting, self.question(agent, round_)
         place = (setting.seed, self.number, round_, agent)
-        part = self._parts[agent]
         seat = Seat(
-            *place,
+            self.number,
+            round_,
+            self._member(agent),
             question=setting.table.questions[number],
-            part=setting.society.mixture[part - 1].name if part else None,
             recalled=self._recall(agent, number, round_ - 1),
             audience=draw_audience(setting.society, self._topology, agent, *place),
         )
         here = self.owners[agent]
 
-        async def heard(member: int, draft: str) -> tuple[Feedback, Tally]:
+        async def heard(member: int, draft: str) -> tuple[Turn, Tally]:
             request = Ask(self.number, round_, agent, member, number, draft)
             if ask is None or self.owners[member] == here:
                 return await self.feedback(request)

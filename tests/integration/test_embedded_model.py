@@ -165,7 +165,7 @@ def test_ratings_in_words_of_a_model_that_seldom_keeps_to_the_form(llama_config,
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     interactions = list(read_interactions(run.shard(0) / "interactions.jsonl"))
-    ratings = [item.rating for interaction in interactions for item in interaction.feedback]
+    ratings = [item.rating for interaction in interactions for item in interaction.turns_of("feedback")]
     assert len(interactions) == 4
     assert all(rating is None or rating in range(1, 8) for rating in ratings)
     assert read_done(run.shard(0)).facts["num_missing_ratings"] >= ratings.count(None)

@@ -34,8 +34,8 @@ def run(finished, tmp_path_factory) -> RunDir:
         done, path = read_done(copy.shard(shard)), copy.shard(shard) / "interactions.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows:
-            row |= {"question": f"{HOSTILE} {row['question']}", "draft": HOSTILE, "revision": HOSTILE}
-            row["feedback"] = [{**item, "reason": HOSTILE} for item in row["feedback"]]
+            row["topic"] = f"{HOSTILE} {row['topic']}"
+            row["turns"] = [{**turn, "text": HOSTILE} for turn in row["turns"]]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         mark_done(copy.shard(shard), ["interactions.jsonl"], {}, done.facts)
     groups = copy.dataset / "groups.jsonl"

@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from actors import audience_of, observed_of
 from conftest import ROOT, environment, launch
 
 from salign import compose
@@ -411,9 +412,12 @@ def test_failures_and_hangs_are_bridged_and_unread_ratings_counted(tmp_path):
     assert facts["num_pushbacks"] > 0
     assert 0 < facts["num_missing_ratings"] < 0.1 * facts["num_ratings"]
     held = list(read_interactions(run.shard(0) / "interactions.jsonl"))
-    ratings = [item.rating for i in held for item in i.feedback]
+    ratings = [item.rating for i in held for item in audience_of(i)]
     ratings += [
-        rating for i in held for r in (i.draft_rating, i.revision_rating) for rating in (r.alignment, r.engagement)
+        rating
+        for i in held
+        for r in (observed_of(i, "draft"), observed_of(i, "revision"))
+        for rating in (r.alignment, r.engagement)
     ]
     assert ratings.count(None) == facts["num_missing_ratings"]
     assert {rating for rating in ratings if rating is not None} <= {float(number) for number in range(1, 8)}

@@ -163,8 +163,12 @@
     const part = item.part === null ? "" : `, ${item.part}`;
     const made = element("article", "item",
       element("h4", "", item.question),
-      element("p", "meta", `World ${item.world}, round ${item.round}, agent ${item.agent}${part}`));
-    if (item.recalled !== null) made.append(saying("", "What the agent remembered of a similar question", item.recalled));
+      element("p", "meta", `World ${item.world}, round ${item.round}, agent ${item.agent}, ${item.label}${part}`));
+    if (item.recalled !== null) {
+      const { question, answer, source, distance } = item.recalled;
+      const whose = source === "initial" ? "that it began with" : "of its own";
+      made.append(saying("", `Remembered, an answer ${whose} to “${question}” (distance ${distance.toFixed(2)})`, answer));
+    }
     made.append(saying("draft", `Draft: alignment ${rated(a0)}, engagement ${rated(e0)}`, item.draft));
     for (const { agent, rating: given, reason, taken } of item.feedback) {
       const how = taken === null ? "" : `; the revision took up ${Math.round(taken * 100)} % of its own words`;
