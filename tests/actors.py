@@ -260,6 +260,9 @@ class Actor:
             said = certain(1 + digest[0] % 7) if digest[1] % 8 else NO_DIGIT
         return said
 
+    def facts(self):
+        return {}
+
     async def close(self) -> None:
         pass
 

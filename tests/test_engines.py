@@ -110,6 +110,9 @@ class Slow:
         await self._work(prompt)
         return RatingReply(None, 0.0, 7, 1)
 
+    def facts(self):
+        return {}
+
     async def close(self):
         self.closed = True
 
@@ -201,7 +204,8 @@ class Plain:
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens
             )
         new = found[0, ids.shape[1] :].tolist()
-        return Reply(self.text(new), ids.shape[1], len(new))
+        ended = new[-1] == self.model.generation_config.eos_token_id
+        return Reply(self.text(new), ids.shape[1], len(new), finish="stop" if ended else "length")
 
 
 @pytest.fixture(scope="module")
@@ -617,7 +621,7 @@ def test_a_server_is_asked_with_model_messages_and_sampling():
     server = Server(completion(" Hello there.\n"), served=("m", "other"))
     sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=9)
     reply = server.ask(Prompt("Who are you?", system="Be brief."), sampling, 42, model="other")
-    assert reply == Reply("Hello there.", 12, 5, served="m")
+    assert reply == Reply("Hello there.", 12, 5, "m", "stop")
     (request,) = server.requests
     assert request.pop("messages") == [
         {"role": "system", "content": "Be brief."},
@@ -643,7 +647,7 @@ def test_the_key_comes_from_the_environment(monkeypatch):
 def test_a_server_that_counts_no_tokens_is_taken_as_it_is():
     silent = completion()
     del silent["usage"]
-    assert Server(silent).ask() == Reply("Hello.", 0, 0, served="m")
+    assert Server(silent).ask() == Reply("Hello.", 0, 0, "m", "stop")
 
 
 def test_log_probabilities_become_a_rating():

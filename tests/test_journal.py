@@ -28,6 +28,9 @@ ANSWERS = [
     Reply("two\nlines\r\nand \u2028 \u2029 \x85 \x0b \x0c \x00 \x1f\ttabs", 1, 2, "org/model-v2"),
     Reply('"quoted" \\n {"key":"00"} \\u2028', 3, 4),
     Reply("naïve 漢字 👩‍👩‍👧 \U0010ffff", 5, 6, "モデル"),
+    Reply("in its own time", 1, 1, None, "stop"),
+    Reply("cut in the mid", 1, 1, "v", "length", "whole"),
+    Reply("", 1, 100, None, "length", "cut"),
     RatingReply(EVEN, 0.1 + 0.2, 7, 0),
     RatingReply((0.1, 1e-300, 5e-324, 0.30000000000000004, 0.0, 1 / 3, 0.123456789012345678), 1e-17, 8, 1, "v"),
     RatingReply(None, 0.0, 9, 1),
@@ -83,7 +86,7 @@ def test_every_kind_of_answer_comes_back_as_it_was(tmp_path, turns):
 def test_a_record_is_one_line_of_json(tmp_path):
     write(tmp_path, zip(KEYS, ANSWERS, strict=False))
     header, *rows = (json.loads(line) for line in file_of(tmp_path).read_bytes().split(b"\n")[:-1])
-    assert header == {"journal": 1, **HEADER}
+    assert header == {"journal": 2, **HEADER}
     assert [row["key"] for row in rows] == [key.hex() for key in KEYS[: len(ANSWERS)]]
     assert {row["seconds"] for row in rows} == {0.25}
 
@@ -235,10 +238,19 @@ def test_a_record_whose_answer_is_damaged_is_refused_when_it_is_asked_for(tmp_pa
     assert f"{file_of(tmp_path)} is damaged at byte {start}" in str(caught.value)
 
 
-@pytest.mark.parametrize("first", [b"{}\n", b"[]\n", b'{"journal": 2, "model": "a/model"}\n', b"no json\n", b"\n"])
-def test_what_is_no_journal_of_this_version_is_refused(tmp_path, first):
+@pytest.mark.parametrize("first", [b"{}\n", b"[]\n", b"no json\n", b"\n"])
+def test_what_is_no_journal_is_refused(tmp_path, first):
     file_of(tmp_path).write_bytes(first)
-    with pytest.raises(StageError, match=r"journal-00000\.jsonl is no journal of version 1"):
+    with pytest.raises(StageError, match=r"journal-00000\.jsonl is no journal: "):
+        Journal(tmp_path, HEADER, 0)
+    assert file_of(tmp_path).read_bytes() == first
+
+
+@pytest.mark.parametrize("version", [1, 3, "two"])
+def test_a_journal_of_another_version_is_refused_with_both_named(tmp_path, version):
+    first = json.dumps({"journal": version, **HEADER}).encode() + b"\n"
+    file_of(tmp_path).write_bytes(first)
+    with pytest.raises(StageError, match=rf"journal of version {version!r}; this version of salign reads version 2\."):
         Journal(tmp_path, HEADER, 0)
     assert file_of(tmp_path).read_bytes() == first
 
@@ -420,7 +432,7 @@ def test_equal_calls_have_equal_keys():
 
 def test_a_key_is_the_same_in_every_release_that_reads_this_version():
     """A journal outlives the process: a change here needs another JOURNAL_VERSION."""
-    assert key(system="be kind").hex() == "2cdd85586bbd855e8a10ab6ab9ba73b0"
+    assert key(system="be kind").hex() == "f091cbdb59262f21de42ac31d30b09c2"
     assert key(sampling=None).hex() == "c297543ad2e423ab5ee940070188be47"
 
 
@@ -449,6 +461,9 @@ class Model:
         if "refuse" in prompt.user:
             raise CallRejectedError("refused")
         return RatingReply(None if "none" in prompt.user else EVEN, 0.5, 11, 1)
+
+    def facts(self):
+        return {}
 
     async def close(self):
         pass

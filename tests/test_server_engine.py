@@ -463,6 +463,9 @@ class Waiting:
     async def rate(self, prompt, seed):
         raise EngineError("no")
 
+    def facts(self):
+        return {}
+
     async def close(self):
         self.closed = True
 

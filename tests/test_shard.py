@@ -474,6 +474,9 @@ class Slow:
         await self._wait()
         return await self._engine.rate(prompt, seed)
 
+    def facts(self):
+        return {}
+
 
 class Wires:
     """Messages among ranks in one event loop. Each pair's keep their order, and come in bursts of chance."""

@@ -267,6 +267,9 @@ class _TimedEngine:
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         raise NotImplementedError
 
+    def facts(self) -> dict[str, Any]:
+        return {}
+
     async def close(self) -> None:
         pass
 

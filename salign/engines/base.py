@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from salign.config import Sampling
 
 NUM_RATINGS = 7
 RATING_PREFIX = "Rating: "
+
+Form = Literal["text", "rating"]
+Finish = Literal["stop", "length"]
+Thinking = Literal["none", "whole", "cut"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,21 +20,36 @@ class Prompt:
 
     `num_shared` characters at the start of `user` are those of other prompts of the same interaction too; an engine
     with a prefix cache computes them once.
+
+    `form` "rating" asks for "Rating: N Reason: ...": an engine that can hold its model to a form (a JSON schema) does,
+    and gives the reply in these words.
     """
 
     user: str
     system: str | None = None
     num_shared: int = 0
+    form: Form = "text"
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model says. `served` is the model's name as the server gave it with this reply, if it gave one."""
+    """What a model says.
+
+    Attributes:
+        text: Without what the model thought first. Empty where it said nothing, or was cut off while it thought.
+        prompt_tokens: 0 where the engine does not say.
+        completion_tokens: Those of thinking included; 0 where the engine does not say.
+        served: The model's name as the server gave it with this reply, if it gave one.
+        finish: Whether the model ended ("stop") or `max_tokens` ended it ("length"); None where nobody says.
+        thinking: Whether some was taken off, and whether its end was there.
+    """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     served: str | None = None
+    finish: Finish | None = None
+    thinking: Thinking = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +90,9 @@ class Engine(Protocol):
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         """Asks for one digit of 1..7 and returns the probabilities of all seven."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the engine measured of itself when it opened, as JSON can say it; empty where it measured nothing."""
 
     async def close(self) -> None:
         """Gives back what the engine holds."""

@@ -21,7 +21,7 @@ from salign.config import Sampling
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.errors import CallRejectedError, ConfigError, StageError
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 _KEY_BYTES = 16
 _TAIL_BYTES = 1 << 16
 _BEGIN = b'{"key":"'
@@ -32,7 +32,7 @@ Answer = Reply | RatingReply | CallRejectedError
 
 
 class CallKeys:
-    """Hashes of one model's calls: identity, kind of call, sampling, seed, system text, user text."""
+    """Hashes of one model's calls: identity, kind of call, sampling, seed, form, system text, user text."""
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
@@ -47,7 +47,7 @@ class CallKeys:
             begun = self._begun[sampling] = hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES)
         hasher = begun.copy()
         # The user's text last: nothing in it can be taken for another part.
-        hasher.update(f"\0{seed}\0{prompt.system!r}\0{prompt.user}".encode("utf-8", "surrogatepass"))
+        hasher.update(f"\0{seed}\0{prompt.form}\0{prompt.system!r}\0{prompt.user}".encode("utf-8", "surrogatepass"))
         digest: bytes = hasher.digest()
         return digest
 
@@ -59,6 +59,10 @@ def _record(key: bytes, answer: Answer, seconds: float) -> bytes:
     else:
         if isinstance(answer, Reply):
             row["text"] = answer.text
+            if answer.finish is not None:
+                row["finish"] = answer.finish
+            if answer.thinking != "none":
+                row["thinking"] = answer.thinking
         else:
             row["probabilities"], row["mass"] = answer.probabilities, answer.mass
         row["tokens"] = [answer.prompt_tokens, answer.completion_tokens]
@@ -72,7 +76,14 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         return CallRejectedError(row["refused"])
     prompt_tokens, completion_tokens = row["tokens"]
     if "text" in row:
-        return Reply(row["text"], prompt_tokens, completion_tokens, row.get("served"))
+        return Reply(
+            row["text"],
+            prompt_tokens,
+            completion_tokens,
+            row.get("served"),
+            row.get("finish"),
+            row.get("thinking", "none"),
+        )
     weights = row["probabilities"]
     probabilities = None if weights is None else tuple(weights)
     return RatingReply(probabilities, row["mass"], prompt_tokens, completion_tokens, row.get("served"))
@@ -112,9 +123,12 @@ class _File:
             header = json.loads(self._bytes[: self.header_bytes])
         except ValueError:
             header = None
-        if not isinstance(header, dict) or header.get("journal") != JOURNAL_VERSION:
+        if not isinstance(header, dict) or "journal" not in header:
+            raise StageError(f"{self.path} is no journal: its first line says so. Remove it to begin the shard again.")
+        if header["journal"] != JOURNAL_VERSION:
             raise StageError(
-                f"{self.path} is no journal of version {JOURNAL_VERSION}. Remove it to begin the shard again."
+                f"{self.path} is a journal of version {header['journal']!r}; this version of salign reads version "
+                f"{JOURNAL_VERSION}. Choose another run.name, or remove {self.path.parent} to begin the shard again."
             )
         return header
 
@@ -308,6 +322,9 @@ class ReplayEngine:
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         raise self._missing()
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def _missing(self) -> StageError:
         return StageError(

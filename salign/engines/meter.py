@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from salign.config import Sampling
 from salign.engines.base import Engine, Prompt, RatingReply, Reply
@@ -18,6 +18,11 @@ class MeteredEngine:
     """An engine with a bound on concurrent calls and counts of what went through it.
 
     With a journal, what was answered once is answered from it, at once and for nothing.
+
+    Attributes:
+        num_cut: Replies that `max_tokens` ended, as far as the engine says it.
+        num_thinking: Replies from which thinking was taken off.
+        num_thinking_cut: Those of them that were cut off while the model thought, which leaves them without text.
     """
 
     def __init__(self, engine: Engine, gate: Gate) -> None:
@@ -29,6 +34,9 @@ class MeteredEngine:
         self.num_calls = 0
         self.num_journaled = 0
         self.num_refused = 0
+        self.num_cut = 0
+        self.num_thinking = 0
+        self.num_thinking_cut = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.prompt_characters = 0
@@ -107,7 +115,15 @@ class MeteredEngine:
         self.shared_characters += prompt.num_shared
         if reply.served is not None:
             self.served[reply.served] += 1
+        if isinstance(reply, Reply):
+            self.num_cut += reply.finish == "length"
+            self.num_thinking += reply.thinking != "none"
+            self.num_thinking_cut += reply.thinking == "cut"
         return reply
+
+    def facts(self) -> dict[str, Any]:
+        """What the engine measured of itself when it opened."""
+        return self._engine.facts()
 
     async def close(self) -> None:
         await self._engine.close()

@@ -13,12 +13,17 @@ from pydantic import BaseModel, Field, ValidationError
 
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import Sampling
-from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply, Reply, normalise
+from salign.engines import thinking
+from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Finish, Prompt, RatingReply, Reply, normalise
 from salign.engines.http import Server
 from salign.errors import CallRejectedError, ConfigError, EngineError
 
 # Where nobody may begin the reply for the model, the model is told.
 _ONE_DIGIT = f"Reply with one digit from 1 to {NUM_RATINGS} and nothing else."
+
+
+# TGI has words of its own for the first.
+_FINISHES: dict[str, Finish] = {"stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 
 
 # What is read of an answer.
@@ -35,18 +40,51 @@ class _Logprobs(BaseModel):
     content: list[_Token] | None = None
 
 
+class _Part(BaseModel):
+    type: str
+    text: str | None = None
+
+
 class _Message(BaseModel):
-    content: str | None = None
+    content: str | list[_Part] | None = None
+    # Where servers put what was thought: vLLM and most others, OpenRouter and newer vLLM.
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: str | None = None
+
+    @property
+    def text(self) -> str | None:
+        """What was said, of parts those of text."""
+        if not isinstance(self.content, list):
+            return self.content
+        return "".join(part.text or "" for part in self.content if part.type == "text")
+
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether thinking comes beside what was said."""
+        parts = self.content if isinstance(self.content, list) else ()
+        return bool(self.reasoning_content or self.reasoning) or any(part.type != "text" for part in parts)
 
 
 class _Choice(BaseModel):
     message: _Message
     logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
+
+    @property
+    def finish(self) -> Finish | None:
+        """How the reply ended, of the two ways that matter here."""
+        return _FINISHES.get(self.finish_reason or "")
+
+
+class _TokenDetails(BaseModel):
+    reasoning_tokens: int | None = None
 
 
 class _Usage(BaseModel):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    completion_tokens_details: _TokenDetails | None = None
 
 
 class _Completion(BaseModel):
@@ -59,6 +97,12 @@ class _Completion(BaseModel):
         """Tokens of prompt and reply; 0 where the server does not say."""
         usage = self.usage or _Usage()
         return usage.prompt_tokens or 0, usage.completion_tokens or 0
+
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether the model thought outside its text; hosted ones give no more than the number of tokens."""
+        details = self.usage.completion_tokens_details if self.usage else None
+        return self.choices[0].message.has_reasoning or bool(details and details.reasoning_tokens)
 
     @property
     def served(self) -> str | None:
@@ -113,10 +157,20 @@ class OpenAIEngine:
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
         )
-        text = completion.choices[0].message.content
-        if text is None:
+        return self._reply(completion)
+
+    def _reply(self, completion: _Completion) -> Reply:
+        choice = completion.choices[0]
+        text, aside = choice.message.text, completion.has_reasoning
+        if choice.message.refusal or choice.finish_reason == "content_filter":
+            why = choice.message.refusal or "its content filter ended the reply"
+            raise CallRejectedError(f"{self._name} refused a call: {self._server.short(why)}")
+        if text is None and not aside and choice.finish != "length":
             raise CallRejectedError(f"{self._name} gave a reply without text")
-        return Reply(_writable(text).decode().strip(), *completion.counts, completion.served)
+        text, thought = thinking.split(_writable(text or "").decode())
+        if aside and thought == "none":
+            thought = "whole" if text else "cut"
+        return Reply(text, *completion.counts, completion.served, choice.finish, thought)
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         asked, begun = prompt, RATING_PREFIX if self._section.begins_replies else None
@@ -144,6 +198,9 @@ class OpenAIEngine:
             if token.isascii() and token.isdigit() and len(token) == 1 and 1 <= int(token) <= NUM_RATINGS:
                 weights[int(token) - 1] += math.exp(candidate.logprob)
         return RatingReply(normalise(weights), sum(weights), *completion.counts, completion.served)
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     async def close(self) -> None:
         await self._server.close()

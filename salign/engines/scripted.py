@@ -1,6 +1,7 @@
 """An engine without a model: replies are a function of prompt and seed, and cost nothing."""
 
 import hashlib
+from typing import Any
 
 from salign.config import Sampling
 from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply, Reply, normalise
@@ -23,12 +24,15 @@ class ScriptedEngine:
         text = " ".join(words).capitalize() + f" ({digest.hex()[:6]})."
         if RATING_PREFIX.strip() in prompt.user:
             text = f"{RATING_PREFIX}{1 + digest[1] % NUM_RATINGS} Reason: {text}"
-        return Reply(text, len(prompt.user) // 4, num_words)
+        return Reply(text, len(prompt.user) // 4, num_words, finish="stop")
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         # A rating is one forward pass: the seed has no part in it.
         digest = _digest(prompt, 0)
         return RatingReply(normalise([1 + byte for byte in digest[:NUM_RATINGS]]), 1.0, len(prompt.user) // 4, 0)
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     async def close(self) -> None:
         pass

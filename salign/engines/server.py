@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -173,6 +173,9 @@ class KeptServer:
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         return await self._call(lambda engine: engine.rate(prompt, seed))
+
+    def facts(self) -> dict[str, Any]:
+        return {} if self._engine is None else self._engine.facts()
 
     async def start(self) -> None:
         """Starts the server and waits until it is ready, on another port where somebody else took the first."""
@@ -341,6 +344,9 @@ class LeastLoaded:
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         with self._chosen() as engine:
             return await engine.rate(prompt, seed)
+
+    def facts(self) -> dict[str, Any]:
+        return self._engines[0].facts()
 
     async def close(self) -> None:
         """Closes all of them."""

@@ -16,7 +16,17 @@ import torch
 from salign import models
 from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
-from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply, Reply, normalise
+from salign.engines import thinking
+from salign.engines.base import (
+    NUM_RATINGS,
+    RATING_PREFIX,
+    Finish,
+    Prompt,
+    RatingReply,
+    Reply,
+    Thinking,
+    normalise,
+)
 from salign.engines.batching import Batch, can_share, prefill
 from salign.errors import CallRejectedError, ConfigError, EngineError
 
@@ -26,14 +36,21 @@ _GATHER_S = 0.005
 # Of how many prompt tokens the calls that begin together have at most: so long do the replies under way wait for them.
 _BEGIN_TOKENS = 2048
 
+# Of how many of a prompt's last tokens it is read whether it opens a thought.
+_END_TOKENS = 16
+
 
 @dataclass(eq=False)
 class _Call:
-    """One call; `sampling` is None for a rating. `new` is what a reply says so far."""
+    """One call; `sampling` is None for a rating. `new` is what a reply says so far.
+
+    `thinks`: the prompt ends with an opened thought.
+    """
 
     ids: list[int]
     sampling: Sampling | None
     random: random.Random
+    thinks: bool = False
     future: "Future[Any]" = field(default_factory=Future)
     new: list[int] = field(default_factory=list)
 
@@ -78,6 +95,7 @@ class TransformersEngine:
         self._max_length = int(getattr(self._model.config, "max_position_embeddings", None) or 1 << 30)
         self._end_ids = _end_ids(self._model, self._tokenizer)
         self._digit_tokens = _digit_tokens(self._tokenizer)
+        self._thinking = _Thinking(self._tokenizer)
         self._begin_tokens = _BEGIN_TOKENS if can_share(self._model) else 0
         self._batch = Batch(self._model)
         self._running: list[_Call] = []  # one a row of the batch
@@ -91,7 +109,8 @@ class TransformersEngine:
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         ids = models.render(self._tokenizer, prompt.user, prompt.system)
-        reply: Reply = await self._submit(_Call(ids, sampling, random.Random(seed)), sampling.max_tokens)
+        call = _Call(ids, sampling, random.Random(seed), thinks=self._thinking.opened_by(ids))
+        reply: Reply = await self._submit(call, sampling.max_tokens)
         return reply
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
@@ -103,6 +122,9 @@ class TransformersEngine:
         ids = models.render(self._tokenizer, prompt.user, prompt.system) + self._digit_tokens.prefix
         reply: RatingReply = await self._submit(_Call(ids, None, random.Random(seed)), 1)
         return reply
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     async def close(self) -> None:
         with self._wake:
@@ -214,9 +236,41 @@ class TransformersEngine:
             if call.new[-1] not in self._end_ids and len(call.new) < call.sampling.max_tokens:
                 rows.append(row)
             else:
-                text = str(self._tokenizer.decode(call.new, skip_special_tokens=True)).strip()
-                call.finish(Reply(text, len(call.ids), len(call.new)))
+                call.finish(self._reply(call))
         return rows
+
+    def _reply(self, call: _Call) -> Reply:
+        finish: Finish = "stop" if call.new[-1] in self._end_ids else "length"
+        text, thought = self._thinking.split(call.new, opened=call.thinks)
+        return Reply(text, len(call.ids), len(call.new), finish=finish, thinking=thought)
+
+
+class _Thinking:
+    """Takes a model's thinking off its replies, by their tokens where its tags are tokens, and by their text.
+
+    Tags that are control tokens (Mistral's) are gone from the text.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab()
+        self._opens = {vocabulary[tag] for tag in thinking.OPENS if tag in vocabulary}
+        self._closes = {vocabulary[tag] for tag in thinking.CLOSES if tag in vocabulary}
+
+    def split(self, ids: list[int], *, opened: bool) -> tuple[str, Thinking]:
+        """The text of a reply without its thinking, and what was there of it."""
+        closed = next((index for index in reversed(range(len(ids))) if ids[index] in self._closes), None)
+        rest = ids if closed is None else ids[closed + 1 :]
+        if not self._opens.isdisjoint(rest):
+            return "", "cut"
+        text, thought = thinking.split(
+            str(self._tokenizer.decode(rest, skip_special_tokens=True)), opened=opened and closed is None
+        )
+        return text, "whole" if thought == "none" and closed is not None else thought
+
+    def opened_by(self, ids: list[int]) -> bool:
+        """Whether a rendered prompt ends with an opened thought."""
+        return thinking.opens(str(self._tokenizer.decode(ids[-_END_TOKENS:])))
 
 
 def _sample(logits: torch.Tensor, call: _Call) -> int:

@@ -1,0 +1,35 @@
+"""What a model thinks before it answers, told from what it answers: no draft, memory or rating may have it."""
+
+import re
+
+from salign.engines.base import Thinking
+
+# DeepSeek, Qwen and most others; some fine-tunes; Mistral's.
+OPENS = ("<think>", "<thinking>", "[THINK]")
+CLOSES = ("</think>", "</thinking>", "[/THINK]")
+
+_CLOSE = re.compile("|".join(map(re.escape, CLOSES)))
+_OPEN = re.compile("|".join(map(re.escape, OPENS)))
+
+
+def split(text: str, *, opened: bool = False) -> tuple[str, Thinking]:
+    """A reply without its thinking, and what was there of it.
+
+    All up to the last closing tag is thinking, with an opening tag or without (many templates write that themselves): a
+    thought may quote the tag, and rather the head of an answer is lost than a thought kept.
+
+    Args:
+        text: What the model said.
+        opened: The model was made to begin with thinking: without a closing tag all of the reply is thinking.
+    """
+    ends = [match.end() for match in _CLOSE.finditer(text)]
+    answer = text[ends[-1] :] if ends else text
+    if _OPEN.match(answer.lstrip()) or (opened and not ends):
+        return "", "cut"
+    return answer.strip(), "whole" if ends else "none"
+
+
+def opens(prompt: str) -> bool:
+    """Whether a rendered prompt ends with an opened thought."""
+    begun = prompt.rstrip()
+    return begun.endswith(OPENS)
