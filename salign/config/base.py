@@ -62,3 +62,5 @@ class Sampling(Section):
     temperature: NotNegative = 1.0
     top_p: Annotated[float, NotBool, Field(gt=0, le=1)] = 1.0
     max_tokens: Count = 256
+    max_sentences: Count | None = None
+    """A reply ends with so many sentences at most, and one that `max_tokens` cuts with its last whole one."""

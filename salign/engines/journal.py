@@ -42,7 +42,7 @@ class CallKeys:
         """The key of a call; `sampling` is None for a rating by the digits' probabilities."""
         begun = self._begun.get(sampling)
         if begun is None:
-            asked = None if sampling is None else [sampling.temperature, sampling.top_p, sampling.max_tokens]
+            asked = None if sampling is None else list(sampling.model_dump().values())
             text = json.dumps([JOURNAL_VERSION, self._identity, asked])
             begun = self._begun[sampling] = hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES)
         hasher = begun.copy()

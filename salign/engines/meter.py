@@ -9,6 +9,7 @@ from salign.config import Sampling
 from salign.engines.base import Engine, Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.journal import CallKeys, Journal
+from salign.engines.sentences import shorten
 from salign.errors import CallRejectedError
 
 R = TypeVar("R", Reply, RatingReply)
@@ -58,8 +59,9 @@ class MeteredEngine:
             key = self._keys.of(prompt, sampling, seed)
             found = self._found(key, Reply)
             if found is not None:
-                return self._count(prompt, found)
-        return await self._call(key, prompt, lambda: self._engine.generate(prompt, sampling, seed), priority)
+                return self._count(prompt, shorten(found, sampling.max_sentences))
+        reply = await self._call(key, prompt, lambda: self._engine.generate(prompt, sampling, seed), priority)
+        return self._count(prompt, shorten(reply, sampling.max_sentences))
 
     async def rate(self, prompt: Prompt, seed: int, priority: tuple[int, ...] = ()) -> RatingReply:
         """Asks for one digit of 1..7."""
@@ -69,7 +71,7 @@ class MeteredEngine:
             found = self._found(key, RatingReply)
             if found is not None:
                 return self._count(prompt, found)
-        return await self._call(key, prompt, lambda: self._engine.rate(prompt, seed), priority)
+        return self._count(prompt, await self._call(key, prompt, lambda: self._engine.rate(prompt, seed), priority))
 
     def _found(self, key: bytes, kind: type[R]) -> R | None:
         assert self.journal is not None
@@ -101,7 +103,7 @@ class MeteredEngine:
         self.gate.leave(seconds, reply.completion_tokens)
         if key is not None and self.journal is not None:
             self.journal.append(key, reply, seconds)
-        return self._count(prompt, reply)
+        return reply
 
     def _refuse(self) -> None:
         self.num_calls += 1

@@ -16,7 +16,7 @@ import torch
 from salign import models
 from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
-from salign.engines import thinking
+from salign.engines import sentences, thinking
 from salign.engines.base import (
     NUM_RATINGS,
     RATING_PREFIX,
@@ -38,6 +38,9 @@ _BEGIN_TOKENS = 2048
 
 # Of how many of a prompt's last tokens it is read whether it opens a thought.
 _END_TOKENS = 16
+
+# In how many of a reply's last tokens a sentence's end is looked for: a word, its full stop, and what follows.
+_SEEN_TOKENS = 8
 
 
 @dataclass(eq=False)
@@ -233,11 +236,21 @@ class TransformersEngine:
             if call.future.cancelled():
                 continue
             call.new.append(_sample(logits[row], call))
-            if call.new[-1] not in self._end_ids and len(call.new) < call.sampling.max_tokens:
+            goes_on = call.new[-1] not in self._end_ids and len(call.new) < call.sampling.max_tokens
+            if goes_on and not self._has_its_sentences(call, call.sampling):
                 rows.append(row)
             else:
                 call.finish(self._reply(call))
         return rows
+
+    def _has_its_sentences(self, call: _Call, sampling: Sampling) -> bool:
+        if sampling.max_sentences is None or not sentences.is_over(self._decode(call.new[-_SEEN_TOKENS:]), 1):
+            return False  # a sentence's end costs a look at all of the reply, and few tokens are one
+        text, _ = self._thinking.split(call.new, opened=call.thinks)
+        return sentences.is_over(text, sampling.max_sentences)
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def _reply(self, call: _Call) -> Reply:
         finish: Finish = "stop" if call.new[-1] in self._end_ids else "length"
