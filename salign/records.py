@@ -145,10 +145,19 @@ class Interaction:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class AlignmentGroup:
     """Responses to one query with a score for each, in 1..7; the shape of the released data, and its kind and origin.
 
-    `query` is plain text; training puts a template around it. `provenance` names the question that it came from and
+    `query` is plain text; training puts a template around it. `context` is what stands before it in a conversation: a
+    system text, and earlier turns of user and assistant. `provenance` names the question that the group came from and
     the interactions (world, round, agent) behind it.
     """
 
@@ -157,6 +166,7 @@ class AlignmentGroup:
     scores: tuple[float, ...]
     kind: Kind | Literal["demonstration"] | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    context: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.query.strip():
@@ -170,6 +180,12 @@ class AlignmentGroup:
         wrong = [score for score in self.scores if not MIN_SCORE <= score <= MAX_SCORE]
         if wrong:
             raise ValueError(f"score {wrong[0]} is outside the scale {MIN_SCORE:g}..{MAX_SCORE:g}")
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation that a response answers, as chat templates take it; it ends with the query."""
+        turns = (*self.context, Message("user", self.query))
+        return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
 def to_line(record: Interaction | AlignmentGroup) -> str:

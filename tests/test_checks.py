@@ -89,7 +89,7 @@ def test_malformed_rows_of_all_rated_sources_are_skipped_and_counted_if_that_is_
     good = {"query": "q", "responses": ["a", "b"], "scores": [1, 2]}
     path = file(tmp_path, "g.jsonl", good, {**good, "scores": [1]}, {**good, "scores": [1, 9]}, good)
     made = config(tmp_path, train=stage(tmp_path, data={"kind": "groups", "path": path}))
-    with pytest.raises(DataError, match=r"g\.jsonl, row 2: 2 responses and 1 scores.*by skip_bad"):
+    with pytest.raises(DataError, match=r"g\.jsonl, row 2: 2 responses and 1 scores.*row 3: score 9.0.*skip_bad"):
         check_inputs(made)
     with caplog.at_level("WARNING"):
         check_inputs(compose.skipping_bad(made))

@@ -94,14 +94,15 @@ def test_equal_queries_become_one_group():
     assert len(pairs(groups, "self_critic")) == 3
 
 
-def test_repeated_responses_are_left_out_and_counted():
-    groups, left_out = built(
-        interaction(draft="same", revision=" same\n", feedback=(("why", 2.0), ("why ", 3.0)), after=2.0),
-        interaction(draft="new", revision="same", feedback=(), after=2.0, agent=1),
-    )
-    assert pairs(groups, "imitation") == [[("same", 3.0), ("new", 3.0)]]
-    assert pairs(groups, "self_critic") == [[("why", 2.0)]]
-    assert left_out == {"unrated": 0, "empty": 0, "duplicate": 3}
+def test_a_repeated_response_has_the_mean_of_its_ratings_in_any_order():
+    one = interaction(draft="same", revision=" same\n", feedback=(("why", 2.0), ("why ", 3.0)), after=2.0)
+    other = interaction(draft="new", revision="same", feedback=(), after=2.1, agent=1)
+    for interactions in ((one, other), (other, one)):
+        groups, left_out = built(*interactions)
+        (imitation,) = pairs(groups, "imitation")
+        assert dict(imitation) == {"same": (3.0 + 2.0 + 2.1) / 3, "new": 3.0}
+        assert pairs(groups, "self_critic") == [[("why", 2.5)]]
+        assert left_out == {"unrated": 0, "empty": 0, "duplicate": 3}
 
 
 def test_what_has_no_rating_is_left_out_and_counted():
@@ -291,15 +292,15 @@ def test_groups_may_be_lines_and_compressed(tmp_path):
     [
         ([], "no object but list"),
         ({"query": "q", "responses": ["a"]}, "scores missing"),
-        ({"text": "q"}, "query, responses, scores missing"),
-        ({**GROUP, "query": 3}, "the query is no text"),
+        ({"text": "q"}, "responses, scores missing"),
+        ({**GROUP, "query": 3}, "query is no text"),
         ({**GROUP, "query": "### Instruction:\n\n\n### Response:"}, "the query is empty"),
         ({**GROUP, "responses": "ab"}, "responses must be a list of texts"),
         ({**GROUP, "responses": ["a", None]}, "responses must be a list of texts"),
         ({**GROUP, "responses": ["a", ""]}, "a response is empty"),
         ({**GROUP, "scores": 7}, "scores must be a list of numbers"),
-        ({**GROUP, "scores": ["1", "7"]}, "scores must be a list of numbers"),
-        ({**GROUP, "scores": [True, 7]}, "scores must be a list of numbers"),
+        ({**GROUP, "scores": ["1", "7 of 7"]}, "a score is '7 of 7', not a number"),
+        ({**GROUP, "scores": [True, 7]}, "a score is True, not a number"),
         ({**GROUP, "scores": [1]}, "2 responses and 1 scores"),
         ({**GROUP, "scores": [1, 9]}, "score 9.0 is outside the scale 1..7"),
         ({**GROUP, "scores": [0, 7]}, "score 0.0 is outside"),

@@ -1,14 +1,17 @@
 """Rows of files in every shape, as groups."""
 
+import dataclasses
 import gzip
 import json
 
 import pytest
 
-from salign.dataset import formats
-from salign.dataset.formats import RowError, parse, shape_of, stream_rows
+from salign import files
+from salign.columns import Columns
+from salign.dataset.formats import SHAPES, Groups, parse, reading_of, shape_of
 from salign.errors import DataError
-from salign.records import AlignmentGroup
+from salign.files import RowError, stream_rows
+from salign.records import AlignmentGroup, Message
 
 
 def user(text):
@@ -19,8 +22,17 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
-def read(row, score_range=None) -> AlignmentGroup | None:
-    return parse(row, shape_of(row), score_range)[0]
+NAMES = {shape.name: shape for shape in SHAPES}
+
+
+def parsed(row, name: str, score_range=None, weights=None) -> Groups:
+    shape = NAMES[name]
+    return parse(row, shape, reading_of(shape, score_range, weights or {}), Columns({}, ()))
+
+
+def read(row, score_range=None, weights=None) -> AlignmentGroup:
+    (group,) = parsed(row, shape_of(row).name, score_range, weights).groups
+    return group
 
 
 # --- rows of files -------------------------------------------------------------------------------
@@ -35,7 +47,7 @@ def rows(path) -> list:
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_an_array_is_read_by_pieces_of_any_size(tmp_path, monkeypatch, chunk, indent):
-    monkeypatch.setattr(formats, "_CHUNK", chunk)
+    monkeypatch.setattr(files, "_CHUNK", chunk)
     path = tmp_path / "a.json"
     for values in (VALUES, [], [[]], [1], VALUES * 20):
         text = json.dumps(values, indent=indent, ensure_ascii=False)
@@ -60,7 +72,7 @@ def test_an_array_is_read_by_pieces_of_any_size(tmp_path, monkeypatch, chunk, in
     ],
 )
 def test_a_broken_array_is_named_with_the_line(tmp_path, monkeypatch, chunk, text, said):
-    monkeypatch.setattr(formats, "_CHUNK", chunk)
+    monkeypatch.setattr(files, "_CHUNK", chunk)
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(DataError) as caught:
@@ -110,27 +122,31 @@ STORY = {"norm": "n", "situation": "S.", "intention": "I.", "moral_action": "goo
 
 
 def test_a_story_is_a_pair():
-    group = parse(STORY, "moral_stories", None)[0]
+    group = read(STORY)
     assert (group.query, group.responses, group.scores) == ("S. I. What happens next?", ("good", "bad"), (7.0, 1.0))
     with pytest.raises(RowError, match="no text in the field 'moral_action'"):
-        parse({**STORY, "moral_action": " "}, "moral_stories", None)
+        parsed({**STORY, "moral_action": " "}, "moral_stories")
 
 
 def test_the_columns_tell_the_shape():
-    assert shape_of({"query": "q", "responses": [], "scores": [], "models": []}) == "groups"
-    assert shape_of({"prompt": "p", "chosen": "a", "rejected": "b", "messages": []}) == "preference"
-    assert shape_of({"chosen": "a", "rejected": "b"}) == "preference"
-    assert shape_of({"prompt": "p", "completion": "a", "label": True}) == "unpaired"
-    assert shape_of(STORY) == "moral_stories"
+    assert shape_of({"query": "q", "responses": [], "scores": [], "models": []}).name == "groups"
+    assert shape_of({"prompt": "p", "chosen": "a", "rejected": "b", "messages": []}).name == "preference"
+    assert shape_of({"chosen": "a", "rejected": "b"}).name == "preference"
+    assert shape_of({"prompt": "p", "completion": "a", "label": True}).name == "unpaired"
+    assert shape_of(STORY).name == "moral_stories"
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"text": "a", "id": 1}, "it has the columns text, id; wanted are query, responses, scores (groups); chosen, "),
+        ({"text": "a", "id": 1}, "it has the columns text, id; wanted are responses, scores (groups); situation, "),
         ({}, "it has the columns (none)"),
-        (["a"], "no object but list; wanted are the columns query"),
-        ({"prompt": "a", "chosen": "b"}, "it has the columns prompt, chosen; wanted are"),
+        (["a"], "no object but list; wanted are the columns responses"),
+        (
+            {"prompt": "a", "chosen": "b", "rejekted": "c"},
+            "it has the columns prompt, chosen, rejekted; preference is nearest and lacks rejected, perhaps columns: "
+            "{rejected: rejekted}; wanted are",
+        ),
     ],
 )
 def test_a_row_of_no_shape_is_told_the_known_ones(row, said):
@@ -170,28 +186,73 @@ def test_preferences_of_every_form_are_one_group(row):
     assert read(row) == PAIR
 
 
-def test_texts_share_their_beginning_in_whole_words():
-    assert read({"chosen": "The sky is blue.", "rejected": "The sky is black."}) == AlignmentGroup(
-        "The sky is", ("blue.", "black."), (7.0, 1.0)
-    )
-    assert read({"chosen": "Is it?\nYes", "rejected": "Is it?\nYes, sure"}) == AlignmentGroup(
-        "Is it?", ("Yes", "Yes, sure"), (7.0, 1.0)
-    )
+@pytest.mark.parametrize("row", [{"chosen": "I think it is so.", "rejected": "I think it is not."}, {"prompt": None}])
+def test_what_two_texts_begin_with_is_no_prompt(row):
+    """It was cut off as one: 'I think it is'."""
+    with pytest.raises(RowError, match="there is no prompt: it may stand in prompt, question, instruction, query"):
+        read({"chosen": "I think it is so.", "rejected": "I think it is not.", **row})
 
 
-def test_more_than_one_turn_is_a_transcript():
+@pytest.mark.parametrize("column", ["prompt", "question", "instruction", "query"])
+@pytest.mark.parametrize("shape", ["preference", "unpaired", "rated", "groups"])
+def test_a_prompt_stands_in_any_of_its_columns(column, shape):
+    rest = {
+        "preference": {"chosen": "I think so.", "rejected": "I think not."},
+        "unpaired": {"completion": "I think so.", "label": 1},
+        "rated": {"response": "I think so.", "score": "7"},
+        "groups": {"responses": ["I think so."], "scores": [7]},
+    }[shape]
+    group = read({column: PAIR.query, "prompt" if column != "prompt" else "query": None, **rest})
+    assert (group.query, group.responses[0], group.scores[0]) == (PAIR.query, "I think so.", 7.0)
+
+
+def test_two_different_prompts_are_refused_and_the_same_twice_is_one():
+    row = {"prompt": "May I?", "question": "Must I?", "chosen": "a", "rejected": "b"}
+    with pytest.raises(RowError, match="prompt and question hold different texts"):
+        read(row)
+    assert read({**row, "question": "May I?"}).query == "May I?"
+
+
+def test_turns_before_the_last_are_context():
+    """Training gives them to the model's own template as turns."""
     system = {"role": "system", "content": "Be kind."}
-    assert (
-        read({"chosen": [system, ASKED, GOOD], "rejected": [system, ASKED, BAD]}).query == f"Be kind.\n\n{PAIR.query}"
-    )
+    kind = Message("system", "Be kind.")
+    group = read({"chosen": [system, ASKED, GOOD], "rejected": [system, ASKED, BAD]})
+    assert (group.query, group.context) == (PAIR.query, (kind,))
     talk = [system, user("Hi"), assistant("Hello"), ASKED]
-    expected = f"Be kind.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: {PAIR.query}"
-    assert read({"chosen": [*talk, GOOD], "rejected": [*talk, BAD]}).query == expected
-    assert read({"prompt": talk, "completion": [GOOD], "label": True}).query == expected
+    turns = (Message("user", "Hi"), Message("assistant", "Hello"))
+    for row in (
+        {"chosen": [*talk, GOOD], "rejected": [*talk, BAD]},
+        {"prompt": talk, "completion": [GOOD], "label": True},
+        {"prompt": PAIR.query, "system": "Be kind.", "history": [["Hi", "Hello"]], "chosen": "a", "rejected": "b"},
+        {
+            "system": "Be kind.",
+            "conversations": [{"from": role, "value": text} for role, text in HUMAN],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+    ):
+        group = read(row)
+        assert (group.query, group.context) == (PAIR.query, (kind, *turns))
+        assert group.messages == [*talk]
     said = f"\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: {PAIR.query}\n\nAssistant: "
-    assert read({"chosen": f"{said}It is blue.", "rejected": f"{said}It is green."}) == AlignmentGroup(
-        expected.removeprefix("Be kind.\n\n"), PAIR.responses, PAIR.scores
-    )
+    expected = dataclasses.replace(PAIR, context=turns)
+    assert read({"chosen": f"{said}It is blue.", "rejected": f"{said}It is green."}) == expected
+    assert read({"prompt": said, "chosen": "It is blue.", "rejected": "It is green."}) == expected
+    # What one speaker says in two messages is one: templates want them to alternate.
+    twice = said.replace("Human: Hi", "Human: Hi\n\nHuman: there")
+    assert read({"prompt": twice, "chosen": "a", "rejected": "b"}).context[0] == Message("user", "Hi\n\nthere")
+
+
+HUMAN = [("human", "Hi"), ("gpt", "Hello"), ("human", PAIR.query)]
+
+
+def test_what_an_instruction_is_about_belongs_to_it():
+    row = {"instruction": "Sum up.", "input": "A text.", "chosen": "a", "rejected": "b"}
+    assert read(row).query == "Sum up.\n\nInput:\nA text."
+    assert read({**row, "input": ""}).query == "Sum up."
+    with pytest.raises(RowError, match="an input stands beside a prompt of several messages"):
+        read({**row, "history": [["x", "y"]], "instruction": [user("a"), assistant("b"), user("c")]})
 
 
 def test_scores_of_a_pair_are_taken_where_they_are_there():
@@ -204,9 +265,9 @@ def test_scores_of_a_pair_are_taken_where_they_are_there():
 
 def test_a_scale_of_ones_own_is_mapped_and_has_no_placeholders():
     row = {"query": "q", "responses": ["a", "b", "c", "d"], "scores": [-1, 8, 3.5, None]}
-    group, num_unrated = parse(row, "groups", (-1, 8))
+    (group,), num_unrated, _ = parsed(row, "groups", (-1, 8))
     assert (group.scores, num_unrated) == ((1.0, 7.0, 4.0), 1)
-    group, num_unrated = parse(row, "groups", None)
+    (group,), num_unrated, _ = parsed(row, "groups")
     assert (group.responses, group.scores, num_unrated) == (("c",), (3.5,), 3)
 
 
@@ -227,14 +288,13 @@ ONE = {"prompt": "p", "completion": "a", "label": True}
         ({**CHOICE, "rejected": " a"}, "chosen and rejected are the same"),
         ({**CHOICE, "rejected": ""}, "a response is empty"),
         ({**CHOICE, "prompt": " "}, "the query is empty"),
+        ({**CHOICE, "prompt": ""}, "there is no prompt"),
         ({**CHOICE, "prompt": 3}, "prompt is no text and no list of messages"),
         ({**CHOICE, "chosen": None}, "chosen is no text and no list of messages"),
         ({**CHOICE, "chosen": [assistant("a")]}, "one of chosen and rejected is a conversation and the other a text"),
         ({**CHOICE, "chosen": [user("a")], "rejected": [user("b")]}, "and comes to user"),
         ({**CHOICE, "chosen": [], "rejected": []}, "and comes to none"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "there is no prompt"),
-        ({"chosen": "a b", "rejected": "c b"}, "there is no prompt: chosen and rejected do not begin with the same"),
-        ({"chosen": "above", "rejected": "about"}, "there is no prompt"),
         ({"prompt": [GOOD], "chosen": [GOOD], "rejected": [BAD]}, "the prompt does not end with a message of the user"),
         (
             {"chosen": [ASKED, GOOD, ASKED, GOOD], "rejected": [ASKED, BAD]},
@@ -243,8 +303,8 @@ ONE = {"prompt": "p", "completion": "a", "label": True}
         ({**CHOICE, "chosen": [{"role": "tool", "content": "x"}]}, "a message of chosen must be {role, content}"),
         ({**CHOICE, "chosen": [{"role": "user", "content": [{"text": "x"}]}]}, "a message of chosen must be"),
         ({**CHOICE, "chosen": ["a"]}, "a message of chosen must be"),
-        ({**CHOICE, "score_chosen": 3}, "score_rejected is None; both scores must be numbers, or both be missing"),
-        ({**CHOICE, "score_chosen": "3", "score_rejected": 1}, "score_chosen is '3'"),
+        ({**CHOICE, "score_chosen": 3}, "one of chosen and rejected has a score"),
+        ({**CHOICE, "score_chosen": "3 of 7", "score_rejected": 1}, "score_chosen is '3 of 7', not a number"),
         ({**CHOICE, "score_chosen": True, "score_rejected": 1}, "score_chosen is True"),
         ({**CHOICE, "score_chosen": 2, "score_rejected": 3.5}, "score_chosen 2 is below score_rejected 3.5"),
         (
@@ -253,9 +313,9 @@ ONE = {"prompt": "p", "completion": "a", "label": True}
         ),
         ({**CHOICE, "score_chosen": float("nan"), "score_rejected": 1}, "score nan is outside the scale"),
         ({**CHOICE, "chosen": "half \ud800"}, "the text holds half of a character"),
-        ({**ONE, "label": 1}, "the label is 1; it must be true or false"),
+        ({**ONE, "label": 2}, "the label is 2; it must be true or false, or 1 or 0"),
         ({**ONE, "label": None}, "the label is None"),
-        ({"completion": "a", "label": True}, "prompt missing; a row of unpaired has prompt, completion, label"),
+        ({"completion": "a", "label": True}, "there is no prompt"),
         ({**ONE, "completion": [user("a")]}, "completion must come to one message of the assistant"),
         ({**ONE, "completion": 3}, "completion is no text"),
     ],
@@ -267,12 +327,12 @@ def test_a_malformed_row_is_told_why(row, said):
 
 
 def test_a_row_of_another_shape_than_the_files_is_malformed():
-    with pytest.raises(ValueError, match="scores missing; a row of groups has query, responses, scores"):
-        parse({"query": "q", "responses": ["a"]}, "groups", None)
+    with pytest.raises(ValueError, match="scores missing; a row of groups has responses, scores"):
+        parsed({"query": "q", "responses": ["a"]}, "groups")
     with pytest.raises(ValueError, match="chosen, rejected missing"):
-        parse(ONE, "preference", None)
+        parsed(ONE, "preference")
     with pytest.raises(ValueError, match="no object but str"):
-        parse("text", "unpaired", None)
+        parsed("text", "unpaired")
 
 
 def test_a_score_outside_a_scale_of_ones_own_is_named():
@@ -292,6 +352,7 @@ def test_transcripts_of_hh_are_read(shared_data):
         read_ += 1
         assert row["chosen"].rstrip().endswith(group.responses[0])
         assert row["rejected"].rstrip().endswith(group.responses[1])
-        assert "Assistant:" in group.query or not group.query.startswith("Human:")
+        assert "Assistant:" not in group.query
+        assert bool(group.context) == (row["chosen"].count("\n\nHuman:") > 1)
     assert read_ > 2200
     assert not [said for said in refused if "and comes to" not in said and "empty" not in said and "same" not in said]

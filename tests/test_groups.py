@@ -11,14 +11,14 @@ import pytest
 from salign import compose
 from salign.config import AnswersData, DatasetData, GroupsData
 from salign.dataset.collect import check_leaks
-from salign.dataset.formats import stream_rows
 from salign.dataset.groups import digest_of, read_groups
 from salign.errors import DataError, StageError
+from salign.files import stream_rows
 from salign.records import AlignmentGroup, to_line
 
 GROUP = {"query": "q", "responses": ["a", "b"], "scores": [1, 7]}
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
-NONE = {"unrated_responses": 0, "bad_rows": 0}
+NONE = {"unrated_responses": 0, "repeated_responses": 0, "bad_rows": 0}
 
 
 def lines(path, rows) -> GroupsData:
@@ -87,7 +87,7 @@ BAD = [
     ({**GROUP, "scores": [1]}, "row 2: 2 responses and 1 scores"),
     ({**GROUP, "responses": ["a", " "]}, "row 2: a response is empty"),
     ({**GROUP, "scores": [1, 9]}, "row 2: score 9.0 is outside the scale 1..7"),
-    (PAIR, "row 2: query, responses, scores missing"),
+    (PAIR, "row 2: responses, scores missing"),
     (["x"], "row 2: no object but list"),
 ]
 
@@ -227,7 +227,7 @@ def test_third_party_groups_are_read_row_by_row(shared_data):
 
 def test_third_party_drafts_and_revisions_are_no_groups(shared_data):
     path = shared_data / "rated" / "cai_critique_revision.jsonl"
-    with pytest.raises(DataError, match=r"row 1: it has the columns set, question, draft, steps; wanted are query"):
+    with pytest.raises(DataError, match=r"row 1: it has the columns set, question, draft, steps.*wanted are"):
         read(GroupsData(kind="groups", path=path))
 
 

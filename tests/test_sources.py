@@ -16,7 +16,8 @@ from salign.config import (
     TextSource,
 )
 from salign.errors import DataError
-from salign.society.sources import Exemplar, load, questions, read_rows
+from salign.files import read_rows
+from salign.society.sources import Exemplar, load, questions
 
 ROWS = [
     {"question": "May I keep the change?", "answer": "Only if it is yours."},
@@ -142,16 +143,16 @@ def test_rows_may_hold_questions_alone(tmp_path):
         ("a?", {}, "it is no object but str"),
         (["a?"], {}, "it is no object but list"),
         (
-            {"question": "a?", "answer": "x", "y": "Good"},
+            {"question": "a?", "answer": "x", "y": "fine"},
             {"label": "y"},
-            "the label is 'Good'; it must be 'good'",
+            "the label is 'fine'; it must be 'good'",
         ),
         ({"question": "a?", "answer": "x"}, {"label": "y"}, "no text in the field 'y'; it has question, answer"),
         ({"question": "a?", "y": "bad"}, {"label": "y"}, "no text in the field 'answer'; it has question, y"),
     ],
 )
 def test_a_malformed_row_is_named_with_the_reason(tmp_path, row, fields, reason):
-    good = {"question": "b?", "answer": "x", "y": "good"}
+    good = {"question": "b?", "answer": "x", "y": "good"} if fields else {"question": "b?", "answer": "x"}
     for name, text in (("q.json", json.dumps([good, row])), ("q.jsonl", jsonl([good, row]))):
         with pytest.raises(DataError) as caught:
             load(json_source(tmp_path / name, text, **fields))
@@ -160,16 +161,16 @@ def test_a_malformed_row_is_named_with_the_reason(tmp_path, row, fields, reason)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "line"),
+    ("name", "text", "where"),
     [
-        ("q.jsonl", jsonl(ROWS) + '\n{"question": "a?', 4),
-        ("q.jsonl", "a?\n", 1),
-        ("q.json", '[{"question": "a?"},\n{"question" "b?"}]', 2),
-        ("q.json", '[{"question": "a?"}', 1),
+        ("q.jsonl", jsonl(ROWS) + '\n{"question": "a?', "row 4"),
+        ("q.jsonl", "a?\n", "row 1"),
+        ("q.json", '[{"question": "a?"},\n{"question" "b?"}]', "line 2"),
+        ("q.json", '[{"question": "a?"}', "line 1"),
     ],
 )
-def test_malformed_json_is_named_with_line_and_reason(tmp_path, name, text, line):
-    with pytest.raises(DataError, match=rf"{name}, line {line}: no valid JSON \(.+ at column \d+\)"):
+def test_malformed_json_is_named_with_line_and_reason(tmp_path, name, text, where):
+    with pytest.raises(DataError, match=rf"{name}, {where}: no valid JSON \(.+\)"):
         load(json_source(tmp_path / name, text))
 
 
@@ -317,7 +318,10 @@ def test_a_split_or_a_dataset_that_is_not_there_is_named(saved, tmp_path):
     with pytest.raises(DataError, match=r"splits \(split validation\) does not load"):
         load(dataset_source(saved / "splits", split="validation"))
     with pytest.raises(DataError, match="written by save_to_disk"):
-        load(dataset_source(tmp_path))
+        load(dataset_source(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        load(dataset_source(tmp_path / "empty"))
 
 
 def test_a_row_of_a_dataset_is_named(saved):

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from salign import compose, models
-from salign.config import EverydaySource
+from salign.config import EverydaySource, GroupsData
+from salign.dataset.groups import read_groups
 from salign.errors import DataError, StageError
 from salign.models import cache_folder
-from salign.records import AlignmentGroup, to_line
+from salign.records import AlignmentGroup, Message, to_line
 from salign.run import RunDir
 from salign.society import sources
 from salign.training.data import Order, build_tokens, context_length, shuffled, stage_groups
@@ -91,20 +92,53 @@ def test_what_does_not_fit_is_left_out_whole_and_counted(tokenizer):
     whole = tokenize(GROUPS, tokenizer, 512).groups
     for limit in range(1, 80):
         left_out: Counter[str] = Counter()
+        fitting = [
+            [(r, s) for r, s in zip(group.responses, group.scores, strict=True) if len(group.query) + len(r) <= limit]
+            for group in whole
+        ]
         expected = [
             TokenGroup(group.query, [r for r, _ in fit], [s for _, s in fit])
-            for group in whole
-            if (
-                fit := [
-                    (r, s)
-                    for r, s in zip(group.responses, group.scores, strict=True)
-                    if len(group.query) + len(r) <= limit
-                ]
-            )
+            for group, fit in zip(whole, fitting, strict=True)
+            if max(group.scores) in [s for _, s in fit]
         ]
         assert list(stream_tokens(GROUPS, tokenizer, limit, left_out)) == expected
-        assert left_out["long_responses"] == 6 - sum(len(group.responses) for group in expected)
-        assert left_out["long_groups"] == 3 - len(expected)
+        assert left_out["long_responses"] == 6 - sum(map(len, fitting))
+        assert left_out["long_groups"] == sum(not fit for fit in fitting)
+        assert left_out["long_best_groups"] == 3 - len(expected) - left_out["long_groups"]
+
+
+def test_a_group_without_its_best_response_is_left_out(tokenizer):
+    """The worse one was learnt as the best. Of equally good ones, one is enough."""
+    long = "long " * 600
+    groups = [
+        AlignmentGroup("q", (long, "a"), (7.0, 1.0)),
+        AlignmentGroup("q", (long, "a", "b"), (7.0, 7.0, 1.0)),
+        AlignmentGroup("q", ("a", long), (7.0, 1.0)),
+        AlignmentGroup("q", (long,), (7.0,)),
+    ]
+    left_out: Counter[str] = Counter()
+    kept = list(stream_tokens(groups, tokenizer, 64, left_out))
+    assert [group.scores for group in kept] == [[7.0, 1.0], [7.0]]
+    assert left_out == {"long_responses": 4, "long_groups": 1, "long_best_groups": 1}
+
+
+def test_a_group_of_a_case_that_was_learnt_the_wrong_way_round(tokenizer, shared_data):
+    path = shared_data.parent / "cases" / "best_too_long.jsonl"
+    groups = list(read_groups(GroupsData(kind="groups", path=path), Counter()))
+    left_out: Counter[str] = Counter()
+    kept = list(stream_tokens(groups, tokenizer, 64, left_out))
+    assert [(len(group.responses), group.scores) for group in kept] == [(2, [6.0, 2.0])]
+    assert left_out["long_best_groups"] == 1
+
+
+def test_context_is_turns_of_the_models_own_template(tokenizer):
+    context = (Message("system", "Be kind."), Message("user", "Hi"), Message("assistant", "Hello"))
+    (group,) = stream_tokens([AlignmentGroup("May I?", ("Yes",), (7.0,), context=context)], tokenizer, 512, Counter())
+    assert tokenizer.decode(group.query) == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nHello<|im_end|>\n"
+        "<|im_start|>user\nMay I?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 # --- the store -----------------------------------------------------------------------------------
@@ -129,15 +163,23 @@ def test_the_store_gives_what_tokenize_gives(tmp_path, tokenizer, monkeypatch, f
 
 
 def test_the_store_knows_what_was_left_out(tmp_path, tokenizer):
-    rows = [{"query": "q", "responses": ["a", "long " * 600, "c"], "scores": [1, 2, None]}, {"text": "?"}]
+    rows = [{"query": "q", "responses": ["a", "long " * 600, "c", " a"], "scores": [3, 2, None, 3]}, {"text": "?"}]
     rows.append({"query": "long " * 600, "responses": ["a"], "scores": [1]})
+    rows.append({"query": "q", "responses": ["a", "long " * 600], "scores": [1, 2]})
     (tmp_path / "g.json").write_text(json.dumps(rows))
     run, stage = make_stage(tmp_path, data={"kind": "groups", "path": str(tmp_path / "g.json"), "skip_bad": True})
     folder, inputs = build_tokens(run, stage, 0, tokenizer, None)
     store = TokenStore(folder)
     assert len(store) == 1
     assert inputs == {}
-    assert store.left_out == {"unrated_responses": 1, "bad_rows": 1, "long_responses": 2, "long_groups": 1}
+    assert store.left_out == {
+        "unrated_responses": 1,
+        "repeated_responses": 1,
+        "bad_rows": 1,
+        "long_responses": 3,
+        "long_groups": 1,
+        "long_best_groups": 1,
+    }
 
 
 def test_a_store_appears_whole_or_not_at_all(tmp_path, tokenizer):
@@ -147,7 +189,7 @@ def test_a_store_appears_whole_or_not_at_all(tmp_path, tokenizer):
 
     with pytest.raises(DataError, match="row 2: no"):
         build(tmp_path / "s", groups(), tokenizer)
-    with pytest.raises(DataError, match="not one of 3 groups fits into max_tokens 3"):
+    with pytest.raises(DataError, match="not one of 3 groups fits with its best response into max_tokens 3"):
         build(tmp_path / "s", GROUPS, tokenizer, 3)
     assert list(tmp_path.iterdir()) == []
 

@@ -21,13 +21,22 @@ class TextSource(Section):
     path: AbsolutePath
 
 
-class FieldsSource(Section):
+class Rows(Section):
+    """Rows with columns. A column that is not read is refused by name, but for metadata (see docs/data.md)."""
+
+    ignore_columns: tuple[str, ...] = ()
+    """Columns that need not be read."""
+    skip_bad: bool = False
+    """Malformed rows are skipped, and counted; False: they are an error."""
+
+
+class FieldsSource(Rows):
     question: str = "question"
     input: str | None = None
     """The field of what the question is about, as Alpaca's rows have one; it may be empty."""
     answer: str = "answer"
     label: str | None = None
-    """The field that says `good` or `bad`; None takes every answer for good."""
+    """The field that says `good` or `bad` (or 1 or 0, true or false); None takes every answer for good."""
 
 
 class JsonSource(FieldsSource):
@@ -37,22 +46,47 @@ class JsonSource(FieldsSource):
     path: AbsolutePath
 
 
-class DatasetSource(FieldsSource):
-    """A Hugging Face dataset: hub id, or a folder written by `save_to_disk`."""
+class CsvSource(FieldsSource):
+    """A table under a header: CSV, also apart by semicolons, or TSV (also .gz)."""
 
-    kind: Literal["dataset"]
+    kind: Literal["csv"]
+    path: AbsolutePath
+
+
+class ParquetSource(FieldsSource):
+    """A Parquet file; needs the extra `datasets`."""
+
+    kind: Literal["parquet"]
+    path: AbsolutePath
+
+
+class HubRows(Section):
+    """Which dataset of the Hugging Face hub, or which folder: as downloaded from it, or written by `save_to_disk`."""
+
     path: FolderOrHub
     split: str = "train"
+    name: str | None = None
+    """The configuration, where the dataset has several."""
+    data_dir: str | None = None
+    """The folder inside the dataset that holds the data."""
+    revision: str | None = None
+    """Of a hub id: a branch, tag or commit; None: the newest that is in the cache or on the hub."""
 
 
-class HHSource(Section):
+class DatasetSource(HubRows, FieldsSource):
+    """A Hugging Face dataset."""
+
+    kind: Literal["dataset"]
+
+
+class HHSource(Rows):
     """HH transcripts: the first question; where the replies to it differ, the chosen is good, the rejected bad."""
 
     kind: Literal["hh"]
     path: AbsolutePath
 
 
-class MoralStoriesSource(Section):
+class MoralStoriesSource(Rows):
     """Moral Stories: situation and intention; the moral action is good, the immoral one bad."""
 
     kind: Literal["moral_stories"]
@@ -60,6 +94,13 @@ class MoralStoriesSource(Section):
 
 
 Source = Annotated[
-    EverydaySource | TextSource | JsonSource | DatasetSource | HHSource | MoralStoriesSource,
+    EverydaySource
+    | TextSource
+    | JsonSource
+    | CsvSource
+    | ParquetSource
+    | DatasetSource
+    | HHSource
+    | MoralStoriesSource,
     Field(discriminator="kind"),
 ]

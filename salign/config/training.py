@@ -9,7 +9,6 @@ from salign.config.base import (
     AbsolutePath,
     Count,
     CountOrZero,
-    FolderOrHub,
     Name,
     NotBool,
     NotNegative,
@@ -18,7 +17,7 @@ from salign.config.base import (
     Share,
     unless,
 )
-from salign.config.sources import EverydaySource, Source
+from salign.config.sources import EverydaySource, HubRows, Rows, Source
 
 Kind = Literal["imitation", "self_critic", "realignment"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
@@ -131,13 +130,18 @@ class RunData(Section):
         return value
 
 
-class RatedData(Section):
-    """Rated responses that were made elsewhere."""
+class RatedData(Rows):
+    """Rated responses that were made elsewhere, in one of the shapes of docs/data.md; the first row decides which."""
 
     score_range: tuple[Annotated[float, NotBool], Annotated[float, NotBool]] | None = None
-    """The ends of the scale of the file's scores, which is mapped onto 1..7; None: it is 1..7."""
-    skip_bad: bool = False
-    """Malformed rows are skipped, and counted; False: the first is an error."""
+    """The ends of the scale of the file's scores, which is mapped onto 1..7; None: the scale of its shape."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """A shape's name of a column -> the file's: `{prompt: text}` reads the prompt from the column `text`."""
+    attribute_weights: dict[str, Annotated[float, NotBool]] = Field(default_factory=dict)
+    """How much each graded attribute counts, where rows have several; empty: as docs/data.md says for the shape."""
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
     @field_validator("score_range")
     @classmethod
@@ -146,25 +150,32 @@ class RatedData(Section):
             raise ValueError(f"[{value[0]:g}, {value[1]:g}] is no scale; give [lowest, highest]")
         return value
 
+    @field_validator("columns")
+    @classmethod
+    def _one_each(cls, value: dict[str, str]) -> dict[str, str]:
+        if len(set(value.values())) < len(value):
+            raise ValueError("two names are mapped to one column")
+        return value
+
+    @field_validator("attribute_weights")
+    @classmethod
+    def _weighs(cls, value: dict[str, float]) -> dict[str, float]:
+        if value and not any(value.values()):
+            raise ValueError("all weights are 0; at least one attribute must count")
+        return value
+
 
 class GroupsData(RatedData):
-    """A file of groups, preferences in one of TRL's shapes, or Moral Stories: a JSON array or JSON Lines (also .gz).
-
-    What is in the file decides: `groups.jsonl` or the released `sandbox_v1.json` shape; `prompt`, `chosen`, `rejected`
-    (the prompt may be implied); `prompt`, `completion`, `label`; `situation`, `intention`, `moral_action`,
-    `immoral_action`.
-    """
+    """A file of rows: a JSON array, JSON Lines, CSV or TSV (also .gz), or Parquet."""
 
     kind: Literal["groups"]
     path: AbsolutePath
 
 
-class DatasetData(RatedData):
-    """A Hugging Face dataset (hub id, or a folder written by `save_to_disk`) with rows of those shapes."""
+class DatasetData(RatedData, HubRows):
+    """A Hugging Face dataset."""
 
     kind: Literal["dataset"]
-    path: FolderOrHub
-    split: str = "train"
 
 
 class AnswersData(Section):

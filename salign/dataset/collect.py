@@ -11,6 +11,7 @@ from salign.config import KINDS, Config, DatasetSection, Kind, Ratio
 from salign.dataset import templates
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import find_leaks, prompts_of
+from salign.dataset.rated import mean_score
 from salign.errors import StageError
 from salign.records import AlignmentGroup, Interaction, Turn, read_interactions, to_line
 from salign.run import RunDir, lock, mark_done, read_done, recording_failure, require_done, write_atomic
@@ -49,7 +50,9 @@ def _rows(interaction: Interaction, section: DatasetSection) -> Iterator[tuple[K
 def build_groups(
     interactions: Iterable[Interaction], section: DatasetSection
 ) -> tuple[list[AlignmentGroup], dict[str, int]]:
-    """Rows with the same query become one group; responses without a rating and repeated ones are left out.
+    """Rows with the same query become one group; empty responses and those without a rating are left out.
+
+    A response that is given to one query several times stands in its group once, with the mean of its ratings.
 
     Args:
         interactions: In canonical order.
@@ -58,7 +61,7 @@ def build_groups(
     Returns:
         The groups, by kind and then by first appearance, and counts of what was left out.
     """
-    gathered: dict[tuple[Kind, str], tuple[dict[str, float], list[tuple[int, int, int]], str]] = {}
+    gathered: dict[tuple[Kind, str], tuple[dict[str, list[float]], list[tuple[int, int, int]], str]] = {}
     left_out = {"unrated": 0, "empty": 0, "duplicate": 0}
     for interaction in interactions:
         for kind, query, rated in _rows(interaction, section):
@@ -68,16 +71,18 @@ def build_groups(
             origins.append(interaction.key)
             for response, score in rated:
                 text = response.strip()
-                reason = (
-                    "unrated" if score is None else "empty" if not text else "duplicate" if text in scores else None
-                )
-                if reason is not None:
-                    left_out[reason] += 1
-                elif score is not None:
-                    scores[text] = score
+                if score is None or not text:
+                    left_out["unrated" if score is None else "empty"] += 1
+                    continue
+                left_out["duplicate"] += text in scores
+                scores.setdefault(text, []).append(score)
     groups = [
         AlignmentGroup(
-            query, tuple(scores), tuple(scores.values()), kind, {"question": question, "interactions": origins}
+            query,
+            tuple(scores),
+            tuple(map(mean_score, scores.values())),
+            kind,
+            {"question": question, "interactions": origins},
         )
         for (kind, query), (scores, origins, question) in gathered.items()
         if scores

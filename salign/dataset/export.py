@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import orjson
 
+from salign.dataset.conversations import transcript
 from salign.errors import DataError
 from salign.records import AlignmentGroup, to_bytes
 from salign.run import new_file
@@ -31,7 +32,7 @@ def preference_rows(group: AlignmentGroup, pairs: Pairs, *, conversational: bool
         for worse in order[rank + 1 :]:
             if group.scores[better] > group.scores[worse]:
                 yield {
-                    "prompt": _prompt(group.query, conversational=conversational),
+                    "prompt": _prompt(group, conversational=conversational),
                     "chosen": _reply(group.responses[better], conversational=conversational),
                     "rejected": _reply(group.responses[worse], conversational=conversational),
                     "score_chosen": group.scores[better],
@@ -43,14 +44,14 @@ def unpaired_rows(group: AlignmentGroup, threshold: float, *, conversational: bo
     """Each response, labelled by whether its score is above the threshold."""
     for response, score in zip(group.responses, group.scores, strict=True):
         yield {
-            "prompt": _prompt(group.query, conversational=conversational),
+            "prompt": _prompt(group, conversational=conversational),
             "completion": _reply(response, conversational=conversational),
             "label": score > threshold,
         }
 
 
-def _prompt(text: str, *, conversational: bool) -> Any:
-    return [{"role": "user", "content": text}] if conversational else text
+def _prompt(group: AlignmentGroup, *, conversational: bool) -> Any:
+    return group.messages if conversational else transcript(group.messages)
 
 
 def _reply(text: str, *, conversational: bool) -> Any:

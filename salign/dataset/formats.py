@@ -1,377 +1,265 @@
-"""The shapes of rows that groups are read from, and the rows of a file one by one.
+"""The shapes of rows that groups are read from: one table, in which each says how it is known and what it becomes.
 
-A file's first row decides its shape: groups (ours and the released one), one of TRL's two kinds of preferences, or
-Moral Stories.
+A file's first row decides its shape. A shape's converter gives candidates, out of which `groups_of` makes groups.
 """
 
-import json
-import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from salign.dataset.templates import plain_query
-from salign.errors import DataError
-from salign.records import MAX_SCORE, MIN_SCORE, AlignmentGroup
-from salign.society.sources import UNREADABLE, moral_story, open_text
+from salign.columns import Columns, check_columns, nearest
+from salign.dataset import graded, pairs
+from salign.dataset.conversations import BESIDE_PROMPT, PROMPTS
+from salign.dataset.rated import Candidate, Range, Reading, mean_score
+from salign.files import RowError
+from salign.records import AlignmentGroup
+from salign.society.sources import MORAL_STORY, MORAL_STORY_UNREAD
 
-Shape = Literal["groups", "preference", "unpaired", "moral_stories"]
-Range = tuple[float, float]
-
-# The columns that tell a shape; a prompt may be implied.
-_COLUMNS: dict[Shape, tuple[str, ...]] = {
-    "groups": ("query", "responses", "scores"),
-    "preference": ("chosen", "rejected"),
-    "unpaired": ("completion", "label"),
-    "moral_stories": ("situation", "intention", "moral_action", "immoral_action"),
-}
-# The released code writes these in the place of a rating that it could not read (method: section 5).
-_RELEASED_PLACEHOLDERS = (-1, 8)
-_CHUNK = 1 << 18  # characters
-_SPACE = re.compile(r"\s*")
-_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
-_NAMES = {role: name for name, role in _ROLES.items()}
+_SCORES_OF_PAIR = (*pairs.SCORES_CHOSEN, *pairs.SCORES_REJECTED)
 
 
-class RowError(ValueError):
-    """A row is malformed, for the reason that the text says."""
+@dataclass(frozen=True)
+class Shape:
+    """One shape of rows.
 
-
-class Message(NamedTuple):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-# --- rows ----------------------------------------------------------------------------------------
-
-
-def stream_rows(path: Path) -> Iterator[tuple[int, object]]:
-    """The numbered rows of a JSON array or a JSON Lines file (also .gz), one at a time.
-
-    A line that is no JSON comes as the RowError that says so.
-
-    Raises:
-        DataError: There is no such file, it is damaged, or an array's syntax is.
+    Attributes:
+        name: As the documentation has it.
+        columns: By which it is known: all of them are there.
+        convert: A row -> its candidates.
+        also: Further columns that are read where they are there.
+        unread: Columns that are known, and do not bear on what is read.
+        has_prompt: Whether the columns of prompts are read.
+        attributes: The weight of each graded attribute, unless the config says others; empty where it has none.
+        gathers: Whether rows with the same prompt become one group.
+        is_thumbs: Whether a response is only good or bad; a group without a good one has nothing to learn.
     """
-    try:
-        with open_text(path) as file:
-            line, first = 1, file.read(1)
-            while first.isspace():
-                line += first == "\n"
-                first = file.read(1)
-            if first == "[":
-                yield from _elements(file, path, line)
-                return
-            if first:
-                yield line, _decoded(first + file.readline())
-            for number, text in enumerate(file, start=line + 1):
-                if text.strip():
-                    yield number, _decoded(text)
-    except UNREADABLE as error:
-        raise DataError(f"{path}: no UTF-8 text, or damaged ({error})") from None
+
+    name: str
+    columns: tuple[str, ...]
+    convert: Callable[[dict[str, Any], Reading], list[Candidate]]
+    also: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    has_prompt: bool = True
+    attributes: Mapping[str, float] = field(default_factory=dict)
+    gathers: bool = False
+    is_thumbs: bool = False
+
+    @property
+    def known(self) -> frozenset[str]:
+        """All columns that a row of this shape may have."""
+        prompt = (*PROMPTS, *BESIDE_PROMPT) if self.has_prompt else ()
+        return frozenset((*self.columns, *self.also, *self.unread, *prompt))
 
 
-def _decoded(text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        return RowError(f"no valid JSON ({error.msg} at column {error.colno})")
+# Of two shapes that fit, the first is taken: what asks for more stands before what asks for less.
+SHAPES: tuple[Shape, ...] = (
+    Shape(
+        "groups",
+        ("responses", "scores"),
+        graded.groups,
+        also=("kind", "provenance", "context"),
+        unread=("pm_scores",),
+    ),
+    Shape(
+        "moral_stories",
+        MORAL_STORY,
+        pairs.moral_story,
+        unread=MORAL_STORY_UNREAD,
+        has_prompt=False,
+    ),
+    Shape("preference", ("chosen", "rejected"), pairs.preference, also=("messages", *_SCORES_OF_PAIR)),
+    Shape(
+        "pku_saferlhf",
+        ("response_0", "response_1", "better_response_id", "safer_response_id"),
+        pairs.pku_saferlhf,
+        also=("is_response_0_safe", "is_response_1_safe"),
+        unread=tuple(f"response_{n}_{what}" for n in (0, 1) for what in ("severity_level", "harm_category")),
+        attributes={"safe": 2.0, "safer": 1.0, "better": 1.0},
+    ),
+    Shape(
+        "shp",
+        ("history", "human_ref_A", "human_ref_B", "labels"),
+        pairs.shp,
+        unread=(
+            *("domain", "upvote_ratio", "score_ratio", "seconds_difference"),
+            *(f"{what}_{side}" for what in ("score", "created_at_utc", "c_root_id") for side in "AB"),
+        ),
+        has_prompt=False,
+    ),
+    Shape(
+        "ultrafeedback",
+        ("completions",),
+        graded.ultrafeedback,
+        unread=("correct_answers", "incorrect_answers"),
+        attributes=dict.fromkeys(graded.ULTRAFEEDBACK_ATTRIBUTES, 0.0),
+    ),
+    Shape("nectar", ("answers",), graded.nectar, unread=("turns", "num_responses", "good_natured")),
+    Shape(
+        "helpsteer",
+        ("response", *graded.HELPSTEER_ATTRIBUTES),
+        graded.helpsteer,
+        attributes={**dict.fromkeys(graded.HELPSTEER_ATTRIBUTES, 0.0), "helpfulness": 1.0},
+        gathers=True,
+    ),
+    Shape("unpaired", ("completion", "label"), graded.unpaired, gathers=True, is_thumbs=True),
+    Shape(
+        "beavertails", ("response", "is_safe"), graded.beavertails, unread=("category",), gathers=True, is_thumbs=True
+    ),
+    Shape("rated", ("response", "score"), graded.rated, gathers=True),
+    Shape("instruction", ("instruction", "output"), graded.instruction),
+    Shape("conversations", ("conversations",), graded.conversation, also=("system",), has_prompt=False),
+    Shape("messages", ("messages",), graded.conversation, also=("system",), has_prompt=False),
+)
 
 
-def _elements(file: IO[str], path: Path, line: int) -> Iterator[tuple[int, object]]:
-    """The elements of a JSON array whose opening bracket, in that line, is read already."""
-    decode = json.JSONDecoder().raw_decode
-    # `text` is what of the file is in hand, `start` where in it to go on.
-    text, start, number, size = "", 0, 0, _CHUNK
-    while True:
-        error = "the array does not end"
-        try:
-            start = _after_space(text, start)
-            if number == 0 and text.startswith("]", start):
-                start += 1
-                break
-            row, end = decode(text, start)
-            end = _after_space(text, end)
-            if end < len(text):  # else a number might go on
-                if text[end] not in ",]":
-                    raise json.JSONDecodeError("Expecting ',' delimiter", text, end)
-                number += 1
-                yield number, row
-                start = end + 1
-                if text[end] == "]":
-                    break
-                continue
-        except json.JSONDecodeError as found:
-            error = f"{found.msg} in row {number + 1}"
-            wrong_line = line + found.lineno - 1
-        else:
-            wrong_line = line + text.count("\n")
-        more = file.read(size)
-        if not more:
-            raise DataError(f"{path}, line {wrong_line}: no valid JSON ({error})")
-        size = 2 * size if text and start == 0 else _CHUNK  # so that one long row is not begun too often
-        line += text.count("\n", 0, start)
-        text, start = text[start:] + more, 0
-    if text[start:].strip() or file.read().strip():
-        raise DataError(f"{path}: there is more after the end of the array; give one JSON array, or JSON Lines")
+# --- which shape ---------------------------------------------------------------------------------
 
 
-def _after_space(text: str, start: int) -> int:
-    found = _SPACE.match(text, start)
-    assert found is not None
-    return found.end()
-
-
-# --- rows -> groups ------------------------------------------------------------------------------
-
-
-def shape_of(row: object) -> Shape:
+def shape_of(row: object, ignored: Sequence[str] = ()) -> Shape:
     """The shape that a row is of, by its columns.
 
+    Args:
+        row: Under the names that the config gives to columns.
+        ignored: Columns that the config says to ignore.
+
     Raises:
-        RowError: It is of none.
+        RowError: It is of none, or has a column that would be left unread.
     """
     if isinstance(row, RowError):
         raise row
-    known = "; ".join(f"{', '.join(columns)} ({shape})" for shape, columns in _COLUMNS.items())
     if not isinstance(row, dict):
-        raise RowError(f"no object but {type(row).__name__}; wanted are the columns {known}")
-    for shape, columns in _COLUMNS.items():
-        if all(column in row for column in columns):
+        raise RowError(f"no object but {type(row).__name__}; wanted are the columns {_wanted()}")
+    for shape in SHAPES:
+        if all(column in row for column in shape.columns):
+            check_columns(row, shape.known, ignored)
             return shape
-    raise RowError(f"it has the columns {', '.join(map(str, row)) or '(none)'}; wanted are {known}")
+    raise RowError(
+        f"it has the columns {', '.join(map(str, row)) or '(none)'}{_nearest_shape(row)}; wanted are {_wanted()}"
+    )
 
 
-def parse(row: object, shape: Shape, score_range: Range | None) -> tuple[AlignmentGroup | None, int]:
-    """A row as a group, and how many of its responses have no rating and are not in it.
+def _wanted() -> str:
+    return "; ".join(f"{', '.join(shape.columns)} ({shape.name})" for shape in SHAPES)
+
+
+def _nearest_shape(row: Mapping[str, Any]) -> str:
+    """What is to be said of the shape that the row has most columns of, or columns like its own."""
+    best, hints = 0, ""
+    for shape in SHAPES:
+        missing = [column for column in shape.columns if column not in row]
+        others = [str(column) for column in row if column not in shape.known]
+        alike = {column: near for column in missing if (near := nearest(column, others)) is not None}
+        likeness = 2 * (len(shape.columns) - len(missing)) + len(alike)
+        is_like = len(missing) < len(shape.columns) or len(alike) == len(missing)
+        if is_like and likeness > best:
+            best = likeness
+            mapping = f", perhaps columns: {{{', '.join(f'{k}: {v}' for k, v in alike.items())}}}" if alike else ""
+            hints = f"; {shape.name} is nearest and lacks {', '.join(missing)}{mapping}"
+    return hints
+
+
+def known_columns() -> frozenset[str]:
+    """The columns of all shapes."""
+    return frozenset().union(*(shape.known for shape in SHAPES))
+
+
+# --- a row -> groups -----------------------------------------------------------------------------
+
+
+class Groups(NamedTuple):
+    """The groups of a row, and what of it is in none of them."""
+
+    groups: list[AlignmentGroup]
+    num_unrated: int = 0
+    num_repeated: int = 0
+
+
+def parse(row: object, shape: Shape, reading: Reading, columns: Columns) -> Groups:
+    """A row as groups.
 
     Args:
         row: What was read.
         shape: Of the file.
-        score_range: The ends of the file's scale, None for 1..7.
-
-    Returns:
-        The group, None where nothing remains of it.
+        reading: How its scores are to be read.
+        columns: What the config says of its columns.
 
     Raises:
         ValueError: The row is malformed (a RowError, or what AlignmentGroup finds), with the reason.
     """
     if isinstance(row, RowError):
         raise row
-    wanted = f"a row of {shape} has {', '.join(_COLUMNS[shape])}"
+    wanted = f"a row of {shape.name} has {', '.join(shape.columns)}"
     if not isinstance(row, dict):
         raise RowError(f"no object but {type(row).__name__}; {wanted}")
-    missing = [column for column in _COLUMNS[shape] if column not in row]
+    row = columns.apply(row)
+    missing = [column for column in shape.columns if column not in row]
     if missing:
         raise RowError(f"{', '.join(missing)} missing; {wanted}")
-    group, num_unrated = _PARSERS[shape](row, score_range)
-    if group is not None:
+    check_columns(row, shape.known, columns.ignored)
+    return groups_of(shape.convert(row, reading))
+
+
+def groups_of(candidates: Iterable[Candidate]) -> Groups:
+    """Candidates as groups: responses without a score are left out, and a response that stands in one twice is merged.
+
+    A response that is given several scores (the same text, but for space around it) has their mean, in whichever order
+    they come.
+
+    Raises:
+        ValueError: A text holds half of a character; or what AlignmentGroup finds.
+    """
+    groups, num_unrated, num_repeated = [], 0, 0
+    for candidate in candidates:
+        scores: dict[str, list[float]] = {}
+        texts: dict[str, str] = {}
+        for response, score in candidate.responses:
+            if score is None:
+                num_unrated += 1
+                continue
+            key = response.strip()
+            num_repeated += key in scores
+            scores.setdefault(key, []).append(score)
+            texts.setdefault(key, response)
+        if not scores:
+            continue
+        means = tuple(mean_score(values) for values in scores.values())
+        prompt = candidate.prompt
+        group = AlignmentGroup(
+            prompt.query, tuple(texts.values()), means, candidate.kind, candidate.provenance, prompt.context
+        )
         _check_unicode(group)
-    return group, num_unrated
+        groups.append(group)
+    return Groups(groups, num_unrated, num_repeated)
 
 
 def _check_unicode(group: AlignmentGroup) -> None:
     try:
-        "".join((group.query, *group.responses)).encode()
+        "".join((group.query, *group.responses, *(message.content for message in group.context))).encode()
     except UnicodeEncodeError as error:
         raise RowError(f"the text holds half of a character ({error.reason})") from None
 
 
-def _scaled(score: float, score_range: Range | None) -> float:
-    low, high = score_range or (MIN_SCORE, MAX_SCORE)
-    if not low <= score <= high:
-        raise RowError(
-            f"score {float(score)} is outside the scale {low:g}..{high:g}; say the file's own with score_range: [low, "
-            "high]"
-        )
-    if score_range is None:
-        return float(score)
-    return MIN_SCORE + (score - low) / (high - low) * (MAX_SCORE - MIN_SCORE)
+def reading_of(
+    shape: Shape, score_range: Range | None, weights: Mapping[str, float], ignored: frozenset[str] = frozenset()
+) -> Reading:
+    """How the scores of a shape are to be read.
 
+    Args:
+        shape: Of the file.
+        score_range: The ends of the file's scale; None: the shape's.
+        weights: Of its graded attributes, those that are not named do not count; empty: the shape's own.
+        ignored: Columns that are not read.
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
-def _groups_row(row: dict[str, Any], score_range: Range | None) -> tuple[AlignmentGroup | None, int]:
-    query, responses, scores = row["query"], row["responses"], row["scores"]
-    if not isinstance(query, str):
-        raise RowError("the query is no text")
-    if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
-        raise RowError("responses must be a list of texts")
-    if not isinstance(scores, list) or not all(score is None or _is_number(score) for score in scores):
-        raise RowError("scores must be a list of numbers (null where there is none)")
-    if len(responses) != len(scores):
-        raise RowError(f"{len(responses)} responses and {len(scores)} scores; as many of each are needed")
-    # On another scale they may be ratings.
-    placeholders = _RELEASED_PLACEHOLDERS if score_range is None else ()
-    rated = [
-        (response, _scaled(score, score_range))
-        for response, score in zip(responses, scores, strict=True)
-        if score is not None and score not in placeholders
-    ]
-    num_unrated = len(responses) - len(rated)
-    if not rated:
-        return None, num_unrated
-    texts, values = zip(*rated, strict=True)
-    group = AlignmentGroup(plain_query(query), texts, values, row.get("kind"), row.get("provenance") or {})
-    return group, num_unrated
-
-
-def _preference_row(row: dict[str, Any], score_range: Range | None) -> tuple[AlignmentGroup, int]:
-    """TRL's preference: a prompt, which both conversations or texts may begin with instead, and two replies."""
-    prompt = row.get("prompt")
-    sides = [_conversation(row[side], side) for side in ("chosen", "rejected")]
-    chosen, rejected = sides
-    if chosen is not None and rejected is not None:
-        query, replies = _split_conversations(prompt, chosen, rejected)
-    elif chosen is not None or rejected is not None:
-        raise RowError("one of chosen and rejected is a conversation and the other a text")
-    else:
-        texts = [_text(row[side], side) for side in ("chosen", "rejected")]
-        query, replies = (_query(prompt), texts) if prompt is not None else _split_texts(*texts)
-    if replies[0] == replies[1]:
-        raise RowError("chosen and rejected are the same")
-    scores = _pair_scores(row.get("score_chosen"), row.get("score_rejected"), score_range)
-    return AlignmentGroup(plain_query(query), tuple(replies), scores), 0
-
-
-def _pair_scores(chosen: object, rejected: object, score_range: Range | None) -> tuple[float, float]:
-    if chosen is None and rejected is None:
-        return MAX_SCORE, MIN_SCORE
-    better, worse = _number(chosen, "score_chosen"), _number(rejected, "score_rejected")
-    if better < worse:
-        raise RowError(f"score_chosen {better:g} is below score_rejected {worse:g}")
-    return _scaled(better, score_range), _scaled(worse, score_range)
-
-
-def _number(value: object, column: str) -> float:
-    if isinstance(value, int | float) and _is_number(value):
-        return value
-    raise RowError(f"{column} is {value!r}; both scores must be numbers, or both be missing")
-
-
-def _unpaired_row(row: dict[str, Any], _: Range | None) -> tuple[AlignmentGroup, int]:
-    """TRL's unpaired preference: a prompt, one reply, and whether it is a good one."""
-    if not isinstance(row["label"], bool):
-        raise RowError(f"the label is {row['label']!r}; it must be true or false")
-    if row.get("prompt") is None:
-        raise RowError("prompt missing; a row of unpaired has prompt, completion, label")
-    completion = row["completion"]
-    reply = (
-        _reply(_messages(completion, "completion"), "completion")
-        if isinstance(completion, list)
-        else _text(completion, "completion")
-    )
-    score = MAX_SCORE if row["label"] else MIN_SCORE
-    return AlignmentGroup(plain_query(_query(row["prompt"])), (reply,), (score,)), 0
-
-
-def _moral_stories_row(row: dict[str, Any], _: Range | None) -> tuple[AlignmentGroup, int]:
-    """A story of Emelin et al. 2021: what a person does in a situation, in accord with a norm and against it."""
-    try:
-        query, moral, immoral = moral_story(row, "the story")
-    except DataError as error:
-        raise RowError(str(error)) from None
-    return AlignmentGroup(query, (moral, immoral), (MAX_SCORE, MIN_SCORE)), 0
-
-
-_PARSERS: dict[Shape, Callable[[dict[str, Any], Range | None], tuple[AlignmentGroup | None, int]]] = {
-    "groups": _groups_row,
-    "preference": _preference_row,
-    "unpaired": _unpaired_row,
-    "moral_stories": _moral_stories_row,
-}
-
-
-# --- prompts and replies -------------------------------------------------------------------------
-
-
-def _text(value: object, column: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"{column} is no text and no list of messages")
-    return value.strip()
-
-
-def _messages(value: list[Any], column: str) -> list[Message]:
-    messages = []
-    for item in value:
-        role, content = (item.get("role"), item.get("content")) if isinstance(item, dict) else (None, None)
-        if not isinstance(content, str) or role not in ("system", "user", "assistant"):
-            raise RowError(
-                f"a message of {column} must be {{role, content}}: role system, user or assistant, and content a text"
-            )
-        messages.append(Message(role, content.strip()))
-    return messages
-
-
-def _conversation(value: object, column: str) -> list[Message] | None:
-    """Messages, also those of a transcript 'Human: ... Assistant: ...' as HH has them; None where it is other text."""
-    if isinstance(value, list):
-        return _messages(value, column)
-    if not isinstance(value, str):
-        return None
-    parts = _TURN.split(value.strip())  # before the first turn, name, text, name, text, ...
-    if parts[0] or parts[1:2] != ["Human"] or "Assistant" not in parts[1::2]:
-        return None
-    return [Message(_ROLES[name], text.strip()) for name, text in zip(parts[1::2], parts[2::2], strict=True)]
-
-
-def _query(prompt: object) -> str:
-    """A prompt as one text."""
-    messages = _conversation(prompt, "prompt")
-    return _text(prompt, "prompt") if messages is None else _flat(messages)
-
-
-def _flat(messages: list[Message]) -> str:
-    """Messages as one text: a single turn is its own, more than one are a transcript; a system text comes first."""
-    if messages[-1:] == [Message("assistant", "")]:  # a transcript that ends where the reply begins
-        messages = messages[:-1]
-    before = [message.content for message in messages if message.role == "system"]
-    turns = [message for message in messages if message.role != "system"]
-    if not turns or turns[-1].role != "user":
-        raise RowError("the prompt does not end with a message of the user")
-    if len(turns) == 1:
-        return "\n\n".join([*before, turns[0].content])
-    return "\n\n".join([*before, *(f"{_NAMES[role]}: {content}" for role, content in turns)])
-
-
-def _reply(messages: list[Message], column: str) -> str:
-    if len(messages) != 1 or messages[0].role != "assistant":
-        raise RowError(
-            f"{column} must come to one message of the assistant after the prompt, and comes to "
-            f"{', '.join(message.role for message in messages) or 'none'}"
-        )
-    return messages[0].content
-
-
-def _split_conversations(prompt: object, chosen: list[Message], rejected: list[Message]) -> tuple[str, list[str]]:
-    """What both begin with is the prompt, or goes on with the prompt's own column."""
-    shared, most = 0, min(len(chosen), len(rejected)) - 1  # at least the reply is left
-    while shared < most and chosen[shared] == rejected[shared]:
-        shared += 1
-    replies = [_reply(chosen[shared:], "chosen"), _reply(rejected[shared:], "rejected")]
-    before = chosen[:shared]
-    if isinstance(prompt, list):
-        given = _messages(prompt, "prompt")
-        return _flat(before if before[: len(given)] == given else given + before), replies
-    if not before:
-        if prompt is None:
-            raise RowError("there is no prompt: chosen and rejected do not begin with the same message")
-        return _query(prompt), replies
-    return _flat(before), replies
-
-
-def _split_texts(chosen: str, rejected: str) -> tuple[str, list[str]]:
-    """What both texts begin with, in whole words, is the prompt."""
-    shared, most = 0, min(len(chosen), len(rejected))
-    while shared < most and chosen[shared] == rejected[shared]:
-        shared += 1
-    while shared and not chosen[shared - 1].isspace():
-        shared -= 1
-    if not chosen[:shared].strip():
-        raise RowError("there is no prompt: chosen and rejected do not begin with the same words")
-    return chosen[:shared].strip(), [chosen[shared:], rejected[shared:]]
+    Raises:
+        RowError: It has no such attributes.
+    """
+    wrong = [name for name in weights if name not in shape.attributes]
+    if wrong and not shape.attributes:
+        raise RowError(f"attribute_weights weighs {', '.join(wrong)}; rows of {shape.name} have no graded attributes")
+    if wrong:
+        near = nearest(wrong[0], shape.attributes)
+        hint = f"; did you mean {near!r}?" if near else ""
+        names = ", ".join(shape.attributes)
+        raise RowError(f"attribute_weights names {', '.join(wrong)}; rows of {shape.name} have {names}{hint}")
+    used = {name: weight for name, weight in (weights or shape.attributes).items() if weight}
+    return Reading(score_range, used, ignored)

@@ -9,10 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import orjson
+
+from salign.columns import Columns, nearest
 from salign.config import AnswersData, DatasetData, GroupsData
-from salign.dataset.formats import RowError, Shape, parse, shape_of, stream_rows
+from salign.dataset.conversations import Prompt
+from salign.dataset.formats import Shape, groups_of, known_columns, parse, reading_of, shape_of
+from salign.dataset.rated import Candidate
 from salign.errors import DataError, StageError
-from salign.records import MAX_SCORE, MIN_SCORE, AlignmentGroup
+from salign.files import Mistakes, RowError, stream_rows
+from salign.records import MAX_SCORE, MIN_SCORE, AlignmentGroup, Message
 from salign.run import sha256
 from salign.society import sources
 
@@ -20,24 +26,27 @@ from salign.society import sources
 def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Iterator[AlignmentGroup]:
     """The groups of a file or a dataset, in its order, of which one at a time is in memory.
 
-    Rows of TRL's unpaired preferences with the same prompt become one group, where the first of them stands.
+    Rows of one response with the same prompt become one group, where the first of them stands. A response that stands
+    in a group twice stands there once, with the mean of its scores.
 
     Args:
-        data: Where they are, and on which scale.
+        data: Where they are, and how they are read.
         left_out: Counts, while the groups are read, `unrated_responses` (the score is null, or a placeholder of the
-            released code, -1 or 8; a group of such alone is left out), `bad_rows` (malformed ones, where
-            `data.skip_bad` is set) and `only_bad_groups` (unpaired rows of a prompt without a good one).
+            released code, -1 or 8; a group of such alone is left out), `repeated_responses` (merged with the same text
+            in their group), `bad_rows` (malformed ones, where `data.skip_bad` is set) and `only_bad_groups` (responses
+            of a prompt that are labelled good or bad, of which none is good).
 
     Raises:
-        DataError: The file is missing, has no group in it, or a row is malformed, with file, row and reason.
+        DataError: The file is missing, has no group in it, or rows are malformed, with file, rows and reasons; that is
+            raised when all rows are read.
     """
-    left_out.update(unrated_responses=0, bad_rows=0)
-    rows = stream_rows(data.path) if isinstance(data, GroupsData) else _dataset_rows(data)
-    shape, rows = _first_shape(rows, data, left_out)
-    groups = _parsed(rows, shape, data, left_out)
+    left_out.update(unrated_responses=0, repeated_responses=0, bad_rows=0)
+    file = _File(data, left_out)
+    shape, rows = file.first_shape()
+    groups = file.groups(rows, shape)
     empty = True
-    for group in _gathered(groups) if shape == "unpaired" else groups:
-        if shape == "unpaired" and max(group.scores) == MIN_SCORE:
+    for group in _gathered(groups, left_out) if shape.gathers else groups:
+        if shape.is_thumbs and max(group.scores) == MIN_SCORE:
             left_out["only_bad_groups"] += 1  # its best response would be learnt
             continue
         empty = False
@@ -46,49 +55,62 @@ def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Itera
         raise _no_group(data)
 
 
-def _dataset_rows(data: DatasetData) -> Iterator[tuple[int, object]]:
-    yield from enumerate(sources.load_split(data.path, data.split), start=1)
+class _File:
+    """The rows of a file or a dataset, and what is wrong with them."""
 
+    def __init__(self, data: GroupsData | DatasetData, left_out: Counter[str]) -> None:
+        known = known_columns()
+        for name in data.columns:
+            if name not in known:
+                near = nearest(name, known)
+                hint = f"; did you mean {near!r}?" if near else f"; known are {', '.join(sorted(known))}"
+                raise DataError(f"{data.path}: columns maps {name!r}, which is no column of any shape{hint}")
+        self._data = data
+        self._left_out = left_out
+        self._columns = Columns(data.columns, data.ignore_columns)
+        self._mistakes = Mistakes(data.path, skip=data.skip_bad)
 
-def _first_shape(
-    rows: Iterator[tuple[int, object]], data: GroupsData | DatasetData, left_out: Counter[str]
-) -> tuple[Shape, Iterator[tuple[int, object]]]:
-    """The shape of the first row that has one, and the rows from there on."""
-    for number, row in rows:
+    def first_shape(self) -> tuple[Shape, Iterator[tuple[int, object]]]:
+        """The shape of the first row that has one, and the rows from there on."""
+        data = self._data
+        rows = stream_rows(data.path) if isinstance(data, GroupsData) else sources.open_dataset(data).rows()
+        for number, row in rows:
+            try:
+                shape = shape_of(self._columns.apply(row) if isinstance(row, dict) else row, data.ignore_columns)
+            except RowError as error:
+                self._mistakes.add(number, error)
+                self._mistakes.raise_any()  # of what shape the other rows should be is not known
+                continue
+            return shape, itertools.chain([(number, row)], rows)
+        raise _no_group(data)
+
+    def groups(self, rows: Iterable[tuple[int, object]], shape: Shape) -> Iterator[AlignmentGroup]:
+        """The groups of those rows; one row's mistake ends them, and the rows after it are read for their own."""
+        data = self._data
         try:
-            return shape_of(row), itertools.chain([(number, row)], rows)
+            reading = reading_of(shape, data.score_range, data.attribute_weights, self._columns.ignored)
         except RowError as error:
-            _refuse(number, error, data, left_out)
-    raise _no_group(data)
-
-
-def _parsed(
-    rows: Iterator[tuple[int, object]], shape: Shape, data: GroupsData | DatasetData, left_out: Counter[str]
-) -> Iterator[AlignmentGroup]:
-    for number, row in rows:
-        try:
-            group, num_unrated = parse(row, shape, data.score_range)
-        except ValueError as error:
-            _refuse(number, error, data, left_out)
-            continue
-        left_out["unrated_responses"] += num_unrated
-        if group is not None:
-            yield group
-
-
-def _refuse(number: int, error: ValueError, data: GroupsData | DatasetData, left_out: Counter[str]) -> None:
-    if not data.skip_bad:
-        raise DataError(
-            f"{data.path}, row {number}: {error}. Mend the row, or leave such rows out by skip_bad"
-        ) from None
-    left_out["bad_rows"] += 1
+            raise DataError(f"{data.path}: {error}") from None
+        for number, row in rows:
+            try:
+                parsed = parse(row, shape, reading, self._columns)
+            except ValueError as error:
+                self._mistakes.add(number, error)
+                continue
+            if self._mistakes.stops:
+                continue
+            self._left_out["unrated_responses"] += parsed.num_unrated
+            self._left_out["repeated_responses"] += parsed.num_repeated
+            yield from parsed.groups
+        self._mistakes.raise_any()
+        self._left_out["bad_rows"] += self._mistakes.num_rows
 
 
 def _no_group(data: GroupsData | DatasetData) -> DataError:
     return DataError(f"{data.path} holds no group with a rated response")
 
 
-def _gathered(groups: Iterable[AlignmentGroup]) -> Iterator[AlignmentGroup]:
+def _gathered(groups: Iterable[AlignmentGroup], left_out: Counter[str]) -> Iterator[AlignmentGroup]:
     """Groups of one response with the same query as one, in the order of their first rows.
 
     Such rows may stand anywhere in a file, so they are sorted in a temporary one.
@@ -96,15 +118,18 @@ def _gathered(groups: Iterable[AlignmentGroup]) -> Iterator[AlignmentGroup]:
     try:
         with contextlib.closing(sqlite3.connect("")) as db:
             db.execute("CREATE TABLE item (number INTEGER PRIMARY KEY, query TEXT, response TEXT, score REAL)")
-            items = ((group.query, group.responses[0], group.scores[0]) for group in groups)
+            items = ((_prompt_key(group), group.responses[0], group.scores[0]) for group in groups)
             db.executemany("INSERT INTO item (query, response, score) VALUES (?, ?, ?)", items)
             rows = db.execute(
                 "SELECT query, response, score FROM "
                 "(SELECT *, MIN(number) OVER (PARTITION BY query) AS first FROM item) ORDER BY first, number"
             )
-            for query, same in itertools.groupby(rows, key=lambda row: row[0]):
-                _, responses, scores = zip(*same, strict=True)
-                yield AlignmentGroup(query, responses, scores)
+            for key, same in itertools.groupby(rows, key=lambda row: row[0]):
+                query, *context = orjson.loads(key)
+                prompt = Prompt(query, tuple(Message(*turn) for turn in context))
+                merged = groups_of([Candidate(prompt, [(response, score) for _, response, score in same])])
+                left_out["repeated_responses"] += merged.num_repeated
+                yield from merged.groups
     except sqlite3.OperationalError as error:
         raise StageError(
             f"rows with the same prompt are gathered in a temporary file, which failed: {error}. Set TMPDIR to a "
@@ -112,15 +137,19 @@ def _gathered(groups: Iterable[AlignmentGroup]) -> Iterator[AlignmentGroup]:
         ) from error
 
 
+def _prompt_key(group: AlignmentGroup) -> str:
+    return orjson.dumps([group.query, *([turn.role, turn.content] for turn in group.context)]).decode()
+
+
 def digest_of(data: GroupsData | DatasetData | AnswersData) -> str:
     """What changes when the groups of a file, a dataset or a source do."""
     if isinstance(data, GroupsData):
         content = sha256(data.path)
     elif isinstance(data, DatasetData):
-        content = sources.load_split(data.path, data.split)._fingerprint
+        content = sources.open_dataset(data).digest()
     else:
         content = hashlib.sha256(repr(demonstrations(data)).encode()).hexdigest()
-    how = None if isinstance(data, AnswersData) else (data.score_range, data.skip_bad)
+    how = "" if isinstance(data, AnswersData) else data.model_dump_json(exclude={"path"})
     return hashlib.sha256(repr((content, how)).encode()).hexdigest()
 
 

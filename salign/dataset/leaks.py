@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from salign.errors import DataError
-from salign.society.sources import read_rows, read_text
+from salign.files import read_rows, read_text
 
 # A shorter evaluation prompt is only compared whole: a few words may well stand in any text.
 _MIN_CONTAINED = 30

@@ -11,9 +11,9 @@ from salign.config import Config
 from salign.errors import StageError
 from salign.evaluation.figures import LOWER_IS_BETTER, NEITHER_IS_BETTER, values_of
 from salign.evaluation.statistics import Estimate, paired_difference, permutation_p
+from salign.files import read_rows
 from salign.run import RunDir, require_done, write_atomic
 from salign.seeds import derive
-from salign.society import sources
 
 # Below this a difference holds, if its interval leaves 0 out as well.
 _LEVEL = 0.05
@@ -91,7 +91,7 @@ def compare(run: RunDir, config: Config, models: Sequence[str]) -> Comparison:
         remedy = f"Run `python jobs/evaluate.py {run.path} --model {model}`, or launch again."
         require_done(folder, f"the evaluation of {model}", remedy)
         results[model] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        values[model] = values_of(row for _, row in sources.read_rows(folder / "samples.jsonl"))
+        values[model] = values_of(row for _, row in read_rows(folder / "samples.jsonl"))
     _check_versions(run, results)
     figures = {
         figure: {model: Estimate(**results[model]["figures"][figure]) for model in models}

@@ -9,10 +9,10 @@ from salign.config import JUDGED, Config, EvaluateSection, HHSource, Sampling
 from salign.engines.base import Engine, Prompt
 from salign.errors import CallRejectedError, ConfigError, DataError, SalignError
 from salign.evaluation.tasks import MissingDataError, check_known, data_file, local_rows, missing
+from salign.files import read_text
 from salign.seeds import derive
 from salign.society import prompts, sources
 from salign.society.back_scatter import CRITERIA
-from salign.society.sources import read_text
 
 # What a judge rates in each.
 RATED: dict[str, tuple[str, ...]] = {"questions": CRITERIA, "hh": ("rating",), "hh_a": ("rating",), "over_refusal": ()}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from salign.config import JUDGED, EvaluateSection
 from salign.errors import ConfigError, DataError
-from salign.society.sources import read_rows, read_text
+from salign.files import read_rows, read_text
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

@@ -1,36 +1,36 @@
 """Questions, and answers of either label: the embedded set, and files of the common shapes."""
 
-import gzip
+import functools
 import importlib.resources
-import io
 import json
+import logging
 import re
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
+from salign.columns import check_columns, is_empty, nearest
 from salign.config import (
+    CsvSource,
     DatasetSource,
     EverydaySource,
     FieldsSource,
     HHSource,
+    HubRows,
     JsonSource,
     MoralStoriesSource,
+    ParquetSource,
     Source,
     TextSource,
 )
 from salign.errors import DataError
-from salign.records import json_lines
+from salign.files import Mistakes, RowError, format_of, read_text, stream_rows
+from salign.hub import HubDataset
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+logger = logging.getLogger(__name__)
 
 Label = Literal["good", "bad"]
-
-# What a damaged file, or one that is no text, leads to while it is read.
-UNREADABLE = (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error)
 
 # Every sixth embedded question is held out: 4 of the 24 of each topic.
 _HELD_OUT_EVERY = 6
@@ -45,74 +45,96 @@ class Exemplar:
     label: Label | None = None
 
 
-def open_text(path: Path) -> IO[str]:
-    """A text file, also one compressed by gzip.
-
-    Raises:
-        DataError: There is none.
-    """
-    if not path.is_file():
-        raise DataError(
-            f"no data file {path}. Check the path in the config; a relative one starts at the working folder."
-        )
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return path.open(encoding="utf-8-sig")
-
-
-def read_text(path: Path) -> str:
-    """The whole of a text file, also one compressed by gzip.
-
-    Raises:
-        DataError: It is missing, damaged or no UTF-8 text.
-    """
-    try:
-        with open_text(path) as file:
-            return file.read()
-    except UNREADABLE as error:
-        raise DataError(f"{path}: no UTF-8 text, or damaged ({error})") from None
-
-
-def read_rows(path: Path) -> list[tuple[int, Any]]:
-    """The numbered rows of a JSON array or a JSON Lines file.
-
-    Raises:
-        DataError: There is no such file, or a line is malformed, with file and line.
-    """
-    text = read_text(path)
-    if not text.lstrip().startswith("["):
-        return list(json_lines(io.StringIO(text), path))
-    try:
-        return list(enumerate(json.loads(text), start=1))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: no valid JSON ({error.msg} at column {error.colno})") from None
-
-
 def load(source: Source) -> list[Exemplar]:
     """All exemplars of a source, in its order.
 
     Raises:
-        DataError: A file is missing or a row malformed, with file, row and reason; or there is nothing in it.
+        DataError: A file is missing or rows are malformed, with file, row and reason; or there is nothing in it.
     """
-    place = f"the embedded set, split {source.split}" if isinstance(source, EverydaySource) else str(source.path)
-    exemplars = list(_load(source))
+    if isinstance(source, EverydaySource):
+        return list(_everyday(source))
+    exemplars = _questions_of_text(source.path) if isinstance(source, TextSource) else _from_rows(source)
     if not exemplars:
-        raise DataError(f"{place} holds no question at all")
+        raise DataError(f"{source.path} holds no question at all")
     return exemplars
 
 
-def _load(source: Source) -> Iterable[Exemplar]:
-    if isinstance(source, EverydaySource):
-        return _everyday(source)
-    if isinstance(source, TextSource):
-        return [Exemplar(line.strip()) for line in read_text(source.path).splitlines() if line.strip()]
-    if isinstance(source, JsonSource):
-        return _from_fields(read_rows(source.path), source, source.path)
-    if isinstance(source, DatasetSource):
-        return _from_fields(enumerate(load_split(source.path, source.split), start=1), source, source.path)
+def _questions_of_text(path: Path) -> list[Exemplar]:
+    format_ = format_of(path)
+    lines = [] if format_ != "text" else [line.strip() for line in read_text(path).split("\n")]
+    lines = [line for line in lines if line]
+    if format_ == "text" and lines and _is_json(lines[0]):
+        format_ = "json"
+    if format_ != "text":
+        raise DataError(
+            f"{path} holds {format_.upper() if format_ != 'parquet' else 'Parquet'}, and a source of kind text is one "
+            f"question a line. Say {{kind: {format_}, path: ..., question: COLUMN}}."
+        )
+    return [Exemplar(line) for line in lines]
+
+
+def _is_json(line: str) -> bool:
+    """Whether the first line of a file is that of JSON or of JSON Lines."""
+    if line in ("[", "{"):
+        return True
+    try:
+        return isinstance(json.loads(line), dict | list)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+
+
+_RowsSource = JsonSource | CsvSource | ParquetSource | DatasetSource | HHSource | MoralStoriesSource
+
+
+def _from_rows(source: _RowsSource) -> list[Exemplar]:
+    convert, known = _reader_of(source)
+    mapping = "Name the columns with question, input, answer and label. " if isinstance(source, FieldsSource) else ""
+    mistakes, exemplars = Mistakes(source.path, skip=source.skip_bad), list[Exemplar]()
+    for number, row in _rows_of(source):
+        try:
+            if isinstance(row, RowError):
+                raise row
+            if not isinstance(row, dict):
+                raise RowError(f"it is no object but {type(row).__name__}")
+            converted = list(convert(row))
+            check_columns(row, known, source.ignore_columns, mapping=mapping)
+            exemplars += converted
+        except RowError as error:
+            mistakes.add(number, error)
+    mistakes.raise_any()
+    if mistakes.num_rows:
+        logger.warning("%d malformed rows of %s are left out (skip_bad)", mistakes.num_rows, source.path)
+    return exemplars
+
+
+def _reader_of(source: _RowsSource) -> tuple[Callable[[dict[str, Any]], Iterator[Exemplar]], set[str]]:
+    """What makes exemplars of a row, and the columns that it knows."""
+    if isinstance(source, FieldsSource):
+        fields = (source.question, source.input, source.answer, source.label)
+        return functools.partial(_fields, source=source), {field for field in fields if field is not None}
     if isinstance(source, HHSource):
-        return _hh(source)
-    return _moral_stories(source)
+        return _hh, {"chosen", "rejected"}
+    return _moral_stories, {*MORAL_STORY, *MORAL_STORY_UNREAD}
+
+
+def _rows_of(source: _RowsSource) -> Iterator[tuple[int, object]]:
+    if isinstance(source, HubRows):
+        return open_dataset(source).rows()
+    if isinstance(source, FieldsSource):
+        format_, wanted = format_of(source.path), str(source.kind)
+        # A name without a known ending is taken for JSON.
+        if format_ != wanted and not (format_ == "text" and wanted == "json"):
+            raise DataError(f"{source.path} is of kind {format_}, and the config says kind: {wanted}")
+    return stream_rows(source.path)
+
+
+def open_dataset(section: HubRows) -> HubDataset:
+    """The dataset that a section names.
+
+    Raises:
+        DataError: It does not load.
+    """
+    return HubDataset(section.path, section.split, section.name, section.data_dir, section.revision)
 
 
 def _everyday(source: EverydaySource) -> Iterator[Exemplar]:
@@ -124,89 +146,81 @@ def _everyday(source: EverydaySource) -> Iterator[Exemplar]:
             yield Exemplar(row["question"], row["inconsiderate"], "bad")
 
 
-def _text(row: Any, field: str, place: str) -> str:
-    value = row.get(field) if isinstance(row, dict) else None
+def _text(row: dict[str, Any], field: str) -> str:
+    value = row.get(field)
     if not isinstance(value, str) or not value.strip():
-        found = f"it has {', '.join(row)}" if isinstance(row, dict) else f"it is no object but {type(row).__name__}"
-        raise DataError(f"{place}: no text in the field {field!r}; {found}")
+        near = None if field in row else nearest(field, map(str, row))
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise RowError(f"no text in the field {field!r}; it has {', '.join(map(str, row))}{hint}")
     return value.strip()
 
 
-def _from_fields(rows: Iterable[tuple[int, Any]], source: FieldsSource, path: Path | str) -> Iterator[Exemplar]:
-    for number, row in rows:
-        place = f"{path}, row {number}"
-        question = _text(row, source.question, place)
-        if source.input is not None and row.get(source.input):
-            question = f"{question}\n\nInput:\n{_text(row, source.input, place)}"
-        if source.answer not in row and source.label is None:
-            yield Exemplar(question)
-            continue
-        label = "good" if source.label is None else _text(row, source.label, place)
-        if label not in ("good", "bad"):
-            raise DataError(f"{place}: the label is {label!r}; it must be 'good' or 'bad'")
-        yield Exemplar(question, _text(row, source.answer, place), cast(Label, label))
+_LABELS: dict[str, Label] = {"good": "good", "1": "good", "true": "good", "bad": "bad", "0": "bad", "false": "bad"}
 
 
-def load_split(path: str, split: str) -> "Dataset":
-    """A split of a Hugging Face dataset: of the hub, or of a folder written by `save_to_disk`.
-
-    Raises:
-        DataError: It does not load, or the package datasets is missing.
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise DataError("data of kind `dataset` needs the package datasets: pip install datasets") from None
-    try:
-        if Path(path).is_dir():
-            loaded = datasets.load_from_disk(path)
-            return loaded[split] if isinstance(loaded, dict) else loaded
-        return datasets.load_dataset(path, split=split)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"the dataset {path} (split {split}) does not load: {error}. Give a hub id, or a folder written by "
-            "save_to_disk."
-        ) from error
+def _fields(row: dict[str, Any], source: FieldsSource) -> Iterator[Exemplar]:
+    question = _text(row, source.question)
+    if source.input is not None and not is_empty(row.get(source.input)):
+        question = f"{question}\n\nInput:\n{_text(row, source.input)}"
+    if source.answer not in row and source.label is None:
+        yield Exemplar(question)
+        return
+    label: Label = "good"
+    if source.label is not None:
+        if source.label not in row:
+            raise RowError(f"no text in the field {source.label!r}; it has {', '.join(map(str, row))}")
+        given = row[source.label]
+        if str(given).lower() not in _LABELS:
+            raise RowError(f"the label is {given!r}; it must be 'good' or 'bad', or 1 or 0")
+        label = _LABELS[str(given).lower()]
+    yield Exemplar(question, _text(row, source.answer), label)
 
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-def _hh(source: HHSource) -> Iterator[Exemplar]:
-    for number, row in read_rows(source.path):
-        place = f"{source.path}, row {number}"
-        (question, chosen), (_, rejected) = (_first_exchange(row, field, place) for field in ("chosen", "rejected"))
-        if not question:
-            continue
-        if chosen == rejected:  # the two differ in a later turn, which says nothing about this answer
-            yield Exemplar(question)
-            continue
-        for answer, label in ((chosen, "good"), (rejected, "bad")):
-            if answer:
-                yield Exemplar(question, answer, cast(Label, label))
+def _hh(row: dict[str, Any]) -> Iterator[Exemplar]:
+    (question, chosen), (_, rejected) = (_first_exchange(row, field) for field in ("chosen", "rejected"))
+    if not question:
+        return
+    if chosen == rejected:  # the two differ in a later turn, which says nothing about this answer
+        yield Exemplar(question)
+        return
+    if chosen:
+        yield Exemplar(question, chosen, "good")
+    if rejected:
+        yield Exemplar(question, rejected, "bad")
 
 
-def _first_exchange(row: Any, field: str, place: str) -> tuple[str, str]:
+def _first_exchange(row: dict[str, Any], field: str) -> tuple[str, str]:
     """What the human asks first, and the assistant's reply."""
     # ["", "Human", text, "Assistant", text, ...]
-    parts = _TURN.split("\n\n" + _text(row, field, place))
+    parts = _TURN.split("\n\n" + _text(row, field))
     if parts[1:4:2] != ["Human", "Assistant"]:
-        raise DataError(f"{place}: {field!r} is no transcript of the form 'Human: ... Assistant: ...'")
+        raise RowError(f"{field!r} is no transcript of the form 'Human: ... Assistant: ...'")
     return parts[2].strip(), parts[4].strip()
 
 
-def moral_story(row: dict[str, Any], place: str) -> tuple[str, str, str]:
-    """A Moral Stories row as a question, the moral and the immoral action."""
-    situation, intention = _text(row, "situation", place), _text(row, "intention", place)
-    question = f"{situation} {intention} What happens next?"
-    return question, _text(row, "moral_action", place), _text(row, "immoral_action", place)
+MORAL_STORY = ("situation", "intention", "moral_action", "immoral_action")
+"""Columns that are read of a story of Moral Stories."""
+MORAL_STORY_UNREAD = ("ID", "norm", "moral_consequence", "immoral_consequence", "label")
+"""Its other columns: the norm would give the answer away, and consequences come after it."""
 
 
-def _moral_stories(source: MoralStoriesSource) -> Iterator[Exemplar]:
-    for number, row in read_rows(source.path):
-        question, moral, immoral = moral_story(row, f"{source.path}, row {number}")
-        yield Exemplar(question, moral, "good")
-        yield Exemplar(question, immoral, "bad")
+def moral_story(row: dict[str, Any]) -> tuple[str, str, str]:
+    """A Moral Stories row as a question, the moral and the immoral action.
+
+    Raises:
+        RowError: One of its texts is missing.
+    """
+    situation, intention, moral, immoral = (_text(row, field) for field in MORAL_STORY)
+    return f"{situation} {intention} What happens next?", moral, immoral
+
+
+def _moral_stories(row: dict[str, Any]) -> Iterator[Exemplar]:
+    question, moral, immoral = moral_story(row)
+    yield Exemplar(question, moral, "good")
+    yield Exemplar(question, immoral, "bad")
 
 
 def questions(source: Source) -> list[str]:

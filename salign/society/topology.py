@@ -24,8 +24,8 @@ from salign.config import (
     TopologySection,
 )
 from salign.errors import DataError
+from salign.files import read_text
 from salign.seeds import derive, rng
-from salign.society.sources import read_text
 
 logger = logging.getLogger(__name__)
 

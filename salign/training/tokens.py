@@ -20,7 +20,7 @@ from salign.errors import DataError, StageError
 from salign.records import AlignmentGroup
 from salign.run import new_folder
 
-_VERSION = 1
+_VERSION = 2
 _BATCH = 512  # groups that are tokenised together
 _FLUSH = 1 << 20  # tokens in memory before they are written
 # Of each array the type in its file: everything in it is of the machine's own byte order.
@@ -68,7 +68,7 @@ def tokenize(groups: Sequence[AlignmentGroup], tokenizer: PreTrainedTokenizerBas
     """Groups in tokens, in memory; see `stream_tokens`."""
     left_out: Counter[str] = Counter()
     kept = list(stream_tokens(groups, tokenizer, max_tokens, left_out))
-    return TokenGroups(kept, left_out["long_responses"], left_out["long_groups"])
+    return TokenGroups(kept, left_out["long_responses"], left_out["long_groups"] + left_out["long_best_groups"])
 
 
 def stream_tokens(
@@ -76,12 +76,13 @@ def stream_tokens(
 ) -> Iterator[TokenGroup]:
     """Groups in tokens, the queries under the tokenizer's chat template.
 
-    A response with which its query exceeds `max_tokens` is left out whole, and counted in `long_responses`; a group in
-    which none remains is counted in `long_groups`.
+    A response with which its query exceeds `max_tokens` is left out whole, and counted in `long_responses`. A group of
+    which none remains is counted in `long_groups`; one of which none of the best remains, so that a worse one would
+    be learnt as the best, is left out too and counted in `long_best_groups`.
     """
     end = tokenizer.eos_token_id
     assert isinstance(end, int)
-    left_out.update(long_responses=0, long_groups=0)
+    left_out.update(long_responses=0, long_groups=0, long_best_groups=0)
     encode = _encoder(tokenizer)
     for batch, encoded in _encoded(groups, tokenizer, encode):
         segments = iter(encoded)
@@ -90,10 +91,13 @@ def stream_tokens(
             responses = [[*ids, end] for ids in itertools.islice(segments, len(group.responses))]
             fitting = [position for position, ids in enumerate(responses) if len(query) + len(ids) <= max_tokens]
             left_out["long_responses"] += len(responses) - len(fitting)
-            if fitting:
-                yield TokenGroup(query, [responses[i] for i in fitting], [group.scores[i] for i in fitting])
-            else:
+            scores = [group.scores[i] for i in fitting]
+            if not fitting:
                 left_out["long_groups"] += 1
+            elif max(scores) < max(group.scores):
+                left_out["long_best_groups"] += 1
+            else:
+                yield TokenGroup(query, [responses[i] for i in fitting], scores)
 
 
 Encode = Callable[[list[str]], list[list[int]]]
@@ -110,7 +114,7 @@ def _encoded(
     before: tuple[list[AlignmentGroup], Future[list[list[int]]]] | None = None
     with ThreadPoolExecutor(max_workers=1) as thread:
         while batch := list(itertools.islice(iterator, _BATCH)):
-            texts = _queries(tokenizer, [group.query for group in batch])
+            texts = _queries(tokenizer, [group.messages for group in batch])
             texts += [text for group in batch for text in group.responses]
             begun = batch, thread.submit(encode, texts)
             if before is not None:
@@ -120,16 +124,15 @@ def _encoded(
             yield before[0], before[1].result()
 
 
-def _queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -> list[str]:
-    """Each query put through the template by itself: a template may trim its text, or look at it."""
-    conversations = [[{"role": "user", "content": query}] for query in queries]
+def _queries(tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, str]]]) -> list[str]:
+    """Each conversation put through the template by itself: a template may trim its texts, or look at them."""
     texts: Any = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
     return list(texts)
 
 
 def render_all(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -> list[list[int]]:
     """What `models.render` gives for each query, in one call."""
-    return _encoder(tokenizer)(_queries(tokenizer, queries))
+    return _encoder(tokenizer)(_queries(tokenizer, [[{"role": "user", "content": query}] for query in queries]))
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
@@ -182,7 +185,7 @@ class TokenStore:
                 f"{folder} is damaged: its files have not the sizes that they were written with. Remove it."
             )
         self.left_out: dict[str, int] = about["left_out"]
-        """How many unrated or long responses, long groups and malformed rows are not in it."""
+        """What is not in it, by name: unrated and long responses, groups whose best response is too long, bad rows."""
 
     @staticmethod
     def build(
@@ -208,7 +211,8 @@ class TokenStore:
             sizes = _write(part, stream_tokens(groups, tokenizer, max_tokens, left_out))
             if not sizes["tokens"]:
                 raise DataError(
-                    f"{folder.parent}: not one of {left_out['long_groups']} groups fits into max_tokens {max_tokens}"
+                    f"{folder.parent}: not one of {left_out['long_groups'] + left_out['long_best_groups']} groups fits "
+                    f"with its best response into max_tokens {max_tokens}"
                 )
             about = {"sizes": sizes, "left_out": dict(left_out)}
             (part / "about.json").write_text(json.dumps(about, indent=2) + "\n")

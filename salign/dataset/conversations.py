@@ -1,0 +1,217 @@
+"""Conversations as files hold them: lists of messages, ShareGPT's turns, and HH's transcripts."""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, NamedTuple
+
+from salign.columns import check_columns, is_empty
+from salign.dataset.templates import plain_query, with_input
+from salign.files import RowError
+from salign.records import Message
+
+Role = Literal["system", "user", "assistant"]
+
+PROMPTS = ("prompt", "question", "instruction", "query", "conversations")
+"""Columns that may hold the prompt."""
+BESIDE_PROMPT = ("system", "input", "history")
+"""Columns that belong to the prompt: a system text, what an instruction is about, earlier [user, assistant] turns."""
+
+_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+# HelpSteer's prompts of several turns.
+_HELPSTEER_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+}
+_NAMES = {"user": "Human", "assistant": "Assistant"}
+_MESSAGE = ("role", "content", "from", "value")
+
+
+class Prompt(NamedTuple):
+    """What a response answers: the user's last message, and what stands before it."""
+
+    query: str
+    context: tuple[Message, ...] = ()
+
+
+def messages_of(value: Sequence[Any], column: str, ignored: Collection[str] = ()) -> list[Message]:
+    """A list of {role, content} or {from, value}.
+
+    Raises:
+        RowError: A message is of another form, or has keys that are not read.
+    """
+    messages = []
+    for item in value:
+        role, content = None, None
+        if isinstance(item, dict):
+            check_columns(item, _MESSAGE, ignored, where=f"in a message of {column}, ", mapping="")
+            role = item.get("role", item.get("from"))
+            content = item.get("content", item.get("value"))
+        if not isinstance(content, str) or not isinstance(role, str) or role.lower() not in _ROLES:
+            raise RowError(
+                f"a message of {column} must be {{role, content}} or {{from, value}}: the role system, user (human) or "
+                "assistant (gpt), and the content a text"
+            )
+        messages.append(Message(_ROLES[role.lower()], content.strip()))
+    return messages
+
+
+def merged(messages: Sequence[Message]) -> list[Message]:
+    """The messages, of which those that one speaker says in a row are one: templates want the two to alternate."""
+    one_each: list[Message] = []
+    for message in messages:
+        if one_each and one_each[-1].role == message.role:
+            content = f"{one_each.pop().content}\n\n{message.content}".strip()
+            one_each.append(Message(message.role, content))
+        else:
+            one_each.append(message)
+    return one_each
+
+
+def conversation_of(value: object, column: str, ignored: Collection[str] = ()) -> list[Message] | None:
+    """Messages, one message alone, or a transcript 'Human: ... Assistant: ...' as HH has them; None for other values.
+
+    Raises:
+        RowError: As `messages_of`.
+    """
+    if isinstance(value, dict):
+        return messages_of([value], column, ignored)
+    if isinstance(value, list):
+        return messages_of(value, column, ignored)
+    if not isinstance(value, str):
+        return None
+    parts = _TURN.split(value.strip())  # before the first turn, name, text, name, text, ...
+    if parts[0] or parts[1:2] != ["Human"] or "Assistant" not in parts[1::2]:
+        return None
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return [Message(_ROLES[name.lower()], text.strip()) for name, text in turns]
+
+
+def text_of(value: object, column: str) -> str:
+    """A text without the space around it.
+
+    Raises:
+        RowError: It is none.
+    """
+    if not isinstance(value, str):
+        raise RowError(f"{column} is no text and no list of messages")
+    return value.strip()
+
+
+def reply_of(value: object, column: str, ignored: Collection[str] = ()) -> str:
+    """A reply: a text, or one message of the assistant.
+
+    Raises:
+        RowError: It is neither.
+    """
+    if isinstance(value, str):
+        return value.strip()
+    messages = conversation_of(value, column, ignored)
+    return text_of(value, column) if messages is None else only_reply(messages, column)
+
+
+def only_reply(messages: Sequence[Message], column: str) -> str:
+    """What one message of the assistant says.
+
+    Raises:
+        RowError: There are others.
+    """
+    if len(messages) != 1 or messages[0].role != "assistant":
+        raise RowError(
+            f"{column} must come to one message of the assistant after the prompt, and comes to "
+            f"{', '.join(message.role for message in messages) or 'none'}"
+        )
+    return messages[0].content
+
+
+def prompt_of_messages(messages: Sequence[Message]) -> Prompt:
+    """The last message, which is the user's, and those before it; the released Alpaca scaffold is taken off.
+
+    Raises:
+        RowError: The messages do not alternate between user and assistant after at most one system text, or do not end
+            with the user's.
+    """
+    if messages and messages[-1] == Message("assistant", ""):  # a transcript that ends where the reply begins
+        messages = messages[:-1]
+    messages = merged(messages)
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    if not turns or turns[-1].role != "user":
+        raise RowError("the prompt does not end with a message of the user")
+    if turns[0].role != "user" or any(turn.role == "system" for turn in turns):
+        raise RowError("a conversation begins with the user's message, and a system text stands before all others")
+    if any(not turn.content for turn in turns[:-1]):
+        raise RowError("an earlier message of the conversation is empty")
+    context = tuple(turn for turn in messages[:-1] if turn.content)
+    query = turns[-1].content
+    return Prompt(query if context else plain_query(query), context)
+
+
+def prompt_of(row: dict[str, Any], ignored: Collection[str] = ()) -> Prompt:
+    """The prompt of a row, out of the column of PROMPTS that holds one and of what stands beside it.
+
+    Raises:
+        RowError: None of them holds one, two hold different ones, or it is malformed.
+    """
+    names = [name for name in PROMPTS if not is_empty(row.get(name))]
+    if not names:
+        raise RowError(
+            f"there is no prompt: it may stand in {', '.join(PROMPTS)}; name another column with columns: "
+            "{prompt: COLUMN}"
+        )
+    if any(row[name] != row[names[0]] for name in names[1:]):
+        raise RowError(
+            f"{' and '.join(names)} hold different texts, and either may be the prompt; leave all but one out with "
+            "ignore_columns, or map them with columns"
+        )
+    value = row[names[0]]
+    messages = conversation_of(value, names[0], ignored)
+    if messages is None:
+        messages = [Message("user", text_of(value, names[0]))]
+    return _with_beside(messages, row)
+
+
+def _with_beside(messages: list[Message], row: dict[str, Any]) -> Prompt:
+    """The prompt with the row's `input`, `history` and `system`."""
+    given, history, system = (row.get(name) for name in ("input", "history", "system"))
+    if not is_empty(given):
+        if len(messages) != 1:
+            raise RowError("an input stands beside a prompt of several messages, and it is not known where it belongs")
+        content = with_input(plain_query(messages[0].content), text_of(given, "input"))
+        messages = [Message("user", content)]
+    if not is_empty(history):
+        messages = [*_history(history), *messages]
+    if not is_empty(system):
+        if messages[0].role == "system":
+            raise RowError("there is a column system, and the messages have a system text too")
+        messages = [Message("system", text_of(system, "system")), *messages]
+    return prompt_of_messages(messages)
+
+
+def _history(value: object) -> list[Message]:
+    messages = []
+    for pair in value if isinstance(value, list) else [None]:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RowError("history must be a list of [what the user said, what the assistant answered]")
+        messages += [Message("user", pair[0].strip()), Message("assistant", pair[1].strip())]
+    return messages
+
+
+def helpsteer_prompt(text: str) -> Prompt:
+    """A prompt of HelpSteer: a text, or turns apart by its mark."""
+    parts = _HELPSTEER_TURN.split(text.strip())
+    turns = [("User", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
+    return prompt_of_messages([Message(_ROLES[name.lower()], said.strip()) for name, said in turns])
+
+
+def transcript(messages: Sequence[dict[str, str]]) -> str:
+    """A conversation as one text: one message is its own; more are a transcript, a system text first."""
+    before = [message["content"] for message in messages if message["role"] == "system"]
+    turns = [message for message in messages if message["role"] != "system"]
+    if len(turns) == 1:
+        return "\n\n".join([*before, turns[0]["content"]])
+    return "\n\n".join([*before, *(f"{_NAMES[turn['role']]}: {turn['content']}" for turn in turns)])
