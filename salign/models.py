@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from salign.chat import chat_template, control_tokens
+from salign.chat import opens_thinking as opens_thinking  # noqa: PLC0414
+from salign.chat import render as render  # noqa: PLC0414
 from salign.errors import ConfigError
 from salign.run import lock, new_folder, sha256
 
@@ -205,7 +208,7 @@ def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> 
     """The model's tokenizer, with a chat template: its own, or Alpaca's where it has none or where that is asked for.
 
     Raises:
-        ConfigError: It cannot be loaded or has no end token.
+        ConfigError: It cannot be loaded, has no end token, or its template fails.
     """
     from transformers import AutoTokenizer
 
@@ -220,10 +223,14 @@ def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> 
             f"the tokenizer of model {model} has no end token: a reply would never end. Set its eos_token."
         )
     if template == "alpaca" or not tokenizer.chat_template:
+        if tokenizer.chat_template and tokenizer.chat_control_tokens is None:
+            # What is control under the model's own template stays it.
+            tokenizer.chat_control_tokens = sorted(control_tokens(tokenizer, tokenizer.get_chat_template()))
         begins = "{{ bos_token }}" if tokenizer.encode("") == [tokenizer.bos_token_id] else ""
         tokenizer.chat_template = begins + ALPACA_TEMPLATE
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    chat_template(tokenizer)
     return tokenizer
 
 
@@ -255,13 +262,3 @@ def load_model(model: str, dtype: "torch.dtype") -> "PreTrainedModel":
         )
     model_: PreTrainedModel = loaded
     return model_
-
-
-def render(tokenizer: "PreTrainedTokenizerBase", user: str, system: str | None = None) -> list[int]:
-    """Token ids of one turn, up to where the reply begins."""
-    messages: list[dict[str, Any]] = [{"role": "user", "content": user}]
-    if system:
-        messages.insert(0, {"role": "system", "content": system})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer.encode(str(text), add_special_tokens=False)
-    return ids

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from salign import models
+from salign.chat import chat_template
 from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
 from salign.engines import sentences, thinking
@@ -122,7 +123,7 @@ class TransformersEngine:
                 f"the tokenizer of {self.identity} has no token of its own for each digit, which "
                 "society.rating=logprob needs; set society.rating=parse."
             )
-        ids = models.render(self._tokenizer, prompt.user, prompt.system) + self._digit_tokens.prefix
+        ids = models.render(self._tokenizer, prompt.user, prompt.system, answer=True) + self._digit_tokens.prefix
         reply: RatingReply = await self._submit(_Call(ids, None, random.Random(seed)), 1)
         return reply
 
@@ -250,19 +251,17 @@ class TransformersEngine:
         return sentences.is_over(text, sampling.max_sentences)
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode(ids))
 
     def _reply(self, call: _Call) -> Reply:
         finish: Finish = "stop" if call.new[-1] in self._end_ids else "length"
-        text, thought = self._thinking.split(call.new, opened=call.thinks)
+        said = call.new[:-1] if finish == "stop" else call.new
+        text, thought = self._thinking.split(said, opened=call.thinks)
         return Reply(text, len(call.ids), len(call.new), finish=finish, thinking=thought)
 
 
 class _Thinking:
-    """Takes a model's thinking off its replies, by their tokens where its tags are tokens, and by their text.
-
-    Tags that are control tokens (Mistral's) are gone from the text.
-    """
+    """Takes a model's thinking off its replies, by their tokens where its tags are tokens, and by their text."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -276,9 +275,8 @@ class _Thinking:
         rest = ids if closed is None else ids[closed + 1 :]
         if not self._opens.isdisjoint(rest):
             return "", "cut"
-        text, thought = thinking.split(
-            str(self._tokenizer.decode(rest, skip_special_tokens=True)), opened=opened and closed is None
-        )
+        # A control token that ends no reply is shown: whoever reads it sees what was said.
+        text, thought = thinking.split(str(self._tokenizer.decode(rest)), opened=opened and closed is None)
         return text, "whole" if thought == "none" and closed is not None else thought
 
     def opened_by(self, ids: list[int]) -> bool:
@@ -305,9 +303,10 @@ def _sample(logits: torch.Tensor, call: _Call) -> int:
 
 
 def _end_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Those that the model's generation config names, and those with which its template ends a turn."""
     named = model.generation_config.eos_token_id
     ids = named if isinstance(named, list) else [named]
-    return {token for token in (*ids, tokenizer.eos_token_id) if token is not None}
+    return {*(token for token in ids if token is not None), *chat_template(tokenizer).ends}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from lm_eval.api.model import TemplateLM
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from salign.chat import chat_template
 from salign.config import SFTObjective
 from salign.errors import ConfigError, DataError
 from salign.evaluation.resume import Score, Scores
@@ -51,6 +52,8 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        self._template = chat_template(tokenizer)
+        self._rendered: set[str] = set()
         self._model = model
         self._rank, self._world_size, self._device = ranks.rank, ranks.size, ranks.device
         self._told = told
@@ -128,20 +131,27 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         return bos if isinstance(bos, int) else self.eot_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids; a text that begins with the begin token, as a chat template may write it, gets no second one."""
-        bos = self.tokenizer.bos_token
-        special = not (bos and string.startswith(bos)) if add_special_tokens is None else add_special_tokens
-        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=special)
-        return ids
+        """Token ids of a text that lm_eval writes, in which nothing is control; with the tokenizer's begin token."""
+        begins = self._template.adds_bos and add_special_tokens is not False
+        ids = self._template.encode([self._template.mark(string)])[0]
+        return [self.prefix_token_id, *ids] if begins else ids
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """What stands in the template is encoded as in training: the question by itself, and so the answer."""
+        if context not in self._rendered:
+            pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+            return pair
+        question, answer = self._template.encode([context, self._template.mark(continuation)])
+        return question, answer
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        text = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return str(text)
+        """The marked text (see `ChatTemplate`) up to where the answer begins, or to the end of what is begun of it."""
+        if add_generation_prompt:
+            text = self._template.prompts([chat_history], answer=True)[0]
+        else:
+            text = self._template.continued(chat_history)
+        self._rendered.add(text)
+        return text
 
     @property
     def tokenizer_name(self) -> str:

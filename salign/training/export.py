@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from salign.chat import chat_template
 from salign.errors import ConfigError
 from salign.run import new_folder, noticing_full_disk
 
@@ -43,8 +44,11 @@ def complete_generation_config(model: PreTrainedModel, tokenizer: PreTrainedToke
     assert config is not None
     known = config.eos_token_id
     ends = [] if known is None else list(known) if isinstance(known, list | tuple) else [known]
-    if tokenizer.eos_token_id not in ends:
-        config.eos_token_id = [tokenizer.eos_token_id, *ends] if ends else tokenizer.eos_token_id
+    end = chat_template(tokenizer).end
+    missing = [token for token in dict.fromkeys([end, tokenizer.eos_token_id]) if token not in ends]
+    if missing:
+        ends = [*missing, *ends]
+        config.eos_token_id = ends if len(ends) > 1 else ends[0]
     if _fault(config) is not None:
         config.do_sample = True  # what settings of sampling without it are meant to say
     if (fault := _fault(config)) is not None:

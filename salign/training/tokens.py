@@ -6,7 +6,7 @@ import itertools
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from salign.chat import ChatTemplate, chat_template, conversation
 from salign.errors import DataError, StageError
 from salign.records import AlignmentGroup
 from salign.run import new_folder
@@ -74,21 +75,22 @@ def tokenize(groups: Sequence[AlignmentGroup], tokenizer: PreTrainedTokenizerBas
 def stream_tokens(
     groups: Iterable[AlignmentGroup], tokenizer: PreTrainedTokenizerBase, max_tokens: int, left_out: Counter[str]
 ) -> Iterator[TokenGroup]:
-    """Groups in tokens, the queries under the tokenizer's chat template.
+    """Groups in tokens, the queries under the tokenizer's chat template, up to where an answer begins.
+
+    A response ends with the token by which the template ends a turn, and has no other control token: what spells one in
+    a query or a response is encoded as its letters.
 
     A response with which its query exceeds `max_tokens` is left out whole, and counted in `long_responses`. A group of
     which none remains is counted in `long_groups`; one of which none of the best remains, so that a worse one would
     be learnt as the best, is left out too and counted in `long_best_groups`.
     """
-    end = tokenizer.eos_token_id
-    assert isinstance(end, int)
     left_out.update(long_responses=0, long_groups=0, long_best_groups=0)
-    encode = _encoder(tokenizer)
-    for batch, encoded in _encoded(groups, tokenizer, encode):
+    template = chat_template(tokenizer)
+    for batch, encoded in _encoded(groups, template):
         segments = iter(encoded)
         queries = list(itertools.islice(segments, len(batch)))
         for group, query in zip(batch, queries, strict=True):
-            responses = [[*ids, end] for ids in itertools.islice(segments, len(group.responses))]
+            responses = [[*ids, template.end] for ids in itertools.islice(segments, len(group.responses))]
             fitting = [position for position, ids in enumerate(responses) if len(query) + len(ids) <= max_tokens]
             left_out["long_responses"] += len(responses) - len(fitting)
             scores = [group.scores[i] for i in fitting]
@@ -100,11 +102,8 @@ def stream_tokens(
                 yield TokenGroup(query, [responses[i] for i in fitting], scores)
 
 
-Encode = Callable[[list[str]], list[list[int]]]
-
-
 def _encoded(
-    groups: Iterable[AlignmentGroup], tokenizer: PreTrainedTokenizerBase, encode: Encode
+    groups: Iterable[AlignmentGroup], template: ChatTemplate
 ) -> Iterator[tuple[list[AlignmentGroup], list[list[int]]]]:
     """Groups some hundred at a time with the tokens of their queries and then of their responses.
 
@@ -114,9 +113,9 @@ def _encoded(
     before: tuple[list[AlignmentGroup], Future[list[list[int]]]] | None = None
     with ThreadPoolExecutor(max_workers=1) as thread:
         while batch := list(itertools.islice(iterator, _BATCH)):
-            texts = _queries(tokenizer, [group.messages for group in batch])
-            texts += [text for group in batch for text in group.responses]
-            begun = batch, thread.submit(encode, texts)
+            texts = template.prompts((group.messages for group in batch), answer=True)
+            texts += [template.response(text) for group in batch for text in group.responses]
+            begun = batch, thread.submit(template.encode, texts)
             if before is not None:
                 yield before[0], before[1].result()
             before = begun
@@ -124,32 +123,10 @@ def _encoded(
             yield before[0], before[1].result()
 
 
-def _queries(tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, str]]]) -> list[str]:
-    """Each conversation put through the template by itself: a template may trim its texts, or look at them."""
-    texts: Any = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
-    return list(texts)
-
-
 def render_all(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -> list[list[int]]:
-    """What `models.render` gives for each query, in one call."""
-    return _encoder(tokenizer)(_queries(tokenizer, [[{"role": "user", "content": query}] for query in queries]))
-
-
-def _encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Texts to tokens, without special tokens of the tokenizer's own."""
-    if not tokenizer.is_fast:
-
-        def encode_slowly(texts: list[str]) -> list[list[int]]:
-            encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-            ids: list[list[int]] = encoded["input_ids"]
-            return ids
-
-        return encode_slowly
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    # On all cores, and without the offsets that a call of the tokenizer works out.
-    return lambda texts: [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    """What `models.render` gives for each query, up to where its answer begins, in one call."""
+    template = chat_template(tokenizer)
+    return template.encode(template.prompts(map(conversation, queries), answer=True))
 
 
 def store_key(tokenizer: PreTrainedTokenizerBase, max_tokens: int, data: str) -> str:
@@ -164,7 +141,9 @@ def store_key(tokenizer: PreTrainedTokenizerBase, max_tokens: int, data: str) ->
         words = tokenizer.backend_tokenizer.to_str()
     else:
         words = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
-    parts = (_VERSION, data, max_tokens, words, tokenizer.chat_template, tokenizer.eos_token_id)
+    template = chat_template(tokenizer)
+    special = sorted(map(str, tokenizer.special_tokens_map.items()))  # which a template may write
+    parts = (_VERSION, data, max_tokens, words, template.source, sorted(template.control.items()), special)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
