@@ -411,6 +411,7 @@ def test_calls_that_differ_have_keys_that_differ():
         key(sampling=None),
         key(sampling=None, seed=8),
         key(sampling=None, identity="m2"),
+        key(form="rating"),
         # parts that would run together
         key(seed=7, system="x\0y", user="z"),
         key(seed=7, system="x", user="y\0z"),
