@@ -390,8 +390,8 @@ def test_a_write_that_is_cut_short_is_gone_on_with(tmp_path, monkeypatch):
 # --- keys ----------------------------------------------------------------------------------------
 
 
-def key(identity="m", user="hello", system=None, num_shared=0, sampling=Sampling(), seed=7):  # noqa: B008 (frozen)
-    return CallKeys(identity).of(Prompt(user, system, num_shared), sampling, seed)
+def key(identity="m", user="hello", system=None, num_shared=0, sampling=Sampling(), seed=7, form="text"):  # noqa: B008 (frozen)
+    return CallKeys(identity).of(Prompt(user, system, num_shared, form), sampling, seed)
 
 
 def test_calls_that_differ_have_keys_that_differ():

@@ -29,7 +29,11 @@ def split(text: str, *, opened: bool = False) -> tuple[str, Thinking]:
     return answer.strip(), "whole" if ends else "none"
 
 
+def closes_what_it_did_not_open(text: str) -> bool:
+    """Whether a reply ends a thought whose opening tag is not there: the template wrote it."""
+    return _CLOSE.search(text) is not None and not text.lstrip().startswith(OPENS)
+
+
 def opens(prompt: str) -> bool:
     """Whether a rendered prompt ends with an opened thought."""
-    begun = prompt.rstrip()
-    return begun.endswith(OPENS)
+    return prompt.rstrip().endswith(OPENS)

@@ -5,6 +5,7 @@ of the tokens it said, so it can neither seed a call nor rate: the batch is ours
 """
 
 import asyncio
+import functools
 import random
 import threading
 from concurrent.futures import Future
@@ -28,6 +29,7 @@ from salign.engines.base import (
     normalise,
 )
 from salign.engines.batching import Batch, can_share, prefill
+from salign.engines.capabilities import PROBES, Capabilities, Ratings, measure_ways
 from salign.errors import CallRejectedError, ConfigError, EngineError
 
 # How long an idle engine waits for more calls to begin together with the first one.
@@ -79,6 +81,7 @@ class TransformersEngine:
 
     Attributes:
         identity: The model's name and number format.
+        capabilities: What was measured of it.
         num_prompt_tokens: Tokens of all prompts that have begun.
         num_prefilled_tokens: How many of them were computed; the others were shared.
     """
@@ -99,6 +102,7 @@ class TransformersEngine:
         self._end_ids = _end_ids(self._model, self._tokenizer)
         self._digit_tokens = _digit_tokens(self._tokenizer)
         self._thinking = _Thinking(self._tokenizer)
+        self.capabilities = Capabilities(rating_way="begun")
         self._begin_tokens = _BEGIN_TOKENS if can_share(self._model) else 0
         self._batch = Batch(self._model)
         self._running: list[_Call] = []  # one a row of the batch
@@ -122,12 +126,23 @@ class TransformersEngine:
                 f"the tokenizer of {self.identity} has no token of its own for each digit, which "
                 "society.rating=logprob needs; set society.rating=parse."
             )
-        ids = models.render(self._tokenizer, prompt.user, prompt.system) + self._digit_tokens.prefix
-        reply: RatingReply = await self._submit(_Call(ids, None, random.Random(seed)), 1)
+        ids = models.render(self._tokenizer, prompt.user, prompt.system)
+        if self._thinking.opened_by(ids):
+            ids = ids + self._thinking.end_ids  # the reply that is begun comes after the thought
+        call = _Call(ids + self._digit_tokens.prefix, None, random.Random(seed))
+        reply: RatingReply = await self._submit(call, 1)
         return reply
 
+    async def probe(self, ratings: Ratings | None) -> Capabilities:
+        """Measures what the model can do; see `Measurable`."""
+        opened = self._thinking.opened_by(models.render(self._tokenizer, PROBES[0].user))
+        if ratings != "logprob":
+            return Capabilities(opens_thinking=opened)
+        way, ways = await measure_ways(self.identity, {"begun": functools.partial(self.rate, seed=0)})
+        return Capabilities(opens_thinking=opened, rating_way=way, ways=ways)
+
     def facts(self) -> dict[str, Any]:
-        return {}
+        return self.capabilities.facts()
 
     async def close(self) -> None:
         with self._wake:
@@ -269,6 +284,7 @@ class _Thinking:
         vocabulary = tokenizer.get_vocab()
         self._opens = {vocabulary[tag] for tag in thinking.OPENS if tag in vocabulary}
         self._closes = {vocabulary[tag] for tag in thinking.CLOSES if tag in vocabulary}
+        self.end_ids: list[int] = tokenizer.encode(f"\n{thinking.CLOSES[0]}\n\n", add_special_tokens=False)
 
     def split(self, ids: list[int], *, opened: bool) -> tuple[str, Thinking]:
         """The text of a reply without its thinking, and what was there of it."""

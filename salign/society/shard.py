@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from salign import compose
-from salign.config import Config, SocietySection
+from salign.config import Config, EngineSection, SocietySection
+from salign.engines.capabilities import Ratings, deciding
 from salign.engines.gate import Gate
 from salign.engines.journal import Journal, ReplayEngine, written_header
 from salign.engines.meter import MeteredEngine
-from salign.engines.opening import open_engine
+from salign.engines.opening import known, open_engine
 from salign.engines.programs import share_out, visible_devices
 from salign.errors import REQUEUE, SalignError, redact
 from salign.run import RunDir, lock, mark_done, record_failure, recording_failure
@@ -45,7 +46,7 @@ _LAST_WORDS_S = 0.5
 _NOT_IN_JOURNAL = {"num_worlds", "num_shards", "max_rounds", "stopping", "schedule", "max_alive", "gates"}
 _NOT_IN_JOURNAL |= {"mixture", "observer"}  # they stand there as models and instructions
 # What of an engine makes another answer of the same call.
-_ANSWERED_BY = ("begins_replies", "num_top_logprobs", "context_length")
+_ANSWERED_BY = ("num_top_logprobs", "context_length")
 
 
 def worlds_of(society: SocietySection, shard: int) -> range:
@@ -69,11 +70,13 @@ def _model_names(society: SocietySection) -> list[str]:
 def _header(config: Config, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
     """Of what a journal is: models, seed, prompts, and all of the society that shapes its calls."""
     society = config.society
+    models = list(zip(_model_names(society), engines, strict=True))
     shape = society.model_dump(mode="json", exclude={**dict.fromkeys(_NOT_IN_JOURNAL, True), "embedder": ADDRESS})
     sections = {"engine": config.engine, "society.observer": society.observer}
     sections |= {f"society.mixture.{part.name}.engine": part.engine for part in society.mixture}
     return {
-        **{name: engine.identity for name, engine in zip(_model_names(society), engines, strict=True)},
+        **{name: engine.identity for name, engine in models},
+        **{f"{name}.asked": deciding(engine.facts()) for name, engine in models},
         **{
             f"{name}.{setting}": getattr(section, setting)
             for name, section in sections.items()
@@ -88,30 +91,43 @@ def _header(config: Config, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
     }
 
 
-@contextlib.asynccontextmanager
-async def _open_engines(config: Config, logs: Path) -> AsyncIterator[list[MeteredEngine]]:
-    """The run's engine, the observer's, then one for each part of a mixed society; the run's where none is named."""
+def _sections(config: Config) -> list[tuple[str, EngineSection | None, Ratings | None]]:
+    """Where its servers' logs go, section and way of reading ratings of each model; None: the run's, or no ratings."""
     society = config.society
-    parts = ((f"mixture/{part.name}", part.engine) for part in society.mixture)
-    others = [("observer", society.observer), *parts]
+    alone = "audience" in society.without or society.topology.kind == "isolated"
+    agents = None if alone else society.rating
+    return [
+        ("", config.engine, society.rating if society.observer is None else agents),
+        ("observer", society.observer, society.rating),
+        *((f"mixture/{part.name}", part.engine, agents) for part in society.mixture),
+    ]
+
+
+@contextlib.asynccontextmanager
+async def _open_engines(config: Config, logs: Path, kept: Path) -> AsyncIterator[list[MeteredEngine]]:
+    """The run's engine, the observer's, then one for each part of a mixed society; the run's where none is named."""
     async with contextlib.AsyncExitStack() as stack:
-        engines = [await stack.enter_async_context(open_engine(config.engine, config.model, logs))]
-        for name, section in others:
+        engines: list[MeteredEngine] = []
+        for name, section, ratings in _sections(config):
             if section is None:
                 engines.append(engines[0])
             else:
-                engines.append(await stack.enter_async_context(open_engine(section, config.model, logs / name)))
+                opened = open_engine(section, config.model, logs / name, ratings=ratings, kept=kept)
+                engines.append(await stack.enter_async_context(opened))
         yield engines
 
 
 @contextlib.asynccontextmanager
-async def _open_replay(config: Config, folder: Path) -> AsyncIterator[list[MeteredEngine]]:
+async def _open_replay(config: Config, folder: Path, kept: Path) -> AsyncIterator[list[MeteredEngine]]:
     """Nothing that answers, under the names of the models whose answers are in the journal."""
     header = written_header(folder)
-    yield [
-        MeteredEngine(ReplayEngine(str(header.get(name))), Gate(1, adaptive=False))
-        for name in _model_names(config.society)
-    ]
+    engines = []
+    for name, (_, section, ratings) in zip(_model_names(config.society), _sections(config), strict=True):
+        identity = str(header.get(name))
+        measured = known(section or config.engine, identity, ratings, kept)
+        facts = header.get(f"{name}.asked") if measured is None else measured.facts()
+        engines.append(MeteredEngine(ReplayEngine(identity, facts), Gate(1, adaptive=False)))
+    yield engines
 
 
 class _Progress:
@@ -210,7 +226,8 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
         config = config.model_copy(update={"society": config.society.model_copy(update={"schedule": "lockstep"})})
     _take_own_gpus()
     logs = folder / "servers" if ranks.size == 1 else folder / "servers" / f"rank-{ranks.rank}"
-    opened = _open_replay(config, folder) if replay else _open_engines(config, logs)
+    kept = folder.parent
+    opened = _open_replay(config, folder, kept) if replay else _open_engines(config, logs, kept)
     with contextlib.ExitStack() as stack:
         async with opened as engines:
             journal = Journal(folder, _header(config, engines), None if replay else ranks.rank)
