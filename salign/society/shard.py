@@ -7,17 +7,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from salign import compose
-from salign.config import Config, EngineSection, SocietySection
-from salign.engines.capabilities import Ratings, deciding
-from salign.engines.gate import Gate
-from salign.engines.journal import Journal, ReplayEngine, written_header
+from salign.config import Config, SocietySection
+from salign.engines.journal import Journal, written_header
 from salign.engines.meter import MeteredEngine
-from salign.engines.opening import known, open_engine
 from salign.engines.programs import share_out, visible_devices
 from salign.errors import REQUEUE, SalignError, redact
 from salign.run import RunDir, lock, mark_done, record_failure, recording_failure
@@ -25,6 +22,7 @@ from salign.society import sources
 from salign.society.back_scatter import Speaker
 from salign.society.embedders import ADDRESS
 from salign.society.memory import QuestionTable
+from salign.society.models import asked, model_names, open_engines, open_replay
 from salign.society.population import answers_by_label
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.ranks import Ranks, join, place_here
@@ -62,21 +60,14 @@ def calls_per_interaction(society: SocietySection) -> int:
     return 1 + (0 if alone else calls_per_member * society.audience_size) + 1 + 4
 
 
-def _model_names(society: SocietySection) -> list[str]:
-    """Under which names a journal's header has the models: the run's, the observer's, each part's of a mixture."""
-    return ["model", "society.observer.model", *(f"society.mixture.{part.name}.model" for part in society.mixture)]
-
-
 def _header(config: Config, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
     """Of what a journal is: models, seed, prompts, and all of the society that shapes its calls."""
     society = config.society
-    models = list(zip(_model_names(society), engines, strict=True))
     shape = society.model_dump(mode="json", exclude={**dict.fromkeys(_NOT_IN_JOURNAL, True), "embedder": ADDRESS})
     sections = {"engine": config.engine, "society.observer": society.observer}
     sections |= {f"society.mixture.{part.name}.engine": part.engine for part in society.mixture}
     return {
-        **{name: engine.identity for name, engine in models},
-        **{f"{name}.asked": deciding(engine.facts()) for name, engine in models},
+        **{name: engine.identity for name, engine in zip(model_names(society), engines, strict=True)},
         **{
             f"{name}.{setting}": getattr(section, setting)
             for name, section in sections.items()
@@ -89,45 +80,6 @@ def _header(config: Config, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
         "prompts": PROMPTS_VERSION,
         **compose.leaves(shape, "society"),
     }
-
-
-def _sections(config: Config) -> list[tuple[str, EngineSection | None, Ratings | None]]:
-    """Where its servers' logs go, section and way of reading ratings of each model; None: the run's, or no ratings."""
-    society = config.society
-    alone = "audience" in society.without or society.topology.kind == "isolated"
-    agents = None if alone else society.rating
-    return [
-        ("", config.engine, society.rating if society.observer is None else agents),
-        ("observer", society.observer, society.rating),
-        *((f"mixture/{part.name}", part.engine, agents) for part in society.mixture),
-    ]
-
-
-@contextlib.asynccontextmanager
-async def _open_engines(config: Config, logs: Path, kept: Path) -> AsyncIterator[list[MeteredEngine]]:
-    """The run's engine, the observer's, then one for each part of a mixed society; the run's where none is named."""
-    async with contextlib.AsyncExitStack() as stack:
-        engines: list[MeteredEngine] = []
-        for name, section, ratings in _sections(config):
-            if section is None:
-                engines.append(engines[0])
-            else:
-                opened = open_engine(section, config.model, logs / name, ratings=ratings, kept=kept)
-                engines.append(await stack.enter_async_context(opened))
-        yield engines
-
-
-@contextlib.asynccontextmanager
-async def _open_replay(config: Config, folder: Path, kept: Path) -> AsyncIterator[list[MeteredEngine]]:
-    """Nothing that answers, under the names of the models whose answers are in the journal."""
-    header = written_header(folder)
-    engines = []
-    for name, (_, section, ratings) in zip(_model_names(config.society), _sections(config), strict=True):
-        identity = str(header.get(name))
-        measured = known(section or config.engine, identity, ratings, kept)
-        facts = header.get(f"{name}.asked") if measured is None else measured.facts()
-        engines.append(MeteredEngine(ReplayEngine(identity, facts), Gate(1, adaptive=False)))
-    yield engines
 
 
 class _Progress:
@@ -227,10 +179,11 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
     _take_own_gpus()
     logs = folder / "servers" if ranks.size == 1 else folder / "servers" / f"rank-{ranks.rank}"
     kept = folder.parent
-    opened = _open_replay(config, folder, kept) if replay else _open_engines(config, logs, kept)
+    opened = open_replay(config, folder, kept) if replay else open_engines(config, logs, kept)
     with contextlib.ExitStack() as stack:
         async with opened as engines:
-            journal = Journal(folder, _header(config, engines), None if replay else ranks.rank)
+            header = {**_header(config, engines), **asked(config.society, engines)}
+            journal = Journal(folder, header, None if replay else ranks.rank)
             stack.callback(journal.close)
             for engine in engines:
                 engine.journal = journal
