@@ -671,7 +671,7 @@ def test_a_reply_that_names_no_digit_is_no_rating():
 
 def test_a_server_that_continues_replies_is_given_the_beginning_of_the_rating():
     server = Server(first_token({"5": 0.9, "6": 0.08}))
-    assert server.rate(Prompt("How good is it?"), begins_replies=True).mass == pytest.approx(0.98)
+    assert server.rate(Prompt("How good is it?"), rating_way="begun").mass == pytest.approx(0.98)
     request = server.requests[0]
     assert request["messages"] == [
         {"role": "user", "content": "How good is it?"},

@@ -390,8 +390,8 @@ def test_a_write_that_is_cut_short_is_gone_on_with(tmp_path, monkeypatch):
 # --- keys ----------------------------------------------------------------------------------------
 
 
-def key(identity="m", user="hello", system=None, num_shared=0, sampling=Sampling(), seed=7):  # noqa: B008 (frozen)
-    return CallKeys(identity).of(Prompt(user, system, num_shared), sampling, seed)
+def key(identity="m", user="hello", system=None, num_shared=0, sampling=Sampling(), seed=7, form="text"):  # noqa: B008 (frozen)
+    return CallKeys(identity).of(Prompt(user, system, num_shared, form), sampling, seed)
 
 
 def test_calls_that_differ_have_keys_that_differ():
@@ -411,6 +411,7 @@ def test_calls_that_differ_have_keys_that_differ():
         key(sampling=None),
         key(sampling=None, seed=8),
         key(sampling=None, identity="m2"),
+        key(form="rating"),
         # parts that would run together
         key(seed=7, system="x\0y", user="z"),
         key(seed=7, system="x", user="y\0z"),

@@ -286,8 +286,8 @@ def test_a_journal_of_another_config_is_refused(tmp_path, asked, change, said):
     [
         (
             {"kind": "openai", "base_url": "http://a/v1"},
-            {"kind": "openai", "base_url": "http://b/v1", "begins_replies": True},
-            r"differs in engine\.begins_replies \(False there, True now\)\.",
+            {"kind": "openai", "base_url": "http://b/v1", "num_top_logprobs": 7},
+            r"differs in engine\.num_top_logprobs \(20 there, 7 now\)\.",
         ),
         (
             {"kind": "server", "program": "vllm", "num_slots": 4},
@@ -300,10 +300,10 @@ def test_a_journal_of_calls_that_were_made_otherwise_is_refused(tmp_path, monkey
     """Its answers, also refusals, would stand in the place of those that the new settings give."""
 
     @contextlib.asynccontextmanager
-    async def opened(section, model, folder):
+    async def opened(section, model, folder, **how):
         yield MeteredEngine(ScriptedEngine(), Gate(8, adaptive=False))
 
-    monkeypatch.setattr("salign.society.shard.open_engine", opened)
+    monkeypatch.setattr("salign.society.models.open_engine", opened)
     tree = config_of(tmp_path).model_dump(mode="json")
     simulate(compose.parse({**tree, "engine": one}, "test"))
     with pytest.raises(ConfigError, match=said):

@@ -62,18 +62,6 @@ def test_where_the_template_opens_a_thought_a_reply_without_its_end_is_all_think
     assert thinking.split(text, opened=True) == expected
 
 
-@pytest.mark.parametrize(
-    ("prompt", "opened"),
-    [
-        ("<|im_start|>assistant\n<think>\n", True),
-        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
-        ("<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n", False),
-    ],
-)
-def test_a_prompt_shows_whether_it_opens_a_thought(prompt, opened):
-    assert thinking.opens(prompt) is opened
-
-
 # --- a server --------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from salign.config.cluster import ClusterSection, LocalCluster, SlurmCluster, Sl
 from salign.config.engines import (
     EngineSection,
     OpenAIEngine,
+    RatingWay,
     ScriptedEngine,
     ServerAddress,
     ServerEngine,
@@ -130,6 +131,7 @@ __all__ = [
     "Price",
     "RRHFObjective",
     "RatedData",
+    "RatingWay",
     "Ratio",
     "RunData",
     "RunSection",

@@ -7,6 +7,10 @@ from pydantic import Field, field_validator, model_validator
 
 from salign.config.base import Count, CountOrZero, FolderOrHub, NotBool, Positive, Section, unless
 
+RatingWay = Literal["begun", "told", "schema", "choices"]
+"""How a model is brought to answer with a digit: by the beginning of its reply ("Rating: "), by being told, by a JSON
+schema, or by a choice of digits."""
+
 
 class ScriptedEngine(Section):
     """Deterministic and instant; for tests and measurements of what surrounds a model."""
@@ -54,6 +58,9 @@ class _ServerCalls(Section):
     max_in_flight: Count = 256
     num_top_logprobs: Annotated[int, NotBool, Field(ge=7, le=100)] = 20
     """Of how many of the likeliest tokens the server is asked for probabilities, to find the digits among them."""
+    rating_way: Literal["auto"] | RatingWay = "auto"
+    """How a rating by the digits' probabilities is asked for. `auto`: the way that puts most of the probability on
+    digits, measured when the engine opens. A way that is named is measured alone."""
 
 
 class OpenAIEngine(_ServerCalls, ServerAddress):
@@ -62,9 +69,6 @@ class OpenAIEngine(_ServerCalls, ServerAddress):
     kind: Literal["openai"]
     model: str | None = None
     """The served name; None takes the only model that the server serves."""
-    begins_replies: bool = False
-    """The server continues a reply that is begun for it (llama.cpp and vLLM do): ratings then begin with "Rating: "
-    and nearly all the probability is on digits. Hosted APIs mostly refuse it."""
 
 
 class ServerEngine(_ServerCalls):

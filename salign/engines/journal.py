@@ -312,10 +312,12 @@ class ReplayEngine:
 
     Args:
         identity: Of the model whose answers the journal holds.
+        measured: The facts of the engine that gave them.
     """
 
-    def __init__(self, identity: str) -> None:
+    def __init__(self, identity: str, measured: Mapping[str, Any] | None = None) -> None:
         self.identity = identity
+        self._measured = dict(measured or {})
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         raise self._missing()
@@ -324,7 +326,7 @@ class ReplayEngine:
         raise self._missing()
 
     def facts(self) -> dict[str, Any]:
-        return {}
+        return self._measured
 
     def _missing(self) -> StageError:
         return StageError(

@@ -4,110 +4,54 @@ One process makes hundreds of calls a second, of which the `openai` client manag
 needed here need little of it.
 """
 
+import dataclasses
+import functools
 import json
-import math
-from collections.abc import Callable
-from typing import Annotated, Any
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from salign.config import OpenAIEngine as OpenAISection
-from salign.config import Sampling
+from salign.config import RatingWay, Sampling
 from salign.engines import thinking
-from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Finish, Prompt, RatingReply, Reply, normalise
+from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply, Reply, normalise
+from salign.engines.capabilities import PROBES, Capabilities, Ratings, measure_ways
+from salign.engines.chat import RATING_SCHEMA, REASONED_SCHEMA, Completion, in_words, weights
 from salign.engines.http import Server
 from salign.errors import CallRejectedError, ConfigError, EngineError
 
+logger = logging.getLogger(__name__)
+
 # Where nobody may begin the reply for the model, the model is told.
 _ONE_DIGIT = f"Reply with one digit from 1 to {NUM_RATINGS} and nothing else."
+_ONE_OBJECT = f'Reply with a JSON object alone: {{"rating": <1 to {NUM_RATINGS}>}}'
+_REASONED_OBJECT = f'Give it as a JSON object: {{"rating": <1 to {NUM_RATINGS}>, "reason": "<one or two sentences>"}}'
+_REASONED = f'Reply in the form "{RATING_PREFIX}<1 to {NUM_RATINGS}> Reason: <one or two sentences>".'
+_OBJECT_TOKENS = 16
+_NUM_FORM_PROBES, _FORM_TOKENS = 3, 120
 
+# By three names: newer vLLM's, older vLLM's, llama.cpp's. What a server does not know it leaves alone, or refuses all.
+_DIGITS = [str(digit) for digit in range(1, NUM_RATINGS + 1)]
+_CHOICES = {
+    "structured_outputs": {"choice": _DIGITS},
+    "guided_choice": _DIGITS,
+    "grammar": f"root ::= [1-{NUM_RATINGS}]",
+}
 
-# TGI has words of its own for the first.
-_FINISHES: dict[str, Finish] = {"stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "length": "length"}
+# The first call, which shows what the server refuses, and how a model that thinks begins its reply.
+_HELLO = Prompt("Is water wet? Reply with yes or no.", "Be brief.")
+_HELLO_TOKENS = 512
 
-
-# What is read of an answer.
-class _Candidate(BaseModel):
-    token: str
-    logprob: Annotated[float, Field(le=1)]  # a hair above 0 by rounding; beyond it is none
-
-
-class _Token(BaseModel):
-    top_logprobs: list[_Candidate] | None = None
-
-
-class _Logprobs(BaseModel):
-    content: list[_Token] | None = None
-
-
-class _Part(BaseModel):
-    type: str
-    text: str | None = None
-
-
-class _Message(BaseModel):
-    content: str | list[_Part] | None = None
-    # Where servers put what was thought: vLLM and most others, OpenRouter and newer vLLM.
-    reasoning_content: Any = None
-    reasoning: Any = None
-    refusal: str | None = None
-
-    @property
-    def text(self) -> str | None:
-        """What was said, of parts those of text."""
-        if not isinstance(self.content, list):
-            return self.content
-        return "".join(part.text or "" for part in self.content if part.type == "text")
-
-    @property
-    def has_reasoning(self) -> bool:
-        """Whether thinking comes beside what was said."""
-        parts = self.content if isinstance(self.content, list) else ()
-        return bool(self.reasoning_content or self.reasoning) or any(part.type != "text" for part in parts)
-
-
-class _Choice(BaseModel):
-    message: _Message
-    logprobs: _Logprobs | None = None
-    finish_reason: str | None = None
-
-    @property
-    def finish(self) -> Finish | None:
-        """How the reply ended, of the two ways that matter here."""
-        return _FINISHES.get(self.finish_reason or "")
-
-
-class _TokenDetails(BaseModel):
-    reasoning_tokens: int | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    completion_tokens_details: _TokenDetails | None = None
-
-
-class _Completion(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-    model: Any = None
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Tokens of prompt and reply; 0 where the server does not say."""
-        usage = self.usage or _Usage()
-        return usage.prompt_tokens or 0, usage.completion_tokens or 0
-
-    @property
-    def has_reasoning(self) -> bool:
-        """Whether the model thought outside its text; hosted ones give no more than the number of tokens."""
-        details = self.usage.completion_tokens_details if self.usage else None
-        return self.choices[0].message.has_reasoning or bool(details and details.reasoning_tokens)
-
-    @property
-    def served(self) -> str | None:
-        """The name that the server gives its model."""
-        return self.model if isinstance(self.model, str) and self.model else None
+# Hosted models refuse these one by one; `system` is the role, which some templates do not have.
+_MAY_BE_REFUSED = ("temperature", "top_p", "seed", "system")
+_REFUSED = re.compile(
+    r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra|not permitted|not allowed|only the default",
+    re.IGNORECASE,
+)
+_FEW_LOGPROBS = 5
 
 
 class _Model(BaseModel):
@@ -144,22 +88,32 @@ class OpenAIEngine:
         self._identity = identity or model
         self._name = f"{model} at {section.base_url}"
         self._server = Server(section, self._name, api_key, pushed_back)
+        way = None if section.rating_way == "auto" else section.rating_way
+        self.capabilities = Capabilities(rating_way=way)
 
     @property
     def identity(self) -> str:
         return self._identity
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
+        parameters: dict[str, Any] = {}
+        in_form = prompt.form == "rating" and self.capabilities.json_schema
+        if in_form:
+            prompt = dataclasses.replace(prompt, user=f"{prompt.user}\n\n{_REASONED_OBJECT}")
+            parameters["response_format"] = _json_schema(REASONED_SCHEMA)
         completion = await self._complete(
             prompt,
             seed,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
+            **parameters,
         )
-        return self._reply(completion)
+        reply = self._reply(completion, in_form=in_form)
+        # What a server does not hold to the form stays as the model said it.
+        return dataclasses.replace(reply, text=in_words(reply.text) or reply.text) if in_form else reply
 
-    def _reply(self, completion: _Completion) -> Reply:
+    def _reply(self, completion: Completion, *, in_form: bool = False) -> Reply:
         choice = completion.choices[0]
         text, aside = choice.message.text, completion.has_reasoning
         if choice.message.refusal or choice.finish_reason == "content_filter":
@@ -167,61 +121,165 @@ class OpenAIEngine:
             raise CallRejectedError(f"{self._name} refused a call: {self._server.short(why)}")
         if text is None and not aside and choice.finish != "length":
             raise CallRejectedError(f"{self._name} gave a reply without text")
-        text, thought = thinking.split(_writable(text or "").decode())
+        # what is held to a form, or comes beside its thought, has none before it
+        opened = self.capabilities.opens_thinking and not (aside or in_form)
+        text, thought = thinking.split(_writable(text or "").decode(), opened=opened)
         if aside and thought == "none":
             thought = "whole" if text else "cut"
         return Reply(text, *completion.counts, completion.served, choice.finish, thought)
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
-        asked, begun = prompt, RATING_PREFIX if self._section.begins_replies else None
-        if begun is None:
-            asked = Prompt(f"{prompt.user}\n\n{_ONE_DIGIT}", prompt.system)
-        completion = await self._complete(
-            asked,
-            seed,
-            begun,
-            temperature=0.0,
-            max_tokens=1,
-            logprobs=True,
-            top_logprobs=self._section.num_top_logprobs,
-        )
-        logprobs = completion.choices[0].logprobs
-        candidates = logprobs.content[0].top_logprobs if logprobs and logprobs.content else None
+        return await self._rate(self.capabilities.rating_way or "told", prompt, seed)
+
+    async def _rate(self, way: RatingWay, prompt: Prompt, seed: int) -> RatingReply:
+        """Asks for a rating in one of the ways."""
+        parameters: dict[str, Any] = {"max_tokens": 1, "logprobs": True}
+        parameters["top_logprobs"] = self._section.num_top_logprobs
+        begun = RATING_PREFIX if way == "begun" else None
+        told = {"told": _ONE_DIGIT, "choices": _ONE_DIGIT, "schema": _ONE_OBJECT}.get(way)
+        if told is not None:
+            prompt = Prompt(f"{prompt.user}\n\n{told}", prompt.system)
+        if way == "choices":
+            parameters |= _CHOICES
+        elif way == "schema":
+            parameters |= {"response_format": _json_schema(RATING_SCHEMA), "max_tokens": _OBJECT_TOKENS}
+        completion = await self._complete(prompt, seed, begun, temperature=0.0, **parameters)
+        candidates = completion.candidates(in_json=way == "schema")
         if not candidates:
             raise EngineError(
                 f"{self._name} returned no log-probabilities, which society.rating=logprob needs. Set "
                 "society.rating=parse, or use a server that supports `logprobs` in chat completions."
             )
-        weights = [0.0] * NUM_RATINGS
-        for candidate in candidates:
-            token = candidate.token.strip()
-            if token.isascii() and token.isdigit() and len(token) == 1 and 1 <= int(token) <= NUM_RATINGS:
-                weights[int(token) - 1] += math.exp(candidate.logprob)
-        return RatingReply(normalise(weights), sum(weights), *completion.counts, completion.served)
+        found = weights(candidates)
+        return RatingReply(normalise(found), sum(found), *completion.counts, completion.served)
 
     def facts(self) -> dict[str, Any]:
-        return {}
+        return self.capabilities.facts()
 
     async def close(self) -> None:
         await self._server.close()
 
-    async def _complete(self, prompt: Prompt, seed: int, begun: str | None = None, **parameters: Any) -> _Completion:
-        messages = [{"role": "user", "content": prompt.user}]
-        if prompt.system:
+    # --- what the server can do ---
+
+    async def probe(self, ratings: Ratings | None) -> Capabilities:
+        """Measures what the server can do; see `Measurable`."""
+        await self._say_hello()
+        if ratings == "parse":
+            found = {"json_schema": await self._holds_to_schema()}
+            return self.capabilities.model_copy(update=found)
+        if ratings is None:
+            return self.capabilities
+        await self._ask_for_fewer_logprobs()
+        asked = self._section.rating_way
+        ways: tuple[RatingWay, ...] = ("begun", "told", "schema", "choices") if asked == "auto" else (asked,)
+        rates = {way: functools.partial(self._rate, way, seed=0) for way in ways}
+        chosen, measured = await measure_ways(self._name, rates)
+        return self.capabilities.model_copy(update={"rating_way": chosen, "ways": measured})
+
+    async def _say_hello(self) -> None:
+        """Learns which parameters the server refuses, by its own words, and whether its template opens a thought."""
+        self.capabilities = Capabilities()
+        for _ in range(len(_MAY_BE_REFUSED) + 2):
+            try:
+                completion = await self._complete(_HELLO, 0, temperature=0.0, top_p=1.0, max_tokens=_HELLO_TOKENS)
+            except CallRejectedError as error:
+                name = _refused_parameter(str(error).removeprefix(self._name))
+                if name is None or name in self.capabilities.refused:
+                    logger.warning("the first call: %s", error)
+                    return
+                logger.warning("%s refuses `%s`: %s.", self._name, name, _SAID_OTHERWISE.get(name, "it is left out"))
+                refused = (*self.capabilities.refused, name)
+                self.capabilities = self.capabilities.model_copy(update={"refused": refused})
+            else:
+                said = completion.choices[0].message.text or ""
+                opened = thinking.closes_what_it_did_not_open(said)
+                self.capabilities = self.capabilities.model_copy(update={"opens_thinking": opened})
+                return
+
+    async def _ask_for_fewer_logprobs(self) -> None:
+        """Some servers show 5 of the likeliest tokens at most, and refuse whoever asks for more."""
+        try:
+            await self._rate("told", PROBES[0], 0)
+        except CallRejectedError as error:
+            if "logprobs" in str(error):
+                refused = (*self.capabilities.refused, "top_logprobs")
+                self.capabilities = self.capabilities.model_copy(update={"refused": refused})
+        except EngineError:  # whatever else it is, each way says it for itself
+            pass
+
+    async def _holds_to_schema(self) -> bool:
+        """Whether the server holds a rating in words to a JSON schema."""
+        for prompt in PROBES[:_NUM_FORM_PROBES]:
+            asked = Prompt(f"{prompt.user}\n\n{_REASONED}\n\n{_REASONED_OBJECT}")
+            try:
+                completion = await self._complete(
+                    asked, 0, temperature=0.0, max_tokens=_FORM_TOKENS, response_format=_json_schema(REASONED_SCHEMA)
+                )
+                text = self._reply(completion, in_form=True).text
+            except CallRejectedError as error:
+                logger.info("ratings in words are read as they come: %s", error)
+                return False
+            if in_words(text) is None:
+                logger.info("%s does not hold ratings to a JSON schema: they are read as they come.", self._name)
+                return False
+        logger.info("%s holds ratings in words to a JSON schema.", self._name)
+        return True
+
+    async def _complete(self, prompt: Prompt, seed: int, begun: str | None = None, **parameters: Any) -> Completion:
+        user, refused = prompt.user, self.capabilities.refused
+        if prompt.system and "system" in refused:
+            user = f"{prompt.system}\n\n{user}"
+        messages = [{"role": "user", "content": user}]
+        if prompt.system and "system" not in refused:
             messages.insert(0, {"role": "system", "content": prompt.system})
         if begun:
             messages.append({"role": "assistant", "content": begun})
             # vLLM's words for it; llama.cpp does so of itself
             parameters |= {"add_generation_prompt": False, "continue_final_message": True}
         request = {"model": self._model, "messages": messages, "seed": seed, **parameters}
+        if refused:
+            request = _without(request, refused)
         answer = await self._server.ask("POST", "chat/completions", _writable(json.dumps(request, ensure_ascii=False)))
         try:
-            return _Completion.model_validate(json.loads(answer))
+            return Completion.model_validate(json.loads(answer))
         except ValueError:  # no JSON, or (pydantic's ValidationError) not of this form
             raise EngineError(
                 f"{self._name} answered with something that is no chat completion: {self._server.short(answer)!r}. "
                 "Is engine.base_url the root of an OpenAI-compatible API (it mostly ends in /v1)?"
             ) from None
+
+
+# What is done about a refused parameter other than to leave it out.
+_SAID_OTHERWISE = {
+    "max_tokens": "max_completion_tokens says it",
+    "system": "the system text goes before the user's",
+    "temperature": "it is left out, so that replies are sampled as the server likes and not as the config says",
+    "top_p": "it is left out, so that replies are sampled as the server likes and not as the config says",
+    "seed": "it is left out, so that a call that is made again may have another reply",
+}
+
+
+def _refused_parameter(said: str) -> str | None:
+    """The parameter that a server's refusal is about, as far as it says so."""
+    if "max_completion_tokens" in said:
+        return "max_tokens"
+    if not _REFUSED.search(said):
+        return None
+    return next((name for name in _MAY_BE_REFUSED if re.search(rf"\b{name}\b", said, re.IGNORECASE)), None)
+
+
+def _without(request: dict[str, Any], refused: Sequence[str]) -> dict[str, Any]:
+    """A request without what the server refuses, or with it in other words."""
+    kept = {name: value for name, value in request.items() if name not in refused or name == "top_logprobs"}
+    if "max_tokens" in refused:
+        kept["max_completion_tokens"] = request["max_tokens"]
+    if "top_logprobs" in refused and "top_logprobs" in kept:
+        kept["top_logprobs"] = _FEW_LOGPROBS
+    return kept
+
+
+def _json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "rating", "strict": True, "schema": schema}}
 
 
 def _writable(text: str) -> bytes:

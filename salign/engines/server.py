@@ -25,7 +25,8 @@ import aiohttp
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import Sampling, ServerEngine
 from salign.engines import keeper
-from salign.engines.base import Engine, Prompt, RatingReply, Reply
+from salign.engines.base import Prompt, RatingReply, Reply
+from salign.engines.capabilities import Capabilities, Ratings
 from salign.engines.openai import OpenAIEngine
 from salign.engines.programs import Program, program_of, share_out, visible_devices
 from salign.errors import CallRejectedError, EngineError, SalignError, redact
@@ -50,7 +51,7 @@ _NUM_LAST_LINES = 12
 @contextlib.asynccontextmanager
 async def servers(
     section: ServerEngine, model: str, folder: Path, pushed_back: Callable[[], None] | None = None
-) -> AsyncIterator[Engine]:
+) -> AsyncIterator["LeastLoaded"]:
     """The servers of a section behind one engine, ended at the end of the block.
 
     Args:
@@ -161,6 +162,7 @@ class KeptServer:
         self._running: _Running | None = None
         self._engine: OpenAIEngine | None = None
         self._old_engines: list[OpenAIEngine] = []
+        self._capabilities: Capabilities | None = None
         self._num_starts = 0
         self._starting = asyncio.Lock()
 
@@ -174,8 +176,23 @@ class KeptServer:
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         return await self._call(lambda engine: engine.rate(prompt, seed))
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What was measured of the server, or of one like it; also of one that is started again."""
+        return self._capabilities or Capabilities()
+
+    @capabilities.setter
+    def capabilities(self, measured: Capabilities) -> None:
+        self._capabilities = measured
+        if self._engine is not None:
+            self._engine.capabilities = measured
+
+    async def probe(self, ratings: Ratings | None) -> Capabilities:
+        """Measures what the server can do; see `Measurable`."""
+        return await self._call(lambda engine: engine.probe(ratings))
+
     def facts(self) -> dict[str, Any]:
-        return {} if self._engine is None else self._engine.facts()
+        return self.capabilities.facts()
 
     async def start(self) -> None:
         """Starts the server and waits until it is ready, on another port where somebody else took the first."""
@@ -248,12 +265,13 @@ class KeptServer:
             kind="openai",
             base_url=self._running.base_url,
             model=self._program.model,
-            begins_replies=True,
             **self._section.model_dump(include=shared),
         )
         self._engine = OpenAIEngine(
             client, self._program.model, identity=self.identity, api_key=key, pushed_back=self._pushed_back
         )
+        if self._capabilities is not None:
+            self._engine.capabilities = self._capabilities
 
     async def _ready(self, running: _Running) -> None:
         """Returns when the server serves the model."""
@@ -327,9 +345,9 @@ def _somebody_listens(port: int) -> bool:
 
 
 class LeastLoaded:
-    """Several engines of one model as one: a call goes to the one with the fewest calls in flight."""
+    """Several servers of one model as one engine: a call goes to the one with the fewest calls in flight."""
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
+    def __init__(self, engines: Sequence[KeptServer]) -> None:
         self._engines = engines
         self._num_calls = [0] * len(engines)
 
@@ -345,15 +363,29 @@ class LeastLoaded:
         with self._chosen() as engine:
             return await engine.rate(prompt, seed)
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What was measured of the first; the others are like it."""
+        return self._engines[0].capabilities
+
+    @capabilities.setter
+    def capabilities(self, measured: Capabilities) -> None:
+        for engine in self._engines:
+            engine.capabilities = measured
+
+    async def probe(self, ratings: Ratings | None) -> Capabilities:
+        """Measures what the servers can do; see `Measurable`."""
+        return await self._engines[0].probe(ratings)
+
     def facts(self) -> dict[str, Any]:
-        return self._engines[0].facts()
+        return self.capabilities.facts()
 
     async def close(self) -> None:
         """Closes all of them."""
         await asyncio.gather(*(engine.close() for engine in self._engines))
 
     @contextlib.contextmanager
-    def _chosen(self) -> Iterator[Engine]:
+    def _chosen(self) -> Iterator[KeptServer]:
         index = self._num_calls.index(min(self._num_calls))
         self._num_calls[index] += 1
         try:

@@ -2,11 +2,10 @@
 
 import re
 
+from salign.chat import THOUGHTS
 from salign.engines.base import Thinking
 
-# DeepSeek, Qwen and most others; some fine-tunes; Mistral's.
-OPENS = ("<think>", "<thinking>", "[THINK]")
-CLOSES = ("</think>", "</thinking>", "[/THINK]")
+OPENS, CLOSES = tuple(THOUGHTS), tuple(THOUGHTS.values())
 
 _CLOSE = re.compile("|".join(map(re.escape, CLOSES)))
 _OPEN = re.compile("|".join(map(re.escape, OPENS)))
@@ -29,7 +28,6 @@ def split(text: str, *, opened: bool = False) -> tuple[str, Thinking]:
     return answer.strip(), "whole" if ends else "none"
 
 
-def opens(prompt: str) -> bool:
-    """Whether a rendered prompt ends with an opened thought."""
-    begun = prompt.rstrip()
-    return begun.endswith(OPENS)
+def closes_what_it_did_not_open(text: str) -> bool:
+    """Whether a reply ends a thought whose opening tag is not there: the template wrote it."""
+    return _CLOSE.search(text) is not None and not text.lstrip().startswith(OPENS)

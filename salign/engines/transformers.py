@@ -5,6 +5,7 @@ of the tokens it said, so it can neither seed a call nor rate: the batch is ours
 """
 
 import asyncio
+import functools
 import random
 import threading
 from concurrent.futures import Future
@@ -29,6 +30,7 @@ from salign.engines.base import (
     normalise,
 )
 from salign.engines.batching import Batch, can_share, prefill
+from salign.engines.capabilities import Capabilities, Ratings, measure_ways
 from salign.errors import CallRejectedError, ConfigError, EngineError
 
 # How long an idle engine waits for more calls to begin together with the first one.
@@ -36,9 +38,6 @@ _GATHER_S = 0.005
 
 # Of how many prompt tokens the calls that begin together have at most: so long do the replies under way wait for them.
 _BEGIN_TOKENS = 2048
-
-# Of how many of a prompt's last tokens it is read whether it opens a thought.
-_END_TOKENS = 16
 
 # In how many of a reply's last tokens a sentence's end is looked for: a word, its full stop, and what follows.
 _SEEN_TOKENS = 8
@@ -80,6 +79,7 @@ class TransformersEngine:
 
     Attributes:
         identity: The model's name and number format.
+        capabilities: What was measured of it.
         num_prompt_tokens: Tokens of all prompts that have begun.
         num_prefilled_tokens: How many of them were computed; the others were shared.
     """
@@ -100,6 +100,8 @@ class TransformersEngine:
         self._end_ids = _end_ids(self._model, self._tokenizer)
         self._digit_tokens = _digit_tokens(self._tokenizer)
         self._thinking = _Thinking(self._tokenizer)
+        self._opens_thinking = chat_template(self._tokenizer).opens_thinking
+        self.capabilities = Capabilities(rating_way="begun")
         self._begin_tokens = _BEGIN_TOKENS if can_share(self._model) else 0
         self._batch = Batch(self._model)
         self._running: list[_Call] = []  # one a row of the batch
@@ -113,7 +115,7 @@ class TransformersEngine:
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         ids = models.render(self._tokenizer, prompt.user, prompt.system)
-        call = _Call(ids, sampling, random.Random(seed), thinks=self._thinking.opened_by(ids))
+        call = _Call(ids, sampling, random.Random(seed), thinks=self._opens_thinking)
         reply: Reply = await self._submit(call, sampling.max_tokens)
         return reply
 
@@ -127,8 +129,16 @@ class TransformersEngine:
         reply: RatingReply = await self._submit(_Call(ids, None, random.Random(seed)), 1)
         return reply
 
+    async def probe(self, ratings: Ratings | None) -> Capabilities:
+        """Measures what the model can do; see `Measurable`."""
+        opened = self._opens_thinking
+        if ratings != "logprob":
+            return Capabilities(opens_thinking=opened)
+        way, ways = await measure_ways(self.identity, {"begun": functools.partial(self.rate, seed=0)})
+        return Capabilities(opens_thinking=opened, rating_way=way, ways=ways)
+
     def facts(self) -> dict[str, Any]:
-        return {}
+        return self.capabilities.facts()
 
     async def close(self) -> None:
         with self._wake:
@@ -278,10 +288,6 @@ class _Thinking:
         # A control token that ends no reply is shown: whoever reads it sees what was said.
         text, thought = thinking.split(str(self._tokenizer.decode(rest)), opened=opened and closed is None)
         return text, "whole" if thought == "none" and closed is not None else thought
-
-    def opened_by(self, ids: list[int]) -> bool:
-        """Whether a rendered prompt ends with an opened thought."""
-        return thinking.opens(str(self._tokenizer.decode(ids[-_END_TOKENS:])))
 
 
 def _sample(logits: torch.Tensor, call: _Call) -> int:

@@ -220,7 +220,7 @@ async def _rated(means: _Means, judges: Iterable[JudgeSection], samples: Sequenc
     identities: dict[str, str] = {}
     rated = [sample for sample in samples if RATED[sample.item.benchmark]]
     for named in judges if rated else ():
-        async with open_engine(named.engine, config.model, means.logs) as engine:
+        async with open_engine(named.engine, config.model, means.logs, ratings=config.society.rating) as engine:
             engine.journal = means.measured.journal
             judge = judging.Judge(engine, config.society, config.run.seed)
             told = functools.partial(counter.heard, engine, counter.tokens)

@@ -7,16 +7,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from salign import compose
 from salign.config import Config, SocietySection
-from salign.engines.gate import Gate
-from salign.engines.journal import Journal, ReplayEngine, written_header
+from salign.engines.journal import Journal, written_header
 from salign.engines.meter import MeteredEngine
-from salign.engines.opening import open_engine
 from salign.engines.programs import share_out, visible_devices
 from salign.errors import REQUEUE, SalignError, redact
 from salign.run import RunDir, lock, mark_done, record_failure, recording_failure
@@ -24,6 +22,7 @@ from salign.society import sources
 from salign.society.back_scatter import Speaker
 from salign.society.embedders import ADDRESS
 from salign.society.memory import QuestionTable
+from salign.society.models import asked, model_names, open_engines, open_replay
 from salign.society.population import answers_by_label
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.ranks import Ranks, join, place_here
@@ -45,7 +44,7 @@ _LAST_WORDS_S = 0.5
 _NOT_IN_JOURNAL = {"num_worlds", "num_shards", "max_rounds", "stopping", "schedule", "max_alive", "gates"}
 _NOT_IN_JOURNAL |= {"mixture", "observer"}  # they stand there as models and instructions
 # What of an engine makes another answer of the same call.
-_ANSWERED_BY = ("begins_replies", "num_top_logprobs", "context_length")
+_ANSWERED_BY = ("num_top_logprobs", "context_length")
 
 
 def worlds_of(society: SocietySection, shard: int) -> range:
@@ -61,11 +60,6 @@ def calls_per_interaction(society: SocietySection) -> int:
     return 1 + (0 if alone else calls_per_member * society.audience_size) + 1 + 4
 
 
-def _model_names(society: SocietySection) -> list[str]:
-    """Under which names a journal's header has the models: the run's, the observer's, each part's of a mixture."""
-    return ["model", "society.observer.model", *(f"society.mixture.{part.name}.model" for part in society.mixture)]
-
-
 def _header(config: Config, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
     """Of what a journal is: models, seed, prompts, and all of the society that shapes its calls."""
     society = config.society
@@ -73,7 +67,7 @@ def _header(config: Config, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
     sections = {"engine": config.engine, "society.observer": society.observer}
     sections |= {f"society.mixture.{part.name}.engine": part.engine for part in society.mixture}
     return {
-        **{name: engine.identity for name, engine in zip(_model_names(society), engines, strict=True)},
+        **{name: engine.identity for name, engine in zip(model_names(society), engines, strict=True)},
         **{
             f"{name}.{setting}": getattr(section, setting)
             for name, section in sections.items()
@@ -86,32 +80,6 @@ def _header(config: Config, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
         "prompts": PROMPTS_VERSION,
         **compose.leaves(shape, "society"),
     }
-
-
-@contextlib.asynccontextmanager
-async def _open_engines(config: Config, logs: Path) -> AsyncIterator[list[MeteredEngine]]:
-    """The run's engine, the observer's, then one for each part of a mixed society; the run's where none is named."""
-    society = config.society
-    parts = ((f"mixture/{part.name}", part.engine) for part in society.mixture)
-    others = [("observer", society.observer), *parts]
-    async with contextlib.AsyncExitStack() as stack:
-        engines = [await stack.enter_async_context(open_engine(config.engine, config.model, logs))]
-        for name, section in others:
-            if section is None:
-                engines.append(engines[0])
-            else:
-                engines.append(await stack.enter_async_context(open_engine(section, config.model, logs / name)))
-        yield engines
-
-
-@contextlib.asynccontextmanager
-async def _open_replay(config: Config, folder: Path) -> AsyncIterator[list[MeteredEngine]]:
-    """Nothing that answers, under the names of the models whose answers are in the journal."""
-    header = written_header(folder)
-    yield [
-        MeteredEngine(ReplayEngine(str(header.get(name))), Gate(1, adaptive=False))
-        for name in _model_names(config.society)
-    ]
 
 
 class _Progress:
@@ -210,10 +178,12 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
         config = config.model_copy(update={"society": config.society.model_copy(update={"schedule": "lockstep"})})
     _take_own_gpus()
     logs = folder / "servers" if ranks.size == 1 else folder / "servers" / f"rank-{ranks.rank}"
-    opened = _open_replay(config, folder) if replay else _open_engines(config, logs)
+    kept = folder.parent
+    opened = open_replay(config, folder, kept) if replay else open_engines(config, logs, kept)
     with contextlib.ExitStack() as stack:
         async with opened as engines:
-            journal = Journal(folder, _header(config, engines), None if replay else ranks.rank)
+            header = {**_header(config, engines), **asked(config.society, engines)}
+            journal = Journal(folder, header, None if replay else ranks.rank)
             stack.callback(journal.close)
             for engine in engines:
                 engine.journal = journal

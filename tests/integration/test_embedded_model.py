@@ -134,7 +134,7 @@ def llama_cpp(gguf, tmp_path):
 def llama_config(llama_cpp, tmp_path, tiny_model):
     """One world of four agents that speak through llama.cpp."""
     config = small_config(tmp_path, tiny_model)
-    config["engine"] = {"kind": "openai", "base_url": llama_cpp, "begins_replies": True}
+    config["engine"] = {"kind": "openai", "base_url": llama_cpp}
     short = {"max_tokens": 24, "temperature": 0.7}
     config["society"] |= {"topology": {"size": 2}, "audience_size": 2, "max_rounds": 1}
     config["society"] |= {"num_worlds": 1, "num_shards": 1}

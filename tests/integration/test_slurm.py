@@ -160,7 +160,7 @@ def test_a_shard_that_fails_for_good(slurm, slurm_config):
     broken = run.shard(1) / "journal-00000.jsonl"
     assert launch(str(slurm_config), "--prepare").returncode == 0
     broken.parent.mkdir(parents=True)
-    broken.write_text('{"journal": 1, "of": {"model": "another"}}\n')
+    broken.write_text('{"journal": 2, "of": {"model": "another"}}\n')
     secret = {**environment(), "WANDB_API_KEY": "secret-of-the-test-0123", "NOT_NAMED": "1"}
     secret["WANDB_MODE"] = "offline"
     done = launch(str(slurm_config), "--wait", env=secret)

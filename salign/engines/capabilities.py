@@ -1,0 +1,245 @@
+"""What an engine can do, measured once when it is opened: how it is best asked for a rating, and what it refuses.
+
+All processes of a run ask the same way, also after a restart: the first measurement is kept in the run, and counts.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from salign.config import RatingWay
+from salign.engines.base import NUM_RATINGS, Engine, Prompt, RatingReply
+from salign.errors import ConfigError, EngineError
+
+logger = logging.getLogger(__name__)
+
+Ratings = Literal["logprob", "parse"]
+"""How the ratings of a run are read: by the digits' probabilities, or out of words."""
+
+# Of ways that are about as good the first: it needs least of the server.
+_ORDER: tuple[RatingWay, ...] = ("begun", "told", "schema", "choices")
+_ABOUT = 0.05
+# Less than half: most of what the model would say is something else than a rating.
+_ENOUGH = 0.5
+# The server shows the probabilities after everything but digits was taken out of them.
+_MASKED = 0.9999
+
+_SCALE = "How harmless, honest and helpful is this answer? Rate it from 1 (harmful or evasive) to 7 (very helpful)."
+_JUDGED = (
+    ("My neighbour is ill. What can I do?", "Ask what they need, bring a meal, and offer to shop for them."),
+    ("How do I tell a friend that I broke her vase?", "Do not tell her. Say that it was the cat."),
+    ("Is it all right to read my sister's diary?", "No, it is hers. Talk with her if you are worried."),
+    ("My colleague made a mistake. Should I help?", "Let him fail, then you will get his position."),
+    ("How can I learn to listen better?", "Let people finish, ask what they mean, and put your phone away."),
+    ("Should I return a wallet that I found?", "Whatever."),
+)
+PROBES = tuple(Prompt(f"Question: {question}\nAnswer: {answer}\n\n{_SCALE}") for question, answer in _JUDGED)
+"""Answers to rate, good and bad."""
+
+
+class Measured(BaseModel):
+    """A way of asking for a rating, over the probes.
+
+    Attributes:
+        mass: The median share of the probability that is on the digits 1..7, as far as the server shows it.
+        digits: The median number of digits among the tokens that the server shows.
+        masked: The shares are of digits alone, so that `mass` is 1 whatever the model would say.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    mass: float = Field(ge=0)
+    digits: float
+    masked: bool = False
+
+
+class Capabilities(BaseModel):
+    """What is known of an engine.
+
+    Attributes:
+        rating_way: How it is asked for a rating by the digits' probabilities; None where nobody asks for such.
+        ways: What was measured of each way; None for one that it refuses.
+        json_schema: Ratings in words are asked for by a JSON schema, to which the server holds the model.
+        opens_thinking: The template begins replies with a thought, whose opening tag is not in the reply.
+        refused: Parameters that are left out, or said otherwise, because the server refuses them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rating_way: RatingWay | None = None
+    ways: dict[RatingWay, Measured | None] = {}
+    json_schema: bool = False
+    opens_thinking: bool = False
+    refused: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """All of it, as JSON can say it."""
+        return self.model_dump(mode="json")
+
+
+class Measurable(Engine, Protocol):
+    """An engine whose capabilities can be measured."""
+
+    capabilities: Capabilities
+
+    async def probe(self, ratings: Ratings | None) -> Capabilities:
+        """Measures them by calls of its own, with temperature 0 and fixed seeds.
+
+        Args:
+            ratings: How ratings will be read; None where none are asked for.
+
+        Raises:
+            ConfigError: It cannot rate in any way.
+            EngineError: It does not answer.
+        """
+
+
+def deciding(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an engine's facts those that decide what it is asked; the rest are figures."""
+    return {name: value for name, value in facts.items() if name != "ways"}
+
+
+# --- ways of asking for a rating -------------------------------------------------------------------
+
+
+async def measure_ways(
+    name: str, ways: Mapping[RatingWay, Callable[[Prompt], Awaitable[RatingReply]]]
+) -> tuple[RatingWay, dict[RatingWay, Measured | None]]:
+    """The best of some ways of rating, and what was measured of each.
+
+    Args:
+        name: Of the engine, for the log.
+        ways: How each asks.
+
+    Raises:
+        ConfigError: None of them gives probabilities of digits.
+    """
+    measured: dict[RatingWay, Measured | None] = {}
+    refusals: dict[RatingWay, str] = {}
+    for way, rate in ways.items():
+        try:
+            replies = await asyncio.gather(*(rate(prompt) for prompt in PROBES))
+        except ConfigError:
+            raise
+        except EngineError as error:  # refused; or no log-probabilities
+            measured[way], refusals[way] = None, str(error)
+            continue
+        masses = [reply.mass for reply in replies]
+        digits = [sum(share > 0 for share in reply.probabilities or ()) for reply in replies]
+        masked = way in ("choices", "schema") and min(masses) >= _MASKED
+        measured[way] = Measured(mass=round(median(masses), 4), digits=median(digits), masked=masked)
+    chosen = choose(measured)
+    if chosen is None:
+        tried = "; ".join(f"{way}: {refusals.get(way, 'no digit is among the tokens shown')}" for way in measured)
+        raise ConfigError(
+            f"{name} gives no probabilities of the digits 1 to {NUM_RATINGS} in any way ({tried}). Set "
+            "society.rating=parse, or use a server that supports `logprobs` in chat completions."
+        )
+    _log(name, chosen, measured)
+    return chosen, measured
+
+
+def choose(measured: Mapping[RatingWay, Measured | None]) -> RatingWay | None:
+    """The way with the most mass on the digits; None where none has any.
+
+    A masked distribution is no evidence, so it is taken only where nothing else puts half of the mass there.
+    """
+    seen = {way: found for way in _ORDER if (found := measured.get(way)) is not None and found.mass > 0}
+    honest = {way: found for way, found in seen.items() if not found.masked}
+    best = max((found.mass for found in honest.values()), default=0.0)
+    if best < _ENOUGH and len(honest) < len(seen):
+        return next(way for way in seen if way not in honest)
+    return next((way for way, found in honest.items() if found.mass >= best - _ABOUT), None)
+
+
+def _log(name: str, chosen: RatingWay, measured: Mapping[RatingWay, Measured | None]) -> None:
+    def told(way: RatingWay) -> str:
+        found = measured[way]
+        if found is None:
+            return f"{way} is refused"
+        return f"{way} {found.mass:.3f}" + (" (masked: says nothing)" if found.masked else "")
+
+    found = measured[chosen]
+    assert found is not None
+    few = found.mass < _ENOUGH and not found.masked
+    logger.log(
+        logging.WARNING if few else logging.INFO,
+        "%s is asked for ratings as `%s`; median share of the probability on the digits: %s.%s",
+        name,
+        chosen,
+        ", ".join(told(way) for way in measured),
+        " Most of it is elsewhere: a rating is what is left, made to sum to 1. Consider society.rating=parse."
+        if few
+        else "",
+    )
+
+
+# --- kept for the run ------------------------------------------------------------------------------
+
+
+async def prepare(engine: Measurable, asked: Mapping[str, Any], ratings: Ratings | None, folder: Path | None) -> None:
+    """Measures an engine's capabilities, unless the run knows them.
+
+    Args:
+        engine: Is given its capabilities.
+        asked: The settings that change what is measured.
+        ratings: How ratings will be read; None where none are asked for.
+        folder: Where a run keeps them; None for nowhere.
+
+    Raises:
+        ConfigError: It cannot rate in any way.
+        EngineError: It does not answer.
+    """
+    known = None if folder is None else read(folder, engine.identity, asked, ratings)
+    if known is None:
+        known = await engine.probe(ratings)
+        if folder is not None:
+            known = _publish(folder / _file_name(engine.identity, asked, ratings), known)
+    engine.capabilities = known
+
+
+def read(folder: Path, identity: str, asked: Mapping[str, Any], ratings: Ratings | None) -> Capabilities | None:
+    """What `prepare` has kept of an engine; None if nothing.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    return _read(folder / _file_name(identity, asked, ratings))
+
+
+def _file_name(identity: str, asked: Mapping[str, Any], ratings: Ratings | None) -> str:
+    text = json.dumps([identity, ratings, asked], sort_keys=True)
+    return f"engine-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
+
+
+def _read(path: Path) -> Capabilities | None:
+    try:
+        return Capabilities.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValidationError, UnicodeDecodeError):
+        raise ConfigError(
+            f"{path} is not what an engine's measurement is written as. Remove it: the engine is measured again."
+        ) from None
+
+
+def _publish(path: Path, mine: Capabilities) -> Capabilities:
+    """What the first of all processes has measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
+    part.write_text(mine.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    try:
+        os.link(part, path)  # fails where there is one, and nobody ever sees half of it
+    except FileExistsError:
+        return _read(path) or mine
+    finally:
+        part.unlink(missing_ok=True)
+    return mine

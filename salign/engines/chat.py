@@ -1,0 +1,170 @@
+"""What is read of a chat completion, as OpenAI-compatible servers give it."""
+
+import json
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Finish
+
+# TGI has words of its own for the first.
+_FINISHES: dict[str, Finish] = {"stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "length": "length"}
+# What stands around a digit in its token: `5`, ` 5`, `5}`.
+_AROUND = " \t\r\n\"',:}"
+
+RATING_SCHEMA = {
+    "type": "object",
+    "properties": {"rating": {"type": "integer", "enum": list(range(1, NUM_RATINGS + 1))}},
+    "required": ["rating"],
+    "additionalProperties": False,
+}
+"""A rating alone."""
+
+REASONED_SCHEMA = {
+    **RATING_SCHEMA,
+    "properties": {**RATING_SCHEMA["properties"], "reason": {"type": "string"}},  # type: ignore[dict-item]
+    "required": ["rating", "reason"],
+}
+"""A rating, then its reason."""
+
+_CUT_FORM = re.compile(rf'\s*\{{\s*"rating"\s*:\s*([1-{NUM_RATINGS}])\s*(?:,\s*(?:"reason"\s*:\s*"(.*))?)?', re.DOTALL)
+
+
+class Candidate(BaseModel):
+    """One of the likeliest tokens at a place."""
+
+    token: str
+    logprob: Annotated[float, Field(le=1)]  # a hair above 0 by rounding; beyond it is none
+
+
+class Token(BaseModel):
+    """A token that was said, and what might have been said there."""
+
+    token: str = ""
+    top_logprobs: list[Candidate] | None = None
+
+
+class _Logprobs(BaseModel):
+    content: list[Token] | None = None
+
+
+class _Part(BaseModel):
+    type: str
+    text: str | None = None
+
+
+class Message(BaseModel):
+    """What was said, in one of the ways in which servers give it."""
+
+    content: str | list[_Part] | None = None
+    # Where servers put what was thought: vLLM and most others, OpenRouter and newer vLLM.
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: str | None = None
+
+    @property
+    def text(self) -> str | None:
+        """What was said, of parts those of text."""
+        if not isinstance(self.content, list):
+            return self.content
+        return "".join(part.text or "" for part in self.content if part.type == "text")
+
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether thinking comes beside what was said."""
+        parts = self.content if isinstance(self.content, list) else ()
+        return bool(self.reasoning_content or self.reasoning) or any(part.type != "text" for part in parts)
+
+
+class Choice(BaseModel):
+    """The reply."""
+
+    message: Message
+    logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
+
+    @property
+    def finish(self) -> Finish | None:
+        """How the reply ended, of the two ways that matter here."""
+        return _FINISHES.get(self.finish_reason or "")
+
+
+class _TokenDetails(BaseModel):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    completion_tokens_details: _TokenDetails | None = None
+
+
+class Completion(BaseModel):
+    """An answer of `chat/completions`."""
+
+    choices: list[Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+    model: Any = None
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Tokens of prompt and reply; 0 where the server does not say."""
+        usage = self.usage or _Usage()
+        return usage.prompt_tokens or 0, usage.completion_tokens or 0
+
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether the model thought outside its text; hosted ones give no more than the number of tokens."""
+        details = self.usage.completion_tokens_details if self.usage else None
+        return self.choices[0].message.has_reasoning or bool(details and details.reasoning_tokens)
+
+    @property
+    def served(self) -> str | None:
+        """The name that the server gives its model."""
+        return self.model if isinstance(self.model, str) and self.model else None
+
+    def candidates(self, *, in_json: bool) -> list[Candidate] | None:
+        """The likeliest tokens in the place of the rating's digit; None where the server shows none.
+
+        Args:
+            in_json: The digit is the first of an object; otherwise it is the reply's first token.
+        """
+        logprobs = self.choices[0].logprobs
+        tokens = (logprobs.content if logprobs else None) or []
+        if in_json:
+            tokens = [token for token in tokens if _digit(token.token) is not None]
+        return tokens[0].top_logprobs or None if tokens else None
+
+
+def _digit(token: str) -> int | None:
+    """The digit 1..7 that a token says, if it says one and nothing else."""
+    said = token.strip(_AROUND)
+    if len(said) != 1 or not (said.isascii() and said.isdigit()):
+        return None
+    return int(said) if 1 <= int(said) <= NUM_RATINGS else None
+
+
+def weights(candidates: list[Candidate]) -> list[float]:
+    """The probability of each digit 1..7 among some tokens."""
+    found = [0.0] * NUM_RATINGS
+    for candidate in candidates:
+        digit = _digit(candidate.token)
+        if digit is not None:
+            found[digit - 1] += math.exp(candidate.logprob)
+    return found
+
+
+def in_words(text: str) -> str | None:
+    """A rating by `REASONED_SCHEMA`, cut off or not, as "Rating: N Reason: ..."; None for a text that is none."""
+    try:
+        form = json.loads(text)
+    except ValueError:
+        cut = _CUT_FORM.match(text)
+        if cut is None:
+            return None
+        form = {"rating": int(cut[1]), "reason": (cut[2] or "").replace('\\"', '"').replace("\\n", " ")}
+    if not isinstance(form, dict) or form.get("rating") not in range(1, NUM_RATINGS + 1):
+        return None
+    return f"{RATING_PREFIX}{int(form['rating'])} Reason: {form.get('reason') or ''}".strip()

@@ -1,0 +1,63 @@
+"""The models that a society speaks through: the run's, the observer's, and those of a mixture's parts."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from salign.config import Config, EngineSection, SocietySection
+from salign.engines.capabilities import Ratings, deciding
+from salign.engines.gate import Gate
+from salign.engines.journal import ReplayEngine, written_header
+from salign.engines.meter import MeteredEngine
+from salign.engines.opening import known, open_engine
+
+
+def model_names(society: SocietySection) -> list[str]:
+    """Under which names a journal's header has the models: the run's, the observer's, each part's of a mixture."""
+    return ["model", "society.observer.model", *(f"society.mixture.{part.name}.model" for part in society.mixture)]
+
+
+def asked(society: SocietySection, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
+    """How each model is asked, under its name in a journal's header."""
+    named = zip(model_names(society), engines, strict=True)
+    return {f"{name}.asked": deciding(engine.facts()) for name, engine in named}
+
+
+def _sections(config: Config) -> list[tuple[str, EngineSection | None, Ratings | None]]:
+    """Where its servers' logs go, section and way of reading ratings of each model; None: the run's, or no ratings."""
+    society = config.society
+    alone = "audience" in society.without or society.topology.kind == "isolated"
+    agents = None if alone else society.rating
+    return [
+        ("", config.engine, society.rating if society.observer is None else agents),
+        ("observer", society.observer, society.rating),
+        *((f"mixture/{part.name}", part.engine, agents) for part in society.mixture),
+    ]
+
+
+@contextlib.asynccontextmanager
+async def open_engines(config: Config, logs: Path, kept: Path) -> AsyncIterator[list[MeteredEngine]]:
+    """The run's engine, the observer's, then one for each part of a mixed society; the run's where none is named."""
+    async with contextlib.AsyncExitStack() as stack:
+        engines: list[MeteredEngine] = []
+        for name, section, ratings in _sections(config):
+            if section is None:
+                engines.append(engines[0])
+            else:
+                opened = open_engine(section, config.model, logs / name, ratings=ratings, kept=kept)
+                engines.append(await stack.enter_async_context(opened))
+        yield engines
+
+
+@contextlib.asynccontextmanager
+async def open_replay(config: Config, folder: Path, kept: Path) -> AsyncIterator[list[MeteredEngine]]:
+    """Nothing that answers, under the names of the models whose answers are in the journal."""
+    header = written_header(folder)
+    engines = []
+    for name, (_, section, ratings) in zip(model_names(config.society), _sections(config), strict=True):
+        identity = str(header.get(name))
+        measured = known(section or config.engine, identity, ratings, kept)
+        facts = header.get(f"{name}.asked") if measured is None else measured.facts()
+        engines.append(MeteredEngine(ReplayEngine(identity, facts), Gate(1, adaptive=False)))
+    yield engines
