@@ -6,6 +6,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from salign.chat import chat_template
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
@@ -157,6 +158,7 @@ def in_process(folder, prompt=HELLO, max_tokens=4, *, says=(), template=None, to
     if tokens:
         engine._model.resize_token_embeddings(len(tokenizer))
     engine._thinking = type(engine._thinking)(tokenizer)
+    engine._opens_thinking = chat_template(tokenizer).opens_thinking
     ids = [token for text in says for token in tokenizer.encode(text, add_special_tokens=False)]
     ids.append(tokenizer.eos_token_id)
     said = iter(ids)
