@@ -11,7 +11,6 @@ from salign.config.base import (
     FolderOrHub,
     Name,
     NotBool,
-    NotNegative,
     Positive,
     Sampling,
     Section,

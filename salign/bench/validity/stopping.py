@@ -41,7 +41,7 @@ class _Case:
     num_trials: int = 200
 
 
-def measure(context: "Context") -> list[Figure]:
+def measure(_: "Context") -> list[Figure]:
     """The rule's error rates with its defaults, beside those of the best round and three rounds of patience."""
     rounds = np.arange(1, _MAX_ROUNDS + 1)
     flat, rising = np.full(_MAX_ROUNDS, 4.0), 3 + rounds / 25
@@ -94,7 +94,8 @@ def _ratings(case: _Case, rng: np.random.Generator) -> Rounds:
     question = rng.normal(0, _SD_QUESTION, (2, case.num_questions))[:, asked]
     agent = rng.normal(0, _SD_AGENT, (2, 1, n))
     means = _before_rounding(case.means)[None, :, None]
-    return np.clip(np.rint(means + question + agent + _SD_CHANCE * chance), 1, 7)
+    ratings: Rounds = np.clip(np.rint(means + question + agent + _SD_CHANCE * chance), 1, 7)
+    return ratings
 
 
 def _before_rounding(means: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -106,7 +107,7 @@ def _before_rounding(means: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _new_rule(ratings: Rounds) -> int:
-    num_rounds, num_agents = ratings.shape[1:]
+    _, num_rounds, num_agents = ratings.shape
     rule = StopRule(Stopping(), num_agents, num_rounds)
     for number in range(num_rounds - 1):
         alignment, engagement = (dict(enumerate(values)) for values in ratings[:, number].tolist())
