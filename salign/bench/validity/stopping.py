@@ -38,14 +38,14 @@ class _Case:
     means: NDArray[np.float64]
     num_agents: int = 100
     num_questions: int = 180
-    num_trials: int = 200
+    num_trials: int = 300
 
 
 def measure(_: "Context") -> list[Figure]:
     """The rule's error rates with its defaults, beside those of the best round and three rounds of patience."""
-    rounds = np.arange(1, _MAX_ROUNDS + 1)
+    rounds = np.arange(1, _MAX_ROUNDS + 1, dtype=np.float64)
     flat, rising = np.full(_MAX_ROUNDS, 4.0), 3 + rounds / 25
-    just = 3 + Stopping().tolerance / Stopping().window * rounds
+    just = 3 + rounds * (Stopping().tolerance / Stopping().window)
     ending, ending_late = (3 + np.minimum(np.arange(1, end + 1), _RISING) / 10 for end in (_MAX_ROUNDS, 100))
     figures = []
     for case in (_Case("100 agents", flat), _Case("9 agents", flat, 9), _Case("10 questions", flat, 100, 10)):
@@ -107,7 +107,7 @@ def _before_rounding(means: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _new_rule(ratings: Rounds) -> int:
-    _, num_rounds, num_agents = ratings.shape
+    num_rounds, num_agents = len(ratings[0]), len(ratings[0, 0])
     rule = StopRule(Stopping(), num_agents, num_rounds)
     for number in range(num_rounds - 1):
         alignment, engagement = (dict(enumerate(values)) for values in ratings[:, number].tolist())
