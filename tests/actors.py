@@ -22,7 +22,7 @@ from salign.society import back_scatter
 from salign.society.back_scatter import Speaker
 from salign.society.memory import QuestionTable
 from salign.society.rounds import Round
-from salign.society.simulation import Simulation
+from salign.society.simulation import Simulation, Verdict
 from salign.society.sources import Exemplar
 from salign.society.spool import Spool, write_sorted
 from salign.society.world import Setting, World
@@ -357,7 +357,7 @@ async def simulate(
     num_ranks: int = 1,
     speakers: Sequence[Speaker] | None = None,
     watch: Callable[[Simulation], None] = lambda simulation: None,
-    complete: Callable[[Round], None] = lambda round_: None,
+    complete: Callable[[Verdict], None] = lambda verdict: None,
     **settings: Any,
 ) -> Life:
     """The life of some worlds, by one process or by ranks."""
@@ -365,9 +365,9 @@ async def simulate(
     delays = random.Random(num_ranks)
     told: list[Round] = []
 
-    def noted(round_: Round) -> None:
-        told.append(round_)
-        complete(round_)
+    def noted(verdict: Verdict) -> None:
+        told.append(verdict.round)
+        complete(verdict)
 
     with tempfile.TemporaryDirectory() as name:
         spools, simulations = [], []

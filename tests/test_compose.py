@@ -274,8 +274,8 @@ def test_a_list_is_replaced_whole(tmp_path):
 
 
 def test_null_takes_away_what_a_base_says(tmp_path):
-    write(tmp_path / "low.yaml", "society: {stopping: {patience: 9}}")
-    assert compose.load(tmp_path / "low.yaml").society.stopping == Stopping(patience=9)
+    write(tmp_path / "low.yaml", "society: {stopping: {window: 9}}")
+    assert compose.load(tmp_path / "low.yaml").society.stopping == Stopping(window=9)
     loaded = compose.load(write(tmp_path / "c.yaml", "bases: [low.yaml]\nsociety: {stopping: null}"))
     assert loaded.society.stopping is None
 
@@ -464,17 +464,17 @@ def test_equal_configs_do_not_differ():
 
 def test_differences_name_what_differs():
     old = config(
-        society={"stopping": {"patience": 3}, "populations": ["all_good"]}, train={"stages": [stage("a"), stage("b")]}
+        society={"stopping": {"window": 3}, "populations": ["all_good"]}, train={"stages": [stage("a"), stage("b")]}
     )
     new = config(
         run={"seed": 1},
-        society={"stopping": {"patience": 4}, "populations": ["all_good", "all_bad"]},
+        society={"stopping": {"window": 4}, "populations": ["all_good", "all_bad"]},
         train={"stages": [stage("a"), stage("b", max_steps=2, objective={"kind": "stable", "margin": 3})]},
     )
     assert sorted(compose.differences(old, new)) == [
         "run.seed",
         "society.populations",
-        "society.stopping.patience",
+        "society.stopping.window",
         "train.stages.b.max_steps",
         "train.stages.b.objective.margin",
     ]

@@ -39,7 +39,7 @@ def config_of(folder, society=None, **sections) -> Config:
         "audience_size": 3,
         "num_initial_memories": 6,
         "populations": ["mixed_half_half", "all_bad"],
-        "stopping": {"patience": 2, "tolerance": 0.01},
+        "stopping": {"window": 1, "min_rounds": 2, "tolerance": 2},
     }
     raw = {
         "run": {"root": str(folder), "name": "run"},
@@ -114,13 +114,12 @@ def test_paths_end_where_the_society_stopped(simulated):
     for path in paths:
         last = Shard(path.world, read_done(simulated.shard(path.world))).last_rounds[path.world]
         assert [row["sim/round"] for row in path.rounds] == list(range(1, last + 1))
-        best, best_round = 0.0, 0
-        for row in path.rounds:
-            product = row["sim/alignment_mean"] * row["sim/engagement_mean"]
-            if product > best + (0.01 if best_round else 0):
-                best, best_round = product, row["sim/round"]
-        assert path.best_round == best_round
-        assert path.stop == ("Pareto stop" if last - best_round >= 2 else "max_rounds")
+        [stop] = read_done(simulated.shard(path.world)).facts["stops"]
+        assert (stop["world"], stop["round"], stop["why"]) == (path.world, last, path.stop)
+        assert path.stop == ("max_rounds" if last == 5 else "no improvement")
+        gain = {name.removeprefix("sim/gain_"): path.rounds[-1][name] for name in path.rounds[-1] if "/gain_" in name}
+        assert stop["gain"] == gain
+        assert (gain["most"] < gain["tolerance"]) == (path.stop == "no improvement")
         means = {
             r: [i for i in interactions_of(simulated) if i.world == path.world and i.round == r] for r in [1, last]
         }

@@ -1,4 +1,4 @@
-"""What is known of a round, when a world stops, and which shards count."""
+"""What is known of a round, and which shards count."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -8,10 +8,10 @@ from fractions import Fraction
 import pytest
 from actors import Feedback, Rating, interaction
 
-from salign.config import Gates, Stopping
+from salign.config import Gates
 from salign.errors import StageError
 from salign.records import Interaction
-from salign.society.rounds import ParetoStop, Round, Validity, mean
+from salign.society.rounds import Round, Validity, mean
 
 
 def numbered(interactions: Iterable[Interaction]) -> Iterator[Interaction]:
@@ -248,39 +248,3 @@ def test_no_more_than_three_failures_are_quoted():
     with pytest.raises(StageError, match="20 of 20 interactions failed") as raised:
         validity_of(*rounds).check(Gates(**{**OPEN, "max_failed_share": 0.1}), 0, CALLS)
     assert "failure 0; failure 1; failure 2. Look" in str(raised.value)
-
-
-# --- stopping ------------------------------------------------------------------------------------
-
-
-def stops(stop: ParetoStop, *rounds: Round) -> list[bool]:
-    return [stop.after(round_) for round_ in rounds]
-
-
-def test_a_world_stops_when_the_product_improves_no_more():
-    stop = ParetoStop(Stopping(tolerance=0.5, patience=2))
-    products = [(2, 2), (2, 3), (3, 2), (2, 3.2), (3, 3), (9, 1), (1, 9)]  # 4, 6, 6, 6.4, 9, 9, 9
-    assert stops(stop, *(rated(each) for each in products)) == [False, False, False, True, False, False, True]
-
-
-def test_small_steps_add_up_to_an_improvement():
-    stop = ParetoStop(Stopping(tolerance=0.5, patience=2))
-    assert not any(stops(stop, *(rated((1, 4 + 0.3 * number)) for number in range(10))))
-
-
-def test_the_product_is_of_the_means_of_what_is_rated():
-    stop = ParetoStop(Stopping(tolerance=0, patience=1))
-    # means 3 and 5: 15; then 4 and 4: 16, which the mean of products (12) would not show
-    assert stops(stop, rated((2, 5), (4, 5), (None, None)), rated((2, 6), (6, 2))) == [False, False]
-
-
-def test_missing_ratings_are_no_improvement():
-    stop = ParetoStop(Stopping(patience=2))
-    assert stops(stop, rated((None, None)), rated((None, 7), (None, None))) == [False, True]
-    stop = ParetoStop(Stopping(patience=2))
-    rounds = (rated(each) for each in ((4, 4), (None, None), (5, 5), (None, 7), (None, 7)))
-    assert stops(stop, *rounds) == [False, False, False, False, True]
-
-
-def test_without_stopping_nothing_stops():
-    assert not any(stops(ParetoStop(None), *(rated((4, 4)) for _ in range(20))))

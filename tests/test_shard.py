@@ -42,8 +42,8 @@ SMALL = {
     "rating": "parse",
     "stopping": None,
 }
-# By this seed one world stops after the first round that is no better, the other goes on longer.
-STOPPING = {"max_rounds": 6, "stopping": {"patience": 1, "tolerance": 0.01}}
+# By this seed one world stops sooner than the other.
+STOPPING = {"max_rounds": 6, "stopping": {"window": 1, "min_rounds": 2, "tolerance": 2}}
 TOPOLOGIES = {
     "grid": {"kind": "grid", "size": 3},
     "small_world": {"kind": "small_world", "num_agents": 12, "num_neighbours": 4},
@@ -606,7 +606,8 @@ def test_no_more_calls_are_in_flight_than_allowed(tmp_path, max_in_flight):
 
 
 def part_of(world, number, agents, rating):
-    observed = {("revision", criterion): {0: rating} for criterion in ("alignment", "engagement")}
+    ratings = dict.fromkeys(range(4), rating)
+    observed = {("revision", criterion): ratings for criterion in ("alignment", "engagement")}
     return Round(world.number, number, num_interactions=agents, observed=observed)
 
 
@@ -618,10 +619,12 @@ def test_nothing_is_decided_after_the_end_of_a_world():
     """Another rank's part of a later round may arrive after the part that ended the world."""
     society = config_of("/nowhere", **STOPPING).society
     verdicts = _Verdicts(society, [Numbered])
-    assert verdicts.take(part_of(Numbered, 1, 4, 5.0))[0][1] is False
+    assert verdicts.take(part_of(Numbered, 1, 4, 5.0))[0].stop is None
     assert verdicts.take(part_of(Numbered, 2, 2, 5.0)) == []
     assert verdicts.take(part_of(Numbered, 3, 2, 6.0)) == []
-    ((round_, over),) = verdicts.take(part_of(Numbered, 2, 2, 5.0))
-    assert (round_.number, over) == (2, True)
+    (verdict,) = verdicts.take(part_of(Numbered, 2, 2, 5.0))
+    assert (verdict.round.number, verdict.stop.why) == (2, "no improvement")
+    assert verdict.stop.facts()["gain"] == verdict.gain.facts()
+    assert verdicts.stops == {0: verdict.stop}
     assert verdicts.take(part_of(Numbered, 3, 2, 6.0)) == []
     assert verdicts.validity.num_interactions == 8

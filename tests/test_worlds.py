@@ -283,11 +283,11 @@ def rated(ratings):
     return told
 
 
-STOPPING = {"stopping": Stopping(patience=3), "max_rounds": 20, "num_rating_retries": 0}
+STOPPING = {"stopping": Stopping(window=1, min_rounds=3), "max_rounds": 20, "num_rating_retries": 0}
 
 
 @pytest.mark.parametrize(
-    ("ratings", "num_rounds"), [([4], 4), ([None], 3), ([2, 3, 4, 4, 3, 4], 6), ([2, 2, 2, 2, 7], 4), ([2, 2, 5, 5], 6)]
+    ("ratings", "num_rounds"), [([4], 3), ([None], 3), ([2, 3, 4, 5, 6, 6], 6), ([2, 2, 3, 4, 3], 5), ([2, 2, 5, 5], 4)]
 )
 def test_a_world_stops_in_the_same_round_however_far_some_have_run_ahead(ratings, num_rounds):
     expected = live(Actor(rated([ratings])), schedule="lockstep", **STOPPING)
@@ -319,7 +319,7 @@ def test_a_world_stops_in_the_same_round_however_far_some_have_run_ahead(ratings
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_ranks_agree_on_the_round_in_which_a_world_stops(num_ranks):
-    ratings = [[2, 3, 4, 4, 3, 4, 7], [4, 4, 4, 4, 7]]
+    ratings = [[2, 3, 4, 5, 6, 6, 7], [3, 4, 5, 5, 7]]
     expected = live(Actor(rated(ratings)), numbers=(0, 1), schedule="lockstep", **STOPPING)
     assert expected.simulation.last_rounds == {0: 6, 1: 4}
     for seed in range(4):
@@ -339,9 +339,9 @@ def test_what_ran_ahead_is_ended_when_its_world_stops():
             return 10.0
         return 100.0 if call.round == 5 else 1.0
 
-    actor = Actor(rated([[4], [2, 3, 4, 5, 6]]), delay)
+    actor = Actor(rated([[3, 4, 5, 5], [2, 3, 4, 5, 6, 7]]), delay)
     life = live(actor, numbers=(0, 1), **STOPPING)
-    assert life.simulation.last_rounds == {0: 4, 1: 8}
+    assert life.simulation.last_rounds == {0: 4, 1: 7}
     assert max(call.start for call in actor.calls) > 200
     ahead = [call for call in actor.calls if call.place[:2] == (0, 5)]
     assert ahead
@@ -359,14 +359,16 @@ def test_without_stopping_a_world_runs_to_the_end():
 
 
 def test_worlds_live_side_by_side_as_each_would_alone():
-    numbers = (2, 5, 6)
+    numbers = (2, 4, 6)
     ratings = [[1, 2, 3, 4, 5], [4], [None]]
     how = {**STOPPING, "max_rounds": 5, "populations": ["all_good", "all_bad"]}
     alone = [live(Actor(rated(ratings)), numbers=(number,), **how) for number in numbers]
     for way in ({}, {"max_alive": 2}, {"schedule": "lockstep"}):
         life = live(Actor(rated(ratings), random_delay(4)), numbers=numbers, **how, **way)
         assert life.file == b"".join(one.file for one in alone)
-        assert life.simulation.last_rounds == {2: 3, 5: 3, 6: 5}
+        assert life.simulation.last_rounds == {2: 3, 4: 3, 6: 5}
+        whys = ["no ratings", "no improvement", "max_rounds"]
+        assert [(stop.world, stop.why) for stop in life.simulation.stops] == list(zip(numbers, whys, strict=True))
         counts = life.simulation.validity.num_interactions, life.simulation.validity.num_ratings
         each = [one.simulation.validity for one in alone]
         assert counts == (sum(one.num_interactions for one in each), sum(one.num_ratings for one in each))

@@ -11,7 +11,6 @@ from salign.config.base import (
     FolderOrHub,
     Name,
     NotBool,
-    NotNegative,
     Positive,
     Sampling,
     Section,
@@ -132,10 +131,23 @@ class MixturePart(Section):
 
 
 class Stopping(Section):
-    """Stop once mean alignment x mean engagement has not improved by `tolerance` for `patience` rounds."""
+    """Stop once alignment x engagement is shown to gain less than `tolerance` from one window of rounds to the next.
 
-    tolerance: NotNegative = 0.01
-    patience: Count = 3
+    The gain is of the geometric mean of mean alignment and mean engagement. "Shown": even the upper end of its
+    confidence interval is less. Where too little is known to tell, windows grow, and the world goes on.
+    """
+
+    tolerance: Positive = 0.3
+    """Points of a rating that a window must gain on the one before for it to be worth to go on."""
+    window: Count = 10
+    """Rounds in a window, at least; over longer ones `tolerance` is in proportion."""
+    min_rounds: Count = 20
+    """The first round after which a world may stop."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Stopping":
+        mistake = f"min_rounds {self.min_rounds} is less than two windows of {self.window} rounds: nothing to compare"
+        return unless(self, [mistake] if self.min_rounds < 2 * self.window else [])
 
 
 class Gates(Section):

@@ -1,39 +1,212 @@
-"""Whether prompts of the evaluation are in the training data."""
+"""Whether prompts of the evaluation are in the training data, word for word or nearly."""
 
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from salign.dataset.shingles import Hashes, Words, normalise, shingles, whole, words_of
 from salign.errors import DataError
 from salign.files import read_rows, read_text
 
-# A shorter evaluation prompt is only compared whole: a few words may well stand in any text.
-_MIN_CONTAINED = 30
-_NOT_WORD = re.compile(r"[\W_]+")
+MIN_CONTAINED = 30
+"""Characters of a prompt that is looked for inside texts; a few words may well stand in any."""
+RUN = 4
+"""Words in a run. Prompts and texts are compared by the runs that they have in common."""
+MIN_NEAR_WORDS = 8
+"""Words of a prompt whose near-copies are looked for: of a shorter one, a word that differs is half of its runs."""
+MIN_NEAR_SHARE = 0.5
+"""Of a prompt's runs, how many a text must have to be a near-copy of it."""
+CANNOT_FIND = (
+    "paraphrases, translations, prompts cut to less than half or with every fourth word changed; near-copies of "
+    f"prompts of fewer than {MIN_NEAR_WORDS} words; prompts of fewer than {MIN_CONTAINED} characters or {RUN} words "
+    "inside longer texts; prompts spread over several texts"
+)
+
+# What so many prompts have in common is the form of a benchmark, and no trace of one of them.
+_MAX_PROMPTS_OF_RUN = 50
+# Characters that are compared at a time.
+_BATCH = 1_000_000
+_MAX_NAMED = 20
 _PROMPT_FIELDS = ("question", "Question", "prompt", "query", "chosen", "situation", "scenario", "Q")
 
 
-def normalise(text: str) -> str:
-    """Text as the check compares it: words in lower case, without punctuation."""
-    return _NOT_WORD.sub(" ", text.lower()).strip()
+class Text(NamedTuple):
+    """A text that is trained on or remembered, and where it stands."""
+
+    text: str
+    source: str
+    number: int
+    """Of the question, exemplar or group in its source, counted from 1."""
+    part: str
+    """Of it: query, response, ..."""
+
+    @property
+    def place(self) -> str:
+        return f"{self.source}, {self.number}: {self.part}"
 
 
-def find_leaks(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:
-    """The evaluation prompts that stand in the training texts, after normalising both.
+class Match(NamedTuple):
+    """A prompt, where the training data has it, and the share of its runs of words that is there."""
 
-    A prompt leaks where a training text equals it, or contains it whole and it has at least 30 characters.
+    prompt: str
+    place: str
+    share: float
+
+
+@dataclass
+class Leaks:
+    """What was compared and what came of it; one match a prompt, in the prompts' order."""
+
+    num_prompts: int
+    num_texts: int = 0
+    exact: list[Match] = field(default_factory=list)
+    near: list[Match] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """For a card: counts, the first near-copies, and what no such check finds."""
+        return {
+            "num_evaluation_prompts": self.num_prompts,
+            "num_texts": self.num_texts,
+            "num_leaked": len(self.exact),
+            "num_near": len(self.near),
+            "near": [{**match._asdict(), "share": round(match.share, 3)} for match in self.near[:_MAX_NAMED]],
+            "min_near_share": MIN_NEAR_SHARE,
+            "cannot_find": CANNOT_FIND,
+        }
+
+
+def find_leaks(texts: Iterable[Text], prompts: Iterable[str]) -> Leaks:
+    """The evaluation prompts that stand in the texts, after normalising both; the work is linear in both.
+
+    Exact: a text is the prompt, or contains it whole and it has at least 30 characters. Near: a text has half of the runs
+    of four words of a prompt of at least 8 words.
     """
-    texts = set(map(normalise, training))
-    all_text = "\n".join(sorted(texts))
-    leaked = []
-    for prompt in dict.fromkeys(evaluation):
-        normal = normalise(prompt)
-        if normal and (normal in texts or (len(normal) >= _MIN_CONTAINED and normal in all_text)):
-            leaked.append(prompt)
-    return leaked
+    return _Index(prompts).search(texts)
+
+
+class _Index:
+    """The evaluation prompts by the runs of words in them.
+
+    Published checks are of this kind, by runs of 8 to 13 words (GPT-3, PaLM, Llama 2) over documents; prompts of a
+    society are a dozen words long, so runs are shorter and what share of a prompt they make up decides.
+    """
+
+    def __init__(self, prompts: Iterable[str]) -> None:
+        distinct = sorted(set(prompts))
+        self._num_given = len(distinct)
+        by_normal: dict[str, str] = {}
+        for prompt in distinct:
+            by_normal.setdefault(normalise(prompt), prompt)
+        by_normal.pop("", None)
+        self._normals, self._prompts = list(by_normal), list(by_normal.values())
+        words = words_of(self._normals)
+        self._wholes, self._prompt_of_whole = np.unique(whole(words), return_index=True)
+        self._index_runs(words)
+        num_words = np.diff(words.starts)[: len(self._normals)]
+        contained = np.array([len(normal) >= MIN_CONTAINED for normal in self._normals], np.bool_)
+        # The share of its runs from which on a text is looked at.
+        self._least = np.where(num_words >= MIN_NEAR_WORDS, MIN_NEAR_SHARE, np.where(contained, 1.0, np.inf))
+        self._nearest = np.zeros(len(self._normals))
+        self._exact: dict[int, Match] = {}
+        self._near: dict[int, Match] = {}
+
+    def _index_runs(self, words: Words) -> None:
+        num_prompts = len(self._normals)
+        hashes, prompt_of = shingles(words, RUN)
+        pairs = np.unique(np.rec.fromarrays([hashes, prompt_of], names="hash,prompt"))
+        hashes, prompt_of = pairs["hash"], pairs["prompt"]
+        self._runs, first, count = np.unique(hashes, return_index=True, return_counts=True)
+        # Runs that many prompts share are no evidence, unless a prompt has no others.
+        common = np.repeat(count > _MAX_PROMPTS_OF_RUN, count)
+        has_own = np.bincount(prompt_of[~common], minlength=num_prompts) > 0
+        kept = ~common | ~has_own[prompt_of]
+        hashes, prompt_of = hashes[kept], prompt_of[kept]
+        self._runs, first, count = np.unique(hashes, return_index=True, return_counts=True)
+        self._first, self._count, self._prompt_of = first, count, prompt_of
+        self._num_runs = np.maximum(np.bincount(prompt_of, minlength=num_prompts), 1)
+        # Of the runs of a text, a table tells at once nearly all that are in no prompt.
+        bits = max(10, (32 * len(self._runs)).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(1 << bits, np.bool_)
+        self._table[self._runs >> self._shift] = True
+
+    def search(self, texts: Iterable[Text]) -> Leaks:
+        leaks = Leaks(self._num_given)
+        for batch in _batches(texts):
+            leaks.num_texts += len(batch)
+            if self._normals:
+                self._compare(batch)
+        near = {prompt: match for prompt, match in self._near.items() if prompt not in self._exact}
+        leaks.exact, leaks.near = ([found[prompt] for prompt in sorted(found)] for found in (self._exact, near))
+        return leaks
+
+    def _compare(self, batch: Sequence[Text]) -> None:
+        words = words_of([item.text for item in batch])
+        hashes = whole(words)
+        text_of, whole_of = _found(self._wholes, hashes)
+        for text, prompt in zip(text_of.tolist(), self._prompt_of_whole[whole_of].tolist(), strict=True):
+            self._take(prompt, batch[text], 1.0)
+        for text, prompt, share in self._shares(words):
+            self._take(prompt, batch[text], share)
+
+    def _shares(self, words: Words) -> Iterator[tuple[int, int, float]]:
+        """Text, prompt, and how much of the prompt the text has, where that is enough to look at."""
+        hashes, text_of = shingles(words, RUN)
+        maybe = np.flatnonzero(self._table[hashes >> self._shift])
+        place, run = _found(self._runs, hashes[maybe])
+        # Each run once a text, then each prompt that has it.
+        both = np.unique(text_of[maybe][place] * len(self._runs) + run)
+        text, run = np.divmod(both, max(len(self._runs), 1))
+        count = self._count[run]
+        offsets = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        prompt = self._prompt_of[np.repeat(self._first[run], count) + offsets]
+        pairs, shared = np.unique(np.repeat(text, count) * len(self._normals) + prompt, return_counts=True)
+        text, prompt = np.divmod(pairs, len(self._normals))
+        share = shared / self._num_runs[prompt]
+        # Only where it is nearer than what was found; all of a prompt's runs may be the prompt itself.
+        looked_at = (share >= self._least[prompt]) & ((share > self._nearest[prompt]) | (share == 1))
+        yield from zip(text[looked_at].tolist(), prompt[looked_at].tolist(), share[looked_at].tolist(), strict=True)
+
+    def _take(self, prompt: int, text: Text, share: float) -> None:
+        if prompt in self._exact:
+            return
+        normal, found = self._normals[prompt], normalise(text.text)
+        match = Match(self._prompts[prompt], text.place, share)
+        if found == normal or (share == 1 and len(normal) >= MIN_CONTAINED and f" {normal} " in f" {found} "):
+            self._exact[prompt] = match
+            self._least[prompt] = np.inf  # not looked for again
+        elif self._least[prompt] == MIN_NEAR_SHARE and share > self._nearest[prompt]:
+            self._near[prompt] = match
+            self._nearest[prompt] = share
+
+
+def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    batch: list[Text] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text.text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _found(known: Hashes, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which of the hashes are among the known (sorted), and the place there of each of them."""
+    if not len(known):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    there = np.flatnonzero(known[at] == hashes)
+    return there, at[there]
 
 
 def prompts_of(path: Path) -> list[str]:

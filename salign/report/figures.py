@@ -120,9 +120,7 @@ def society_path(record: RunRecord) -> Plot | None:
         sizes = [10 if round_ == rounds[0] else 5 for round_ in rounds]
         symbols = ["circle-open" if round_ == rounds[0] else "circle" for round_ in rounds]
         if path.stop is not None:
-            symbols[-1], sizes[-1] = ("square" if path.stop == "Pareto stop" else "diamond"), 10
-        if path.best_round in rounds:
-            symbols[rounds.index(path.best_round)], sizes[rounds.index(path.best_round)] = "star", 13
+            symbols[-1], sizes[-1] = ("diamond" if path.stop == "max_rounds" else "square"), 10
         hover = f"world {path.world}, %{{text}}<br>alignment %{{x:.3f}}, engagement %{{y:.3f}}"
         traces.append(
             go.Scatter(
@@ -150,8 +148,8 @@ def society_path(record: RunRecord) -> Plot | None:
         "society-path",
         "Alignment against engagement, round by round",
         "One path for each world: means of the observers' ratings of revisions, each from 1 to 7. An open circle is "
-        "the first round, a star the best alignment x engagement so far by the rule for stopping, a square the Pareto "
-        f"stop, a diamond the last round of those allowed.{drawn}",
+        "the first round, a square the last of a world that was shown to gain no more, a diamond the last of those "
+        f"allowed.{drawn}",
         f"Paths of {len(record.paths)} worlds. {said}.",
         make_figure(traces, "mean alignment", "mean engagement"),
         ("world", "population", "round", "alignment", "engagement"),
@@ -165,7 +163,7 @@ def society_path(record: RunRecord) -> Plot | None:
 
 def _path_said(path: WorldPath) -> str:
     x, y = path.values("sim/alignment_mean"), path.values("sim/engagement_mean")
-    end = f", then {path.stop}" if path.stop else ""
+    end = f", and ended there: {path.stop}" if path.stop else ""
     return (
         f"World {path.world} ({path.population}) goes from alignment {_said(x[0])} and engagement {_said(y[0])} to "
         f"{_said(x[-1])} and {_said(y[-1])} in {len(path.rounds)} rounds{end}"

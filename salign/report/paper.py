@@ -72,11 +72,7 @@ def _society(record: RunRecord, figure: Any) -> bool:
         axes.plot(x, y, STYLES[number], color=COLOURS[number], lw=0.9, marker=".", ms=3, label=name, alpha=0.8)
         axes.plot(x[:1], y[:1], "o", mfc="none", color=COLOURS[number], ms=5)
         if path.stop is not None:
-            axes.plot(x[-1:], y[-1:], "s" if path.stop == "Pareto stop" else "D", color=COLOURS[number], ms=4)
-        rounds = [row["sim/round"] for row in path.rounds]
-        if path.best_round in rounds:
-            best = rounds.index(path.best_round)
-            axes.plot(x[best : best + 1], y[best : best + 1], "*", color=COLOURS[number], ms=8)
+            axes.plot(x[-1:], y[-1:], "D" if path.stop == "max_rounds" else "s", color=COLOURS[number], ms=4)
         seen.add(path.population)
     axes.set(xlabel="mean alignment", ylabel="mean engagement")
     axes.legend(fontsize=7)

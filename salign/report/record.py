@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from salign.config import KINDS, Config, SocietySection
+from salign.config import KINDS, Config
 from salign.errors import DataError
 from salign.evaluation.compare import compare
 from salign.evaluation.statistics import Estimate
@@ -19,7 +19,6 @@ from salign.records import read_interactions
 from salign.report.society import MAX_SAMPLES, Reservoir, Shard, Society, SocietyReader, clipped
 from salign.run import RunDir, read_done, read_failure
 from salign.seeds import rng
-from salign.society.rounds import ParetoStop, Round
 from salign.tracking.metrics import Row, read_metrics
 
 MAX_POINTS = 500
@@ -32,14 +31,13 @@ _MAX_RESPONSES = 8
 class WorldPath:
     """A world's rounds as `metrics.jsonl` has them, in order.
 
-    `stop` says why it ended, None while it has not; `best_round` is where alignment x engagement stopped to improve.
+    `stop` says why it ended (`society.stopping`), None while it has not.
     """
 
     world: int
     population: str
     rounds: tuple[Row, ...]
     stop: str | None
-    best_round: int | None
 
     def values(self, name: str) -> list[float | None]:
         return [row[name] for row in self.rounds]
@@ -177,22 +175,9 @@ def _paths(config: Config, rows: Sequence[Row], shard: Shard | None) -> list[Wor
         last = society.max_rounds if shard is None else shard.last_rounds[world]
         held = [row for row in of_world if row["sim/round"] <= last]  # not what ran ahead of a stop
         if held:
-            found.append(_path(society, world, held))
+            population = society.populations[world % len(society.populations)]
+            found.append(WorldPath(world, population, tuple(held), held[-1].get("sim/stop")))
     return found
-
-
-def _path(society: SocietySection, world: int, rows: Sequence[Row]) -> WorldPath:
-    stopping, stop = ParetoStop(society.stopping), None
-    for row in rows:
-        observed = {("revision", name): {0: row[f"sim/{name}_mean"]} for name in ("alignment", "engagement")}
-        if stopping.after(Round(world, row["sim/round"], observed=observed)):
-            stop = "Pareto stop"
-    last = rows[-1]["sim/round"]
-    if stop is None and last == society.max_rounds:
-        stop = "max_rounds"
-    best = last - stopping.num_since_best if society.stopping is not None else None
-    population = society.populations[world % len(society.populations)]
-    return WorldPath(world, population, tuple(rows), stop, best or None)
 
 
 def _over_time(clocks: Sequence[Sequence[Row]]) -> OverTime | None:

@@ -1,4 +1,4 @@
-"""What is known of a round when all of it is held: its ratings, how much came back usable, and whether to stop."""
+"""What is known of a round when all of it is held: its ratings, and how much came back usable."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 from zlib import crc32
 
-from salign.config import Gates, Stopping
+from salign.config import Gates
 from salign.errors import StageError
 from salign.records import Interaction
 
@@ -80,28 +80,6 @@ class Round:
             "sim/parse_rate": validity.rated_share,
             "sim/failed": self.num_failed,
         }
-
-
-class ParetoStop:
-    """Whether a world should stop: mean alignment x mean engagement of its revisions has stopped to improve."""
-
-    def __init__(self, stopping: Stopping | None) -> None:
-        self._stopping = stopping
-        self._best: float | None = None
-        self.num_since_best = 0
-        """Rounds since the product improved."""
-
-    def after(self, round_: Round) -> bool:
-        """Takes a round; True where the world should stop. No ratings count as no improvement."""
-        if self._stopping is None:
-            return False
-        alignment, engagement = (round_.mean_observed("revision", name) for name in ("alignment", "engagement"))
-        product = None if alignment is None or engagement is None else alignment * engagement
-        if product is not None and (self._best is None or product > self._best + self._stopping.tolerance):
-            self._best, self.num_since_best = product, 0
-        else:
-            self.num_since_best += 1
-        return self.num_since_best >= self._stopping.patience
 
 
 @dataclass

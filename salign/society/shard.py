@@ -26,8 +26,7 @@ from salign.society.models import asked, model_names, open_engines, open_replay
 from salign.society.population import answers_by_label
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.ranks import Ranks, join, place_here
-from salign.society.rounds import Round
-from salign.society.simulation import Simulation
+from salign.society.simulation import Simulation, Verdict
 from salign.society.spool import Spool, write_sorted
 from salign.society.world import Setting, World
 from salign.tracking.metrics import MetricsLog
@@ -131,9 +130,9 @@ class _Progress:
         elif self._ranks.rank > 0:
             self._ranks.send(0, ("figures", self._here()))
 
-    def complete(self, round_: Round) -> None:
+    def complete(self, verdict: Verdict) -> None:
         if self._log is not None:
-            self._log.log({**self._figures(), **round_.metrics()})
+            self._log.log({**self._figures(), **verdict.metrics()})
 
     def end(self, facts: dict[str, Any]) -> None:
         """The last figures, with what all ranks count together."""
@@ -206,6 +205,7 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             progress.end(facts)
             simulation.validity.check(config.society.gates, shard, facts)
             facts |= simulation.validity.figures()
+            facts["stops"] = [stop.facts() for stop in simulation.stops]
         ranks.barrier()  # nobody removes its spool before it is read
         return None if everybody is None else facts
 

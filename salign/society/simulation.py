@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from salign.config import SocietySection
@@ -17,8 +18,9 @@ from salign.errors import SalignError, StageError
 from salign.records import Interaction, Turn
 from salign.society.back_scatter import Tally
 from salign.society.ranks import Alone, Message, Ranks
-from salign.society.rounds import ParetoStop, Round, Validity
+from salign.society.rounds import Round, Validity
 from salign.society.spool import Spool
+from salign.society.stopping import Gain, Stop, StopRule
 from salign.society.world import Ask, World
 
 logger = logging.getLogger(__name__)
@@ -36,39 +38,59 @@ class _Course:
         self.last_round: int | None = None
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """A round that is complete, the gain that was measured after it, and its world's end if this is it."""
+
+    round: Round
+    gain: Gain | None
+    stop: Stop | None
+
+    def metrics(self) -> dict[str, Any]:
+        """The round in figures; `sim/stop` says, in a world's last, why it ended."""
+        gain = {} if self.gain is None else self.gain.metrics()
+        stop = {} if self.stop is None else {"sim/stop": self.stop.why}
+        return {**self.round.metrics(), **gain, **stop}
+
+
 class _Verdicts:
     """Rank 0's part: puts the ranks' rounds together and decides, round after round, whether a world stops."""
 
     def __init__(self, society: SocietySection, worlds: Sequence[World]) -> None:
         self._max_rounds = society.max_rounds
         self._num_agents = {world.number: world.num_agents for world in worlds}
-        self._stops = {world.number: ParetoStop(society.stopping) for world in worlds}
+        self._rules = {
+            world.number: StopRule(society.stopping, world.num_agents, society.max_rounds) for world in worlds
+        }
         self._rounds: dict[tuple[int, int], Round] = {}
         self._decided = dict.fromkeys(self._num_agents, 0)
-        self._over: set[int] = set()
+        self.stops: dict[int, Stop] = {}
         self.validity = Validity()
 
-    def take(self, part: Round) -> list[tuple[Round, bool]]:
-        """Takes a rank's part of a round; returns each round that it completes, and whether the world ends there."""
+    def take(self, part: Round) -> list[Verdict]:
+        """Takes a rank's part of a round; a verdict on each round that it completes."""
         world = part.world
-        if world in self._over:
+        if world in self.stops:
             return []  # another rank's part of a round that was held ahead of the end
         whole = self._rounds.setdefault((world, part.number), Round(world, part.number))
         whole.merge(part)
-        decided: list[tuple[Round, bool]] = []
+        verdicts: list[Verdict] = []
         while True:
             number = self._decided[world] + 1
             round_ = self._rounds.get((world, number))
             if round_ is None or round_.num_interactions < self._num_agents[world]:
-                return decided
+                return verdicts
             del self._rounds[world, number]
             self._decided[world] = number
             self.validity.add(round_)
-            over = self._stops[world].after(round_) or number == self._max_rounds
-            decided.append((round_, over))
-            if over:
-                self._over.add(world)
-                return decided
+            rule = self._rules[world]
+            alignment, engagement = (round_.observed.get(("revision", of), {}) for of in ("alignment", "engagement"))
+            why = rule.after(alignment, engagement) or ("max_rounds" if number == self._max_rounds else None)
+            stop = None if why is None else Stop(world, number, why, rule.gain)
+            verdicts.append(Verdict(round_, rule.gain, stop))
+            if stop is not None:
+                self.stops[world] = stop
+                return verdicts
 
 
 class Simulation:
@@ -90,7 +112,7 @@ class Simulation:
         spool: Spool,
         *,
         ranks: Ranks | None = None,
-        complete: Callable[[Round], None] = lambda round_: None,
+        complete: Callable[[Verdict], None] = lambda verdict: None,
         told: Callable[[int, Any], None] = lambda rank, figures: None,
     ) -> None:
         self._society = society
@@ -115,6 +137,12 @@ class Simulation:
         """How much came back usable, of all that counts; known on rank 0."""
         assert self._verdicts is not None
         return self._verdicts.validity
+
+    @property
+    def stops(self) -> list[Stop]:
+        """Why and when each world ended, by its number; known on rank 0."""
+        assert self._verdicts is not None
+        return [stop for _, stop in sorted(self._verdicts.stops.items())]
 
     @property
     def last_rounds(self) -> dict[int, int]:
@@ -226,8 +254,9 @@ class Simulation:
 
     def _take(self, part: Round) -> None:
         assert self._verdicts is not None
-        for round_, over in self._verdicts.take(part):
-            self._complete(round_)
+        for verdict in self._verdicts.take(part):
+            self._complete(verdict)
+            round_, over = verdict.round, verdict.stop is not None
             for rank in range(1, self._ranks.size):
                 self._ranks.send(rank, ("decided", round_.world, round_.number, over))
             self._decided(round_.world, round_.number, over)

@@ -35,7 +35,7 @@ EQUAL = {
     "max_rounds": 4,
     "audience_size": 3,
     "num_initial_memories": 6,
-    "stopping": {"patience": 1, "tolerance": 0.01},
+    "stopping": {"window": 1, "min_rounds": 2, "tolerance": 2},
 }
 CASES = {
     "grid": {"topology": {"kind": "grid", "size": 4}, "rating": "parse"},

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salign.bench.figures import Figure
+from salign.bench.validity import stopping
 from salign.errors import ConfigError
 
 
@@ -25,7 +26,9 @@ class Context:
         return f"not measured: {', '.join(missing)} is not here" if missing else None
 
 
-PARTS: dict[str, Callable[[Context], list[Figure]]] = {}
+PARTS: dict[str, Callable[[Context], list[Figure]]] = {
+    "stopping": stopping.measure,
+}
 
 
 def measure(context: Context, only: Sequence[str], say: Callable[[str], None]) -> list[Figure]:
