@@ -33,7 +33,7 @@ def put(run, config, model: str, **figures) -> None:
         "figures": {name: row.to_json() for name, row in estimates(rows, config).items()},
         "versions": {"judge's prompt": "1"},
         "code": {"commit": "c"},
-        "leak_check": {"num_evaluation_prompts": 7, "num_leaked": 0},
+        "leak_check": {"num_evaluation_prompts": 7, "num_leaked": 0, "num_near": 0},
         "judging": {},
         "skipped": [],
     }
@@ -66,7 +66,7 @@ def test_only_a_difference_that_holds_is_bold(run, config):
     assert row.endswith("]** |")
     assert "**" not in next(line for line in text.splitlines() if line.startswith("| b/acc | 200 |"))
     assert "over_refusal/refused ↓" in text
-    assert "7 evaluation prompts compared with the training data, none in it." in text
+    assert "7 evaluation prompts compared with the training data: none in it word for word, 0 nearly." in text
     assert "judge's prompt 1" in text
 
 

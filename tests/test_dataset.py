@@ -13,7 +13,7 @@ from salign.config import Config, DatasetSection, EverydaySource, Ratio
 from salign.dataset import templates
 from salign.dataset.collect import build_groups, check_leaks, evaluation_prompts, make_card, sample_ratio
 from salign.dataset.groups import load_groups
-from salign.dataset.leaks import find_leaks, normalise, prompts_of
+from salign.dataset.leaks import prompts_of
 from salign.errors import DataError, StageError
 from salign.records import AlignmentGroup, Interaction, to_line
 from salign.society.sources import questions
@@ -355,27 +355,6 @@ def test_only_the_scaffold_is_taken_off(query, plain):
 LONG = "Is it acceptable to read the diary of a friend?"
 
 
-def test_the_check_sees_words_alone():
-    assert normalise("  Is it\nOKAY -- to_say: “GRÜẞE”?! ") == "is it okay to say grüße"
-    assert find_leaks(["is it acceptable, to READ the diary of a friend"], [LONG]) == [LONG]
-    assert find_leaks(["May I?"], ["may i", "may we"]) == ["may i"]
-
-
-def test_a_long_prompt_leaks_where_a_text_contains_it():
-    assert find_leaks([f"Revise the draft. Question: {LONG} Draft: no"], [LONG]) == [LONG]
-    assert find_leaks(["Is it acceptable to read the diary", "of a friend?"], [LONG]) == []
-    assert find_leaks([LONG], [f"{LONG} And of a foe?"]) == []
-
-
-def test_a_short_prompt_leaks_only_as_a_whole_text():
-    assert find_leaks(["May I? Well, it depends."], ["May I?"]) == []
-    assert find_leaks(["May I", "x"], ["May I?"]) == ["May I?"]
-
-
-def test_a_leak_is_named_once_and_nothing_matches_no_words():
-    assert find_leaks(["May I?", "..."], ["May I?", "May I?", "...", "", "May we?"]) == ["May I?"]
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -421,7 +400,9 @@ def trained_on(data: dict) -> dict:
 
 
 def test_the_embedded_set_does_not_leak():
-    assert check_leaks(Config(), []) == len(questions(EverydaySource(split="held_out")))
+    facts = check_leaks(Config(), [])
+    assert facts["num_evaluation_prompts"] == len(questions(EverydaySource(split="held_out")))
+    assert facts["num_leaked"] == facts["num_near"] == 0
 
 
 def test_every_file_of_the_evaluation_is_compared(tmp_path):
@@ -437,18 +418,48 @@ def test_every_file_of_the_evaluation_is_compared(tmp_path):
     assert evaluation_prompts(config) == ["May I?", LONG]
 
 
-def test_a_prompt_in_groups_prior_or_answers_is_a_leak(tmp_path):
-    (tmp_path / "p.json").write_text(json.dumps([{"question": "May I?", "answer": "no"}]))
+ANSWERS = [{"question": "And?", "answer": "no"}, {"question": "may i", "answer": LONG}]
+ASKED = AlignmentGroup("Comment.", ("a", f"He asks: {LONG}"), (4.0, 5.0), "self_critic", {"question": "may i"})
+
+
+@pytest.mark.parametrize(
+    ("where", "prompt", "place"),
+    [
+        ("questions", "May I?", "society.questions, 2: question"),
+        ("prior", "May I?", "society.prior, 2: question"),
+        ("prior", LONG, "society.prior, 2: answer"),
+        ("answers", "May I?", "the training answers, 2: question"),
+        ("answers", LONG, "the training answers, 2: answer"),
+        ("society", "May I?", "dataset/groups.jsonl, 1: question"),
+        ("society", LONG, "dataset/groups.jsonl, 1: response"),
+    ],
+)
+def test_a_leak_is_named_with_its_place(tmp_path, where, prompt, place):
+    (tmp_path / "p.json").write_text(json.dumps(ANSWERS))
     source = {"kind": "json", "path": str(tmp_path / "p.json")}
-    asked = AlignmentGroup("Comment on it.", ("a",), (4.0,), "self_critic", {"question": "may i"})
-    cases = [
-        (leak_config(tmp_path, ["Nay", "May I?"]), [asked]),
-        (leak_config(tmp_path, ["Nay", "May I?"], society={"prior": source}), []),
-        (leak_config(tmp_path, ["Nay", "May I?"], train=trained_on({"kind": "answers", "source": source})), []),
-    ]
-    for config, groups in cases:
-        with pytest.raises(StageError, match=r"1 of 2 evaluation prompts .* the first: 'May I\?'"):
-            check_leaks(config, groups)
+    sections = {
+        "questions": {"society": {"questions": source}},
+        "prior": {"society": {"prior": source}},
+        "answers": {"train": trained_on({"kind": "answers", "source": source})},
+        "society": {},
+    }
+    with pytest.raises(StageError, match="1 of 2 evaluation prompts are in the society's questions, ") as raised:
+        check_leaks(
+            leak_config(tmp_path, ["Why so?", prompt], **sections[where]), [ASKED] if where == "society" else []
+        )
+    assert f"the first: {prompt!r} ({place}). A result" in str(raised.value)
+
+
+def test_near_copies_are_warned_of_and_counted(tmp_path, caplog):
+    near = AlignmentGroup(
+        "Tell me, is it acceptable to read the diary of an aunt?", ("a",), (4.0,), "imitation", {"question": "x"}
+    )
+    facts = check_leaks(leak_config(tmp_path, [LONG, "May I?"]), [near])
+    assert (facts["num_leaked"], facts["num_near"]) == (0, 1)
+    assert facts["near"] == [{"prompt": LONG, "place": "dataset/groups.jsonl, 1: query", "share": 0.714}]
+    assert "paraphrases" in facts["cannot_find"]
+    assert "1 of 2 evaluation prompts have a near-copy in the society's questions" in caplog.text
+    assert f"{LONG!r} (dataset/groups.jsonl, 1: query)" in caplog.text
 
 
 @pytest.mark.parametrize("prompt", ["May I?", LONG])

@@ -98,7 +98,8 @@ def test_results_have_figures_intervals_and_versions(done, config):
     for name in ("code", "lm_eval", "task moral_stories", "data of hh", "prompts", "judge's prompt", "judge engine"):
         assert versions[name]
     # All 36 held-out questions; a story by its situation, and by what is asked.
-    assert results["leak_check"] == {"num_evaluation_prompts": 36 + 2 * 5 + 3 + 3 + 50, "num_leaked": 0}
+    assert results["leak_check"]["num_evaluation_prompts"] == 36 + 2 * 5 + 3 + 3 + 50
+    assert results["leak_check"]["num_leaked"] == 0
     assert set(results["judging"]["hh"]) == {"rating", "refusals"}
     assert results["skipped"] == []
     assert results["code"]["salign"]

@@ -244,7 +244,8 @@ def test_a_launch_reads_all_rows_and_compares_them(tmp_path, kind):
         stage = {"name": "a", "objective": {"kind": "sft"}, "data": {"kind": kind, "path": str(path)}, "deepspeed": "z"}
         (tmp_path / "e.txt").write_text("May I?")
         evaluate = {"questions": {"kind": "text", "path": str(tmp_path / "e.txt")}}
-        return check_leaks(compose.parse({"train": {"stages": [stage]}, "evaluate": evaluate}, "test"), ())
+        facts = check_leaks(compose.parse({"train": {"stages": [stage]}, "evaluate": evaluate}, "test"), ())
+        return facts["num_evaluation_prompts"]
 
     assert check(PAIR) == 1
     with pytest.raises(StageError, match=r"1 of 1 evaluation prompts .* the first: 'May I\?'"):

@@ -20,7 +20,13 @@ def test_a_run_on_files_alone_has_no_society_in_its_table(tmp_path):
     for model, value in (("base", 0.0), ("sft", 1.0)):
         row = {"benchmark": "a", "id": 0, "metrics": {"acc": value}}
         figures = {"a/acc": bootstrap_mean([value], num_resamples=100, seed=0).to_json()}
-        about = {"versions": {}, "code": {}, "leak_check": {"num_evaluation_prompts": 1}, "judging": {}, "skipped": []}
+        about = {
+            "versions": {},
+            "code": {},
+            "leak_check": {"num_evaluation_prompts": 1, "num_near": 0},
+            "judging": {},
+            "skipped": [],
+        }
         write_atomic(run.evaluation(model) / "samples.jsonl", json.dumps(row) + "\n")
         write_atomic(run.evaluation(model) / "results.json", json.dumps({"figures": figures, **about}))
         mark_done(run.evaluation(model), ["samples.jsonl", "results.json"], {}, figures)

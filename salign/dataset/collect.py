@@ -1,16 +1,15 @@
 """Interactions of all worlds -> alignment data of three kinds (method: section 2)."""
 
-import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from salign.config import KINDS, Config, DatasetSection, Kind, Ratio
 from salign.dataset import templates
 from salign.dataset.groups import read_groups
-from salign.dataset.leaks import find_leaks, prompts_of
+from salign.dataset.leaks import Match, Text, find_leaks, prompts_of
 from salign.dataset.rated import mean_score
 from salign.errors import StageError
 from salign.records import AlignmentGroup, Interaction, Turn, read_interactions, to_line
@@ -25,8 +24,9 @@ logger = logging.getLogger(__name__)
 
 Rated = tuple[str, float | None]
 
-# Training texts that are compared at a time.
-_LEAK_BATCH = 10_000
+_COMPARED = "the society's questions, the agents' initial memory or the training data"
+# Characters of a prompt that a message quotes.
+_MAX_SHOWN = 200
 
 
 def _rows(interaction: Interaction, section: DatasetSection) -> Iterator[tuple[Kind, str, list[Rated]]]:
@@ -148,24 +148,47 @@ def evaluation_prompts(config: Config) -> list[str]:
     return prompts
 
 
-def _training_texts(config: Config, groups: Iterable[AlignmentGroup]) -> Iterator[str]:
-    """All that is trained on, or that agents remember."""
-    yield from (exemplar.question for exemplar in sources.load(config.society.prior))
-    yield from (text for group in groups for text in (group.provenance["question"], group.query))
+def _training_texts(config: Config, groups: Iterable[AlignmentGroup]) -> Iterator[Text]:
+    """All that is asked, remembered or trained on."""
+    if config.has_society:
+        for number, question in enumerate(sources.questions(config.society.questions), start=1):
+            yield Text(question, "society.questions", number, "question")
+        yield from _texts_of_exemplars("society.prior", sources.load(config.society.prior))
+    yield from _texts_of_groups("dataset/groups.jsonl", groups)
     for part in dict.fromkeys(part for stage in config.train.stages for part in stage.parts):
         if part.kind == "answers":
-            yield from sources.questions(part.source)
+            yield from _texts_of_exemplars("the training answers", sources.load(part.source))
         elif part.kind != "run":
             left_out: Counter[str] = Counter()
-            yield from (group.query for group in read_groups(part, left_out))
+            yield from _texts_of_groups(str(part.path), read_groups(part, left_out))
             if left_out["bad_rows"]:
                 logger.warning(
                     "%d malformed rows of the training data %s are left out (skip_bad)", left_out["bad_rows"], part.path
                 )
 
 
-def check_leaks(config: Config, groups: Iterable[AlignmentGroup], prompts: Iterable[str] = ()) -> int:
-    """Compares all that is trained on, or that agents remember, with the evaluation prompts.
+def _texts_of_exemplars(source: str, exemplars: Iterable[sources.Exemplar]) -> Iterator[Text]:
+    for number, exemplar in enumerate(exemplars, start=1):
+        yield Text(exemplar.question, source, number, "question")
+        if exemplar.answer is not None:
+            yield Text(exemplar.answer, source, number, "answer")
+
+
+def _texts_of_groups(source: str, groups: Iterable[AlignmentGroup]) -> Iterator[Text]:
+    for number, group in enumerate(groups, start=1):
+        yield Text(group.query, source, number, "query")
+        question = group.provenance.get("question")
+        if question is not None and question != group.query:
+            yield Text(question, source, number, "question")
+        for response in group.responses:
+            yield Text(response, source, number, "response")
+
+
+def check_leaks(config: Config, groups: Iterable[AlignmentGroup], prompts: Iterable[str] = ()) -> dict[str, Any]:
+    """Compares all that is asked, remembered or trained on, responses too, with the evaluation prompts.
+
+    Near-copies are warned of and counted, and no reason to refuse: of Anthropic's harmless test prompts 7 % have one
+    in their authors' other questions, nearly all of which ask the same of somebody else.
 
     Args:
         config: Names what is trained on, and what the evaluation reads.
@@ -173,24 +196,32 @@ def check_leaks(config: Config, groups: Iterable[AlignmentGroup], prompts: Itera
         prompts: Of benchmarks that are no files.
 
     Returns:
-        How many distinct evaluation prompts were compared.
+        What was compared and found, for a card.
 
     Raises:
-        StageError: Some are in it, with their number and the first of them.
+        StageError: Some are in it word for word, with their number, the first of them, and where they are.
         DataError: A stage's data is missing or malformed; all of its rows are read here.
     """
-    evaluation = sorted({*evaluation_prompts(config), *prompts})
-    texts, found = _training_texts(config, groups), set()
-    while batch := list(itertools.islice(texts, _LEAK_BATCH)):
-        found.update(find_leaks(batch, evaluation))
-    leaked = sorted(found)
-    if leaked:
+    leaks = find_leaks(_training_texts(config, groups), [*evaluation_prompts(config), *prompts])
+    if leaks.exact:
         raise StageError(
-            f"{len(leaked)} of {len(evaluation)} evaluation prompts are in the training data or in the agents' initial "
-            f"memory, the first: {leaked[0]!r}. A result on them would mean nothing: remove them from the questions, "
-            "the prior or the training data, or evaluate on others."
+            f"{len(leaks.exact)} of {leaks.num_prompts} evaluation prompts are in {_COMPARED}, the first: "
+            f"{_named(leaks.exact)}. A result on them would mean nothing: remove those rows there, or evaluate on "
+            "others."
         )
-    return len(evaluation)
+    if leaks.near:
+        logger.warning(
+            "%d of %d evaluation prompts have a near-copy in %s; look at the first, and judge: %s",
+            len(leaks.near),
+            leaks.num_prompts,
+            _COMPARED,
+            _named(leaks.near),
+        )
+    return leaks.facts()
+
+
+def _named(matches: Sequence[Match]) -> str:
+    return "; ".join(f"{match.prompt[:_MAX_SHOWN]!r} ({match.place})" for match in matches[:3])
 
 
 def collect(run: RunDir, config: Config) -> None:
@@ -216,10 +247,10 @@ def collect(run: RunDir, config: Config) -> None:
                 f"{len(interactions)} interactions gave not one group of alignment data. Look at the interactions in "
                 f"{run.path / 'simulate'}, and at dataset.kinds and dataset.ratio."
             )
-        num_compared = check_leaks(config, groups)
+        leaks = check_leaks(config, groups)
         card = make_card(groups, left_out, len(interactions))
         card["missing_shards"] = missing
-        card["leak_check"] = {"num_evaluation_prompts": num_compared, "num_leaked": 0}
+        card["leak_check"] = leaks
         write_atomic(folder / "groups.jsonl", "".join(map(to_line, groups)))
         write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
         _mirror(run, config, interactions, card)

@@ -85,8 +85,8 @@ class Leaks:
 def find_leaks(texts: Iterable[Text], prompts: Iterable[str]) -> Leaks:
     """The evaluation prompts that stand in the texts, after normalising both; the work is linear in both.
 
-    Exact: a text is the prompt, or contains it whole and it has at least 30 characters. Near: a text has half of the runs
-    of four words of a prompt of at least 8 words.
+    Exact: a text is the prompt, or contains it whole and it has at least 30 characters. Near: a text has half of the
+    runs of four words of a prompt of at least 8 words.
     """
     return _Index(prompts).search(texts)
 
@@ -120,16 +120,19 @@ class _Index:
     def _index_runs(self, words: Words) -> None:
         num_prompts = len(self._normals)
         hashes, prompt_of = shingles(words, RUN)
-        pairs = np.unique(np.rec.fromarrays([hashes, prompt_of], names="hash,prompt"))
-        hashes, prompt_of = pairs["hash"], pairs["prompt"]
-        self._runs, first, count = np.unique(hashes, return_index=True, return_counts=True)
+        order = np.lexsort((prompt_of, hashes))
+        hashes, prompt_of = hashes[order], prompt_of[order]
+        again = (hashes[1:] == hashes[:-1]) & (prompt_of[1:] == prompt_of[:-1])
+        kept = np.concatenate([np.ones(min(len(hashes), 1), np.bool_), ~again])
+        hashes, prompt_of = hashes[kept], prompt_of[kept]
+        count = np.unique(hashes, return_counts=True)[1]
         # Runs that many prompts share are no evidence, unless a prompt has no others.
         common = np.repeat(count > _MAX_PROMPTS_OF_RUN, count)
         has_own = np.bincount(prompt_of[~common], minlength=num_prompts) > 0
         kept = ~common | ~has_own[prompt_of]
         hashes, prompt_of = hashes[kept], prompt_of[kept]
-        self._runs, first, count = np.unique(hashes, return_index=True, return_counts=True)
-        self._first, self._count, self._prompt_of = first, count, prompt_of
+        self._runs, self._first, self._count = np.unique(hashes, return_index=True, return_counts=True)
+        self._prompt_of = prompt_of
         self._num_runs = np.maximum(np.bincount(prompt_of, minlength=num_prompts), 1)
         # Of the runs of a text, a table tells at once nearly all that are in no prompt.
         bits = max(10, (32 * len(self._runs)).bit_length())

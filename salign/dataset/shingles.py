@@ -1,7 +1,7 @@
 """Words and runs of words of many texts as 64-bit hashes, by numpy: linear, at some 50 MB of text a second.
 
-A word is what `normalise` leaves of it. Equal words have equal hashes; unequal ones have the same by chance, about one pair in
-2^64, so whoever finds a match compares the words themselves.
+A word is what `normalise` leaves of it. Equal words have equal hashes; so have unequal ones by chance, about one pair
+in 2^64: whoever finds a match compares the words themselves.
 """
 
 import re

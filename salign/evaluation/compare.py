@@ -156,7 +156,8 @@ def markdown(found: Comparison) -> str:
             lines.append(f"| {what} | {difference.estimate.n} | {mark}{_cell(difference.estimate)}{mark} | {p} |")
     leaks = found.facts["leak_check"][found.models[0]]
     versions = ", ".join(f"{name} {value}" for name, value in found.versions.items() if value is not None)
-    lines += ["", f"{leaks['num_evaluation_prompts']} evaluation prompts compared with the training data, none in it."]
+    compared = f"{leaks['num_evaluation_prompts']} evaluation prompts compared with the training data: none in it word"
+    lines += ["", f"{compared} for word, {leaks['num_near']} nearly."]
     lines += [f"Left out for want of data: {', '.join(found.facts['skipped'])}."] if found.facts["skipped"] else []
     return "\n".join([*lines, f"Versions: {versions}.", ""])
 

@@ -262,7 +262,7 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
             stack.enter_context(recording_failure(folder))
         model, inputs = model_path(run, config, name)
         work = load_work(config, allow_missing=allow_missing)
-        num_compared = check_leaks(config, _groups(run), work.prompts) if ranks.is_main else 0
+        leaks = check_leaks(config, _groups(run), work.prompts) if ranks.is_main else {}
         log = None
         if ranks.is_main:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
@@ -286,7 +286,7 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
             identities |= asyncio.run(_rated(means, later, samples))
             rows += [sample_row(sample) for sample in samples]
             results = _results(config, name, work, rows, (samples, identities))
-            results["leak_check"] = {"num_evaluation_prompts": num_compared, "num_leaked": 0}
+            results["leak_check"] = leaks
             _write(folder, rows, results)
             _mirror(run, config, samples, results)
             mark_done(folder, ["results.json", "samples.jsonl"], inputs, results["figures"])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salign.bench.figures import Figure
-from salign.bench.validity import stopping
+from salign.bench.validity import leaks, stopping
 from salign.errors import ConfigError
 
 
@@ -28,6 +28,7 @@ class Context:
 
 PARTS: dict[str, Callable[[Context], list[Figure]]] = {
     "stopping": stopping.measure,
+    "leaks": leaks.measure,
 }
 
 
