@@ -9,7 +9,8 @@ from salign.bench.figures import Figure
 from salign.config import TextSource
 from salign.dataset.leaks import Text, find_leaks, prompts_of
 from salign.dataset.shingles import normalise
-from salign.society.sources import questions, read_rows
+from salign.files import read_rows
+from salign.society.sources import questions
 
 if TYPE_CHECKING:
     from salign.bench.validity.parts import Context
