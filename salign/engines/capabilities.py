@@ -25,7 +25,7 @@ Ratings = Literal["logprob", "parse"]
 """How the ratings of a run are read: by the digits' probabilities, or out of words."""
 
 # Of ways that are about as good the first: it needs least of the server.
-_ORDER: tuple[RatingWay, ...] = ("begun", "told", "schema", "choices")
+_ORDER: tuple[RatingWay, ...] = ("told", "begun", "schema", "choices")
 _ABOUT = 0.05
 # Less than half: most of what the model would say is something else than a rating.
 _ENOUGH = 0.5
