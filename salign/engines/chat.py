@@ -173,6 +173,6 @@ def in_words(text: str) -> str | None:
             return None
         form = {"rating": int(cut[1]), "reason": (cut[2] or "").replace('\\"', '"').replace("\\n", " ")}
     rating = form.get("rating") if isinstance(form, dict) else None
-    if isinstance(rating, bool) or rating not in range(1, NUM_RATINGS + 1):
+    if not isinstance(rating, int) or isinstance(rating, bool) or not 1 <= rating <= NUM_RATINGS:
         return None
-    return f"{RATING_PREFIX}{int(rating)} Reason: {form.get('reason') or ''}".strip()
+    return f"{RATING_PREFIX}{rating} Reason: {form.get('reason') or ''}".strip()
