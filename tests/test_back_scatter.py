@@ -296,17 +296,28 @@ def test_record_and_counts_do_not_depend_on_timing(rating, told):
 # --- ratings that cannot be had ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rating", "unreadable"), [("parse", "I like it, 5 stars"), ("logprob", NO_DIGIT)])
+@pytest.mark.parametrize(
+    ("rating", "unreadable", "temperature", "attempts"),
+    [
+        ("parse", "I like it, 5 stars", 1.0, [0, 1, 2, 3]),
+        # the same prompt would have the same answer
+        ("parse", "I like it, 5 stars", 0.0, [0]),
+        ("logprob", NO_DIGIT, 1.0, [0]),
+    ],
+)
 @pytest.mark.parametrize("step", ["13", "observe:draft:engagement", "observe:revision:alignment"])
-def test_a_rating_that_cannot_be_read_is_asked_again_and_then_missing(rating, unreadable, step):
+def test_a_rating_that_cannot_be_read_is_asked_again_where_that_may_help(
+    rating, unreadable, temperature, attempts, step
+):
     step = feedback_of(13, rating) if step == "13" else step
-    found, actor = hold({step: unreadable}, rating=rating, num_rating_retries=3)
+    feedback = {"temperature": temperature}
+    found, actor = hold({step: unreadable}, rating=rating, num_rating_retries=3, feedback=feedback)
     assert found.failure is None
     asked = [call for call in actor.calls if call.step == step]
-    assert [call.attempt for call in asked] == [0, 1, 2, 3]
+    assert [call.attempt for call in asked] == attempts
     assert len({call.prompt for call in asked}) == 1
-    assert len({call.seed for call in asked}) == 4
-    assert found.num_calls == len(actor.calls) == (10 if rating == "parse" else 14) + 3
+    assert len({call.seed for call in asked}) == len(attempts)
+    assert found.num_calls == len(actor.calls) == (10 if rating == "parse" else 14) + len(attempts) - 1
     missing = {
         feedback_of(13, rating): audience_of(found)[1].rating,
         "observe:draft:engagement": observed_of(found, "draft").engagement,
@@ -345,7 +356,7 @@ def test_where_all_of_the_audience_cannot_be_read_the_interaction_failed(rating)
     assert text_of(found, "draft") == "The draft."
     assert observed_of(found, "draft") == Rating(4.0, 4.0)
     assert observed_of(found, "revision") == Rating(None, None)
-    assert found.num_calls == len(actor.calls) == 1 + 4 * 2 + 2 + (4 if rating == "logprob" else 0)
+    assert found.num_calls == len(actor.calls) == 1 + 4 * 2 + 2
     assert "revision" not in steps(actor)
 
 

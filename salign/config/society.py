@@ -184,6 +184,8 @@ class SocietySection(Section):
     """Cosine distance under which a remembered question counts as similar."""
     rating: Literal["logprob", "parse"] = "logprob"
     num_rating_retries: CountOrZero = 2
+    """How often a rating in words that cannot be read is asked for again. One by the digits' probabilities, and one in
+    words at temperature 0, would be the same again."""
     wording: Literal["shared_first", "reference"] = "shared_first"
     """The order of a prompt's parts: what prompts share first, for an engine's prefix cache; or the released code's."""
     draft: Sampling = Sampling()
@@ -197,6 +199,12 @@ class SocietySection(Section):
     max_alive: Count = 1024
     """Interactions that are held at a time in one process."""
     gates: Gates = Gates()
+
+    @property
+    def num_rating_tries(self) -> int:
+        """How often a rating is asked for at most: again only where the same prompt may have another answer."""
+        varies = self.rating == "parse" and self.feedback.temperature > 0
+        return 1 + self.num_rating_retries if varies else 1
 
     @model_validator(mode="after")
     def _possible(self) -> "SocietySection":

@@ -129,13 +129,20 @@ class Completion(BaseModel):
         """The likeliest tokens in the place of the rating's digit; None where the server shows none.
 
         Args:
-            in_json: The digit is the first of an object; otherwise it is the reply's first token.
+            in_json: The digit is the first of an object, which the reply need not be; otherwise it is the first token.
         """
         logprobs = self.choices[0].logprobs
         tokens = (logprobs.content if logprobs else None) or []
-        if in_json:
-            tokens = [token for token in tokens if _digit(token.token) is not None]
-        return tokens[0].top_logprobs or None if tokens else None
+        if not tokens:
+            return None
+        if not in_json:
+            return tokens[0].top_logprobs or None
+        said = ""
+        for token in tokens:
+            if "{" in said and _digit(token.token) is not None:
+                return token.top_logprobs or None
+            said += token.token
+        return []
 
 
 def _digit(token: str) -> int | None:
@@ -165,6 +172,7 @@ def in_words(text: str) -> str | None:
         if cut is None:
             return None
         form = {"rating": int(cut[1]), "reason": (cut[2] or "").replace('\\"', '"').replace("\\n", " ")}
-    if not isinstance(form, dict) or form.get("rating") not in range(1, NUM_RATINGS + 1):
+    rating = form.get("rating") if isinstance(form, dict) else None
+    if not isinstance(rating, int) or isinstance(rating, bool) or not 1 <= rating <= NUM_RATINGS:
         return None
-    return f"{RATING_PREFIX}{int(form['rating'])} Reason: {form.get('reason') or ''}".strip()
+    return f"{RATING_PREFIX}{rating} Reason: {form.get('reason') or ''}".strip()

@@ -145,7 +145,7 @@ class OpenAIEngine:
             parameters |= {"response_format": _json_schema(RATING_SCHEMA), "max_tokens": _OBJECT_TOKENS}
         completion = await self._complete(prompt, seed, begun, temperature=0.0, **parameters)
         candidates = completion.candidates(in_json=way == "schema")
-        if not candidates:
+        if candidates is None:
             raise EngineError(
                 f"{self._name} returned no log-probabilities, which society.rating=logprob needs. Set "
                 "society.rating=parse, or use a server that supports `logprobs` in chat completions."

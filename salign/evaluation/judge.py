@@ -57,7 +57,8 @@ class Judge:
         return dict(zip(criteria, ratings, strict=True))
 
     async def _rate(self, sample: Sample, answer: str, criterion: str) -> float | None:
-        for attempt in range(1 + self._society.num_rating_retries):
+        held_out = sample.item.benchmark == "questions"
+        for attempt in range(self._society.num_rating_tries if held_out else 1 + self._society.num_rating_retries):
             # The attack is part of the seed: an item's own, not its question's.
             place = (self._seed, "evaluate", sample.item.benchmark, sample.item.prompt, criterion, attempt)
             try:

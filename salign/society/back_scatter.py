@@ -112,7 +112,7 @@ class Calls:
         By the probabilities of the digits nothing is said; of a reply in words, a rating that cannot be read is asked
         for again.
         """
-        for attempt in range(1 + self.society.num_rating_retries):
+        for attempt in range(self.society.num_rating_tries):
             if self.society.rating == "parse":
                 parsed = parse_rating(await self.reason(prompt, name, attempt, urgency))
                 if parsed is not None:
