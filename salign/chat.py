@@ -24,15 +24,18 @@ _NOW = re.compile(r"strftime_now\(\s*(?P<quote>[\"'])(?P<format>(?:(?!(?P=quote)
 THOUGHTS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
 _OPENED = re.compile(rf"({'|'.join(map(re.escape, THOUGHTS))})\s*\Z")
 
-# Spellings of control tokens in the families whose templates are in use, for where the tokenizer is not known.
+# Spellings of control tokens in the families whose templates are in use, for where the tokenizer is not known. The set
+# of characters at the start lets the scan skip all others.
 _SPELLINGS = re.compile(
-    r"""[<\uff1c] (?: [|\uff5c][^\s<>|\uff5c]{1,64}[|\uff5c]? | \w{1,64}[|\uff5c] ) [>\uff1e]
-    | </? (?: s | bos | eos | pad | unk | mask | cls | sep | sop | eop | eod | eot | endoftext | think | thinking
+    r"""[<\uff1c\[\u25c1] (?:
+      (?<=[<\uff1c]) (?: [|\uff5c][^\s<>|\uff5c]{1,64}[|\uff5c]? | \w{1,64}[|\uff5c] ) [>\uff1e]
+    | (?<=<) /? (?: s | bos | eos | pad | unk | mask | cls | sep | sop | eop | eod | eot | endoftext | think | thinking
             | tool_calls? | tool_responses? | (?:start|end)_of_\w+ | fim_\w+ | unused_?\d+ | extra_id_\d+
             | reserved\w*_\d+ | SPECIAL_\d+ | [A-Z_]+_TOKEN ) >
-    | \[/? (?: INST | SYSTEM_PROMPT | AVAILABLE_TOOLS | TOOL_RESULTS | TOOL_CALLS | TOOL_CONTENT | MODEL_SETTINGS
+    | (?<=\[) /? (?: INST | SYSTEM_PROMPT | AVAILABLE_TOOLS | TOOL_RESULTS | TOOL_CALLS | TOOL_CONTENT | MODEL_SETTINGS
             | THINK | [gs]?MASK | CLS | SEP | PAD | UNK | BOS | EOS ) \]
-    | <</?SYS>> | \u25c1/?think\u25b7""",
+    | (?<=<) </?SYS>> | (?<=\u25c1) /?think\u25b7
+    )""",
     re.VERBOSE,
 )
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -116,6 +117,20 @@ def check_models(config: Config, *, fetch: bool) -> None:
     for name in named:
         if fetch or name not in models.EMBEDDED:
             models.resolve(name)
+    if fetch:
+        _check_templates(config)
+
+
+def _check_templates(config: Config) -> None:
+    """Tries the chat templates of models whose files are here, so that none fails hours later; see `ChatTemplate`."""
+    parts = (part.engine for part in config.society.mixture)
+    judges = (judge.engine for judge in config.evaluate.judges)
+    engines = (config.engine, *judges, config.society.observer, *parts)
+    used: list[tuple[str, Literal["chat", "alpaca"]]] = [(config.model, config.train.template)]
+    used += [(engine.model or config.model, "chat") for engine in engines if isinstance(engine, TransformersEngine)]
+    for model, template in dict.fromkeys(used):
+        if Path(models.resolve(model)).is_dir():
+            models.load_tokenizer(model, template)
 
 
 async def _connect_once(section: OpenAIEngine) -> None:

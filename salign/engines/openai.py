@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from salign.chat import Message, break_up, conversation
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import RatingWay, Sampling
 from salign.engines import thinking
@@ -226,12 +227,12 @@ class OpenAIEngine:
         return True
 
     async def _complete(self, prompt: Prompt, seed: int, begun: str | None = None, **parameters: Any) -> Completion:
-        user, refused = prompt.user, self.capabilities.refused
-        if prompt.system and "system" in refused:
-            user = f"{prompt.system}\n\n{user}"
-        messages = [{"role": "user", "content": user}]
-        if prompt.system and "system" not in refused:
-            messages.insert(0, {"role": "system", "content": prompt.system})
+        refused = self.capabilities.refused
+        # The server would take for control what spells it in a text.
+        user, system = break_up(prompt.user), break_up(prompt.system or "")
+        if system and "system" in refused:
+            user, system = f"{system}\n\n{user}", ""
+        messages: list[Message] = conversation(user, system)
         if begun:
             messages.append({"role": "assistant", "content": begun})
             # vLLM's words for it; llama.cpp does so of itself

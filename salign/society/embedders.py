@@ -95,7 +95,9 @@ def _of_model(section: TransformersEmbedder, texts: Sequence[str]) -> NDArray[np
 
     tokenizer, model = _load(section)
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 1 << 30)
-    tokens: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+    # What spells a control token in a text is plain text.
+    encoded = tokenizer(list(texts), truncation=True, max_length=limit, split_special_tokens=True)
+    tokens: list[list[int]] = encoded["input_ids"]
     order = sorted(range(len(texts)), key=lambda number: len(tokens[number]))  # little is padded in a batch of equals
     found = np.zeros((len(texts), model.config.hidden_size))
     for start in range(0, len(order), _TEXTS_PER_FORWARD):
