@@ -22,6 +22,9 @@ class Reach:
         return self
 
 
+EVERYTHING = Reach()
+
+
 def reaches(config: Any) -> dict[str, Reach]:
     """The reach of each kind of layer, by the names that transformers has for kinds; "" where all layers are alike.
 

@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from salign.architecture import Reach, reaches
+from salign.architecture import EVERYTHING, reaches
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]  # the keys and values of each layer: [calls, heads, length, size]
 
@@ -80,7 +80,7 @@ def can_share(model: Any) -> bool:
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
-    return set(kinds or ["full_attention"]) <= {"full_attention"} and set(reaches(config).values()) == {Reach()}
+    return set(kinds or ["full_attention"]) <= {"full_attention"} and set(reaches(config).values()) == {EVERYTHING}
 
 
 class Batch:
