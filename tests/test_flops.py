@@ -72,6 +72,7 @@ def test_a_step_on_cuda_says_what_share_of_the_device_it_takes(tmp_path, tiny_mo
     from salign import models
     from salign.config import TrainStage
     from salign.training.distributed import init_ranks, leave_ranks
+    from salign.training.packing import Lengths
     from salign.training.settings import deepspeed_config
     from salign.training.trainer import Trainer
 
@@ -79,7 +80,7 @@ def test_a_step_on_cuda_says_what_share_of_the_device_it_takes(tmp_path, tiny_mo
     given = {"name": "s", "objective": {"kind": "sft"}, "data": {"kind": "run"}, "deepspeed": str(tmp_path / "z.json")}
     stage = TrainStage.model_validate({**given, "dtype": "bfloat16"})
     model = models.load_model(str(tiny_model), torch.bfloat16)
-    trainer = Trainer(stage, init_ranks(), model, deepspeed_config(stage, 1), 10)
+    trainer = Trainer(stage, init_ranks(), model, deepspeed_config(stage, 1), num_steps=10, lengths=Lengths.of([GROUP]))
     row = trainer.step(0, [(0, GROUP)])
     leave_ranks()
     if peak_flops(torch.cuda.get_device_name(), "bfloat16") is None:

@@ -51,6 +51,7 @@ def memory_cost(case: str) -> dict[str, float]:
     from salign.training.distributed import init_ranks
     from salign.training.lora import add_adapters
     from salign.training.memory import estimate, find_shape
+    from salign.training.packing import Lengths
     from salign.training.settings import deepspeed_config
     from salign.training.trainer import Trainer
 
@@ -63,7 +64,7 @@ def memory_cost(case: str) -> dict[str, float]:
     model = models.load_model(MODEL, getattr(torch, stage.dtype))
     if stage.lora is not None:
         add_adapters(model, stage.lora, derive("bench"))
-    trainer = Trainer(stage, ranks, model, settings, 1000)
+    trainer = Trainer(stage, ranks, model, settings, num_steps=1000, lengths=Lengths.of([group for _, group in groups]))
     for step in range(2):  # in the second the optimizer's state is there
         trainer.step(step, groups)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB

@@ -100,7 +100,7 @@ def loop_cost(objective: str) -> dict[str, float]:
     from salign import models
     from salign.config import TrainStage
     from salign.training.distributed import init_ranks
-    from salign.training.packing import lay_out
+    from salign.training.packing import Lengths, lay_out
     from salign.training.settings import deepspeed_config
     from salign.training.trainer import Trainer
 
@@ -118,8 +118,9 @@ def loop_cost(objective: str) -> dict[str, float]:
         )
         settings = deepspeed_config(stage, 1)
     ranks = init_ranks()
-    trainer = Trainer(stage, ranks, models.load_model(MODEL, torch.float32), settings, 1000)
     groups = [(n, replace(g, references=[1.0] * len(g.responses))) for n, g in enumerate(bench_groups())]
+    lengths = Lengths.of([group for _, group in groups])
+    trainer = Trainer(stage, ranks, models.load_model(MODEL, torch.float32), settings, num_steps=1000, lengths=lengths)
     rows = [lay_out([group]) for _, group in groups]
     engine = trainer.engine
 

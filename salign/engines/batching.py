@@ -8,6 +8,8 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from salign.architecture import EVERYTHING, reaches
+
 Layers = list[tuple[torch.Tensor, torch.Tensor]]  # the keys and values of each layer: [calls, heads, length, size]
 
 
@@ -72,15 +74,13 @@ def _tree_mask(model: Any, size: int, columns: list[list[int]], num_shared: list
 
 
 def can_share(model: Any) -> bool:
-    """Whether every layer attends to everything before.
+    """Whether every layer attends to everything before, by the model's config.
 
     A sliding window or a recurrence needs a mask or an order of the model's own: such prompts are computed one by one.
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        return set(kinds) <= {"full_attention"}
-    return not getattr(config, "sliding_window", None)
+    return set(kinds or ["full_attention"]) <= {"full_attention"} and set(reaches(config).values()) == {EVERYTHING}
 
 
 class Batch:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from salign import models
+from salign import architecture, models
 from salign.chat import chat_template
 from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
@@ -29,8 +29,9 @@ from salign.engines.base import (
     Thinking,
     normalise,
 )
-from salign.engines.batching import Batch, can_share, prefill
+from salign.engines.batching import Batch, prefill
 from salign.engines.capabilities import Capabilities, Ratings, measure_ways
+from salign.engines.ways import find_way, speak
 from salign.errors import CallRejectedError, ConfigError, EngineError
 
 # How long an idle engine waits for more calls to begin together with the first one.
@@ -71,7 +72,8 @@ class TransformersEngine:
     """Batched generation and rating on one device, in a thread of its own.
 
     Between two steps of the replies under way, finished and given-up calls leave the batch, and waiting ones begin
-    together: ratings are answered at once, replies join. What prompts share from their start on is computed once.
+    together: ratings are answered at once, replies join. What prompts share from their start on is computed once. All
+    that as far as the model's family allows it, which is tried when the model is opened (see `find_way`).
 
     Each reply samples with numbers of its own (inverse transform from its seed), so it depends on the rest of its batch
     through the rounding of the model's arithmetic alone: the same logits give the same reply. (The embedded model in
@@ -96,13 +98,17 @@ class TransformersEngine:
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"engine.device {section.device!r} cannot be used here: {error}") from error
         self._max_batch = section.max_batch
-        self._max_length = int(getattr(self._model.config, "max_position_embeddings", None) or 1 << 30)
+        config = self._model.config.get_text_config()
+        self._max_length = architecture.max_positions(config) or 1 << 30
         self._end_ids = _end_ids(self._model, self._tokenizer)
         self._digit_tokens = _digit_tokens(self._tokenizer)
         self._thinking = _Thinking(self._tokenizer)
         self._opens_thinking = chat_template(self._tokenizer).opens_thinking
         self.capabilities = Capabilities(rating_way="begun")
-        self._begin_tokens = _BEGIN_TOKENS if can_share(self._model) else 0
+        self._way = find_way(self._model)
+        self._begin_tokens = _BEGIN_TOKENS if self._way == "shared" else 0
+        # A longer text would change the positions of the others in its batch.
+        self._max_together = 0 if self._way == "alone" else architecture.longrope_switch(config) or 1 << 30
         self._batch = Batch(self._model)
         self._running: list[_Call] = []  # one a row of the batch
         self.num_prompt_tokens = 0
@@ -138,7 +144,7 @@ class TransformersEngine:
         return Capabilities(opens_thinking=opened, rating_way=way, ways=ways)
 
     def facts(self) -> dict[str, Any]:
-        return self.capabilities.facts()
+        return {**self.capabilities.facts(), "calls": self._way}
 
     async def close(self) -> None:
         with self._wake:
@@ -216,14 +222,44 @@ class TransformersEngine:
     @torch.inference_mode()
     def _generate(self, calls: list[_Call]) -> None:
         """The first token of each call: all of a rating, and the beginning of a reply, which then joins the batch."""
-        computed = prefill(self._model, [call.ids for call in calls])
         self.num_prompt_tokens += sum(len(call.ids) for call in calls)
+        together, alone = list[_Call](), list[_Call]()
+        for call in calls:
+            num_tokens = len(call.ids) + (call.sampling.max_tokens if call.sampling is not None else 0)
+            (together if num_tokens <= self._max_together else alone).append(call)
+        for call in alone:
+            self.num_prefilled_tokens += len(call.ids)
+            self._answer_alone(call)
+        if together:
+            self._begin_together(together)
+
+    def _answer_alone(self, call: _Call) -> None:
+        """All of a call, while the others wait."""
+        if call.sampling is None:
+            ids = torch.tensor([call.ids], device=self._model.device)
+            self._rate([call], self._model(input_ids=ids, use_cache=False).logits[:, -1].float())
+            return
+        over = False
+
+        def choose(logits: torch.Tensor) -> int:
+            nonlocal over
+            over = not self._say([call], logits[None])
+            return call.new[-1] if call.new else 0  # given up before its first token
+
+        speak(self._model, call.ids, choose, call.sampling.max_tokens, lambda: over)
+
+    def _rate(self, calls: list[_Call], logits: torch.Tensor) -> None:
+        assert self._digit_tokens is not None
+        shares = torch.softmax(logits, -1)[:, self._digit_tokens.digits].tolist()
+        for call, share in zip(calls, shares, strict=True):
+            call.finish(RatingReply(normalise(share), sum(share), len(call.ids), 0))
+
+    def _begin_together(self, calls: list[_Call]) -> None:
+        computed = prefill(self._model, [call.ids for call in calls])
         self.num_prefilled_tokens += computed.num_tokens
-        if self._digit_tokens is not None:
-            rated = [row for row, call in enumerate(calls) if call.sampling is None]
-            shares = torch.softmax(computed.logits[rated], -1)[:, self._digit_tokens.digits].tolist()
-            for row, share in zip(rated, shares, strict=True):
-                calls[row].finish(RatingReply(normalise(share), sum(share), len(calls[row].ids), 0))
+        rated = [row for row, call in enumerate(calls) if call.sampling is None]
+        if rated:
+            self._rate([calls[row] for row in rated], computed.logits[rated])
         begun = [row for row, call in enumerate(calls) if call.sampling is not None]
         joining = [begun[row] for row in self._say([calls[row] for row in begun], computed.logits[begun])]
         if joining:

@@ -12,6 +12,7 @@ from lm_eval.api.model import TemplateLM
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from salign import architecture
 from salign.chat import chat_template
 from salign.config import SFTObjective
 from salign.errors import ConfigError, DataError
@@ -19,7 +20,7 @@ from salign.evaluation.resume import Score, Scores
 from salign.training.attention import mask_of
 from salign.training.distributed import Ranks
 from salign.training.model import GroupLoss, check_layout
-from salign.training.packing import lay_out
+from salign.training.packing import Lengths, lay_out
 from salign.training.tokens import TokenGroup
 
 logger = logging.getLogger(__name__)
@@ -58,9 +59,14 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         self._rank, self._world_size, self._device = ranks.rank, ranks.size, ranks.device
         self._told = told
         self._scores = scores
-        self._max_tokens = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+        config = model.config.get_text_config()
+        self._max_tokens = architecture.max_positions(config) or 1 << 30
+        self._max_together = architecture.longrope_switch(config) or 1 << 30
+        reaches = architecture.reaches(config).values()
+        beyond = max((reach.window or reach.chunk or 0 for reach in reaches), default=0) + 32
         try:
-            check_layout(GroupLoss(model, SFTObjective(kind="sft")), model, range(3, 20), ranks.device)
+            lengths = Lengths(min(beyond, self._max_tokens), 0)
+            check_layout(GroupLoss(model, SFTObjective(kind="sft")), model, lengths, ranks.device)
             self._shares_rows = True
         except ConfigError:
             logger.info("models of the family %s take one answer a row", model.config.model_type)
@@ -83,7 +89,8 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         values: dict[tuple[tuple[int, ...], tuple[int, ...]], Score] = dict(known)
         for context, pairs in itertools.groupby((pair for pair in distinct if pair not in known), lambda pair: pair[0]):
             answers = [answer for _, answer in pairs]
-            rows = [answers] if self._shares_rows else [[answer] for answer in answers]
+            together = self._shares_rows and len(context) + max(map(len, answers)) <= self._max_together
+            rows = [answers] if together else [[answer] for answer in answers]
             measured = itertools.chain.from_iterable(self._measure(context, row) for row in rows)
             for answer, score in zip(answers, measured, strict=True):
                 values[context, answer] = score

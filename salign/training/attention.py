@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from salign.architecture import EVERYTHING, Reach, reaches
 from salign.config import Attention
 from salign.errors import ConfigError
 from salign.training.packing import Row
@@ -31,11 +32,13 @@ def _attend_by_group(
     dropout: float = 0.0,
     scaling: float | None = None,
     row_spans: tuple[tuple[int, int, int], ...] = (),
+    row_reaches: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot product attention of each group by itself, its query (which sees no response) and then its responses.
 
     So a row of several groups costs what they cost in rows of their own. As transformers' own where no row is given.
+    A query's tokens see all before them, unless `row_reaches` says that some layers' do not: then by the mask.
     """
     if not row_spans or any(kwargs.get(name) is not None for name in _EXTRAS):
         result: tuple[Tensor, None] = sdpa_attention_forward(
@@ -49,7 +52,8 @@ def _attend_by_group(
     parts = []
     for start, middle, end in row_spans:
         asked, seen = slice(start, middle), slice(start, end)
-        parts.append(attend(query[:, :, asked], key[:, :, asked], value[:, :, asked], is_causal=True))
+        how = {"attn_mask": attention_mask[:, :, asked, asked]} if row_reaches else {"is_causal": True}
+        parts.append(attend(query[:, :, asked], key[:, :, asked], value[:, :, asked], **how))
         mask = attention_mask[:, :, middle:end, seen]
         parts.append(attend(query[:, :, middle:end], key[:, :, seen], value[:, :, seen], attn_mask=mask))
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
@@ -96,25 +100,34 @@ def _takes_more(model: PreTrainedModel) -> bool:
 
 
 def mask_of(model: PreTrainedModel, row: Row) -> dict[str, Any]:
-    """The row's mask as arguments of the model's forward pass."""
+    """The row's mask as arguments of the model's forward pass: one for each kind of layer, where they differ."""
     kind = model.config._attn_implementation
+    found = {
+        layers: reach.within(row.num_positions) for layers, reach in reaches(model.config.get_text_config()).items()
+    }
+    masks = {reach: _mask(model, row, reach, kind) for reach in found.values()}
+    by_layers = {layers: masks[reach] for layers, reach in found.items()}
+    given: dict[str, Any] = {"attention_mask": by_layers if len(masks) > 1 else next(iter(masks.values()))}
+    if kind == _BY_GROUP:
+        given |= {"row_spans": row.spans, "row_reaches": set(masks) != {EVERYTHING}}
+    return given
+
+
+def _mask(model: PreTrainedModel, row: Row, reach: Reach, kind: str) -> Any:
     if kind == "flex_attention":
-        return {"attention_mask": block_mask(row)}
-    hidden = ~row.attention_mask
-    if kind == "eager":  # adds it to its scores
-        lowest = torch.finfo(model.dtype).min
-        return {"attention_mask": torch.zeros_like(hidden, dtype=model.dtype).masked_fill(hidden, lowest)}
-    # Added up too, in one tensor for all layers: of a bool mask each would make, and keep, its own.
-    mask = torch.zeros_like(hidden, dtype=model.dtype).masked_fill(hidden, -torch.inf)
-    return {"attention_mask": mask, **({"row_spans": row.spans} if kind == _BY_GROUP else {})}
+        return block_mask(row, reach)
+    hidden = ~row.attention_mask(reach)
+    # Added up, in one tensor for all layers: of a bool mask each would make, and keep, its own.
+    lowest = torch.finfo(model.dtype).min if kind == "eager" else -torch.inf
+    return torch.zeros_like(hidden, dtype=model.dtype).masked_fill(hidden, lowest)
 
 
-def block_mask(row: Row) -> Any:
+def block_mask(row: Row, reach: Reach = EVERYTHING) -> Any:
     """The row's mask for FlexAttention: which blocks of it are hidden whole, and the rule within the others."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def sees(_batch: Tensor, _head: Tensor, token: Tensor, other: Tensor) -> Tensor:
-        return row.sees(token, other)
+        return row.sees(token, other, reach)
 
     length = row.input_ids.shape[1]
     return create_block_mask(sees, None, None, length, length, device=str(row.input_ids.device))

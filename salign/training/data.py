@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from salign import models
+from salign import architecture, models
 from salign.config import KINDS, AnswersData, DatasetData, GroupsData, RunData, TrainStage
 from salign.dataset.groups import demonstrations, digest_of, read_groups
-from salign.errors import ConfigError, DataError
+from salign.errors import DataError
 from salign.records import AlignmentGroup
 from salign.run import RunDir, require_done
 from salign.seeds import rng
 from salign.training.hindsight import HINDSIGHT_VERSION, chain_of_hindsight
-from salign.training.packing import sample_responses
+from salign.training.objectives import needs_reference
+from salign.training.packing import Lengths, sample_responses
 from salign.training.tokens import TokenGroup, TokenStore, store_key
 
 logger = logging.getLogger(__name__)
@@ -76,21 +77,21 @@ def _of_kinds(groups: Iterable[AlignmentGroup], data: RunData) -> Iterator[Align
 
 
 def context_length(model: str) -> int | None:
-    """The longest text that a model sees whole, in tokens; None where its config does not say.
+    """The longest text that a model can learn here, in tokens; None where its config does not say.
 
-    That is its attention's sliding window, where some layers have one: a row's mask knows none.
-
-    Raises:
-        ConfigError: A window counts places in the row, where a response stands far from its query.
+    That is what it is made for. Under LongRoPE, it is what has the positions of short texts: in a row with a longer one
+    a text would get others than alone.
     """
     config = AutoConfig.from_pretrained(models.resolve(model), trust_remote_code=False).get_text_config()
-    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo's
-        raise ConfigError(
-            f"model {model}: models of the family {config.model_type!r} with local attention cannot be trained here: "
-            "their window counts places in a row, in which responses stand far from their query"
-        )
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
-    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+    limits = (architecture.max_positions(config), architecture.longrope_switch(config))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def longest(store: TokenStore, stage: TrainStage) -> Lengths:
+    """The longest text, and the longest row, that a stage will have out of its data."""
+    whole_groups = stage.held_out_share > 0 or needs_reference(stage.objective)
+    text, group = store.longest(None if whole_groups else stage.num_responses)
+    return Lengths(text, max(group, min(stage.row_tokens or 0, group * stage.groups_per_step)))
 
 
 def build_tokens(

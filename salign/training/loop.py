@@ -22,7 +22,7 @@ from salign.tracking.mirror import Mirror, open_mirror
 from salign.training import checkpoint
 from salign.training.attention import require
 from salign.training.card import Facts, model_card
-from salign.training.data import Groups, Order, build_tokens, context_length, split
+from salign.training.data import Groups, Order, build_tokens, context_length, longest, split
 from salign.training.distributed import Ranks, StopSignal, init_ranks, leave_ranks, share_from_main
 from salign.training.export import complete_generation_config, trained_weights, write_model
 from salign.training.lora import add_adapters, merge, require_peft
@@ -153,7 +153,7 @@ def train(run: RunDir, config: Config, name: str) -> None:
         if found is not None and found.universal:
             settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
         model = _load(job, origin, settings)
-        trainer = Trainer(stage, ranks, model, settings, num_steps)
+        trainer = Trainer(stage, ranks, model, settings, num_steps=num_steps, lengths=longest(data, stage))
         groups: Groups = data
         if needs_reference(stage.objective):
             path = reference_path(origin.tokens, origin.model, origin.inputs, stage.dtype)
@@ -194,7 +194,7 @@ def _find_origin(job: _Job) -> _Origin:
         context = context_length(model)
         if context is not None and context < job.stage.max_tokens:
             logger.warning(
-                "train stage %s: the model sees %d tokens, fewer than max_tokens %d; longer responses are left out",
+                "train stage %s: the model learns texts of %d tokens, fewer than max_tokens %d; longer are left out",
                 *(job.stage.name, context, job.stage.max_tokens),
             )
         built = build_tokens(job.run, job.stage, job.config.run.seed, tokenizer, context)

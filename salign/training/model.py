@@ -1,6 +1,7 @@
 """The model as training sees it: a row of groups in, each response's mean negative log-likelihood out."""
 
-from collections.abc import Sequence
+import inspect
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,13 @@ from salign.config import Attention, Objective
 from salign.errors import ConfigError
 from salign.training.attention import mask_of, prepare
 from salign.training.objectives import needs_reference, objective_sum, preference_metrics
-from salign.training.packing import Row, lay_out
+from salign.training.packing import Lengths, Row, lay_out
 from salign.training.settings import MAX_LOGITS
 from salign.training.tokens import TokenGroup
 
 _MAX_LOGITS = MAX_LOGITS
+# Tokens of the responses that the layout is checked with: they begin that long before the end of the longest text.
+_RESPONSE = 16
 # Of these a model's logits are more than its states times its output weights.
 _OWN_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -59,12 +62,13 @@ def response_nll(model: PreTrainedModel, row: Row) -> Tensor:
         "position_ids": row.position_ids,
         "use_cache": False,
     }
-    if any(getattr(model.config, name, None) for name in _OWN_LOGITS):
+    decoder = model.get_decoder()
+    if decoder is model or any(getattr(model.config, name, None) for name in _OWN_LOGITS):
         logits = model(**inputs, logits_to_keep=row.predictors).logits[0]
         wide = torch.promote_types(logits.dtype, torch.float32)
         token_nll = F.cross_entropy(logits.to(wide), row.targets, reduction="none")
     else:
-        states = model.get_decoder()(**inputs).last_hidden_state[0]
+        states = decoder(**inputs).last_hidden_state[0]
         token_nll = _chunked_nll(model, states[row.predictors], row.targets)
     num_responses = row.cell_of.numel()
     sums = token_nll.new_zeros(num_responses).index_add(0, row.response_of, token_nll)
@@ -97,42 +101,82 @@ def recompute(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
+# How far nll may be from that alone: a share of it and nats a token. Another text's is farther.
+_TOLERANCES = {torch.float32: (1e-3, 1e-3), torch.float64: (1e-3, 1e-3)}
+_ROUGH_TOLERANCES = (0.02, 0.1)
+
+
 @torch.no_grad()
-def check_layout(engine: nn.Module, model: PreTrainedModel, words: Sequence[int], device: torch.device) -> None:
+def check_layout(engine: nn.Module, model: PreTrainedModel, lengths: Lengths, device: torch.device) -> None:
     """Makes sure that responses in one row see what they would see alone, and that nothing of their logits is lost.
 
-    Under ZeRO-3 all ranks call it.
+    It costs the forward pass of one row as long as there will be, and of the longest text twice. Under ZeRO-3 all ranks
+    call it.
 
     Args:
         engine: What a `GroupLoss` is trained by.
         model: The model in it.
-        words: 17 tokens of the model's vocabulary.
+        lengths: That there will be: what windows, positions and buffers make of a text shows at its length.
         device: The model's.
 
     Raises:
-        ConfigError: They do not: the model's family cannot be trained so.
+        ConfigError: They do not: the model's family cannot be trained so, or not at that length.
     """
-    query, responses = list(words[:4]), [list(words[4:7]), list(words[7:10])]
-    other = TokenGroup(list(words[10:14]), [list(words[14:17])], [1.0], [0.0])
+    groups = _examples(lengths, model.config.get_text_config().vocab_size)
+    family = model.config.model_type
     was_training = model.training
     engine.eval()
-    row = lay_out([other, TokenGroup(query, responses, [1.0, 2.0], [0.0, 0.0])]).to(device)
+    row = lay_out(groups).to(device)
+    size = f"a row of {row.input_ids.shape[1]} tokens, its longest text {row.num_positions}"
     try:
         _, found, _ = engine(row)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        alone = [[_nll_alone(model, group.query, response, device) for response in group.responses] for group in groups]
+    except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"models of the family {model.config.model_type!r} cannot be trained here: a row of several responses ends "
-            f"in {type(error).__name__}: {error}"
+            f"there is no memory for {size}, even without a gradient: {error}. Lower the stage's max_tokens, "
+            "num_responses or row_tokens."
         ) from error
-    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
-    for packed, response in zip(found[1], responses, strict=True):
-        ids = torch.tensor([[*query, *response]], device=device)
-        logits = model(input_ids=ids, use_cache=False).logits[0].float()
-        alone = F.cross_entropy(logits[len(query) - 1 : -1], ids[0, len(query) :])
-        if not torch.isclose(packed.float(), alone, rtol=tolerance, atol=tolerance):
-            raise ConfigError(
-                f"models of the family {model.config.model_type!r} cannot be trained here: a response in a row with "
-                f"others gets a negative log-likelihood of {packed:.4f} a token, alone {alone:.4f}. Its attention "
-                "takes no 4-D mask, or its logits are made in a way of their own."
-            )
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"models of the family {family!r} cannot be trained here: a row of several responses ({size}) ends in "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    share, nats = _TOLERANCES.get(model.dtype, _ROUGH_TOLERANCES)
+    for packed, expected in zip(found, alone, strict=True):
+        for one, other in zip(packed, expected, strict=False):  # a cell without a response has none
+            if not torch.isclose(one.float(), other, rtol=share, atol=nats):
+                raise ConfigError(
+                    f"models of the family {family!r} cannot be trained here: a response in a row with others gets a "
+                    f"negative log-likelihood of {one:.4f} a token, alone {other:.4f} ({size}). Its attention takes no "
+                    "4-D mask or counts places in the row, or its logits are made in a way of their own."
+                )
     engine.train(was_training)
+
+
+def _nll_alone(model: PreTrainedModel, query: list[int], response: list[int], device: torch.device) -> Tensor:
+    ids = torch.tensor([[*query, *response]], device=device)
+    some = "logits_to_keep" in inspect.signature(model.forward).parameters
+    logits = model(input_ids=ids, use_cache=False, **({"logits_to_keep": len(response) + 1} if some else {})).logits
+    return F.cross_entropy(logits[0, -len(response) - 1 : -1].float(), ids[0, len(query) :])
+
+
+def _examples(lengths: Lengths, vocabulary: int) -> list[TokenGroup]:
+    """A short group, others that fill the row, and a group of the longest texts at its end."""
+    drawn = itertools.count(1)
+
+    def words(count: int) -> list[int]:
+        return [3 + (next(drawn) * 7919) % (min(vocabulary, 10_000) - 3) for _ in range(count)]
+
+    def group(query: int, responses: int, size: int) -> TokenGroup:
+        graded = [float(number) for number in range(responses)]
+        return TokenGroup(words(query), [words(size) for _ in graded], graded, [0.0] * responses)
+
+    groups = [group(4, 2, 3)]
+    size = min(_RESPONSE, max(3, lengths.text // 3))
+    longest = group(max(1, lengths.text - size), 2, size)
+    left = lengths.row - groups[0].num_tokens - longest.num_tokens
+    while left > 1:
+        fill = min(left, lengths.text)
+        groups.append(group(fill - 1, 1, 1))
+        left -= fill
+    return [*groups, longest]

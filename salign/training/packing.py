@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from salign.architecture import EVERYTHING, Reach
 from salign.seeds import rng
 from salign.training.tokens import TokenGroup
 
@@ -30,6 +31,20 @@ def sample_responses(group: TokenGroup, num_responses: int, *place: int | str) -
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Tokens of the longest text, a query with one response, and of the longest row that there will be."""
+
+    text: int
+    row: int
+
+    @staticmethod
+    def of(groups: Sequence[TokenGroup]) -> "Lengths":
+        """Those of groups that have a row each."""
+        text = max(len(group.query) + max(map(len, group.responses)) for group in groups)
+        return Lengths(text, max(group.num_tokens for group in groups))
+
+
+@dataclass(frozen=True)
 class Row:
     """Groups laid out as one row of T tokens; R response tokens of S responses in all.
 
@@ -38,6 +53,7 @@ class Row:
         group_of: int64 [T], which group each token is of.
         segment_of: int64 [T], 0 in a query, k in the k-th response of its group.
         spans: Where each group begins, where its responses do, and where it ends.
+        num_positions: Tokens of the longest text.
         predictors: int64 [R], from which place each response token is predicted.
         targets: int64 [R], the response tokens.
         response_of: int64 [R], which of the S responses each belongs to.
@@ -52,6 +68,7 @@ class Row:
     group_of: Tensor
     segment_of: Tensor
     spans: tuple[tuple[int, int, int], ...]
+    num_positions: int
     predictors: Tensor
     targets: Tensor
     response_of: Tensor
@@ -66,16 +83,24 @@ class Row:
         }
         return replace(self, **moved)
 
-    def sees(self, token: Tensor, other: Tensor) -> Tensor:
-        """Whether the tokens at some places see those at others: bool, of the shape that the two broadcast to."""
-        query, same = self.segment_of[other] == 0, self.segment_of[token] == self.segment_of[other]
-        return (token >= other) & (self.group_of[token] == self.group_of[other]) & (query | same)
+    def sees(self, token: Tensor, other: Tensor, reach: Reach = EVERYTHING) -> Tensor:
+        """Whether the tokens at some places see those at others: bool, of the shape that the two broadcast to.
 
-    @property
-    def attention_mask(self) -> Tensor:
-        """Bool [1, 1, T, T], true where the row's token (second last axis) sees the other."""
+        A reach is counted in positions, so that a response sees as much of its query as it would by itself.
+        """
+        query, same = self.segment_of[other] == 0, self.segment_of[token] == self.segment_of[other]
+        seen = (token >= other) & (self.group_of[token] == self.group_of[other]) & (query | same)
+        at, back = self.position_ids[0][token], self.position_ids[0][other]
+        if reach.window is not None:
+            seen = seen & (at - back < reach.window)
+        if reach.chunk is not None:
+            seen = seen & (at // reach.chunk == back // reach.chunk)
+        return seen
+
+    def attention_mask(self, reach: Reach = EVERYTHING) -> Tensor:
+        """Bool [1, 1, T, T], true where the row's token (second last axis) sees the other in layers of that reach."""
         places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
-        return self.sees(places[:, None], places[None, :])[None, None]
+        return self.sees(places[:, None], places[None, :], reach)[None, None]
 
 
 def lay_out(groups: Sequence[TokenGroup]) -> Row:
@@ -120,6 +145,7 @@ def lay_out(groups: Sequence[TokenGroup]) -> Row:
         group_of=torch.tensor(group_of),
         segment_of=torch.tensor(segment_of),
         spans=tuple(spans),
+        num_positions=max(positions) + 1,
         predictors=torch.tensor(predictors),
         targets=torch.tensor(targets),
         response_of=torch.tensor(response_of),

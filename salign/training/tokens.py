@@ -209,6 +209,22 @@ class TokenStore:
         # There are as many queries before a group as groups.
         return slice(int(self._firsts[index]) - index, int(self._firsts[index + 1]) - index - 1)
 
+    def longest(self, num_responses: int | None) -> tuple[int, int]:
+        """Tokens of the longest query with a response, and of the longest group with so many responses at most."""
+        lengths, queries = np.diff(self._bounds), self._firsts[:-1]
+        group_of = np.repeat(np.arange(len(self)), np.diff(self._firsts))
+        of_response = np.ones(len(lengths), dtype=bool)
+        of_response[queries] = False
+        group_of, responses = group_of[of_response], lengths[of_response]
+        order = np.lexsort((-responses, group_of))  # each group's responses, the longest first
+        starts = queries - np.arange(len(self))
+        rank = np.arange(len(order)) - starts[group_of]
+        sizes = responses[order]
+        kept = sizes if num_responses is None else np.where(rank < num_responses, sizes, 0)
+        text = lengths[queries] + sizes[starts]
+        group = lengths[queries] + np.add.reduceat(kept, starts)
+        return int(text.max()), int(group.max())
+
     def __getitem__(self, index: int) -> TokenGroup:
         if not 0 <= index < len(self):
             raise IndexError(index)

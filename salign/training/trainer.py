@@ -17,7 +17,7 @@ from salign.training.distributed import Ranks, sum_over_ranks
 from salign.training.flops import Arithmetic, peak_flops
 from salign.training.model import GroupLoss, check_layout, recompute
 from salign.training.objectives import counted_groups
-from salign.training.packing import lay_out
+from salign.training.packing import Lengths, lay_out
 from salign.training.rows import deal
 from salign.training.settings import learning_rate_share
 from salign.training.tokens import TokenGroup
@@ -45,6 +45,7 @@ class Trainer:
         model: As the stage starts.
         settings: For DeepSpeed.
         num_steps: Optimizer steps of the stage.
+        lengths: Of its data.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class Trainer:
         ranks: Ranks,
         model: PreTrainedModel,
         settings: dict[str, Any],
+        *,
         num_steps: int,
+        lengths: Lengths,
     ) -> None:
         import deepspeed
 
@@ -72,7 +75,7 @@ class Trainer:
                 optimizer, lambda step: learning_rate_share(step, num_steps, stage.warmup_share)
             ),
         )
-        check_layout(self.engine, model, range(3, 20), ranks.device)
+        check_layout(self.engine, model, lengths, ranks.device)
         self.engine.train()
 
     # --- rows ------------------------------------------------------------------------------------
