@@ -220,13 +220,11 @@ def read_rows(path: Path) -> list[tuple[int, Any]]:
     Raises:
         DataError: As there, or a row cannot be read.
     """
-    rows, mistakes = [], Mistakes(path, skip=False)
+    rows = []
     for number, row in stream_rows(path):
         if isinstance(row, RowError):
-            mistakes.add(number, row)
-        else:
-            rows.append((number, row))
-    mistakes.raise_any()
+            raise DataError(f"{path}, line {number}: {row}")
+        rows.append((number, row))
     return rows
 
 
@@ -278,6 +276,8 @@ def _elements(file: IO[str], path: Path, line: int) -> Iterator[tuple[int, objec
                 if text[end] == "]":
                     break
                 continue
+        except RecursionError:
+            raise DataError(f"{path}: no valid JSON (row {number + 1} is too deeply nested)") from None
         except json.JSONDecodeError as found:
             error = f"{found.msg} in row {number + 1}"
             wrong_line = line + found.lineno - 1

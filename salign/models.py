@@ -16,6 +16,7 @@ from salign.chat import chat_template, control_tokens
 from salign.chat import opens_thinking as opens_thinking  # noqa: PLC0414
 from salign.chat import render as render  # noqa: PLC0414
 from salign.errors import ConfigError
+from salign.files import is_pointer
 from salign.run import lock, new_folder, sha256
 
 if TYPE_CHECKING:
@@ -177,6 +178,11 @@ def resolve(model: str) -> str:
             raise ConfigError(f"model {model}: the folder has no config.json; give a folder in Hugging Face format.")
         if not any(path.glob("tokenizer*")):
             raise ConfigError(f"model {model}: the folder has no tokenizer; save the model's tokenizer beside it.")
+        for file in sorted(path.glob("*.safetensors")) + sorted(path.glob("tokenizer*")):
+            if file.is_file() and (program := is_pointer(file)) is not None:
+                raise ConfigError(
+                    f"model {model}: {file.name} is a {program} pointer, not the data: fetch the content."
+                )
         return str(path.absolute())
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ConfigError(

@@ -138,7 +138,10 @@ def test_a_scale_that_is_none_is_refused(tmp_path, value):
         GroupsData(kind="groups", path=tmp_path, score_range=value)
 
 
-@pytest.mark.parametrize("shape", ["lines", "compressed", "array", "unpaired"])
+HEADER = {"prompt": "prompt", "completion": "completion", "label": "label"}
+
+
+@pytest.mark.parametrize("shape", ["lines", "compressed", "array", "unpaired", "csv", "parquet"])
 def test_a_large_file_is_read_without_being_in_memory(tmp_path, shape):
     """What is in memory at a time is far below the file's size."""
     count, filler = 3000, "word " * 400
@@ -146,9 +149,16 @@ def test_a_large_file_is_read_without_being_in_memory(tmp_path, shape):
         rows = [{"prompt": f"{n % 1000}?", "completion": f"{n} {filler}", "label": True} for n in range(count)]
     else:
         rows = [{"query": f"{n}?", "responses": [filler], "scores": [3]} for n in range(count)]
-    path = tmp_path / ("g.jsonl.gz" if shape == "compressed" else "g.jsonl")
+    if shape in ("csv", "parquet"):
+        rows = [{"prompt": f"{n % 1000}?", "completion": f"{n} {filler}", "label": 1} for n in range(count)]
+    path = tmp_path / {"compressed": "g.jsonl.gz", "csv": "g.csv", "parquet": "g.parquet"}.get(shape, "g.jsonl")
     text = json.dumps(rows) if shape == "array" else "".join(json.dumps(row) + "\n" for row in rows)
     path.write_bytes(gzip.compress(text.encode()) if shape == "compressed" else text.encode())
+    if shape == "csv":
+        path.write_text("".join(f"{row['prompt']},{row['completion']},{row['label']}\n" for row in [HEADER, *rows]))
+    if shape == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=500)
     size = len(text)
     del rows, text
     tracemalloc.start()

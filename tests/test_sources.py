@@ -8,11 +8,13 @@ from importlib import resources
 import pytest
 
 from salign.config import (
+    CsvSource,
     DatasetSource,
     EverydaySource,
     HHSource,
     JsonSource,
     MoralStoriesSource,
+    ParquetSource,
     TextSource,
 )
 from salign.errors import DataError
@@ -353,3 +355,91 @@ def test_what_a_question_is_about_comes_after_it(tmp_path):
     source = JsonSource(kind="json", path=tmp_path / "a.json", question="instruction", input="input", answer="output")
     found = [(exemplar.question, exemplar.answer) for exemplar in load(source)]
     assert found == [("Sum up.\n\nInput:\nA text.", "It."), ("Hi", "Ho")]
+
+
+# --- columns, tables, malformed rows -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
+        ("q.csv", "question\nMay I?\n", "csv"),
+        ("q.tsv.gz", "question\tanswer\nMay I?\tNo.\n", "csv"),
+        ("q.jsonl", '{"question": "May I?"}\n', "json"),
+        ("q.txt", '{"question": "May I?"}\n', "json"),
+        ("q", '[\n"May I?"\n]', "json"),
+    ],
+)
+def test_a_table_is_no_text_of_one_question_a_line(tmp_path, name, text, kind):
+    """Its lines were taken for questions, header and all."""
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    with pytest.raises(DataError, match=rf"one question a line\. Say {{kind: {kind}, "):
+        load(TextSource(kind="text", path=tmp_path / name))
+
+
+def test_a_question_may_begin_with_a_bracket(tmp_path):
+    (tmp_path / "q.txt").write_text("[Be honest.] May I?\n{Sure?}\n")
+    assert questions(TextSource(kind="text", path=tmp_path / "q.txt")) == ["[Be honest.] May I?", "{Sure?}"]
+
+
+@pytest.mark.parametrize("name", ["q.csv", "q.tsv", "q.csv.gz"])
+def test_a_table_is_read(tmp_path, name):
+    tab = "\t" if ".tsv" in name else ","
+    text = (
+        f"id{tab}Question{tab}a{tab}good{tab}note\n1{tab}May I?{tab}No.{tab}0{tab}\n2{tab}And I?{tab}Yes.{tab}1{tab}\n"
+    )
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    source = CsvSource(kind="csv", path=tmp_path / name, question="Question", answer="a", label="good")
+    assert load(source) == [Exemplar("May I?", "No.", "bad"), Exemplar("And I?", "Yes.", "good")]
+    with pytest.raises(DataError, match="is of kind csv, and the config says kind: json"):
+        load(JsonSource(kind="json", path=tmp_path / name))
+
+
+def test_parquet_is_read(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "q.parquet")
+    assert load(ParquetSource(kind="parquet", path=tmp_path / "q.parquet")) == LOADED
+
+
+@pytest.mark.parametrize("kind", ["json", "hh", "moral_stories"])
+def test_a_column_that_is_not_read_is_refused_by_name(tmp_path, kind):
+    """What an instruction is about stood in `input`, and was left out without a word."""
+    row = {
+        "json": {"question": "Sum up.", "answer": "It.", "input": "A text."},
+        "hh": {"chosen": "Human: a?\n\nAssistant: b", "rejected": "Human: a?\n\nAssistant: c", "input": "x"},
+        "moral_stories": {**STORY, "input": "x"},
+    }[kind]
+    (tmp_path / "q.jsonl").write_text(jsonl([row | {"source": "here", "system": ""}] * 2))
+    source = file_source(kind, tmp_path / "q.jsonl")
+    with pytest.raises(DataError, match=r"q\.jsonl, row 1: the column 'input' would be left unread.* \(2 rows\)"):
+        load(source)
+    assert load(source.model_copy(update={"ignore_columns": ("input",)}))
+    if kind == "json":
+        assert load(source.model_copy(update={"input": "input"}))[0].question == "Sum up.\n\nInput:\nA text."
+
+
+def test_a_field_of_another_name_is_suggested(tmp_path):
+    source = json_source(tmp_path / "q.jsonl", jsonl([{"Question": "a?"}]))
+    with pytest.raises(DataError, match="no text in the field 'question'; it has Question; did you mean 'Question'"):
+        load(source)
+
+
+@pytest.mark.parametrize("kind", ["json", "hh", "moral_stories"])
+def test_malformed_rows_are_skipped_and_counted_if_that_is_asked_for(tmp_path, caplog, kind):
+    good = {
+        "json": ROWS[0],
+        "hh": {"chosen": "Human: a?\n\nAssistant: b", "rejected": "Human: a?\n\nAssistant: c"},
+        "moral_stories": STORY,
+    }[kind]
+    (tmp_path / "q.jsonl").write_text(jsonl([good, {"text": "x"}, 7, good]) + "oh\n")
+    source = file_source(kind, tmp_path / "q.jsonl")
+    with pytest.raises(DataError, match=r"q\.jsonl, row 2: no text in .*; row 3: .*; row 5: no valid JSON"):
+        load(source)
+    exemplars = load(source.model_copy(update={"skip_bad": True}))
+    assert len(exemplars) == (2 if kind == "json" else 4)
+    assert f"3 malformed rows of {tmp_path / 'q.jsonl'} are left out (skip_bad)" in caplog.text
+    (tmp_path / "q.jsonl").write_text("oh\n")
+    with pytest.raises(DataError, match="holds no question at all"):
+        load(source.model_copy(update={"skip_bad": True}))
