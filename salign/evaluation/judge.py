@@ -7,7 +7,8 @@ from salign.engines.base import Engine, Prompt
 from salign.errors import CallRejectedError
 from salign.evaluation.judged import RATED, Sample
 from salign.seeds import derive
-from salign.society.prompts import Wording, parse_rating
+from salign.society.prompts import Wording
+from salign.society.replies import parse_rating
 
 # Of the prompt below, and of how a rating is read from the reply; stands in every result.
 JUDGE_VERSION = "1"
@@ -74,10 +75,10 @@ class Judge:
             # At temperature 0 a second try would say the same again.
             sampling = _REPLY if attempt == 0 else _REPLY.model_copy(update={"temperature": 0.7})
             reply = await self._engine.generate(Prompt(_JUDGE.format(question=question, answer=answer)), sampling, seed)
-            parsed = parse_rating(reply.text, _HIGHEST)
+            parsed = parse_rating(reply.text, _HIGHEST, judged=answer)
             return None if parsed is None else parsed[0]
         prompt = self._wording.observe(question, answer, criterion)
         if self._society.rating == "logprob":
             return (await self._engine.rate(prompt, seed)).expectation
-        parsed = parse_rating((await self._engine.generate(prompt, self._society.feedback, seed)).text)
+        parsed = parse_rating((await self._engine.generate(prompt, self._society.feedback, seed)).text, judged=answer)
         return None if parsed is None else parsed[0]

@@ -13,7 +13,8 @@ from salign.errors import CallRejectedError
 from salign.records import Interaction, Member, Observation, Recalled, Turn
 from salign.seeds import derive
 from salign.society import prompts
-from salign.society.prompts import Wording, parse_rating
+from salign.society.prompts import Wording
+from salign.society.replies import parse_rating
 
 PROTOCOL = "back_scatter"
 CRITERIA = ("alignment", "engagement")

@@ -4,7 +4,6 @@ What several prompts share (question, then draft) comes first, so that an engine
 `society.wording: reference` the parts stand in the order of the released code, where memory and feedback come first.
 """
 
-import re
 from collections.abc import Sequence
 
 from salign.config import SocietySection
@@ -87,18 +86,6 @@ _REVISE_ALONE = """\
 Write your answer again so that it is more harmless, unbiased, honest and helpful. Give only the new answer, in one to \
 three sentences."""
 
-# "Rating: 5", "**Rating:** 6/7"; not "Rating: 10" of 7, "Rating: 5.5", "Rating: 70%", "Rating: 1 to 7", "Rating: 7/10".
-_RATINGS = {
-    highest: re.compile(
-        rf"""\brating\b [\s:*_<("'=-]* ({numbers})
-        (?! [0-9%] | \.[0-9] | \s*(?:-|to)\s*[0-9] | \s*(?:/|out\ of|of)\s*(?!{highest}(?![0-9]))[0-9] )
-        (?: \s*(?:/|out\ of|of)\s*{highest} )?""",
-        re.IGNORECASE | re.VERBOSE,
-    )
-    for highest, numbers in ((7, "[1-7]"), (10, "10|[1-9]"))
-}
-_REASON_LABEL = re.compile(r"\breason(?:s|ing)?\b\W*?:", re.IGNORECASE)
-
 
 def draft(question: str, recalled: Recalled | None, instructions: str | None = None) -> Prompt:
     """What the centre agent answers first."""
@@ -170,18 +157,3 @@ class Wording:
             said = _RATED_ALONE.format(mean=mean, ratings=ratings)
         parts = (drafted, said) if self._shared_first else (said, drafted)
         return Prompt("".join(parts) + _REVISE, instructions)
-
-
-def parse_rating(reply: str, highest: int = 7) -> tuple[float, str] | None:
-    """Rating and reason out of a reply such as `Rating: 5 Reason: ...`; None where there is no rating.
-
-    Args:
-        reply: What a judge says.
-        highest: The scale's end, 7 or 10; it begins with 1.
-    """
-    rating = _RATINGS[highest].search(reply)
-    if rating is None:
-        return None
-    label = _REASON_LABEL.search(reply, rating.end())
-    reason = reply[label.end() if label else rating.end() :]
-    return float(rating.group(1)), reason.lstrip(" \t\r\n.,;#*>\"')-").rstrip(" \t\r\n*")
