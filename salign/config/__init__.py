@@ -62,6 +62,7 @@ from salign.config.sources import (
     TextSource,
 )
 from salign.config.training import (
+    FLAGS,
     KINDS,
     AnswersData,
     Attention,
@@ -69,6 +70,7 @@ from salign.config.training import (
     DatasetData,
     DatasetSection,
     DPOObjective,
+    Flag,
     GroupsData,
     Kind,
     ListwiseDPOObjective,
@@ -88,6 +90,7 @@ from salign.config.training import (
 from salign.errors import ConfigError
 
 __all__ = [
+    "FLAGS",
     "JUDGED",
     "KINDS",
     "Ablation",
@@ -108,6 +111,7 @@ __all__ = [
     "EvaluateSection",
     "EverydaySource",
     "FieldsSource",
+    "Flag",
     "Gates",
     "GridTopology",
     "GroupsData",

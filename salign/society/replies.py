@@ -8,6 +8,11 @@ import json
 import re
 from typing import Any
 
+from salign.config import Flag
+from salign.engines.base import Reply
+from salign.society.frames import FRAME, imitates_frame
+from salign.society.prompts import repeats_prompt
+
 # --- reasoning -----------------------------------------------------------------------------------
 
 # How models open and close their reasoning: most; Magistral; Kimi; gpt-oss.
@@ -22,7 +27,7 @@ _OPENED = re.compile(_OPEN, re.IGNORECASE)
 
 # Longest first: a fence holds quotation marks. A single straight mark is an apostrophe more often than a quotation.
 _QUOTATIONS = re.compile(
-    r"""```.*?``` | <(answer-[0-9a-f]{8})>.*?</\1> | ^[ \t]*>[^\n]*$ | `[^`\n]*` | \u201c[^\u201d]*\u201d
+    rf"""```.*?``` | {FRAME} | ^[ \t]*>[^\n]*$ | `[^`\n]*` | \u201c[^\u201d]*\u201d
         | \u201e[^\u201c\u201d]*[\u201c\u201d] | \u00ab[^\u00bb]*\u00bb | (?<!\w)'[^'\n]*'(?!\w) | "[^"]*" """,
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
@@ -208,19 +213,24 @@ _CONTROL = re.compile(
 )
 
 
-def signs(text: str) -> tuple[str, ...]:
-    """Of what a text has signs that has no business in an answer.
+def flags_of(reply: Reply) -> tuple[Flag, ...]:
+    """What makes a text doubtful, in the order of `Flag`.
 
     Args:
-        text: What an agent says.
-
-    Returns:
-        `imitates_form`: it gives a rating, or says that it has one; `control_tokens`: it spells what a chat template
-        alone may write, or marks of reasoning.
+        reply: What an agent says.
     """
-    found = []
+    text = reply.text
+    flags: list[Flag] = []
+    if reply.finish == "length":
+        flags.append("cut")
+    if reply.thinking != "none":
+        flags.append("thinking" if reply.thinking == "whole" else "thinking_cut")
     if _SPEAKS_OF_RATING.search(text):
-        found.append("imitates_form")
+        flags.append("imitates_form")
+    if imitates_frame(text):
+        flags.append("imitates_frame")
     if ("<" in text or "[" in text or "\u25c1" in text) and _CONTROL.search(text):
-        found.append("control_tokens")
-    return tuple(found)
+        flags.append("control_tokens")
+    if repeats_prompt(text):
+        flags.append("repeats_prompt")
+    return tuple(flags)
