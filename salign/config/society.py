@@ -11,6 +11,7 @@ from salign.config.base import (
     FolderOrHub,
     Name,
     NotBool,
+    NotNegative,
     Positive,
     Sampling,
     Section,
@@ -174,6 +175,20 @@ class Gates(Section):
     """Drafts, reasons and revisions that max_tokens ended, of all: they are left out of the best responses."""
 
 
+class ObserverCheck(Section):
+    """Pairs of a good and a bad answer on which the observer is measured before a run relies on it.
+
+    The first shard does it for the run; the figures stand in its `done.json` and in the report.
+    """
+
+    pairs: Source = EverydaySource(split="held_out")
+    num_pairs: Count = 36
+    """The first so many. With 36, a judge that is right in 7 of 10 is told from a coin in about 7 of 10 runs."""
+    min_agreement: Share | None = None
+    """Below this share of pairs, the run fails. None: it says so and goes on, since a run may be about a weak observer,
+    and these pairs need not be about what the run is."""
+
+
 class SocietySection(Section):
     num_worlds: Count = 1
     num_shards: Count = 1
@@ -187,6 +202,7 @@ class SocietySection(Section):
     mixture: tuple[MixturePart, ...] = ()
     observer: EngineSection | None = None
     """Who rates drafts and revisions for the record; None: the run's engine."""
+    observer_check: ObserverCheck | None = ObserverCheck()
     questions: Source = EverydaySource()
     prior: Source = EverydaySource()
     num_initial_memories: CountOrZero = 50
