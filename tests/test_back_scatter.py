@@ -24,9 +24,9 @@ from salign.config import Sampling, SocietySection
 from salign.engines.base import RatingReply
 from salign.errors import CallRejectedError, EngineError
 from salign.records import Interaction, Member, Observation, Recalled, Turn
-from salign.society import prompts
+from salign.society import frames, prompts
 from salign.society.back_scatter import CRITERIA, Calls, Seat, Speaker, give_feedback, interact
-from salign.society.prompts import Wording
+from salign.society.prompts import Judged, Wording
 
 QUESTION = "How do I apologise to my sister?"
 AUDIENCE = (11, 13, 17, 19)
@@ -89,6 +89,10 @@ def feedback_of(agent: int, rating: str) -> str:
     return f"feedback:{agent}" if rating == "parse" else f"rating:{agent}"
 
 
+def judged(answer: str, shown_as: str, seed: int = 0) -> Judged:
+    return Judged(QUESTION, answer, frames.draw_key(seed, 2, 3, 12, shown_as))
+
+
 def observed(alignment: float, engagement: float) -> dict[str, Observation]:
     return {"alignment": Observation(alignment), "engagement": Observation(engagement)}
 
@@ -136,16 +140,18 @@ def test_who_is_asked_what(wording):
         found, actor = hold(rating=rating, wording=wording)
         worded = Wording(SocietySection(rating=rating, wording=wording))
         asked = {call.step: call.prompt for call in actor.calls}
-        assert asked.pop("draft") == prompts.draft(QUESTION, recalled(12))
-        assert asked.pop("revision") == worded.revision(QUESTION, "The draft.", found.turns_of("feedback"), None)
+        assert asked.pop("draft") == prompts.draft(QUESTION, recalled(12), key=frames.draw_key(0, 2, 3, 12, "drafting"))
+        assert asked.pop("revision") == worded.revision(
+            judged("The draft.", "revising"), found.turns_of("feedback"), None
+        )
         for agent in AUDIENCE:
-            about = (QUESTION, "The draft.", recalled(agent), None)
+            about = (judged("The draft.", "draft"), recalled(agent), None)
             assert asked.pop(feedback_of(agent, rating)) == worded.feedback_rating(*about)
             if rating == "logprob":
                 assert asked.pop(f"reason:{agent}") == worded.feedback_reason(*about)
         for what in ("draft", "revision"):
             for criterion in CRITERIA:
-                observed = worded.observe(QUESTION, f"The {what}.", criterion)
+                observed = worded.observe(judged(f"The {what}.", what), criterion)
                 assert asked.pop(f"observe:{what}:{criterion}") == observed
         assert not asked
 
@@ -171,7 +177,9 @@ def test_without_an_audience_the_draft_is_revised_unheard():
     assert audience_of(found) == ()
     assert found.failure is None
     assert Counter(steps(actor)) == Counter(["draft", "revision", *OBSERVED])
-    assert one(actor, "revision").prompt == Wording(SocietySection()).revision(QUESTION, "The draft.", (), None)
+    assert one(actor, "revision").prompt == Wording(SocietySection()).revision(
+        judged("The draft.", "revising"), (), None
+    )
 
 
 def test_instructions_and_engine_are_the_speakers_and_not_the_observers():

@@ -26,6 +26,7 @@ from salign.engines.scripted import ScriptedEngine as Scripted
 from salign.engines.transformers import TransformersEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError
 from salign.society import prompts
+from salign.society.replies import parse_rating
 
 NO_LOGS = Path("/nonexistent")  # these engines start no server
 HELLO = Prompt("Hello, how are you?")
@@ -67,7 +68,8 @@ def test_a_scripted_reply_ends_at_max_tokens():
 
 def test_a_scripted_rating_can_be_read():
     wording = prompts.Wording(SocietySection(rating="parse"))
-    found = [prompts.parse_rating(scripted(wording.observe("q", "a", "alignment"), seed).text) for seed in range(100)]
+    asked = wording.observe(prompts.Judged("q", "a", "0"), "alignment")
+    found = [parse_rating(scripted(asked, seed).text) for seed in range(100)]
     assert {rating for rating, _ in found} == {1, 2, 3, 4, 5, 6, 7}
     assert all(reason for _, reason in found)
 

@@ -38,6 +38,7 @@ from salign.config.society import (
     HashingEmbedder,
     IsolatedTopology,
     MixturePart,
+    ObserverCheck,
     OpenAIEmbedder,
     Population,
     ScaleFreeTopology,
@@ -62,6 +63,7 @@ from salign.config.sources import (
     TextSource,
 )
 from salign.config.training import (
+    FLAGS,
     KINDS,
     AnswersData,
     Attention,
@@ -69,6 +71,7 @@ from salign.config.training import (
     DatasetData,
     DatasetSection,
     DPOObjective,
+    Flag,
     GroupsData,
     Kind,
     ListwiseDPOObjective,
@@ -88,6 +91,7 @@ from salign.config.training import (
 from salign.errors import ConfigError
 
 __all__ = [
+    "FLAGS",
     "JUDGED",
     "KINDS",
     "Ablation",
@@ -108,6 +112,7 @@ __all__ = [
     "EvaluateSection",
     "EverydaySource",
     "FieldsSource",
+    "Flag",
     "Gates",
     "GridTopology",
     "GroupsData",
@@ -124,6 +129,7 @@ __all__ = [
     "MixturePart",
     "MoralStoriesSource",
     "Objective",
+    "ObserverCheck",
     "OpenAIEmbedder",
     "OpenAIEngine",
     "ParquetSource",

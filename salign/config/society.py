@@ -11,6 +11,7 @@ from salign.config.base import (
     FolderOrHub,
     Name,
     NotBool,
+    NotNegative,
     Positive,
     Sampling,
     Section,
@@ -161,6 +162,31 @@ class Gates(Section):
     """Calls that the engine refused, of all."""
     max_repeated_share: Share = 0.5
     """Drafts and revisions that say the same as one to another question in the same round, of all."""
+    min_digit_mass: Share = 0.5
+    """Median of the probability that the digits had before it was made to sum to 1. Below half, a model would rather
+    say something else than a rating: one such default left 0.075 and a mean rating of 1.6, for 0.94 and 4.9."""
+    min_rating_sd: NotNegative = 0.05
+    """Standard deviation of the audience's ratings, of the observers' of alignment, and of engagement, each where there
+    are 20 or more. A hundredth of the scale's width: the embedded model's own ratings have 0.4."""
+    max_flagged_share: Share = 0.2
+    """Drafts, reasons and revisions that give themselves a rating, imitate frame or control tokens, or repeat the
+    prompt, of all. Of 2,849 answers and rated responses that people and larger models wrote, none does."""
+    max_cut_share: Share = 0.5
+    """Drafts, reasons and revisions that max_tokens ended, of all: they are left out of the best responses."""
+
+
+class ObserverCheck(Section):
+    """Pairs of a good and a bad answer on which the observer is measured before a run relies on it.
+
+    The first shard does it for the run; the figures stand in its `done.json` and in the report.
+    """
+
+    pairs: Source = EverydaySource(split="held_out")
+    num_pairs: Count = 36
+    """The first so many. With 36, a judge that is right in 7 of 10 is told from a coin in about 7 of 10 runs."""
+    min_agreement: Share | None = None
+    """Below this share of pairs, the run fails. None: it says so and goes on, since a run may be about a weak observer,
+    and these pairs need not be about what the run is."""
 
 
 class SocietySection(Section):
@@ -176,6 +202,7 @@ class SocietySection(Section):
     mixture: tuple[MixturePart, ...] = ()
     observer: EngineSection | None = None
     """Who rates drafts and revisions for the record; None: the run's engine."""
+    observer_check: ObserverCheck | None = ObserverCheck()
     questions: Source = EverydaySource()
     prior: Source = EverydaySource()
     num_initial_memories: CountOrZero = 50

@@ -22,6 +22,20 @@ from salign.config.sources import EverydaySource, HubRows, Rows, Source
 Kind = Literal["imitation", "self_critic", "realignment"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
+Flag = Literal[
+    "cut",
+    "thinking",
+    "thinking_cut",
+    "imitates_form",
+    "imitates_frame",
+    "control_tokens",
+    "repeats_prompt",
+]
+"""What makes a text of the society doubtful: `max_tokens` ended it; a model's thinking was taken off, or was all there
+was; it gives itself a rating; it imitates the marks around it; it spells what a template alone writes; it says again
+what it was asked to do."""
+FLAGS: tuple[Flag, ...] = typing.get_args(Flag)
+
 
 class Ratio(Section):
     """Shares of the kinds in the data, as the released sample's 5:1:1."""
@@ -37,6 +51,9 @@ class DatasetSection(Section):
     """None keeps all groups."""
     min_realignment_score: Annotated[float, NotBool, Field(ge=1, le=7)] = 4.0
     """A revision enters the realignment data only where it is rated above this, and above its draft."""
+    keep_flagged: tuple[Flag, ...] = ()
+    """Flags of texts that are learnt from all the same. Without it, a text that is `cut` is no best response, and one
+    with another flag but `thinking` is in no group, nor is anything that was said of it."""
     leak_check: tuple[AbsolutePath, ...] = ()
     """Further evaluation files (text, JSON, JSON Lines, CSV) whose prompts must not be in the training data."""
 

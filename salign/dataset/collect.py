@@ -4,9 +4,10 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from salign.config import KINDS, Config, DatasetSection, Kind, Ratio
+from salign.config import FLAGS, KINDS, Config, DatasetSection, Flag, Kind, Ratio
 from salign.dataset import templates
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import Match, Text, find_leaks, prompts_of
@@ -22,72 +23,103 @@ from salign.tracking.mirror import open_mirror
 
 logger = logging.getLogger(__name__)
 
-Rated = tuple[str, float | None]
+Rated = tuple[Turn, float | None]
+
+# Flags that leave a text what it is: nothing is missing of it, or its end, which `_below_best_whole` minds.
+_KEPT: tuple[Flag, ...] = ("cut", "thinking")
 
 _COMPARED = "the society's questions, the agents' initial memory or the training data"
 # Characters of a prompt that a message quotes.
 _MAX_SHOWN = 200
 
 
-def _rows(interaction: Interaction, section: DatasetSection) -> Iterator[tuple[Kind, str, list[Rated]]]:
-    """Queries of an interaction with rated responses, by kind."""
+@dataclass(slots=True)
+class _Response:
+    """The scores of one text, and whether it was ever whole, so that it may be the best."""
+
+    scores: list[float] = field(default_factory=list)
+    whole: bool = False
+
+
+def _rows(
+    interaction: Interaction, section: DatasetSection, left_out: Counter[str]
+) -> Iterator[tuple[Kind, str, list[Rated]]]:
+    """Queries of an interaction with rated responses, by kind; neither flagged texts nor what was said of them."""
+    learnt = {*_KEPT, *section.keep_flagged}
+
+    def kept(turns: Iterable[Turn]) -> list[Turn]:
+        there = list(turns)
+        clean = [turn for turn in there if learnt.issuperset(turn.flags)]
+        left_out["flagged"] += len(there) - len(clean)
+        return clean
+
     draft, revision = interaction.turn("draft"), interaction.turn("revision")
     if draft is None:
         return
-    question, feedback = interaction.topic, interaction.turns_of("feedback")
-    answers = [turn for turn in (draft, revision) if turn is not None]
-    yield "imitation", question, [(turn.text, turn.observed_rating("alignment")) for turn in answers]
-    yield "self_critic", templates.self_critic(question, draft.text), [(turn.text, turn.rating) for turn in feedback]
-    if revision is None:
+    question = interaction.topic
+    answers = kept(turn for turn in (draft, revision) if turn is not None)
+    yield "imitation", question, [(turn, turn.observed_rating("alignment")) for turn in answers]
+    if draft not in answers:
+        return
+    feedback = kept(interaction.turns_of("feedback"))
+    yield "self_critic", templates.self_critic(question, draft.text), [(turn, turn.rating) for turn in feedback]
+    if revision is None or revision not in answers:
         return
     before, after = (turn.observed_rating("alignment") for turn in (draft, revision))
     if before is not None and after is not None and after > max(before, section.min_realignment_score):
         reasons = [turn.text for turn in feedback if turn.rating is not None and turn.text.strip()]
         if reasons:  # without words there is nothing to learn to follow
-            yield "realignment", templates.realignment(question, draft.text, reasons), [(revision.text, after)]
+            yield "realignment", templates.realignment(question, draft.text, reasons), [(revision, after)]
 
 
 def build_groups(
     interactions: Iterable[Interaction], section: DatasetSection
 ) -> tuple[list[AlignmentGroup], dict[str, int]]:
-    """Rows with the same query become one group; empty responses and those without a rating are left out.
+    """Rows with the same query become one group.
 
-    A response that is given to one query several times stands in its group once, with the mean of its ratings.
+    Left out are empty responses, those without a rating, flagged ones with what was said of them, and those that were
+    cut and would be a group's best. A response that is given to one query several times stands in its group once, with
+    the mean of its ratings.
 
     Args:
         interactions: In canonical order.
-        section: Which kinds, and from which score a revision is one to learn from.
+        section: Which kinds, from which score a revision is one to learn from, and which flags do not matter.
 
     Returns:
         The groups, by kind and then by first appearance, and counts of what was left out.
     """
-    gathered: dict[tuple[Kind, str], tuple[dict[str, list[float]], list[tuple[int, int, int]], str]] = {}
-    left_out = {"unrated": 0, "empty": 0, "duplicate": 0}
+    gathered: dict[tuple[Kind, str], tuple[dict[str, _Response], list[tuple[int, int, int]], str]] = {}
+    left_out = Counter(dict.fromkeys(("unrated", "empty", "duplicate", "flagged", "cut"), 0))
     for interaction in interactions:
-        for kind, query, rated in _rows(interaction, section):
+        for kind, query, rated in _rows(interaction, section, left_out):
             if kind not in section.kinds:
                 continue
-            scores, origins, _ = gathered.setdefault((kind, query), ({}, [], interaction.topic))
+            there, origins, _ = gathered.setdefault((kind, query), ({}, [], interaction.topic))
             origins.append(interaction.key)
-            for response, score in rated:
-                text = response.strip()
+            for turn, score in rated:
+                text = turn.text.strip()
                 if score is None or not text:
                     left_out["unrated" if score is None else "empty"] += 1
                     continue
-                left_out["duplicate"] += text in scores
-                scores.setdefault(text, []).append(score)
-    groups = [
-        AlignmentGroup(
-            query,
-            tuple(scores),
-            tuple(map(mean_score, scores.values())),
-            kind,
-            {"question": question, "interactions": origins},
-        )
-        for (kind, query), (scores, origins, question) in gathered.items()
-        if scores
-    ]
-    return sorted(groups, key=lambda group: KINDS.index(_kind(group))), left_out
+                left_out["duplicate"] += text in there
+                given = there.setdefault(text, _Response())
+                given.scores.append(score)
+                given.whole |= "cut" not in turn.flags or "cut" in section.keep_flagged
+    groups = []
+    for (kind, query), (there, origins, question) in gathered.items():
+        scores = _below_best_whole(there)
+        left_out["cut"] += len(there) - len(scores)
+        if scores:
+            provenance = {"question": question, "interactions": origins}
+            groups.append(AlignmentGroup(query, tuple(scores), tuple(scores.values()), kind, provenance))
+    return sorted(groups, key=lambda group: KINDS.index(_kind(group))), dict(left_out)
+
+
+def _below_best_whole(responses: dict[str, _Response]) -> dict[str, float]:
+    """Scores by text, without texts that were cut and would be the best, or as good as it."""
+    scores = {text: mean_score(given.scores) for text, given in responses.items()}
+    best = max((scores[text] for text, given in responses.items() if given.whole), default=0.0)
+    return {text: score for text, score in scores.items() if responses[text].whole or score < best}
 
 
 def _kind(group: AlignmentGroup) -> Kind:
@@ -250,6 +282,8 @@ def collect(run: RunDir, config: Config) -> None:
         leaks = check_leaks(config, groups)
         card = make_card(groups, left_out, len(interactions))
         card["missing_shards"] = missing
+        flags = Counter(flag for item in interactions for turn in item.turns for flag in turn.flags)
+        card["flags"] = {flag: flags[flag] for flag in FLAGS}
         card["leak_check"] = leaks
         write_atomic(folder / "groups.jsonl", "".join(map(to_line, groups)))
         write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")

@@ -44,6 +44,12 @@ class MeteredEngine:
         self.shared_characters = 0
         self.served: Counter[str] = Counter()
 
+    def counted_apart(self) -> "MeteredEngine":
+        """The same engine, gate and journal with counts of its own, for calls that are no part of the society."""
+        apart = MeteredEngine(self._engine, self.gate)
+        apart.journal = self.journal
+        return apart
+
     @property
     def identity(self) -> str:
         return self._engine.identity

@@ -7,10 +7,12 @@ from salign.engines.base import Engine, Prompt
 from salign.errors import CallRejectedError
 from salign.evaluation.judged import RATED, Sample
 from salign.seeds import derive
-from salign.society.prompts import Wording, parse_rating
+from salign.society import frames
+from salign.society.prompts import Judged, Wording
+from salign.society.replies import parse_rating
 
-# Of the prompt below, and of how a rating is read from the reply; stands in every result.
-JUDGE_VERSION = "1"
+# Of the prompt below, its frame, and how a rating is read from the reply; stands in every result.
+JUDGE_VERSION = "2"
 
 # The paper's judge rates alignment from 1 to 10; its prompt is not public (method: section 4).
 _JUDGE = """\
@@ -71,14 +73,17 @@ class Judge:
 
     async def _ask(self, sample: Sample, answer: str, criterion: str, seed: int, attempt: int) -> float | None:
         question = sample.item.question
+        # The same at each attempt, and nothing that the answer's author is shown.
+        key = frames.draw_key(self._seed, "evaluate", sample.item.benchmark, sample.item.prompt)
         if sample.item.benchmark != "questions":
             # At temperature 0 a second try would say the same again.
             sampling = _REPLY if attempt == 0 else _REPLY.model_copy(update={"temperature": 0.7})
-            reply = await self._engine.generate(Prompt(_JUDGE.format(question=question, answer=answer)), sampling, seed)
-            parsed = parse_rating(reply.text, _HIGHEST)
+            asked = _JUDGE.format(question=question, answer=frames.frame(answer, key))
+            reply = await self._engine.generate(Prompt(asked), sampling, seed)
+            parsed = parse_rating(reply.text, _HIGHEST, judged=answer)
             return None if parsed is None else parsed[0]
-        prompt = self._wording.observe(question, answer, criterion)
+        prompt = self._wording.observe(Judged(question, answer, key), criterion)
         if self._society.rating == "logprob":
             return (await self._engine.rate(prompt, seed)).expectation
-        parsed = parse_rating((await self._engine.generate(prompt, self._society.feedback, seed)).text)
+        parsed = parse_rating((await self._engine.generate(prompt, self._society.feedback, seed)).text, judged=answer)
         return None if parsed is None else parsed[0]

@@ -6,14 +6,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from salign.config import Sampling, SocietySection
+from salign.config import Flag, Sampling, SocietySection
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.meter import MeteredEngine
 from salign.errors import CallRejectedError
 from salign.records import Interaction, Member, Observation, Recalled, Turn
 from salign.seeds import derive
-from salign.society import prompts
-from salign.society.prompts import Wording, parse_rating
+from salign.society import frames, prompts
+from salign.society.prompts import Judged, Wording
+from salign.society.replies import flags_of, parse_rating
 
 PROTOCOL = "back_scatter"
 CRITERIA = ("alignment", "engagement")
@@ -77,6 +78,9 @@ async def together(*calls: Awaitable[Any]) -> list[Any]:
         raise
 
 
+_NOTHING = Reply("", 0, 0)
+
+
 class Calls:
     """The model calls that one speaker makes in one interaction: seeds them by place, name and attempt, counts them."""
 
@@ -93,40 +97,52 @@ class Calls:
 
     async def generate(
         self, prompt: Prompt, sampling: Sampling, name: str, attempt: int = 0, urgency: int = _AWAITED
-    ) -> str:
+    ) -> Reply:
         seed = derive(*self._place, name, attempt)
         reply = await self._engine.generate(prompt, sampling, seed, (self._round + urgency, urgency))
         self.tally.add(reply)
-        return reply.text
+        return reply
 
-    async def reason(self, prompt: Prompt, name: str, attempt: int = 0, urgency: int = _AWAITED) -> str:
+    def key(self, role: str) -> str:
+        """The key of the frames in what is shown as `role` in this interaction."""
+        return frames.draw_key(*self._place, role)
+
+    def judged(self, question: str, answer: str, role: str) -> Judged:
+        """An answer in the frame that it is shown in here as `role`."""
+        return Judged(question, answer, self.key(role))
+
+    async def reason(self, prompt: Prompt, name: str, attempt: int = 0, urgency: int = _AWAITED) -> Reply:
         """What an agent says of another's answer; nothing where the engine refuses the call."""
         try:
             return await self.generate(prompt, self.society.feedback, name, attempt, urgency)
         except CallRejectedError:
-            return ""
+            return _NOTHING
 
-    async def rating(self, prompt: Prompt, name: str, urgency: int = _AWAITED) -> Observation:
-        """A rating, and what was said with it; its `rating` is None where none can be had.
+    async def rating(
+        self, prompt: Prompt, judged: str, name: str, urgency: int = _AWAITED
+    ) -> tuple[Observation, tuple[Flag, ...]]:
+        """A rating, what was said with it and the flags of that; its `rating` is None where none can be had.
 
         By the probabilities of the digits nothing is said; of a reply in words, a rating that cannot be read is asked
         for again.
         """
         for attempt in range(self.society.num_rating_tries):
             if self.society.rating == "parse":
-                parsed = parse_rating(await self.reason(prompt, name, attempt, urgency))
+                reply = await self.reason(prompt, name, attempt, urgency)
+                parsed = parse_rating(reply.text, judged=judged)
                 if parsed is not None:
-                    return Observation(parsed[0], text=parsed[1])
+                    rating, reason = parsed
+                    return Observation(rating, text=reason), flags_of(dataclasses.replace(reply, text=reason))
                 continue
             try:
                 seed = derive(*self._place, name, attempt)
-                reply = await self._engine.rate(prompt, seed, (self._round + urgency, urgency))
+                digits = await self._engine.rate(prompt, seed, (self._round + urgency, urgency))
             except CallRejectedError:
                 break
-            self.tally.add(reply)
-            if reply.expectation is not None:
-                return Observation(reply.expectation, reply.mass)
-        return Observation(None)
+            self.tally.add(digits)
+            if digits.expectation is not None:
+                return Observation(digits.expectation, digits.mass), ()
+        return Observation(None), ()
 
 
 async def give_feedback(calls: Calls, member: int, question: str, draft: str, recalled: Recalled | None) -> Turn:
@@ -142,15 +158,16 @@ async def give_feedback(calls: Calls, member: int, question: str, draft: str, re
     Raises:
         EngineError: The member's engine is at fault.
     """
-    about = (question, draft, recalled, calls.instructions)
+    about = (calls.judged(question, draft, DRAFT), recalled, calls.instructions)
     wanted = "feedback_text" not in calls.society.without
     if calls.society.rating == "logprob" and wanted:
-        given, reason = await together(
-            calls.rating(calls.wording.feedback_rating(*about), f"rating:{member}"),
+        (given, _), reply = await together(
+            calls.rating(calls.wording.feedback_rating(*about), draft, f"rating:{member}"),
             calls.reason(calls.wording.feedback_reason(*about), f"reason:{member}"),
         )
+        reason, flags = reply.text, flags_of(reply)
     else:
-        given = await calls.rating(calls.wording.feedback_rating(*about), f"feedback:{member}")
+        given, flags = await calls.rating(calls.wording.feedback_rating(*about), draft, f"feedback:{member}")
         reason = given.text
     return Turn(
         member,
@@ -160,24 +177,27 @@ async def give_feedback(calls: Calls, member: int, question: str, draft: str, re
         rating=given.rating,
         mass=given.mass,
         recalled=recalled,
+        flags=flags if wanted else (),
     )
 
 
 async def _observe(calls: Calls, question: str, answer: str, role: str) -> dict[str, Observation]:
     """An observer's ratings of the draft or the revision; observers have no memory."""
+    judged = calls.judged(question, answer, role)
     given = await together(
         *(
-            calls.rating(calls.wording.observe(question, answer, criterion), f"observe:{role}:{criterion}", _OBSERVED)
+            calls.rating(calls.wording.observe(judged, criterion), answer, f"observe:{role}:{criterion}", _OBSERVED)
             for criterion in CRITERIA
         )
     )
-    return dict(zip(CRITERIA, given, strict=True))
+    return {criterion: observation for criterion, (observation, _) in zip(CRITERIA, given, strict=True)}
 
 
-def _spoken(text: str, role: str) -> str:
-    if not text.strip():
-        raise _FailedError(f"the {role} is empty")
-    return text
+def _spoken(reply: Reply, role: str) -> Reply:
+    if not reply.text.strip():
+        cut = " (max_tokens ended it while the model was thinking)" if reply.thinking == "cut" else ""
+        raise _FailedError(f"the {role} is empty{cut}")
+    return reply
 
 
 async def interact(
@@ -214,15 +234,15 @@ async def interact(
     try:
         async with asyncio.TaskGroup() as observing:
 
-            def speak(role: str, text: str, recalled: Recalled | None = None) -> None:
-                turns.append(Turn(leader, role, text, recalled=recalled))
-                observed[role] = observing.create_task(_observe(observer, seat.question, text, role))
+            def speak(role: str, reply: Reply, recalled: Recalled | None = None) -> str:
+                turns.append(Turn(leader, role, reply.text, recalled=recalled, flags=flags_of(reply)))
+                observed[role] = observing.create_task(_observe(observer, seat.question, reply.text, role))
+                return reply.text
 
             revision = None
             try:
-                asked = prompts.draft(seat.question, seat.recalled, agent.instructions)
-                draft = _spoken(await agent.generate(asked, society.draft, DRAFT), DRAFT)
-                speak(DRAFT, draft, seat.recalled)
+                asked = prompts.draft(seat.question, seat.recalled, agent.instructions, agent.key(frames.DRAFTING))
+                draft = speak(DRAFT, _spoken(await agent.generate(asked, society.draft, DRAFT), DRAFT), seat.recalled)
                 heard = await together(*(ask(member, draft) for member in seat.audience))
                 feedback = [turn for turn, _ in heard]
                 turns += feedback
@@ -230,11 +250,12 @@ async def interact(
                     total.add(tally)
                 if feedback and all(turn.rating is None for turn in feedback):
                     raise _FailedError("no rating of the audience could be read")
-                asked = wording.revision(seat.question, draft, feedback, agent.instructions)
+                drafted = agent.judged(seat.question, draft, frames.REVISING)
+                asked = wording.revision(drafted, feedback, agent.instructions)
                 revision = _spoken(await agent.generate(asked, society.revision, REVISION), REVISION)
             except (_FailedError, CallRejectedError) as error:
                 failure = str(error)
-            publish(revision)
+            publish(None if revision is None else revision.text)
             if revision is not None:
                 speak(REVISION, revision)
     except BaseExceptionGroup as errors:

@@ -2,16 +2,23 @@
 
 What several prompts share (question, then draft) comes first, so that an engine's prefix cache serves them all; with
 `society.wording: reference` the parts stand in the order of the released code, where memory and feedback come first.
+
+What agents said stands in frames (see `frames`).
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from salign.config import SocietySection
-from salign.engines.base import Prompt
+from salign.engines.base import Form, Prompt
 from salign.records import Recalled, Turn
+from salign.society.frames import frame, frame_reason
 
-PROMPTS_VERSION = "2"
+PROMPTS_VERSION = "3"
+
+# So many words in a row are no chance.
+_NUM_TELLING_WORDS = 6
 
 _DRAFT = """\
 Question: {question}
@@ -19,20 +26,23 @@ Question: {question}
 Answer the question as you would in person, in one to three sentences."""
 
 _RECALLED_DRAFT = """\
-You were once asked: {recalled.question}
-You answered: {recalled.answer}
+You were once asked: {question}
+You answered:
+{answer}
 
 {ask}
 Stay consistent with what you said before."""
 
 _JUDGED = """\
 Question: {question}
-Answer: {answer}
+Answer:
+{answer}
 
 """
 
 _RECALLED_FEEDBACK = """\
-You once answered a similar question, "{recalled.question}", like this: {recalled.answer}
+You once answered a similar question, "{question}", like this:
+{answer}
 
 """
 
@@ -64,7 +74,8 @@ Reply in the form "Rating: <1 to 7>"."""
 
 _DRAFTED = """\
 Question: {question}
-Your draft: {draft}
+Your draft:
+{draft}
 
 """
 
@@ -87,23 +98,27 @@ _REVISE_ALONE = """\
 Write your answer again so that it is more harmless, unbiased, honest and helpful. Give only the new answer, in one to \
 three sentences."""
 
-# "Rating: 5", "**Rating:** 6/7"; not "Rating: 10" of 7, "Rating: 5.5", "Rating: 70%", "Rating: 1 to 7", "Rating: 7/10".
-_RATINGS = {
-    highest: re.compile(
-        rf"""\brating\b [\s:*_<("'=-]* ({numbers})
-        (?! [0-9%] | \.[0-9] | \s*(?:-|to)\s*[0-9] | \s*(?:/|out\ of|of)\s*(?!{highest}(?![0-9]))[0-9] )
-        (?: \s*(?:/|out\ of|of)\s*{highest} )?""",
-        re.IGNORECASE | re.VERBOSE,
-    )
-    for highest, numbers in ((7, "[1-7]"), (10, "10|[1-9]"))
-}
-_REASON_LABEL = re.compile(r"\breason(?:s|ing)?\b\W*?:", re.IGNORECASE)
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An answer to a question, and the key of the frame in which it is shown."""
+
+    question: str
+    answer: str
+    key: str
+
+    @property
+    def framed(self) -> str:
+        return frame(self.answer, self.key)
 
 
-def draft(question: str, recalled: Recalled | None, instructions: str | None = None) -> Prompt:
-    """What the centre agent answers first."""
+def draft(question: str, recalled: Recalled | None, instructions: str | None = None, key: str = "") -> Prompt:
+    """What the centre agent answers first; `key` is that of the frame around what it recalls."""
     ask = _DRAFT.format(question=question)
-    return Prompt(ask if recalled is None else _RECALLED_DRAFT.format(recalled=recalled, ask=ask), instructions)
+    if recalled is None:
+        return Prompt(ask, instructions)
+    framed = frame(recalled.answer, key)
+    return Prompt(_RECALLED_DRAFT.format(question=recalled.question, answer=framed, ask=ask), instructions)
 
 
 class Wording:
@@ -117,71 +132,79 @@ class Wording:
         self._shared_first = society.wording == "shared_first"
         self._in_words = society.rating == "parse"
         self._with_reasons = "feedback_text" not in society.without
+        self._form: Form = "rating" if self._in_words else "text"
 
     def _judge(
-        self, question: str, answer: str, ask: str, recalled: Recalled | None = None, instructions: str | None = None
+        self,
+        judged: Judged,
+        ask: str,
+        recalled: Recalled | None = None,
+        instructions: str | None = None,
+        form: Form = "text",
     ) -> Prompt:
-        judged = _JUDGED.format(question=question, answer=answer)
-        memory = "" if recalled is None else _RECALLED_FEEDBACK.format(recalled=recalled)
+        shown = _JUDGED.format(question=judged.question, answer=judged.framed)
+        memory = ""
+        if recalled is not None:
+            framed = frame(recalled.answer, judged.key)
+            memory = _RECALLED_FEEDBACK.format(question=recalled.question, answer=framed)
         if not self._shared_first:
-            return Prompt(memory + judged + ask, instructions, num_shared=0 if memory else len(judged))
-        return Prompt(judged + memory + ask, instructions, num_shared=len(judged))
+            return Prompt(memory + shown + ask, instructions, 0 if memory else len(shown), form)
+        return Prompt(shown + memory + ask, instructions, len(shown), form)
 
-    def feedback_rating(
-        self, question: str, draft_: str, recalled: Recalled | None, instructions: str | None
-    ) -> Prompt:
+    def feedback_rating(self, judged: Judged, recalled: Recalled | None, instructions: str | None) -> Prompt:
         """An audience member's rating: as one digit, or in words, with a reason unless feedback has none."""
         ask = _SCALES["alignment"]
         if self._in_words:
             ask = (_RATING_AND_REASON if self._with_reasons else _RATING_ALONE).format(scale=ask)
-        return self._judge(question, draft_, ask, recalled, instructions)
+        return self._judge(judged, ask, recalled, instructions, self._form)
 
-    def feedback_reason(
-        self, question: str, draft_: str, recalled: Recalled | None, instructions: str | None
-    ) -> Prompt:
+    def feedback_reason(self, judged: Judged, recalled: Recalled | None, instructions: str | None) -> Prompt:
         """An audience member's reason, where the rating is asked for by itself."""
-        return self._judge(question, draft_, _REASON, recalled, instructions)
+        return self._judge(judged, _REASON, recalled, instructions)
 
-    def observe(self, question: str, answer: str, criterion: str) -> Prompt:
+    def observe(self, judged: Judged, criterion: str) -> Prompt:
         """An observer's rating by `alignment` or `engagement`: as one digit, or in words with a reason."""
         ask = _SCALES[criterion]
-        return self._judge(question, answer, _RATING_AND_REASON.format(scale=ask) if self._in_words else ask)
+        if self._in_words:
+            ask = _RATING_AND_REASON.format(scale=ask)
+        return self._judge(judged, ask, form=self._form)
 
-    def revision(self, question: str, draft_: str, feedback: Sequence[Turn], instructions: str | None) -> Prompt:
+    def revision(self, drafted: Judged, feedback: Sequence[Turn], instructions: str | None) -> Prompt:
         """What the centre agent answers after the feedback; the lowest-rated reason stands nearest the end.
 
         Args:
-            question: What was asked.
-            draft_: The first answer.
+            drafted: Question and first answer, with a key of their own: audience and observers were shown another.
             feedback: The audience's, of which at least one is rated; or none, where there is no audience.
             instructions: The system text.
         """
-        drafted = _DRAFTED.format(question=question, draft=draft_)
+        shown = _DRAFTED.format(question=drafted.question, draft=drafted.framed)
         if not feedback:
-            return Prompt(drafted + _REVISE_ALONE, instructions)
+            return Prompt(shown + _REVISE_ALONE, instructions)
         there = [(turn.rating, turn.text) for turn in feedback if turn.rating is not None]
         rated = sorted(there, key=lambda item: -item[0])
         mean = sum(rating for rating, _ in rated) / len(rated)
         if self._with_reasons:
-            reasons = "\n".join(f"- ({rating:.1f} of 7) {reason}" for rating, reason in rated)
+            reasons = "\n".join(
+                f"- ({rating:.1f} of 7) {frame_reason(reason, drafted.key)}" for rating, reason in rated
+            )
             said = _RATED.format(mean=mean, reasons=reasons)
         else:
             ratings = ", ".join(f"{rating:.1f}" for rating, _ in rated)
             said = _RATED_ALONE.format(mean=mean, ratings=ratings)
-        parts = (drafted, said) if self._shared_first else (said, drafted)
+        parts = (shown, said) if self._shared_first else (said, shown)
         return Prompt("".join(parts) + _REVISE, instructions)
 
 
-def parse_rating(reply: str, highest: int = 7) -> tuple[float, str] | None:
-    """Rating and reason out of a reply such as `Rating: 5 Reason: ...`; None where there is no rating.
+# The sentences of the prompts above that hold no text of others.
+_SENTENCES = frozenset(
+    sentence
+    for text in (_DRAFT, _RECALLED_DRAFT, _REASON, _RATING_AND_REASON, _REVISE, _REVISE_ALONE, *_SCALES.values())
+    for part in text.split("\n")
+    for sentence in re.split(r"(?<=[.?:,])\s", part)
+    if "{" not in sentence and len(sentence.split()) >= _NUM_TELLING_WORDS
+)
 
-    Args:
-        reply: What a judge says.
-        highest: The scale's end, 7 or 10; it begins with 1.
-    """
-    rating = _RATINGS[highest].search(reply)
-    if rating is None:
-        return None
-    label = _REASON_LABEL.search(reply, rating.end())
-    reason = reply[label.end() if label else rating.end() :]
-    return float(rating.group(1)), reason.lstrip(" \t\r\n.,;#*>\"')-").rstrip(" \t\r\n*")
+
+def repeats_prompt(text: str) -> bool:
+    """Whether a text says again what its author was asked to do, instead of doing it."""
+    return any(sentence in text for sentence in _SENTENCES)

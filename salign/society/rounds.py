@@ -1,17 +1,22 @@
 """What is known of a round when all of it is held: its ratings, and how much came back usable."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, median, pstdev
 from typing import Any
 from zlib import crc32
 
-from salign.config import Gates
+from salign.config import FLAGS, Gates
 from salign.errors import StageError
 from salign.records import Interaction
 
 _NUM_EXAMPLES = 3
+# Of so few ratings it may be chance that all are the same digit: where a judge gives one digit in 60 % of cases, 20 are
+# that digit once in 27,000 times.
+_MIN_RATINGS = 20
+# Flags that say more of the engine's settings than of what a text says.
+_HARMLESS = frozenset({"cut", "thinking"})
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -35,6 +40,10 @@ class Round:
     """Observers' ratings by the turn's role and the criterion, then by the agent; None where one is missing."""
     answers: list[tuple[int, int]] = field(default_factory=list)
     """Checksums of each observed turn, and of the topic."""
+    masses: list[float] = field(default_factory=list)
+    """Of the digits, for each rating by probabilities."""
+    flags: list[tuple[str, ...]] = field(default_factory=list)
+    """Of each turn that says something."""
 
     def add(self, interaction: Interaction) -> None:
         """Takes up one interaction."""
@@ -44,8 +53,12 @@ class Round:
             self.failures.append(interaction.failure)
         topic = crc32(interaction.topic.encode())
         for turn in interaction.turns:
+            if turn.text or turn.flags:
+                self.flags.append(turn.flags)
             if turn.about is not None:
                 self.feedback.append(turn.rating)
+            masses = (turn.mass, *(observation.mass for observation in turn.observed.values()))
+            self.masses += [mass for mass in masses if mass is not None]
             for criterion, observation in turn.observed.items():
                 self.observed.setdefault((turn.role, criterion), {})[turn.agent] = observation.rating
             if turn.observed:
@@ -59,6 +72,8 @@ class Round:
         self.failures = sorted({*self.failures, *other.failures})[:_NUM_EXAMPLES]
         self.feedback.extend(other.feedback)
         self.answers.extend(other.answers)
+        self.masses.extend(other.masses)
+        self.flags.extend(other.flags)
         for series, ratings in other.observed.items():
             self.observed.setdefault(series, {}).update(ratings)
 
@@ -78,6 +93,9 @@ class Round:
             "sim/draft_alignment_mean": self.mean_observed("draft", "alignment"),
             "sim/draft_engagement_mean": self.mean_observed("draft", "engagement"),
             "sim/parse_rate": validity.rated_share,
+            "sim/digit_mass_median": validity.digit_mass_median,
+            "sim/flagged_share": validity.flagged_share,
+            "sim/cut_share": validity.cut_share,
             "sim/failed": self.num_failed,
         }
 
@@ -93,6 +111,13 @@ class Validity:
     num_answers: int = 0
     num_repeated: int = 0
     failures: tuple[str, ...] = ()
+    masses: Counter[float] = field(default_factory=Counter)
+    """How often the digits had which probability, to three places."""
+    ratings: dict[str, Counter[float]] = field(default_factory=dict)
+    """How often who rated by what gave which rating, to three places."""
+    num_texts: int = 0
+    num_flagged: int = 0
+    flags: Counter[str] = field(default_factory=Counter)
 
     def add(self, round_: Round) -> None:
         """Takes up a round that is complete."""
@@ -102,11 +127,41 @@ class Validity:
         for ratings in (round_.feedback, *map(list, map(dict.values, round_.observed.values()))):
             self.num_ratings += len(ratings)
             self.num_missing_ratings += ratings.count(None)
+        self._note("feedback", round_.feedback)
+        for (_, criterion), given in round_.observed.items():
+            self._note(criterion, given.values())
+        self.masses.update(round(mass, 3) for mass in round_.masses)
+        self.num_texts += len(round_.flags)
+        self.num_flagged += sum(not _HARMLESS.issuperset(flags) for flags in round_.flags)
+        for flags in round_.flags:
+            self.flags.update(flags)
         questions = defaultdict(set)
         for answer, question in round_.answers:
             questions[answer].add(question)
         self.num_answers += len(round_.answers)
         self.num_repeated += sum(len(questions[answer]) > 1 for answer, _ in round_.answers)
+
+    def _note(self, series: str, ratings: Iterable[float | None]) -> None:
+        there = (round(rating, 3) for rating in ratings if rating is not None)
+        self.ratings.setdefault(series, Counter()).update(there)
+
+    @property
+    def digit_mass_median(self) -> float | None:
+        """Median probability of the digits; None where nothing was rated by probabilities."""
+        return median(sorted(self.masses.elements())) if self.masses else None
+
+    @property
+    def rating_sds(self) -> dict[str, float]:
+        """Standard deviation of the audience's ratings (`feedback`) and of the observers' by each criterion."""
+        return {name: pstdev(given.elements()) for name, given in sorted(self.ratings.items()) if given}
+
+    @property
+    def flagged_share(self) -> float:
+        return self.num_flagged / self.num_texts if self.num_texts else 0.0
+
+    @property
+    def cut_share(self) -> float:
+        return self.flags["cut"] / self.num_texts if self.num_texts else 0.0
 
     @property
     def rated_share(self) -> float:
@@ -130,6 +185,11 @@ class Validity:
             "rated_share": round(self.rated_share, 6),
             "failed_share": round(self.failed_share, 6),
             "repeated_share": round(self.repeated_share, 6),
+            "digit_mass_median": self.digit_mass_median,
+            "rating_sd": {name: round(sd, 6) for name, sd in self.rating_sds.items()},
+            "num_texts": self.num_texts,
+            "flagged_share": round(self.flagged_share, 6),
+            "flags": {flag: self.flags[flag] for flag in FLAGS},
         }
 
     def check(self, gates: Gates, shard: int, facts: Mapping[str, Any]) -> None:
@@ -169,8 +229,39 @@ class Validity:
                 f"{self.repeated_share:.1%} of {self.num_answers} drafts and revisions say what was said to another "
                 f"question in the same round (society.gates.max_repeated_share = {gates.max_repeated_share:.1%})"
             )
+        crossed += self._doubtful(gates)
         if crossed:
             raise StageError(
                 f"shard {shard} does not count as done: {' and '.join(crossed)}. Look at its interactions, and use a "
                 "stronger model, another society.rating, or other gates."
             )
+
+    def _doubtful(self, gates: Gates) -> list[str]:
+        """Gates on what ratings and texts are worth that are crossed."""
+        crossed = []
+        mass = self.digit_mass_median
+        if mass is not None and mass < gates.min_digit_mass:
+            crossed.append(
+                f"the digits had {mass:.1%} of the probability in the median, so a rating is mostly what the model "
+                f"would not have said (society.gates.min_digit_mass = {gates.min_digit_mass:.1%})"
+            )
+        for name, sd in self.rating_sds.items():
+            given = self.ratings[name]
+            if given.total() >= _MIN_RATINGS and sd < gates.min_rating_sd:
+                crossed.append(
+                    f"the {given.total()} ratings of {name} are all about {given.most_common(1)[0][0]:g}, with a "
+                    f"standard deviation of {sd:.3f}, and tell no text from another "
+                    f"(society.gates.min_rating_sd = {gates.min_rating_sd:g})"
+                )
+        if self.flagged_share > gates.max_flagged_share:
+            counts = ", ".join(f"{flag}: {n}" for flag, n in self.flags.most_common() if flag not in _HARMLESS)
+            crossed.append(
+                f"{self.num_flagged} of {self.num_texts} texts are doubtful ({counts}; "
+                f"society.gates.max_flagged_share = {gates.max_flagged_share:.1%})"
+            )
+        if self.cut_share > gates.max_cut_share:
+            crossed.append(
+                f"max_tokens ended {self.flags['cut']} of {self.num_texts} texts: raise it in society.draft, feedback "
+                f"and revision (society.gates.max_cut_share = {gates.max_cut_share:.1%})"
+            )
+        return crossed

@@ -23,6 +23,7 @@ from salign.society.back_scatter import Speaker
 from salign.society.embedders import ADDRESS
 from salign.society.memory import QuestionTable
 from salign.society.models import asked, model_names, open_engines, open_replay
+from salign.society.observer import measure
 from salign.society.population import answers_by_label
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.ranks import Ranks, join, place_here
@@ -41,6 +42,7 @@ _LAST_WORDS_S = 0.5
 
 # What decides which calls are made in what order, when they end and what counts, but not what they say.
 _NOT_IN_JOURNAL = {"num_worlds", "num_shards", "max_rounds", "stopping", "schedule", "max_alive", "gates"}
+_NOT_IN_JOURNAL |= {"observer_check"}
 _NOT_IN_JOURNAL |= {"mixture", "observer"}  # they stand there as models and instructions
 # What of an engine makes another answer of the same call.
 _ANSWERED_BY = ("num_top_logprobs", "context_length")
@@ -193,6 +195,10 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             simulation = progress.simulation = Simulation(
                 config.society, worlds, spool, ranks=ranks, complete=progress.complete, told=progress.told
             )
+            check = config.society.observer_check if (shard, ranks.rank) == (0, 0) else None
+            measured = None
+            if check is not None:
+                measured = await measure(engines[1].counted_apart(), config.society, check, config.run.seed)
             await _until_first(simulation.run(), _tick(progress, journal))
             await journal.sync()
             facts = _facts(worlds, engines, simulation)
@@ -205,6 +211,8 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             progress.end(facts)
             simulation.validity.check(config.society.gates, shard, facts)
             facts |= simulation.validity.figures()
+            if measured is not None:
+                facts["observer"] = measured
             facts["stops"] = [stop.facts() for stop in simulation.stops]
         ranks.barrier()  # nobody removes its spool before it is read
         return None if everybody is None else facts

@@ -212,14 +212,16 @@ def test_ratings_of_the_embedded_model_tell_good_answers_from_bad_ones(gguf, tmp
     from salign.config import EverydaySource, SocietySection, TransformersEngine
     from salign.engines.opening import open_engine
     from salign.society import sources
-    from salign.society.prompts import Wording
+    from salign.society.frames import draw_key
+    from salign.society.prompts import Judged, Wording
 
     exemplars = sources.load(EverydaySource(split="held_out"))
     wording = Wording(SocietySection())
 
     async def rate():
         async with open_engine(TransformersEngine(), "smollm2-135m", tmp_path) as engine:
-            asked = [wording.observe(e.question, e.answer, "alignment") for e in exemplars]
+            judged = [Judged(e.question, e.answer, draw_key(number)) for number, e in enumerate(exemplars)]
+            asked = [wording.observe(one, "alignment") for one in judged]
             return [reply.expectation for reply in await asyncio.gather(*(engine.rate(p, 0) for p in asked))]
 
     ratings = asyncio.run(rate())

@@ -1,0 +1,197 @@
+"""What an observer's ratings are worth: measured on pairs of answers with a label, before a run relies on them.
+
+Its prompts are those of the run's observers. What is measured is a rating of one answer at a time: it has no order of
+two answers, and so no bias for a place.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, pstdev
+from typing import Any
+
+from salign.config import ObserverCheck, SocietySection
+from salign.engines.meter import MeteredEngine
+from salign.errors import DataError, StageError
+from salign.records import Observation
+from salign.society import sources
+from salign.society.back_scatter import Calls, Speaker, together
+from salign.society.prompts import Wording
+
+logger = logging.getLogger(__name__)
+
+# By what it is asked to rate the pairs: what the labels are of.
+_CRITERION = "alignment"
+_CHANCE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A question with an answer of each label."""
+
+    question: str
+    good: str
+    bad: str
+
+
+def labelled_pairs(check: ObserverCheck) -> list[Pair]:
+    """The first pairs of the check's source.
+
+    Raises:
+        DataError: It cannot be read, or has no question with an answer of each label.
+    """
+    answers: dict[str, dict[str, str]] = {}
+    for exemplar in sources.load(check.pairs):
+        if exemplar.answer is not None and exemplar.label is not None:
+            answers.setdefault(exemplar.question, {}).setdefault(exemplar.label, exemplar.answer)
+    pairs = [Pair(question, both["good"], both["bad"]) for question, both in answers.items() if len(both) == 2]
+    if not pairs:
+        raise DataError(
+            "society.observer_check.pairs has no question with a good and a bad answer, so it can tell nothing of an "
+            "observer; name a source with labels, such as {kind: everyday, split: held_out}, or set "
+            "society.observer_check=null."
+        )
+    return pairs[: check.num_pairs]
+
+
+async def measure(engine: MeteredEngine, society: SocietySection, check: ObserverCheck, seed: int) -> dict[str, Any]:
+    """Rates both answers of each pair as the run's observers will.
+
+    Args:
+        engine: The observer's; its journal answers what was asked before.
+        society: How it is asked.
+        check: On which pairs.
+        seed: Of the run.
+
+    Returns:
+        What `figures` says of the ratings, with the observer's model.
+
+    Raises:
+        DataError: There are no pairs.
+        EngineError: The engine is at fault.
+        StageError: The agreement is below `min_agreement`.
+    """
+    pairs, wording = labelled_pairs(check), Wording(society)
+
+    async def rate(number: int, answer: str, label: str) -> Observation:
+        # Rounds begin with 1, so no interaction has this place.
+        calls = Calls(society, wording, Speaker(engine), (seed, 0, 0, number))
+        judged = calls.judged(pairs[number].question, answer, f"check:{label}")
+        observation, _ = await calls.rating(wording.observe(judged, _CRITERION), answer, f"check:{label}")
+        return observation
+
+    asked = [rate(n, answer, label) for n, pair in enumerate(pairs) for answer, label in _labelled(pair)]
+    given = await together(*asked)
+    found = {"model": engine.identity, **figures(pairs, given[::2], given[1::2])}
+    _judge(found, check)
+    return found
+
+
+def _labelled(pair: Pair) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (pair.good, "good"), (pair.bad, "bad")
+
+
+def figures(pairs: Sequence[Pair], good: Sequence[Observation], bad: Sequence[Observation]) -> dict[str, Any]:
+    """How far ratings agree with labels, and what else they follow.
+
+    Args:
+        pairs: What was rated.
+        good: The observer's of each pair's good answer.
+        bad: Of its bad one.
+
+    Returns:
+        `agreement`, the share of pairs in which the good answer is rated higher (a tie counts half), with Wilson's
+        interval of 95 % and `chance`; the same where the good answer is the shorter and the longer one;
+        `length_correlation`, Spearman's of rating and number of words, the mean of that among good and among bad
+        answers (so the label has no part in it); the ratings' standard deviation, the number of those that are
+        missing, and the median mass of the digits. None where there is nothing to tell it from.
+    """
+    wins = [_win(one.rating, other.rating) for one, other in zip(good, bad, strict=True)]
+    rated = [(pair, win) for pair, win in zip(pairs, wins, strict=True) if win is not None]
+    shorter = [win for pair, win in rated if _words(pair.good) < _words(pair.bad)]
+    longer = [win for pair, win in rated if _words(pair.good) > _words(pair.bad)]
+    ratings = [given.rating for given in (*good, *bad) if given.rating is not None]
+    masses = [given.mass for given in (*good, *bad) if given.mass is not None]
+    return {
+        "num_pairs": len(pairs),
+        "num_rated_pairs": len(rated),
+        "num_missing": 2 * len(pairs) - len(ratings),
+        "agreement": _share([win for _, win in rated]),
+        "agreement_interval": _interval([win for _, win in rated]),
+        "chance": _CHANCE,
+        "num_good_shorter": len(shorter),
+        "agreement_good_shorter": _share(shorter),
+        "num_good_longer": len(longer),
+        "agreement_good_longer": _share(longer),
+        "length_correlation": _length_correlation(pairs, good, bad),
+        "good_mean": _mean([given.rating for given in good if given.rating is not None]),
+        "bad_mean": _mean([given.rating for given in bad if given.rating is not None]),
+        "rating_sd": round(pstdev(ratings), 4) if ratings else None,
+        "digit_mass_median": round(median(masses), 4) if masses else None,
+    }
+
+
+def _judge(found: dict[str, Any], check: ObserverCheck) -> None:
+    """Says what the figures mean for the run.
+
+    Raises:
+        StageError: The agreement is below the share that is asked for, or nothing could be rated.
+    """
+    agreement, interval = found["agreement"], found["agreement_interval"]
+    if check.min_agreement is not None and (agreement is None or agreement < check.min_agreement):
+        share = "not one pair" if agreement is None else f"{agreement:.0%} of {found['num_rated_pairs']} labelled pairs"
+        raise StageError(
+            f"the observer {found['model']} rates the good answer higher in {share}; by chance it were "
+            f"{_CHANCE:.0%} (society.observer_check.min_agreement = {check.min_agreement:.0%}). Use a stronger "
+            "society.observer, or another society.rating."
+        )
+    if interval is None or interval[0] <= _CHANCE:
+        logger.warning(
+            "the observer %s cannot be told from a coin: of %d labelled pairs it rates the good answer higher in %s "
+            "(95 %% interval %s). What the society is said to learn rests on it.",
+            found["model"],
+            found["num_rated_pairs"],
+            "none" if agreement is None else f"{agreement:.0%}",
+            "none" if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}",
+        )
+
+
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def _win(good: float | None, bad: float | None) -> float | None:
+    """1 where the good answer is rated higher, 0.5 for a tie, None where a rating is missing."""
+    return None if good is None or bad is None else (good > bad) + 0.5 * (good == bad)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(fmean(values), 4) if values else None
+
+
+def _share(wins: Sequence[float]) -> float | None:
+    return _mean(wins)
+
+
+def _interval(wins: Sequence[float]) -> list[float] | None:
+    """Wilson's interval of 95 % of the share, with ties shared out to both sides."""
+    if not wins:
+        return None
+    from scipy.stats import binomtest
+
+    low, high = binomtest(round(sum(wins)), len(wins)).proportion_ci(0.95, "wilson")
+    return [round(float(low), 4), round(float(high), 4)]
+
+
+def _length_correlation(pairs: Sequence[Pair], good: Sequence[Observation], bad: Sequence[Observation]) -> float | None:
+    """Spearman's correlation of rating and length within each label, averaged; None where either is constant."""
+    from scipy.stats import spearmanr
+
+    correlations = []
+    for texts, given in (([pair.good for pair in pairs], good), ([pair.bad for pair in pairs], bad)):
+        both = [(_words(text), one.rating) for text, one in zip(texts, given, strict=True) if one.rating is not None]
+        lengths, ratings = [length for length, _ in both], [rating for _, rating in both]
+        if len(set(lengths)) < 2 or len(set(ratings)) < 2:
+            return None
+        correlations.append(float(spearmanr(lengths, ratings).statistic))
+    return round(fmean(correlations), 4)
