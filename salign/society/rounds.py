@@ -10,6 +10,7 @@ from zlib import crc32
 from salign.config import Gates
 from salign.errors import StageError
 from salign.records import Interaction
+from salign.society.recalls import REMINDED, RecallRecord, Recalls
 
 _NUM_EXAMPLES = 3
 
@@ -35,6 +36,8 @@ class Round:
     """Observers' ratings by the turn's role and the criterion, then by the agent; None where one is missing."""
     answers: list[tuple[int, int]] = field(default_factory=list)
     """Checksums of each observed turn, and of the topic."""
+    recalls: dict[str, Recalls] = field(default_factory=lambda: {role: Recalls() for role in REMINDED})
+    """What agents were reminded of, by the role of the turn."""
 
     def add(self, interaction: Interaction) -> None:
         """Takes up one interaction."""
@@ -44,6 +47,8 @@ class Round:
             self.failures.append(interaction.failure)
         topic = crc32(interaction.topic.encode())
         for turn in interaction.turns:
+            if turn.role in self.recalls:
+                self.recalls[turn.role].add(turn)
             if turn.about is not None:
                 self.feedback.append(turn.rating)
             for criterion, observation in turn.observed.items():
@@ -59,6 +64,8 @@ class Round:
         self.failures = sorted({*self.failures, *other.failures})[:_NUM_EXAMPLES]
         self.feedback.extend(other.feedback)
         self.answers.extend(other.answers)
+        for role, recalls in other.recalls.items():
+            self.recalls[role].merge(recalls)
         for series, ratings in other.observed.items():
             self.observed.setdefault(series, {}).update(ratings)
 
@@ -79,6 +86,9 @@ class Round:
             "sim/draft_engagement_mean": self.mean_observed("draft", "engagement"),
             "sim/parse_rate": validity.rated_share,
             "sim/failed": self.num_failed,
+            "sim/recalled_initial_share": self.recalls["draft"].share("initial"),
+            "sim/recalled_own_share": self.recalls["draft"].share("own"),
+            "sim/recall_distance_mean": self.recalls["draft"].mean_distance,
         }
 
 
@@ -93,6 +103,7 @@ class Validity:
     num_answers: int = 0
     num_repeated: int = 0
     failures: tuple[str, ...] = ()
+    recalls: RecallRecord = field(default_factory=RecallRecord)
 
     def add(self, round_: Round) -> None:
         """Takes up a round that is complete."""
@@ -107,6 +118,7 @@ class Validity:
             questions[answer].add(question)
         self.num_answers += len(round_.answers)
         self.num_repeated += sum(len(questions[answer]) > 1 for answer, _ in round_.answers)
+        self.recalls.add(round_.number, round_.recalls)
 
     @property
     def rated_share(self) -> float:
@@ -138,7 +150,8 @@ class Validity:
         Args:
             gates: What a shard must reach.
             shard: Its number.
-            facts: `num_calls`, `num_refused_calls`, and `served`, the names under which each model's answers came.
+            facts: `num_calls`, `num_refused_calls`, `served`, the names under which each model's answers came, and
+                `recall`, what agents were expected to recall of what they start with, empty where that is nothing.
 
         Raises:
             StageError: With the figures of every gate that is crossed.
@@ -169,6 +182,8 @@ class Validity:
                 f"{self.repeated_share:.1%} of {self.num_answers} drafts and revisions say what was said to another "
                 f"question in the same round (society.gates.max_repeated_share = {gates.max_repeated_share:.1%})"
             )
+        if facts["recall"].get("expected_initial_share"):
+            crossed += self.recalls.crossed(gates)
         if crossed:
             raise StageError(
                 f"shard {shard} does not count as done: {' and '.join(crossed)}. Look at its interactions, and use a "
