@@ -40,9 +40,7 @@ from salign.manifest import take_snapshot, write_manifest
 from salign.report.summary import print_summary, summarize
 from salign.report.write import write_report
 from salign.run import RunDir, check_run, claim_run, open_run, sha256
-from salign.society import sources
-from salign.society.population import answers_by_label
-from salign.society.topology import make_topology
+from salign.society.check import check_society
 from salign.training.memory import print_memory
 from salign.training.settings import deepspeed_config
 
@@ -61,18 +59,15 @@ def check_inputs(config: Config) -> dict[str, str]:
 
     Raises:
         DataError: A file is missing or malformed, or has too little in it.
-        ConfigError: A DeepSpeed file is, or there are fewer held-out questions than asked for.
+        ConfigError: A DeepSpeed file is, there are fewer held-out questions than asked for, a part of the mixture is
+            nobody, or agents would hardly recall what they start with.
         StageError: Evaluation prompts are in what is trained on or remembered.
     """
     used: list[Source] = [config.society.questions, config.society.prior, config.evaluate.questions]
     files = list(config.dataset.leak_check)
-    sources.questions(config.society.questions)
-    if config.society.num_initial_memories:
-        answers_by_label(config.society, sources.load(config.society.prior), config.society.populations)
-    topology = config.society.topology
-    if isinstance(topology, EdgesTopology):
-        make_topology(topology)
-        files.append(topology.path)
+    check_society(config.society, config.run.seed)
+    if isinstance(config.society.topology, EdgesTopology):
+        files.append(config.society.topology.path)
     check_benchmarks(config)
     for stage in config.train.stages:
         deepspeed_config(stage, config.cluster.num_ranks)

@@ -20,7 +20,7 @@ from salign.records import Interaction, Member, Observation, Recalled, Turn, rea
 from salign.seeds import derive
 from salign.society import back_scatter
 from salign.society.back_scatter import Speaker
-from salign.society.memory import QuestionTable
+from salign.society.recall import question_table
 from salign.society.rounds import Round
 from salign.society.simulation import Simulation, Verdict
 from salign.society.sources import Exemplar
@@ -344,8 +344,7 @@ class Life:
 
 def make_setting(speakers, *, seed=0, questions=QUESTIONS, prior=PRIOR, observer=None, **settings) -> Setting:
     society = SocietySection(**{**SMALL, **settings})
-    names = [*questions, *(exemplar.question for exemplar in prior)]
-    table = QuestionTable(names, society.embedder, society.max_recall_distance)
+    table, _ = question_table(society, seed, questions, prior)
     return Setting(society, seed, table, len(questions), prior, speakers, observer)
 
 

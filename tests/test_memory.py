@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from salign.config import HashingEmbedder, TransformersEmbedder
 from salign.society import memory as module
 from salign.society.embedders import embed
-from salign.society.memory import InternalMemory, Memory, QuestionTable
+from salign.society.memory import InternalMemory, Memory, QuestionTable, embeddings_of
 
 SISTER = "How do I apologise to my sister after a fight?"
 BROTHER = "How do I apologise to my brother after a fight?"
@@ -18,14 +17,19 @@ TAXES = "Should everybody pay taxes?"
 
 
 def table_of(*questions: str, max_distance: float = 0.9) -> QuestionTable:
-    return QuestionTable(questions, HashingEmbedder(), max_distance)
+    return QuestionTable(questions, embed(HashingEmbedder(), questions), max_distance)
 
 
 TABLE = table_of(SISTER, BROTHER, TAXES)
 
 
-def numbers(near: Sequence[tuple[int, float]]) -> tuple[int, ...]:
-    return tuple(number for number, _ in near)
+def nearest(table: QuestionTable, question: int) -> tuple[int, ...]:
+    """The questions under the table's largest distance, as an agent that remembers all would be reminded of them."""
+    left, found = set(range(len(table.questions))), []
+    while (memory := InternalMemory(dict.fromkeys(left, "")).recall(table, question, 0)) is not None:
+        found.append(memory.question)
+        left.remove(memory.question)
+    return tuple(found)
 
 
 def shown(memory: Memory | None) -> tuple[int, str] | None:
@@ -34,7 +38,7 @@ def shown(memory: Memory | None) -> tuple[int, str] | None:
 
 def recall(memory: InternalMemory, question: str, after_round: int, table: QuestionTable = TABLE):
     """What is remembered of a question: question and answer."""
-    found = memory.recall(table.near(table.number[question]), after_round)
+    found = memory.recall(table, table.number[question], after_round)
     return None if found is None else (table.questions[found[0]], found[1])
 
 
@@ -49,37 +53,38 @@ def remember(memory: InternalMemory, question: str, answer: str, round_: int, **
 # --- which questions are similar -----------------------------------------------------------------
 
 
-def test_a_question_of_a_table_has_one_number():
-    table = table_of("b", "a", "b")
-    assert table.questions == ("b", "a")
-    assert table.number == {"b": 0, "a": 1}
+def test_the_questions_of_a_table_are_numbered():
+    assert table_of("b", "a").number == {"b": 0, "a": 1}
 
 
 def test_a_question_is_nearest_to_itself():
-    assert numbers(TABLE.near(0)) == (0, 1)  # taxes have nothing to do with it
-    assert numbers(TABLE.near(1)) == (1, 0)
-    assert numbers(TABLE.near(2)) == (2,)
+    assert nearest(TABLE, 0) == (0, 1)  # taxes have nothing to do with it
+    assert nearest(TABLE, 1) == (1, 0)
+    assert nearest(TABLE, 2) == (2,)
 
 
 def test_the_threshold_is_exclusive():
     # {alpha, beta, alpha beta} and {alpha, beta, gamma, alpha beta, beta gamma}
     distance = round(1 - 3 / (3 * 5) ** 0.5, 6)
     pair = ("alpha beta", "alpha beta gamma")
-    assert numbers(table_of(*pair, max_distance=distance).near(0)) == (0,)
-    assert numbers(table_of(*pair, max_distance=distance + 1e-6).near(0)) == (0, 1)
-    assert numbers(table_of(*pair, max_distance=0).near(0)) == ()  # no question is nearer than 0, not even itself
+    assert nearest(table_of(*pair, max_distance=distance), 0) == (0,)
+    assert nearest(table_of(*pair, max_distance=distance + 1e-6), 0) == (0, 1)
+    assert nearest(table_of(*pair, max_distance=0), 0) == ()  # no question is nearer than 0, not even itself
+    assert nearest(table_of(*pair).within(0), 0) == ()
+    assert InternalMemory({1: ""}).recall(table_of(*pair), 0, 0).distance == distance
 
 
 def test_of_questions_equally_near_the_first_of_the_table_comes_first():
-    assert numbers(table_of("alpha one", "beta two", "alpha beta", max_distance=1).near(2)) == (2, 0, 1)
-    assert numbers(table_of("beta two", "alpha one", "alpha beta", max_distance=1).near(2)) == (2, 0, 1)
+    assert nearest(table_of("alpha one", "beta two", "alpha beta", max_distance=1), 2) == (2, 0, 1)
+    assert nearest(table_of("beta two", "alpha one", "alpha beta", max_distance=1), 2) == (2, 0, 1)
 
 
-@pytest.mark.parametrize("max_product", [1, 100, 1 << 22])
+@pytest.mark.parametrize(("max_product", "max_kept"), [(1, 10**6), (100, 10**6), (1 << 22, 10**6), (100, 10)])
 @pytest.mark.parametrize("max_distance", [0.2, 0.55, 2.0])
-def test_retrieval_is_that_of_a_search_through_all_known_questions(max_product, max_distance, monkeypatch):
-    """Few words, so that many questions are equally near; asked in any order, in blocks of any size."""
+def test_retrieval_is_that_of_a_search_through_all_known_questions(max_product, max_kept, max_distance, monkeypatch):
+    """Few words, so that many questions are equally near; asked in any order, in blocks of any size, kept or not."""
     monkeypatch.setattr(module, "_MAX_PRODUCT", max_product)
+    monkeypatch.setattr(module, "_MAX_KEPT", max_kept)
     generator = random.Random(7)
     words = "who what you can say do not".split()
     texts = {" ".join(generator.choices(words, k=generator.randint(1, 5))) for _ in range(60)}
@@ -100,7 +105,7 @@ def test_retrieval_is_that_of_a_search_through_all_known_questions(max_product, 
         expected = None
         if nearest is not None and distances[asked, nearest] < max_distance:
             expected = nearest, f"{'initial' if nearest in initial else 'own'} {nearest}"
-        assert shown(memory.recall(table.near(asked), 1)) == expected
+        assert shown(memory.recall(table, asked, 1)) == expected
         found_nothing += expected is None
     assert 0 < found_nothing < 300
 
@@ -114,12 +119,12 @@ def test_embeddings_of_a_model_are_had_once_for_all_that_start_in_a_folder(tmp_p
 
     monkeypatch.setattr(module, "embed", embedded)
     section = TransformersEmbedder(kind="transformers", model="some/model")
-    tables = [QuestionTable([SISTER, TAXES], section, 0.5, tmp_path) for _ in range(3)]
+    found = [embeddings_of(section, (SISTER, TAXES), tmp_path) for _ in range(3)]
     assert asked == [(section, (SISTER, TAXES))]
-    assert [numbers(table.near(1)) for table in tables] == [(1,)] * 3
+    assert all((embeddings == np.eye(2)).all() for embeddings in found)
     other = section.model_copy(update={"model": "another/model"})
-    for changed in (([SISTER, TAXES], other), ([TAXES, SISTER], section), ([SISTER], section)):
-        QuestionTable(*changed, 0.5, tmp_path)
+    for changed in ((other, (SISTER, TAXES)), (section, (TAXES, SISTER)), (section, (SISTER,))):
+        embeddings_of(*changed, tmp_path)
     assert len(asked) == 4
     assert not list(tmp_path.glob("*.part"))
 
@@ -138,6 +143,21 @@ def test_the_nearest_question_that_is_known_is_recalled():
     remember(memory, SISTER, "write to her", 1)
     assert recall(memory, SISTER, 1) == (SISTER, "write to her")
     assert recall(memory, BROTHER, 1) == (BROTHER, "call him")
+
+
+def test_a_memory_says_where_an_answer_comes_from_and_how_near_its_question_is():
+    memory = memory_of((SISTER, "first"), (TAXES, "yes"))
+    remember(memory, BROTHER, "call him", 2)
+    asked = TABLE.number[SISTER]
+    assert memory.recall(TABLE, asked, 2) == Memory(asked, "first", "initial", 0.0)
+    distance = memory_of((BROTHER, "")).recall(TABLE, asked, 0).distance
+    assert 0 < distance < 0.9
+    own = InternalMemory({})
+    own.remember(TABLE.number[BROTHER], "call him", 1)
+    assert own.recall(TABLE, asked, 1) == Memory(TABLE.number[BROTHER], "call him", "own", distance)
+    remember(memory, SISTER, "second", 3)  # of one question, the agent's own answer
+    assert memory.recall(TABLE, asked, 3).source == "own"
+    assert memory.recall(TABLE, asked, 2).source == "initial"
 
 
 def test_an_unrelated_question_is_not_recalled():

@@ -2,10 +2,11 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from salign.config import HashingEmbedder, MixturePart, SocietySection
-from salign.errors import DataError
+from salign.config import MixturePart, SocietySection
+from salign.errors import ConfigError, DataError
 from salign.society.memory import InternalMemory, QuestionTable
 from salign.society.population import answers_by_label, initial_memories, labels, parts
 from salign.society.sources import Exemplar
@@ -57,7 +58,8 @@ def start(population="half_half", prior=PRIOR, seed=0, world=0, agents=None, **s
     """As a shard does it: first whether the prior suffices, then each agent's memory."""
     society = SocietySection(**{"num_initial_memories": 12, **settings})
     answers_by_label(society, prior, [population])
-    table = QuestionTable([exemplar.question for exemplar in prior], HashingEmbedder(), 0.3)
+    names = list(dict.fromkeys(exemplar.question for exemplar in prior))
+    table = QuestionTable(names, np.eye(len(names)))
     labelled = list(enumerate(labels(population, NUM_AGENTS, seed, world)))
     mine = labelled if agents is None else [labelled[agent] for agent in agents]
     return initial_memories(society, prior, table, mine, seed, world)
@@ -65,7 +67,8 @@ def start(population="half_half", prior=PRIOR, seed=0, world=0, agents=None, **s
 
 def remembered(memory: InternalMemory) -> dict[int, str]:
     """All that a memory holds, by the number of its question."""
-    recalled = [memory.recall([(number, 0.0)], 0) for number in range(NUM_QUESTIONS)]
+    table = QuestionTable(list(map(str, range(NUM_QUESTIONS))), np.eye(NUM_QUESTIONS), 0.1)
+    recalled = [memory.recall(table, number, 0) for number in range(NUM_QUESTIONS)]
     return {found.question: found.answer for found in recalled if found is not None}
 
 
@@ -151,13 +154,22 @@ def test_without_a_mixture_all_are_of_no_part():
         ((0.25, 0.5), 16, {0: 4, 1: 4, 2: 8}),
         ((1.0,), 9, {1: 9}),
         ((0.0, 1.0), 9, {2: 9}),
-        ((0.5, 0.5), 9, {1: 4, 2: 4, 0: 1}),  # 4.5 is rounded to even
-        ((0.5, 0.5), 7, {1: 4, 2: 3}),  # not one more than there are
-        ((1 / 3, 1 / 3, 1 / 3), 10, {1: 3, 2: 3, 3: 3, 0: 1}),
+        ((0.5, 0.5), 9, {1: 5, 2: 4}),  # nobody is left over where the shares are all
+        ((0.5, 0.5), 7, {1: 4, 2: 3}),
+        ((1 / 3, 1 / 3, 1 / 3), 10, {1: 4, 2: 3, 3: 3}),
+        ((0.4, 0.3), 9, {1: 3, 2: 3, 0: 3}),  # 3.6, 2.7 and 2.7: the two that lack least get one more
+        ((0.06,), 9, {0: 8, 1: 1}),
+        ((0.0,), 9, {0: 9}),
     ],
 )
 def test_a_mixture_has_its_shares(shares, num_agents, counts):
     assert Counter(parts(mixture(*shares), num_agents, 0, 0)) == counts
+
+
+@pytest.mark.parametrize(("shares", "num_agents"), [((0.05,), 9), ((0.05, 0.05), 9), ((0.01, 0.5), 40)])
+def test_a_share_that_is_nobody_is_refused(shares, num_agents):
+    with pytest.raises(ConfigError, match=f"the share .* is nobody of {num_agents} agents; raise it to"):
+        parts(mixture(*shares), num_agents, 0, 0)
 
 
 def test_who_is_of_which_part_follows_from_the_place_alone():

@@ -10,7 +10,7 @@ from actors import Feedback, Rating, interaction
 
 from salign.config import Gates
 from salign.errors import StageError
-from salign.records import Interaction
+from salign.records import Interaction, Recalled
 from salign.society.rounds import Round, Validity, mean
 
 
@@ -80,12 +80,15 @@ def test_a_round_in_figures():
         # Of 4 of feedback 2 are missing, of 6 of drafts 1, of 4 of revisions 1; what is not there was not asked for.
         "sim/parse_rate": pytest.approx(1 - 4 / 14),
         "sim/failed": 2,
+        "sim/recalled_initial_share": 0.0,
+        "sim/recalled_own_share": 1.0,
+        "sim/recall_distance_mean": 0.25,
     }
 
 
 def test_a_round_without_ratings_has_no_means():
     metrics = round_of(interaction(draft=None, feedback=(), revision=None, failure="refused")).metrics()
-    assert [value for name, value in metrics.items() if name.endswith("_mean")] == [None] * 4
+    assert [value for name, value in metrics.items() if name.endswith(("_mean", "_share"))] == [None] * 7
     assert metrics["sim/parse_rate"] == 0.0
 
 
@@ -175,7 +178,7 @@ def test_figures_are_counts_and_shares():
 
 OPEN = {"min_rated_share": 0.0, "max_failed_share": 1.0, "max_refused_call_share": 1.0, "max_repeated_share": 1.0}
 # 2 of 12 ratings missing, 1 of 3 interactions failed, 2 of 4 drafts and revisions repeated; 3 of 10 calls refused
-CALLS = {"num_calls": 10, "num_refused_calls": 3, "served": {"a-model": ["a-model-0613"]}}
+CALLS = {"num_calls": 10, "num_refused_calls": 3, "served": {"a-model": ["a-model-0613"]}, "recall": {}}
 
 
 def poor() -> Validity:
@@ -222,6 +225,20 @@ def test_each_gate_is_crossed_by_its_figure_alone(gate, crossed, reached, figure
     assert str(raised.value).startswith(f"shard 7 does not count as done: {figures}. Look at")
 
 
+def test_a_society_that_hardly_recalls_what_it_starts_with_does_not_count():
+    expected = {**CALLS, "recall": {"expected_initial_share": {"good": 0.9}}}
+    heard = (Feedback(4, 5.0, "why", Recalled("q", "a", "initial", 0.5)), Feedback(5, 5.0, "why"))
+    made = validity_of(
+        round_of(interaction(recalled=None, feedback=heard)),  # 1 of 3 turns
+        round_of(interaction(), number=2),  # later rounds have answers of their own
+    )
+    gates = {**OPEN, "max_repeated_share": 1.0}
+    made.check(Gates(**gates, min_initial_recall_share=0.33), 7, expected)
+    made.check(Gates(**gates, min_initial_recall_share=0.34), 7, CALLS)  # who starts with nothing is not asked
+    with pytest.raises(StageError, match=r"what they start with before 33.3% .*min_initial_recall_share = 34.0%"):
+        made.check(Gates(**gates, min_initial_recall_share=0.34), 7, expected)
+
+
 def test_answers_of_one_model_under_two_names_do_not_count():
     two = {**CALLS, "served": {"a-model": ["a-model-0613", "a-model-1106"], "other": ["other"]}}
     with pytest.raises(StageError, match=r"answers of a-model came under several names \(a-model-0613, a-model-1106\)"):
@@ -239,7 +256,7 @@ def test_a_good_shard_passes_the_default_gates():
     good = interaction(
         feedback=(Feedback(4, 5.0, "", None),), draft_rating=Rating(3.0, 4.0), revision_rating=Rating(6.5, 7.0)
     )
-    calls = {"num_calls": 14, "num_refused_calls": 0, "served": {"a-model": []}}
+    calls = {**CALLS, "num_calls": 14, "num_refused_calls": 0, "served": {"a-model": []}}
     validity_of(round_of(good)).check(Gates(), 0, calls)
 
 

@@ -25,7 +25,7 @@ from salign.records import read_interactions
 from salign.run import DONE, RunDir, lock, read_done, read_failure, sha256
 from salign.society import sources
 from salign.society.back_scatter import Speaker
-from salign.society.memory import QuestionTable
+from salign.society.recall import question_table
 from salign.society.rounds import Round
 from salign.society.shard import calls_per_interaction, run_shard, worlds_of
 from salign.society.simulation import Simulation, _Verdicts
@@ -526,8 +526,7 @@ def on_ranks(config, folder, num_ranks, seed, max_in_flight=64):
     """A shard as several ranks simulate it: its bytes, its rounds, and the engine."""
     society = config.society
     questions, prior = sources.questions(society.questions), sources.load(society.prior)
-    every_question = [*questions, *(exemplar.question for exemplar in prior)]
-    table = QuestionTable(every_question, society.embedder, society.max_recall_distance)
+    table, _ = question_table(society, config.run.seed, questions, prior)
     engine = Slow(seed)
 
     async def run():

@@ -23,7 +23,7 @@ from salign.config import (
 )
 from salign.errors import DataError
 from salign.society import topology as module
-from salign.society.topology import Topology, draw_audience, make_topology
+from salign.society.topology import Topology, draw_audience, make_topology, write_links
 
 
 def grid(size: int, radius: float = 2.0, **settings) -> Topology:
@@ -181,6 +181,26 @@ def test_a_scale_free_society_has_hubs():
     assert sum(degrees) == 2 * 4 * (1000 - 4)
     assert min(degrees) >= 1
     assert max(degrees) > 10 * sum(degrees) / 1000
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [
+        small_world(0, num_neighbours=2, rewired_share=1.0),
+        small_world(1, num_agents=200),
+        scale_free(0),
+        scale_free(2, num_agents=7, num_links=1),
+    ],
+)
+def test_links_that_are_written_are_read_as_they_were(topology, tmp_path):
+    path = tmp_path / "links.txt"
+    write_links(topology, path, "world 0")
+    again = from_file_at(path)
+    assert again.num_agents == topology.num_agents
+    assert all_neighbours(again) == all_neighbours(topology)
+    first, *lines = path.read_text().splitlines()
+    assert first == "# world 0"
+    assert len(lines) == sum(map(len, all_neighbours(topology))) / 2
 
 
 def test_networkx_is_imported_only_where_it_is_needed():
@@ -373,6 +393,22 @@ def test_a_global_share_is_drawn_from_the_whole_society():
         far += len(outside)
     # 2 of 97 others are neighbours of the agent: nearly all of the 400 global draws lie outside
     assert far > 380
+
+
+@pytest.mark.parametrize(("size", "share"), [(4, 0.1), (4, 0.2), (3, 0.25), (1, 0.05), (5, 0.9)])
+def test_a_share_that_is_no_whole_number_of_members_is_kept_on_average(size, share):
+    """0.1 of an audience of 4 was nobody, and 0.2 one member."""
+    society, topology = SocietySection(audience_size=size, global_share=share), grid(60, 3)
+    agent = 60 * 30 + 30
+    near, drawn, num_rounds = set(topology.neighbours(agent)), Counter(), 4000
+    for round_ in range(num_rounds):
+        audience = draw_audience(society, topology, agent, 0, 0, round_, agent)
+        assert len(audience) == size
+        drawn[sum(member not in near for member in audience)] += 1
+    expected = size * share * (1 - len(near) / 3600)  # those of the neighbourhood may be drawn from everybody too
+    spread = (size * share / num_rounds) ** 0.5
+    assert sum(num * count for num, count in drawn.items()) / num_rounds == pytest.approx(expected, abs=4 * spread)
+    assert max(drawn) <= int(size * share) + 1
 
 
 def test_an_audience_is_a_function_of_its_place():

@@ -30,6 +30,7 @@ from salign.config import Stopping
 from salign.errors import CallRejectedError, EngineError, StageError
 from salign.records import Recalled, to_bytes
 from salign.society.back_scatter import Speaker
+from salign.society.sources import Exemplar
 from salign.society.spool import Spool
 from salign.society.world import World
 
@@ -385,12 +386,60 @@ def test_populations_take_turns():
     assert populations == ["all_good", "all_bad", "half_half", "all_good", "all_bad"]
 
 
-def test_questions_are_asked_in_an_order_of_the_world_before_any_comes_again():
-    asked = [item.topic for item in live(Actor()).interactions]
-    assert sorted(asked[:12]) == QUESTIONS
-    assert asked[12:24] == asked[:12]
-    assert asked[:12] != QUESTIONS
-    assert asked != [item.topic for item in live(Actor(), numbers=(1,)).interactions]
+def test_each_agent_is_asked_every_question_before_any_comes_again():
+    """Nine agents and twelve questions: by turns, each agent would have met four of them for ever."""
+    life = live(Actor(), max_rounds=24)
+    for agent in range(9):
+        asked = [item.topic for item in life.interactions if item.agent == agent]
+        assert sorted(asked[:12]) == sorted(asked[12:]) == QUESTIONS
+        assert asked[:12] != asked[12:]
+    assert all(len({item.topic for item in life.of_round(number)}) == 9 for number in range(1, 25))
+    other = live(Actor(), numbers=(1,))
+    assert [item.topic for item in other.interactions] != [item.topic for item in life.interactions[:27]]
+
+
+HOW = [f"how do I tell my {who} that I {what} it" for who in ("boss", "aunt", "son") for what in ("broke", "lost")]
+LIKE_THEM = [
+    Exemplar(f"how do I tell the {who} that I {what} it", f"the {label} one: {who}, {what}", label)
+    for who in ("teacher", "police", "doctor", "captain", "judge")
+    for what in ("took", "like", "want", "hide")
+    for label in ("good", "bad")
+]
+
+
+def answers(**settings) -> list[tuple[str, str | None, str | None]]:
+    """What is asked and answered where the replies follow from the prompt alone, with the defaults of memory."""
+    life = live(Actor(), questions=HOW, prior=LIKE_THEM, **settings)
+    return [(item.topic, text_of(item, "draft"), text_of(item, "revision")) for item in life.interactions]
+
+
+def test_populations_answer_differently_by_default():
+    """No question is remembered to the letter; with a distance of 0.3, all interactions would be the same."""
+    good, bad = answers(populations=["all_good"]), answers(populations=["all_bad"])
+    assert [question for question, *_ in good] == [question for question, *_ in bad]
+    first = sum(one[1] != other[1] for one, other in zip(good[:9], bad[:9], strict=True))
+    assert first >= 7  # nine in ten drafts recall something
+    assert sum(one != other for one, other in zip(good, bad, strict=True)) >= 25  # of 27
+    near = {"max_recall_distance": 0.3, "max_rounds": 1}
+    assert answers(populations=["all_good"], **near) == answers(populations=["all_bad"], **near)
+
+
+def test_without_memory_most_interactions_are_others():
+    whole, forgetful = answers(), answers(without=["memory"])
+    assert sum(one != other for one, other in zip(whole, forgetful, strict=True)) >= 25
+
+
+def test_what_is_recalled_comes_from_the_beginning_and_from_the_agent_itself():
+    life = live(Actor(), questions=HOW, prior=LIKE_THEM, max_rounds=12)
+    sources = [
+        Counter(memory.source for item in life.of_round(number) if (memory := memory_of(item)) is not None)
+        for number in range(1, 13)
+    ]
+    assert set(sources[0]) == {"initial"}
+    assert sum(sources[0].values()) >= 7
+    assert sum((one["own"] for one in sources[6:]), 0) == 54  # each question has been answered before
+    shares = [round_.metrics()["sim/recalled_initial_share"] for round_ in life.rounds]
+    assert shares == [one["initial"] / 9 for one in sources]
 
 
 def test_initial_memories_are_recalled_in_the_first_round():
@@ -481,7 +530,7 @@ def test_in_a_mixed_society_each_speaks_through_its_own_engine_under_its_own_ins
             engine.calls.clear()
         life = live(run_s, speakers=speakers, mixture=mixture, observer=observer, num_ranks=num_ranks)
         parts = {item.agent: item.agents[0].part for item in life.interactions}
-        assert Counter(parts.values()) == {"harsh": 4, "kind": 3, None: 2}
+        assert Counter(parts.values()) == {"harsh": 3, "kind": 3, None: 3}
         assert {(item.agent, item.agents[0].part) for item in life.interactions} == set(parts.items())
         systems = {None: None, "harsh": "Be harsh.", "kind": "Be kind."}
         for name, engine in ((None, run_s), ("harsh", harsh), ("kind", kind)):

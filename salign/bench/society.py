@@ -33,7 +33,7 @@ from salign.records import read_interactions
 from salign.run import RunDir, create_run, read_done
 from salign.society import sources
 from salign.society.back_scatter import Speaker
-from salign.society.memory import QuestionTable
+from salign.society.recall import question_table
 from salign.society.shard import run_shard
 from salign.society.simulation import Simulation
 from salign.society.spool import Spool
@@ -278,8 +278,7 @@ def critical_path(society: SocietySection, sigma: float) -> float:
     """Seconds that a society takes where nothing ever waits for a slot: the longest chain of calls."""
     society = society.model_copy(update={"max_alive": 1 << 30})
     questions, prior = sources.questions(society.questions), sources.load(society.prior)
-    names = [*questions, *(exemplar.question for exemplar in prior)]
-    table = QuestionTable(names, society.embedder, society.max_recall_distance)
+    table, _ = question_table(society, 0, questions, prior)
 
     async def simulate() -> float:
         engine = MeteredEngine(_TimedEngine(sigma), Gate(1 << 30, adaptive=False))

@@ -47,7 +47,9 @@ from salign.config.society import (
     Stopping,
     TopologySection,
     TransformersEmbedder,
+    empty_parts,
     num_agents_of,
+    part_sizes,
 )
 from salign.config.sources import (
     CsvSource,
@@ -165,7 +167,9 @@ __all__ = [
     "TrainingData",
     "TransformersEmbedder",
     "TransformersEngine",
+    "empty_parts",
     "num_agents_of",
+    "part_sizes",
 ]
 
 

@@ -1,5 +1,6 @@
 """The simulated society."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -121,7 +122,10 @@ Embedder = Annotated[HashingEmbedder | TransformersEmbedder | OpenAIEmbedder, Fi
 
 
 class MixturePart(Section):
-    """A share of the agents, drawn at random, that speaks through another engine or under other instructions."""
+    """A share of the agents, drawn at random, that speaks through another engine or under other instructions.
+
+    A share that is nobody of the society's agents is refused; 0 is not.
+    """
 
     name: Name
     share: Share
@@ -162,6 +166,11 @@ class Gates(Section):
     """Calls that the engine refused, of all."""
     max_repeated_share: Share = 0.5
     """Drafts and revisions that say the same as one to another question in the same round, of all."""
+    min_initial_recall_share: Share = 0.1
+    """Drafts of the first round that recall an initial memory, of all; below it, populations make no difference.
+
+    Not asked where nobody has an initial memory.
+    """
     min_digit_mass: Share = 0.5
     """Median of the probability that the digits had before it was made to sum to 1. Below half, a model would rather
     say something else than a rating: one such default left 0.075 and a mean rating of 1.6, for 0.94 and 4.9."""
@@ -196,7 +205,8 @@ class SocietySection(Section):
     max_rounds: Count = 50
     audience_size: CountOrZero = 4
     global_share: Share = 0.0
-    """Share of the audience that is drawn from the whole society."""
+    """Share of the audience that is drawn from the whole society: of every audience where that is a whole number of
+    members, else on average, an audience having one more or fewer by chance."""
     populations: tuple[Population, ...] = ("mixed_half_half",)
     """World w starts with `populations[w % len(populations)]`."""
     mixture: tuple[MixturePart, ...] = ()
@@ -207,8 +217,12 @@ class SocietySection(Section):
     prior: Source = EverydaySource()
     num_initial_memories: CountOrZero = 50
     embedder: Embedder = HashingEmbedder()
-    max_recall_distance: Annotated[float, NotBool, Field(ge=0, le=2)] = 0.3
-    """Cosine distance under which a remembered question counts as similar."""
+    recall_share: Share = 0.9
+    """Similar enough to be recalled is what is as near as the nearest remembered question is to this share of the
+    questions asked, for an agent as it starts. What has nothing in common is never recalled."""
+    max_recall_distance: Annotated[float, NotBool, Field(ge=0, le=2)] | None = None
+    """Cosine distance under which a remembered question is recalled, whatever the embedder; where it is given,
+    `recall_share` decides nothing."""
     rating: Literal["logprob", "parse"] = "logprob"
     num_rating_retries: CountOrZero = 2
     """How often a rating in words that cannot be read is asked for again. One by the digits' probabilities, and one in
@@ -244,8 +258,7 @@ class SocietySection(Section):
                 f"audience_size {self.audience_size} is larger than the rest of the society: a topology of "
                 f"{num_agents} agents leaves {num_agents - 1} others"
             )
-        num_local = self.audience_size - round(self.audience_size * self.global_share)
-        if isinstance(topology, GridTopology) and topology.radius < 1 and 0 < num_local == self.audience_size:
+        if isinstance(topology, GridTopology) and topology.radius < 1 and self.audience_size and not self.global_share:
             mistakes.append(
                 f"topology.radius {topology.radius:g} leaves nobody an audience: the next cell is 1 away; raise it, or "
                 "global_share"
@@ -270,7 +283,33 @@ class SocietySection(Section):
             mistakes.append(f"two parts of the mixture have one name: {', '.join(names)}")
         if sum(part.share for part in self.mixture) > 1 + 1e-9:
             mistakes.append("the shares of the mixture sum to more than 1")
+        elif num_agents is not None:
+            mistakes += empty_parts(self.mixture, num_agents)
         return unless(self, mistakes)
+
+
+def part_sizes(mixture: Sequence[MixturePart], num_agents: int) -> list[int]:
+    """How many agents each part of a mixed society has, by the largest remainder (Hamilton's method).
+
+    Those of no part have a share too: what the parts leave of 1.
+    """
+    shares = [part.share for part in mixture]
+    quotas = [round(share * num_agents, 9) for share in (*shares, max(0.0, 1 - sum(shares)))]
+    sizes = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda position: sizes[position] - quotas[position])
+    for position in by_remainder[: max(0, num_agents - sum(sizes))]:
+        sizes[position] += 1
+    return sizes[:-1]
+
+
+def empty_parts(mixture: Sequence[MixturePart], num_agents: int) -> list[str]:
+    """What to say of each part whose share is nobody of so many agents."""
+    return [
+        f"mixture: the share {part.share:g} of {part.name} is nobody of {num_agents} agents; raise it to "
+        f"{1 / num_agents:.3g} or more, or take a larger society"
+        for part, size in zip(mixture, part_sizes(mixture, num_agents), strict=True)
+        if part.share and not size
+    ]
 
 
 def num_agents_of(topology: TopologySection) -> int | None:

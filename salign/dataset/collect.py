@@ -17,6 +17,7 @@ from salign.records import AlignmentGroup, Interaction, Turn, read_interactions,
 from salign.run import RunDir, lock, mark_done, read_done, recording_failure, require_done, write_atomic
 from salign.seeds import rng
 from salign.society import sources
+from salign.society.recalls import recalls_of
 from salign.society.rounds import mean
 from salign.tracking.metrics import read_metrics
 from salign.tracking.mirror import open_mirror
@@ -266,10 +267,12 @@ def collect(run: RunDir, config: Config) -> None:
     with lock(folder / ".lock", f"the dataset of {run.path}"), recording_failure(folder):
         inputs: dict[str, str] = {}
         interactions: list[Interaction] = []
+        recall: dict[str, Any] = {}
         missing = _missing_shards(run, config)
         for shard in set(range(config.society.num_shards)) - set(missing):
             remedy = f"Run `python jobs/simulate.py {run.path} --shard {shard}`, or launch again."
-            inputs[f"simulate/{shard}"] = require_done(run.shard(shard), f"shard {shard}", remedy).digest
+            done = require_done(run.shard(shard), f"shard {shard}", remedy)
+            inputs[f"simulate/{shard}"], recall = done.digest, done.facts["recall"]
             interactions += read_interactions(run.shard(shard) / "interactions.jsonl")
         interactions.sort(key=lambda interaction: interaction.key)
         groups, left_out = build_groups(interactions, config.dataset)
@@ -285,6 +288,8 @@ def collect(run: RunDir, config: Config) -> None:
         flags = Counter(flag for item in interactions for turn in item.turns for flag in turn.flags)
         card["flags"] = {flag: flags[flag] for flag in FLAGS}
         card["leak_check"] = leaks
+        # From which distance on agents recall is the same for all shards; what they recalled is counted over all.
+        card["recall"] = {**recall, **recalls_of(interactions).figures()}
         write_atomic(folder / "groups.jsonl", "".join(map(to_line, groups)))
         write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
         _mirror(run, config, interactions, card)
@@ -341,7 +346,7 @@ def _mirror(run: RunDir, config: Config, interactions: list[Interaction], card: 
     spent = _spent(config, interactions)
     with open_mirror(run, config, "simulate") as mirror:
         for round_, rows in sorted(rounds.items()):
-            names = [name for name in rows[0] if name.endswith(("_mean", "sim/parse_rate"))]
+            names = [name for name in rows[0] if name.endswith(("_mean", "_share", "sim/parse_rate"))]
             means = {name: mean(row[name] for row in rows) for name in names}
             failed = sum(row["sim/failed"] for row in rows)
             mirror.log({"sim/round": round_, **means, "sim/failed": failed, **spent.get(round_, {})})

@@ -26,6 +26,40 @@ from salign.report.record import Figure, OverTime, RunRecord
 from salign.society.rounds import mean
 from salign.tracking.metrics import Row
 
+RECALLED = {
+    "what they started with": "sim/recalled_initial_share",
+    "answers of their own": "sim/recalled_own_share",
+}
+
+
+def recalls(record: RunRecord) -> Plot | None:
+    """What agents were reminded of before they drafted, by round."""
+    if not record.paths:
+        return None
+    lines = {name: by_round(record.paths, mean, metric) for name, metric in RECALLED.items()}
+    distances = by_round(record.paths, mean, "sim/recall_distance_mean")
+    rounds = list(range(1, len(distances) + 1))
+    measured = (record.card or {}).get("recall", {})
+    nearer = f" Recalled is what is nearer than {measured['max_distance']:g}." if "max_distance" in measured else ""
+    traces = [make_line(name, rounds, values, number) for number, (name, values) in enumerate(lines.items())]
+    return Plot(
+        "recalls",
+        "What agents are reminded of before they draft",
+        "Shares of drafts, means over all worlds that came to a round. Populations differ only by what agents start "
+        f"with.{nearer}",
+        "; ".join(
+            f"{name}: {_percent(values[0])} at first, {_percent(values[-1])} at last" for name, values in lines.items()
+        )
+        + ".",
+        make_figure(traces, "round", "share of drafts", xaxis=round_axis(rounds), yaxis={"range": [0, 1]}),
+        ("what", "round", "share or distance"),
+        long_rows([(name, rounds, v) for name, v in {**lines, "mean cosine distance": distances}.items()]),
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.0%}"
+
 
 def validity(record: RunRecord) -> list[Plot]:
     """Ratings that could be read, and interactions that failed."""
@@ -252,7 +286,7 @@ def plots(record: RunRecord) -> dict[str, list[Plot]]:
     """All figures that can be drawn, by section of the page."""
     there = functools.partial(filter, lambda plot: plot is not None)
     return {
-        "society": list(there([society_path(record)])),
+        "society": list(there([society_path(record), recalls(record)])),
         "ratings": list(there([ratings(record), before_after(record), followed(record), gain(record)])),
         "running": [*validity(record), *over_time(record)],
         "data": list(there([data_scores(record)])),

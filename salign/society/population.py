@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from salign.config import MixturePart, Population, SocietySection
-from salign.errors import DataError
+from salign.config import MixturePart, Population, SocietySection, empty_parts, part_sizes
+from salign.errors import ConfigError, DataError
 from salign.seeds import rng
 from salign.society.memory import InternalMemory, QuestionTable
 from salign.society.sources import Exemplar, Label
@@ -26,7 +26,8 @@ def labels(population: Population, num_agents: int, *place: int | str) -> list[L
     return halves
 
 
-_LABELS: dict[Population, tuple[Label, ...]] = {
+# Which labels the agents of a population have.
+LABELS: dict[Population, tuple[Label, ...]] = {
     "all_good": ("good",),
     "all_bad": ("bad",),
     "half_half": ("bad", "good"),
@@ -47,7 +48,7 @@ def answers_by_label(
         if exemplar.label is not None:
             pools[exemplar.label].append(exemplar)
     for population in populations:
-        for label in _LABELS[population]:
+        for label in LABELS[population]:
             if len(pools[label]) < society.num_initial_memories:
                 raise DataError(
                     f"society.prior has {len(pools[label])} answers labelled {label!r}; agents of the population "
@@ -87,13 +88,17 @@ def initial_memories(
 
 
 def parts(mixture: Sequence[MixturePart], num_agents: int, *place: int | str) -> bytes:
-    """Each agent's part of a mixed society: 0 for none, else the part's position counted from 1; drawn at random."""
+    """Each agent's part of a mixed society: 0 for none, else the part's position counted from 1; drawn at random.
+
+    Raises:
+        ConfigError: A part's share is nobody of so many.
+    """
     if not mixture:
         return bytes(num_agents)
-    drawn = bytearray()
-    for position, part in enumerate(mixture, start=1):
-        drawn += bytes([position]) * min(round(part.share * num_agents), num_agents - len(drawn))
-    drawn += bytes(num_agents - len(drawn))
-    everybody = list(drawn)
+    if mistakes := empty_parts(mixture, num_agents):
+        raise ConfigError(f"society.{'; '.join(mistakes)}")
+    sizes = part_sizes(mixture, num_agents)
+    everybody = [position for position, size in enumerate(sizes, start=1) for _ in range(size)]
+    everybody += [0] * (num_agents - len(everybody))
     rng(*place, "mixture").shuffle(everybody)
     return bytes(everybody)

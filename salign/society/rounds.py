@@ -10,6 +10,7 @@ from zlib import crc32
 from salign.config import FLAGS, Gates
 from salign.errors import StageError
 from salign.records import Interaction
+from salign.society.recalls import REMINDED, RecallRecord, Recalls
 
 _NUM_EXAMPLES = 3
 # Of so few ratings it may be chance that all are the same digit: where a judge gives one digit in 60 % of cases, 20 are
@@ -44,6 +45,8 @@ class Round:
     """Of the digits, for each rating by probabilities."""
     flags: list[tuple[str, ...]] = field(default_factory=list)
     """Of each turn that says something."""
+    recalls: dict[str, Recalls] = field(default_factory=lambda: {role: Recalls() for role in REMINDED})
+    """What agents were reminded of, by the role of the turn."""
 
     def add(self, interaction: Interaction) -> None:
         """Takes up one interaction."""
@@ -55,6 +58,8 @@ class Round:
         for turn in interaction.turns:
             if turn.text or turn.flags:
                 self.flags.append(turn.flags)
+            if turn.role in self.recalls:
+                self.recalls[turn.role].add(turn)
             if turn.about is not None:
                 self.feedback.append(turn.rating)
             masses = (turn.mass, *(observation.mass for observation in turn.observed.values()))
@@ -74,6 +79,8 @@ class Round:
         self.answers.extend(other.answers)
         self.masses.extend(other.masses)
         self.flags.extend(other.flags)
+        for role, recalls in other.recalls.items():
+            self.recalls[role].merge(recalls)
         for series, ratings in other.observed.items():
             self.observed.setdefault(series, {}).update(ratings)
 
@@ -97,6 +104,9 @@ class Round:
             "sim/flagged_share": validity.flagged_share,
             "sim/cut_share": validity.cut_share,
             "sim/failed": self.num_failed,
+            "sim/recalled_initial_share": self.recalls["draft"].share("initial"),
+            "sim/recalled_own_share": self.recalls["draft"].share("own"),
+            "sim/recall_distance_mean": self.recalls["draft"].mean_distance,
         }
 
 
@@ -118,6 +128,7 @@ class Validity:
     num_texts: int = 0
     num_flagged: int = 0
     flags: Counter[str] = field(default_factory=Counter)
+    recalls: RecallRecord = field(default_factory=RecallRecord)
 
     def add(self, round_: Round) -> None:
         """Takes up a round that is complete."""
@@ -140,6 +151,7 @@ class Validity:
             questions[answer].add(question)
         self.num_answers += len(round_.answers)
         self.num_repeated += sum(len(questions[answer]) > 1 for answer, _ in round_.answers)
+        self.recalls.add(round_.number, round_.recalls)
 
     def _note(self, series: str, ratings: Iterable[float | None]) -> None:
         there = (round(rating, 3) for rating in ratings if rating is not None)
@@ -198,7 +210,8 @@ class Validity:
         Args:
             gates: What a shard must reach.
             shard: Its number.
-            facts: `num_calls`, `num_refused_calls`, and `served`, the names under which each model's answers came.
+            facts: `num_calls`, `num_refused_calls`, `served`, the names under which each model's answers came, and
+                `recall`, what agents were expected to recall of what they start with, empty where that is nothing.
 
         Raises:
             StageError: With the figures of every gate that is crossed.
@@ -230,6 +243,8 @@ class Validity:
                 f"question in the same round (society.gates.max_repeated_share = {gates.max_repeated_share:.1%})"
             )
         crossed += self._doubtful(gates)
+        if facts["recall"].get("expected_initial_share"):
+            crossed += self.recalls.crossed(gates)
         if crossed:
             raise StageError(
                 f"shard {shard} does not count as done: {' and '.join(crossed)}. Look at its interactions, and use a "

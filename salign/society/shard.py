@@ -18,18 +18,15 @@ from salign.engines.meter import MeteredEngine
 from salign.engines.programs import share_out, visible_devices
 from salign.errors import REQUEUE, SalignError, redact
 from salign.run import RunDir, lock, mark_done, record_failure, recording_failure
-from salign.society import sources
-from salign.society.back_scatter import Speaker
 from salign.society.embedders import ADDRESS
-from salign.society.memory import QuestionTable
 from salign.society.models import asked, model_names, open_engines, open_replay
 from salign.society.observer import measure
-from salign.society.population import answers_by_label
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.ranks import Ranks, join, place_here
 from salign.society.simulation import Simulation, Verdict
 from salign.society.spool import Spool, write_sorted
-from salign.society.world import Setting, World
+from salign.society.world import World
+from salign.society.worlds import make_worlds, write_graphs
 from salign.tracking.metrics import MetricsLog
 
 logger = logging.getLogger(__name__)
@@ -146,32 +143,6 @@ class _Progress:
         self._log.log({**self._figures(), **total})
 
 
-def _worlds(config: Config, shard: int, folder: Path, engines: Sequence[MeteredEngine], ranks: Ranks) -> list[World]:
-    """The shard's worlds as they are before the first round.
-
-    Raises:
-        DataError: Questions, prior or links cannot be read, or there are too few answers.
-        EngineError: The embedder's server is at fault.
-    """
-    society = config.society
-    questions, prior = sources.questions(society.questions), sources.load(society.prior)
-    answers_by_label(society, prior, society.populations)
-    names = [*questions, *(exemplar.question for exemplar in prior)]
-    table = QuestionTable(names, society.embedder, society.max_recall_distance, folder.parent)
-    first, observer, *others = engines
-    parts = zip(others, society.mixture, strict=True)
-    setting = Setting(
-        society=society,
-        seed=config.run.seed,
-        table=table,
-        num_questions=len(questions),
-        prior=prior,
-        speakers=[Speaker(first), *(Speaker(engine, part.instructions) for engine, part in parts)],
-        observer=Speaker(observer),
-    )
-    return [World(setting, number, ranks.rank, ranks.size) for number in worlds_of(society, shard)]
-
-
 async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, replay: bool) -> dict[str, Any] | None:
     """Writes the shard's interactions; the facts for its marker on rank 0, None elsewhere."""
     if replay:
@@ -188,7 +159,8 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             stack.callback(journal.close)
             for engine in engines:
                 engine.journal = journal
-            worlds = _worlds(config, shard, folder, engines, ranks)
+            place = (ranks.rank, ranks.size)
+            worlds, recall = make_worlds(config, worlds_of(config.society, shard), engines, folder.parent, place)
             spool = stack.enter_context(Spool(folder / f".interactions-{ranks.rank:05d}.part"))
             log = None if replay or ranks.rank > 0 else stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
             progress = _Progress(log, config, worlds, engines, ranks)
@@ -209,11 +181,14 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             rounds = [(n, r) for n, last in sorted(simulation.last_rounds.items()) for r in range(1, last + 1)]
             write_sorted(folder / "interactions.jsonl", [(path, index) for path, index, _ in everybody], rounds)
             progress.end(facts)
+            facts["recall"] = recall
             simulation.validity.check(config.society.gates, shard, facts)
+            facts["recall"] = {**recall, **simulation.validity.recalls.figures()}
             facts |= simulation.validity.figures()
             if measured is not None:
                 facts["observer"] = measured
             facts["stops"] = [stop.facts() for stop in simulation.stops]
+            facts["graphs"] = write_graphs(config.society, worlds, folder)
         ranks.barrier()  # nobody removes its spool before it is read
         return None if everybody is None else facts
 
@@ -329,7 +304,7 @@ def run_shard(run: RunDir, config: Config, shard: int, *, replay: bool = False) 
             ranks.barrier()
         facts = _run(config, shard, folder, ranks, replay)
         assert facts is not None
-        mark_done(folder, ["interactions.jsonl"], inputs={}, facts=facts)
+        mark_done(folder, ["interactions.jsonl", *facts["graphs"]], inputs={}, facts=facts)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from salign.config import (
 )
 from salign.errors import DataError
 from salign.files import read_text
+from salign.run import write_atomic
 from salign.seeds import derive, rng
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,12 @@ class Links(Topology):
         self._starts = np.searchsorted(codes, np.arange(num_agents + 1, dtype=np.int64) * num_agents)
         self._others = (codes % num_agents).astype(np.int32)
 
+    def pairs(self) -> NDArray[np.int64]:
+        """Each link once, the smaller number first, in order: [links, 2]."""
+        one = np.repeat(np.arange(self.num_agents, dtype=np.int64), np.diff(self._starts))
+        once = one < self._others
+        return np.stack([one[once], self._others[once].astype(np.int64)], axis=1)
+
     def neighbours(self, agent: int) -> list[int]:
         found: list[int] = self._others[self._starts[agent] : self._starts[agent + 1]].tolist()
         return found
@@ -201,6 +208,12 @@ def _random(section: SmallWorldTopology | ScaleFreeTopology, seed: int) -> Links
     return Links(section.num_agents, numbers.reshape(-1, 2))
 
 
+def write_links(links: Links, path: Path, about: str) -> None:
+    """Writes links as `EdgesTopology` reads them: two agents' numbers a line, after a line that says what they are."""
+    lines = ["%d %d\n" % (one, other) for one, other in links.pairs().tolist()]  # noqa: UP031 (half the time)
+    write_atomic(path, f"# {about}\n{''.join(lines)}")
+
+
 # Nine digits: what is longer is no agent's number, and its society would fit into no memory.
 _LINE = re.compile(r"\s*(?:(\d{1,9})(?:\s*,\s*|\s+)(\d{1,9})\s*)?(?:#.*)?", re.ASCII)
 
@@ -231,7 +244,8 @@ def draw_audience(society: SocietySection, topology: Topology, agent: int, *plac
     """The audience of one interaction, ordered by number: drawn without replacement from what there is.
 
     A share of it, `global_share`, comes from the whole society, the rest from the neighbourhood; where the
-    neighbourhood has too few, the audience is smaller. Where nobody has one, it is empty.
+    neighbourhood has too few, the audience is smaller. Where nobody has one, it is empty. A share that is no whole
+    number of members is kept on average.
 
     Args:
         society: Audience size, global share and ablations.
@@ -243,7 +257,9 @@ def draw_audience(society: SocietySection, topology: Topology, agent: int, *plac
         return ()
     generator = rng(*place, "audience")
     near = topology.neighbours(agent)
-    num_global = round(society.audience_size * society.global_share)
+    # What is left of a whole number decides by chance, so that the share is kept on average; 0.4 is not nobody.
+    num_global, rest = divmod(round(society.audience_size * society.global_share, 9), 1)
+    num_global = int(num_global) + (rest > 0 and generator.random() < rest)
     drawn = generator.sample(near, min(society.audience_size - num_global, len(near)))
     if num_global:
         # As if from a list of all that are left, without the list: a place in it is a number once those left out

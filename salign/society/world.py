@@ -9,11 +9,11 @@ import numpy as np
 
 from salign.config import SocietySection
 from salign.records import Interaction, Member, Recalled, Turn
-from salign.seeds import rng
 from salign.society.back_scatter import Calls, Seat, Speaker, Tally, give_feedback, interact
 from salign.society.memory import QuestionTable
 from salign.society.population import initial_memories, labels, parts
 from salign.society.prompts import Wording
+from salign.society.questions import QuestionOrder
 from salign.society.sources import Exemplar
 from salign.society.topology import draw_audience, make_topology
 
@@ -66,12 +66,10 @@ class World:
         self.population = society.populations[number % len(society.populations)]
         self._setting = setting
         self._wording = Wording(society)
-        self._topology = make_topology(society.topology, seed, number)
-        self.num_agents = self._topology.num_agents
-        self.owners = self._topology.owners(num_ranks)
-        self._questions = array(
-            "i", rng(seed, number, "questions").sample(range(setting.num_questions), setting.num_questions)
-        )
+        self.topology = make_topology(society.topology, seed, number)
+        self.num_agents = self.topology.num_agents
+        self.owners = self.topology.owners(num_ranks)
+        self._questions = QuestionOrder(setting.num_questions, seed, number)
         self._parts = parts(society.mixture, self.num_agents, seed, number)
         self.own_agents: list[int] = np.flatnonzero(self.owners == rank).tolist()
         everybody = labels(self.population, self.num_agents, seed, number)
@@ -90,13 +88,13 @@ class World:
 
     def question(self, agent: int, round_: int) -> int:
         """The number of the question that an agent asks in a round."""
-        return self._questions[((round_ - 1) * self.num_agents + agent) % len(self._questions)]
+        return self._questions.question(agent, round_)
 
     def _recall(self, agent: int, question: int, after_round: int) -> Recalled | None:
         if "memory" in self._setting.society.without:
             return None
         table = self._setting.table
-        memory = self._memories[agent].recall(table.near(question), after_round)
+        memory = self._memories[agent].recall(table, question, after_round)
         if memory is None:
             return None
         return Recalled(table.questions[memory.question], memory.answer, memory.source, memory.distance)
@@ -166,7 +164,7 @@ class World:
             self._member(agent),
             question=setting.table.questions[number],
             recalled=self._recall(agent, number, round_ - 1),
-            audience=draw_audience(setting.society, self._topology, agent, *place),
+            audience=draw_audience(setting.society, self.topology, agent, *place),
         )
         here = self.owners[agent]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salign.bench.figures import Figure
-from salign.bench.validity import leaks, stopping
+from salign.bench.validity import leaks, recall, stopping
 from salign.errors import ConfigError
 
 
@@ -27,6 +27,7 @@ class Context:
 
 
 PARTS: dict[str, Callable[[Context], list[Figure]]] = {
+    "recall": recall.measure,
     "stopping": stopping.measure,
     "leaks": leaks.measure,
 }

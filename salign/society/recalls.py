@@ -1,0 +1,119 @@
+"""What agents were reminded of: how often, from where, and of how distant a question."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from salign.config import Gates
+from salign.records import Interaction, Turn
+
+# Turns before which an agent looks into its memory.
+REMINDED = ("draft", "feedback")
+SOURCES = ("initial", "own")
+
+
+@dataclass
+class Recalls:
+    """Counts over some turns; whole numbers, so that any order of adding up gives the same."""
+
+    num_turns: int = 0
+    distances: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """By source and distance from the question asked, in thousandths: turns."""
+
+    def add(self, turn: Turn) -> None:
+        """Takes up a turn, with what its speaker was reminded of."""
+        self.num_turns += 1
+        if turn.recalled is not None:
+            self.distances[turn.recalled.source, round(turn.recalled.distance * 1000)] += 1
+
+    def merge(self, other: "Recalls") -> None:
+        """Takes up other turns."""
+        self.num_turns += other.num_turns
+        self.distances.update(other.distances)
+
+    def share(self, source: str) -> float | None:
+        """Of the turns, those that were reminded of something from a source; None where there is no turn."""
+        count = sum(num for (origin, _), num in self.distances.items() if origin == source)
+        return count / self.num_turns if self.num_turns else None
+
+    @property
+    def mean_distance(self) -> float | None:
+        """Of what was recalled; None where nothing was."""
+        total = self.distances.total()
+        return sum(distance * num for (_, distance), num in self.distances.items()) / total / 1000 if total else None
+
+    @property
+    def median_distance(self) -> float | None:
+        """Of what was recalled (the lower one of two); None where nothing was."""
+        left = (self.distances.total() + 1) // 2
+        for (_, distance), num in sorted(self.distances.items(), key=lambda item: item[0][1]):
+            left -= num
+            if left <= 0:
+                return distance / 1000
+        return None
+
+    def figures(self) -> dict[str, Any]:
+        """Shares by source, and distances, for a marker or a card."""
+        return {
+            "num_turns": self.num_turns,
+            **{f"{source}_share": _rounded(self.share(source)) for source in SOURCES},
+            "mean_distance": _rounded(self.mean_distance),
+            "median_distance": self.median_distance,
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+@dataclass
+class RecallRecord:
+    """What agents were reminded of in each round, by the role of the turn."""
+
+    rounds: dict[int, dict[str, Recalls]] = field(default_factory=dict)
+
+    def add(self, round_: int, by_role: Mapping[str, Recalls]) -> None:
+        """Takes up a round of one world."""
+        there = self.rounds.setdefault(round_, {role: Recalls() for role in REMINDED})
+        for role, recalls in by_role.items():
+            there[role].merge(recalls)
+
+    def first(self) -> Recalls:
+        """All turns of the first round, in which agents have nothing of their own yet."""
+        total = Recalls()
+        for recalls in self.rounds.get(1, {}).values():
+            total.merge(recalls)
+        return total
+
+    def crossed(self, gates: Gates) -> list[str]:
+        """What to say where agents hardly recalled what they start with."""
+        share = self.first().share("initial")
+        if share is None or share >= gates.min_initial_recall_share:
+            return []
+        return [
+            f"agents recalled what they start with before {share:.1%} of their first drafts and feedback "
+            f"(society.gates.min_initial_recall_share = {gates.min_initial_recall_share:.1%}): populations make no "
+            "difference"
+        ]
+
+    def figures(self) -> dict[str, Any]:
+        """Of each role, over all rounds and round by round."""
+        made: dict[str, Any] = {}
+        for role in REMINDED:
+            total = Recalls()
+            for by_role in self.rounds.values():
+                total.merge(by_role[role])
+            rounds = {str(number): self.rounds[number][role].figures() for number in sorted(self.rounds)}
+            made[role] = {**total.figures(), "rounds": rounds}
+        return made
+
+
+def recalls_of(interactions: Iterable[Interaction]) -> RecallRecord:
+    """What agents were reminded of in some interactions."""
+    record = RecallRecord()
+    for interaction in interactions:
+        for turn in interaction.turns:
+            if turn.role in REMINDED:
+                record.rounds.setdefault(interaction.round, {role: Recalls() for role in REMINDED})[turn.role].add(turn)
+    return record

@@ -1,0 +1,69 @@
+"""The worlds of a shard: made from the config before the first round, and the graphs that they drew."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from salign.config import Config, ScaleFreeTopology, SmallWorldTopology, SocietySection
+from salign.engines.meter import MeteredEngine
+from salign.society import sources
+from salign.society.back_scatter import Speaker
+from salign.society.population import answers_by_label
+from salign.society.recall import question_table
+from salign.society.topology import Links, write_links
+from salign.society.world import Setting, World
+
+
+def make_worlds(
+    config: Config,
+    numbers: Sequence[int],
+    engines: Sequence[MeteredEngine],
+    folder: Path,
+    rank: tuple[int, int] = (0, 1),
+) -> tuple[list[World], dict[str, Any]]:
+    """Some worlds as they are before the first round, and what agents will recall as they start.
+
+    Args:
+        config: The run's.
+        numbers: Of the worlds, in the run.
+        engines: The run's, the observer's, then one for each part of a mixed society.
+        folder: Where a model's embeddings are kept, for all shards.
+        rank: Which of the ranks this process is, and among how many the agents are divided.
+
+    Raises:
+        DataError: Questions, prior or links cannot be read, or there are too few answers.
+        EngineError: The embedder's server is at fault.
+        ConfigError: The embedder's model cannot be had, or agents would hardly recall what they start with.
+    """
+    society = config.society
+    questions, prior = sources.questions(society.questions), sources.load(society.prior)
+    answers_by_label(society, prior, society.populations)
+    table, recall = question_table(society, config.run.seed, questions, prior, folder)
+    if recall is not None:
+        recall.check(society)
+    first, observer, *others = engines
+    parts = zip(others, society.mixture, strict=True)
+    setting = Setting(
+        society=society,
+        seed=config.run.seed,
+        table=table,
+        num_questions=len(questions),
+        prior=prior,
+        speakers=[Speaker(first), *(Speaker(engine, part.instructions) for engine, part in parts)],
+        observer=Speaker(observer),
+    )
+    return [World(setting, number, *rank) for number in numbers], {} if recall is None else dataclasses.asdict(recall)
+
+
+def write_graphs(society: SocietySection, worlds: Sequence[World], folder: Path) -> list[str]:
+    """Writes the links of each world that drew its own, as the topology `edges` reads them; the files' names."""
+    if not isinstance(society.topology, SmallWorldTopology | ScaleFreeTopology):
+        return []
+    names = []
+    for world in worlds:
+        assert isinstance(world.topology, Links)
+        names.append(f"graphs/world-{world.number:05d}.txt")
+        about = f"who hears whom in world {world.number} ({society.topology.kind}): two agents' numbers a line"
+        write_links(world.topology, folder / names[-1], about)
+    return names
