@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from salign.config import Config, RatedData, Section
+from salign.config import Config, DataPart, RatedData, Section
 from salign.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -274,12 +274,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def skipping_bad(config: Config) -> Config:
     """The config in which malformed rows of all rated responses are skipped, and counted, in the place of an error."""
-    stages = tuple(
-        stage.model_copy(update={"data": stage.data.model_copy(update={"skip_bad": True})})
-        if isinstance(stage.data, RatedData)
-        else stage
-        for stage in config.train.stages
-    )
+
+    def skipping(part: DataPart) -> DataPart:
+        return part.model_copy(update={"skip_bad": True}) if isinstance(part, RatedData) else part
+
+    stages = tuple(stage.with_parts([skipping(part) for part in stage.parts]) for stage in config.train.stages)
     return config.model_copy(update={"train": config.train.model_copy(update={"stages": stages})})
 
 

@@ -66,6 +66,7 @@ from salign.config.training import (
     AnswersData,
     Attention,
     CoHObjective,
+    DataPart,
     DatasetData,
     DatasetSection,
     DPOObjective,
@@ -99,6 +100,7 @@ __all__ = [
     "Config",
     "CsvSource",
     "DPOObjective",
+    "DataPart",
     "DatasetData",
     "DatasetSection",
     "DatasetSource",
@@ -216,7 +218,7 @@ class Config(Section):
     def has_society(self) -> bool:
         """Whether anything is simulated: not where stages are trained and none of them on the society's data."""
         stages = self.train.stages
-        return not stages or any(part.kind == "run" for stage in stages for part in stage.parts)
+        return not stages or any(stage.uses_society for stage in stages)
 
     def stage(self, name: str) -> TrainStage:
         """The training stage of that name.

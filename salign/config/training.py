@@ -1,6 +1,7 @@
 """The alignment data, and training on it."""
 
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -185,17 +186,17 @@ class AnswersData(Section):
     source: Source = EverydaySource()
 
 
-DataPart = Annotated[RunData | GroupsData | DatasetData | AnswersData, Field(discriminator="kind")]
+DataPart = RunData | GroupsData | DatasetData | AnswersData
 
 
 class SeveralData(Section):
     """All groups of several data, together."""
 
     kind: Literal["several"]
-    parts: Annotated[tuple[DataPart, ...], Field(min_length=1)]
+    parts: Annotated[tuple[Annotated[DataPart, Field(discriminator="kind")], ...], Field(min_length=1)]
 
 
-TrainingData = Annotated[RunData | GroupsData | DatasetData | AnswersData | SeveralData, Field(discriminator="kind")]
+TrainingData = Annotated[DataPart | SeveralData, Field(discriminator="kind")]
 
 
 Attention = Literal["sdpa", "flex"]
@@ -262,7 +263,7 @@ class TrainStage(Section):
     @model_validator(mode="after")
     def _has_pairs(self) -> "TrainStage":
         compares = self.objective.kind in ("dpo", "listwise_dpo")
-        if compares and (self.num_responses < 2 or all(part.kind == "answers" for part in self.parts)):
+        if compares and self.max_responses < 2:
             raise ValueError(
                 f"the objective {self.objective.kind} compares responses: num_responses must be at least 2, and data "
                 "of kind answers has one a group"
@@ -270,9 +271,26 @@ class TrainStage(Section):
         return self
 
     @property
-    def parts(self) -> tuple[RunData | GroupsData | DatasetData | AnswersData, ...]:
-        """What its data is made of."""
+    def parts(self) -> tuple[DataPart, ...]:
+        """What its data is made of; nothing else looks into `data`, which may hold several."""
         return self.data.parts if isinstance(self.data, SeveralData) else (self.data,)
+
+    def with_parts(self, parts: Sequence[DataPart]) -> "TrainStage":
+        """The stage with other parts in the same order."""
+        several = isinstance(self.data, SeveralData)
+        data = self.data.model_copy(update={"parts": tuple(parts)}) if several else parts[0]
+        return self.model_copy(update={"data": data})
+
+    @property
+    def uses_society(self) -> bool:
+        """Whether this run's society made any of its data."""
+        return any(part.kind == "run" for part in self.parts)
+
+    @property
+    def max_responses(self) -> int:
+        """The most responses that a group has in one step: one where hindsight puts them into one text."""
+        single = self.objective.kind == "coh" or all(part.kind == "answers" for part in self.parts)
+        return 1 if single else self.num_responses
 
 
 class TrainSection(Section):
@@ -293,10 +311,15 @@ class TrainSection(Section):
         full = [{**defaults, **stage} if isinstance(stage, dict) else stage for stage in stages]
         return {**{name: value for name, value in tree.items() if name != "defaults"}, "stages": full}
 
+    def ancestry(self, name: str) -> tuple[str, ...]:
+        """Whose models led to a stage's, the oldest first: `base`, then the stages that it builds on."""
+        position = [stage.name for stage in self.stages].index(name)
+        start = self.stages[position].start or (self.stages[position - 1].name if position else "base")
+        return ("base",) if start == "base" else (*self.ancestry(start), start)
+
     def start_of(self, name: str) -> str:
         """Whose model a stage starts from: `base`, or an earlier stage's name."""
-        position = [stage.name for stage in self.stages].index(name)
-        return self.stages[position].start or (self.stages[position - 1].name if position else "base")
+        return self.ancestry(name)[-1]
 
     @model_validator(mode="after")
     def _distinct(self) -> "TrainSection":

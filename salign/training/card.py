@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from salign import __version__, models
-from salign.config import AnswersData, Config, DatasetData, GroupsData, TrainStage
+from salign.config import KINDS, AnswersData, Config, DataPart, DatasetData, GroupsData, TrainStage
 from salign.tracking.metrics import Row
 
 _PAPER = "arXiv:2305.16960"
@@ -70,8 +70,7 @@ def _origin(model: str) -> str:
     return Path(model).name if Path(model).expanduser().is_dir() else model
 
 
-def _data(stage: TrainStage) -> str:
-    data = stage.data
+def _data(data: DataPart) -> str:
     if isinstance(data, GroupsData):
         return f"graded groups of responses, from the file `{data.path.name}`"
     if isinstance(data, DatasetData):
@@ -80,9 +79,20 @@ def _data(stage: TrainStage) -> str:
         source = data.source
         name = getattr(source, "path", None)
         return f"answers taken for good, of the source `{source.kind}`" + (f" (`{Path(name).name}`)" if name else "")
+    kinds = "" if set(data.kinds) == set(KINDS) else f", of the kinds {', '.join(data.kinds)} alone"
     return (
-        "graded groups of responses, made by a simulated society of language models: drafts and revisions with ratings"
+        "graded groups of responses, made by this run's simulated society of language models: drafts and revisions "
+        f"with ratings{kinds}"
     )
+
+
+def _all_data(stage: TrainStage) -> str:
+    """Each part of a stage's data by itself: what others made is not taken for the society's."""
+    said = [_data(part) for part in stage.parts]
+    said = [f"{text[0].upper()}{text[1:]}" for text in said]
+    if len(said) == 1:
+        return said[0]
+    return "\n".join([f"All groups of {len(said)} parts:", "", *(f"- {text}" for text in said), "", "All of it"])
 
 
 def _table(rows: Sequence[tuple[str, object]]) -> str:
@@ -137,9 +147,8 @@ def model_card(config: Config, stage: TrainStage, base: str, facts: Facts, rows:
         facts: Of the stage.
         rows: Its metrics.
     """
-    licence, data = licence_of(base), _data(stage)
-    names = [other.name for other in config.train.stages]
-    before = names[: names.index(stage.name)]
+    licence = licence_of(base)
+    _, *before = config.train.ancestry(stage.name)
     objective = json.dumps(stage.objective.model_dump(mode="json"))
     chain = " -> ".join([f"`{_origin(config.model)}`", *(f"`{name}`" for name in before), f"**`{stage.name}`**"])
     versions = ", ".join(
@@ -156,7 +165,7 @@ Trained by salign {__version__} in the way of *Training Socially Aligned Languag
 
 ## Data
 
-{data[0].upper()}{data[1:]}; digest `{facts.digest[:16]}`.
+{_all_data(stage)}; digest `{facts.digest[:16]}`.
 
 {_table(list(facts.counts.items()))}
 

@@ -144,9 +144,7 @@ class Estimate:
 
 def most_row_tokens(stage: TrainStage) -> int:
     """Tokens of the longest row that the stage may have: a group of whole responses with next to no query."""
-    single = stage.objective.kind == "coh" or stage.data.kind == "answers"
-    responses = 1 if single else stage.num_responses
-    return max(stage.row_tokens or 0, responses * stage.max_tokens)
+    return max(stage.row_tokens or 0, stage.max_responses * stage.max_tokens)
 
 
 def num_trained(stage: TrainStage, shape: Shape) -> int:
