@@ -102,9 +102,7 @@ def check_models(config: Config, *, fetch: bool) -> None:
     named = [config.model]
     if isinstance(config.society.embedder, TransformersEmbedder):
         named.append(config.society.embedder.model)
-    parts = (part.engine for part in config.society.mixture)
-    judges = (judge.engine for judge in config.evaluate.judges)
-    for engine in (config.engine, *judges, config.society.observer, *parts):
+    for engine in config.engines().values():
         if isinstance(engine, TransformersEngine) and engine.model is not None:
             named.append(engine.model)
         if isinstance(engine, ServerEngine):

@@ -18,6 +18,7 @@ from salign.config.base import (
     Share,
     unless,
 )
+from salign.config.effects import Effect
 from salign.config.engines import EngineSection, ServerAddress
 from salign.config.sources import EverydaySource, Source
 
@@ -68,7 +69,7 @@ class EdgesTopology(Section):
     """Links from a file: two agents' numbers a line, counted from 0."""
 
     kind: Literal["edges"]
-    path: AbsolutePath
+    path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 class IsolatedTopology(Section):
@@ -102,8 +103,8 @@ class TransformersEmbedder(Section):
     """The mean of a local model's last hidden states."""
 
     kind: Literal["transformers"]
-    model: FolderOrHub
-    device: str = "auto"
+    model: Annotated[FolderOrHub, Effect.INPUT]
+    device: Annotated[str, Effect.FREE] = "auto"
 
 
 class OpenAIEmbedder(ServerAddress):
@@ -111,8 +112,8 @@ class OpenAIEmbedder(ServerAddress):
 
     kind: Literal["openai"]
     model: str
-    timeout_s: Positive = 60.0
-    num_retries: CountOrZero = 5
+    timeout_s: Annotated[Positive, Effect.FREE] = 60.0
+    num_retries: Annotated[CountOrZero, Effect.FREE] = 5
 
 
 Embedder = Annotated[HashingEmbedder | TransformersEmbedder | OpenAIEmbedder, Field(discriminator="kind")]
@@ -152,10 +153,10 @@ class Gates(Section):
 
 
 class SocietySection(Section):
-    num_worlds: Count = 1
-    num_shards: Count = 1
+    num_worlds: Annotated[Count, Effect.EXTENT] = 1
+    num_shards: Annotated[Count, Effect.EXTENT] = 1
     topology: TopologySection = GridTopology()
-    max_rounds: Count = 50
+    max_rounds: Annotated[Count, Effect.EXTENT] = 50
     audience_size: CountOrZero = 4
     global_share: Share = 0.0
     """Share of the audience that is drawn from the whole society."""
@@ -179,12 +180,12 @@ class SocietySection(Section):
     revision: Sampling = Sampling()
     without: tuple[Ablation, ...] = ()
     """Ablations: nobody remembers; feedback is a rating without words; nobody has an audience."""
-    stopping: Stopping | None = Stopping()
-    schedule: Literal["dependency", "lockstep"] = "dependency"
+    stopping: Annotated[Stopping | None, Effect.EXTENT] = Stopping()
+    schedule: Annotated[Literal["dependency", "lockstep"], Effect.FREE] = "dependency"
     """Both give the same result; lockstep waits for the whole world after each round."""
-    max_alive: Count = 1024
+    max_alive: Annotated[Count, Effect.FREE] = 1024
     """Interactions that are held at a time in one process."""
-    gates: Gates = Gates()
+    gates: Annotated[Gates, Effect.EXTENT] = Gates()
 
     @model_validator(mode="after")
     def _possible(self) -> "SocietySection":

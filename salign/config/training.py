@@ -18,6 +18,7 @@ from salign.config.base import (
     Share,
     unless,
 )
+from salign.config.effects import Effect
 from salign.config.sources import EverydaySource, HubRows, Rows, Source
 
 Kind = Literal["imitation", "self_critic", "realignment"]
@@ -38,7 +39,7 @@ class DatasetSection(Section):
     """None keeps all groups."""
     min_realignment_score: Annotated[float, NotBool, Field(ge=1, le=7)] = 4.0
     """A revision enters the realignment data only where it is rated above this, and above its draft."""
-    leak_check: tuple[AbsolutePath, ...] = ()
+    leak_check: Annotated[tuple[AbsolutePath, ...], Effect.INPUT] = ()
     """Further evaluation files (text, JSON, JSON Lines, CSV) whose prompts must not be in the training data."""
 
     @model_validator(mode="after")
@@ -170,7 +171,7 @@ class GroupsData(RatedData):
     """A file of rows: a JSON array, JSON Lines, CSV or TSV (also .gz), or Parquet."""
 
     kind: Literal["groups"]
-    path: AbsolutePath
+    path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 class DatasetData(RatedData, HubRows):
@@ -219,8 +220,8 @@ class LoRA(Section):
 class TrainStage(Section):
     name: Name
     objective: Objective
-    data: TrainingData
-    start: Name | None = None
+    data: Annotated[TrainingData, Effect.INPUT]
+    start: Annotated[Name | None, Effect.INPUT] = None
     """Whose model it starts from: `base`, or an earlier stage. None: the stage before, the first from base."""
     num_epochs: Positive = 1.0
     num_tokens: Count | None = None
@@ -232,25 +233,25 @@ class TrainStage(Section):
     max_grad_norm: Positive = 1.0
     groups_per_step: Count = 8
     """Groups in one optimizer step, over all ranks and accumulation."""
-    row_tokens: Count | None = None
+    row_tokens: Annotated[Count | None, Effect.FREE] = None
     """Groups share a row, one forward pass of one rank, up to so many tokens; None: each has a row of its own."""
     num_responses: Count = 4
     """Responses of a group in one step: the best, and others drawn at random."""
     max_tokens: Count = 480
     """Longest query + response; a longer response is left out whole, and counted."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Attention = "sdpa"
+    attention: Annotated[Attention, Effect.FREE] = "sdpa"
     """PyTorch's scaled dot product; or FlexAttention, which leaves out what a row's mask hides, and needs CUDA."""
     lora: LoRA | None = None
     """None trains all weights."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Effect.FREE] = False
     """Less memory for a third more time: states are computed again for the gradient."""
     held_out_share: Share = 0.0
     """Of the groups; they are not trained on, and the loss on them is measured every `evaluate_every_steps`."""
-    evaluate_every_steps: Count = 50
-    deepspeed: AbsolutePath
-    checkpoint_every_steps: Count = 100
-    keep_checkpoints: CountOrZero = 2
+    evaluate_every_steps: Annotated[Count, Effect.FREE] = 50
+    deepspeed: Annotated[AbsolutePath, Effect.INPUT]
+    checkpoint_every_steps: Annotated[Count, Effect.FREE] = 100
+    keep_checkpoints: Annotated[CountOrZero, Effect.FREE] = 2
     """Checkpoints left when the stage is done (while it runs, at least the newest stays)."""
 
     @field_validator("name")

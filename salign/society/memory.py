@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from salign.config import Embedder, HashingEmbedder
+from salign.config import Effect, Embedder, HashingEmbedder, selected
 from salign.run import lock, new_file
-from salign.society.embedders import ADDRESS, embed
+from salign.society.embedders import embed
 
 # Distances in one matrix product, at most: 32 MB.
 _MAX_PRODUCT = 1 << 22
@@ -66,7 +66,7 @@ class QuestionTable:
 def _embeddings(embedder: Embedder, questions: Sequence[str], folder: Path | None) -> Any:
     if folder is None or isinstance(embedder, HashingEmbedder):
         return embed(embedder, questions)
-    text = json.dumps([embedder.model_dump(mode="json", exclude=ADDRESS), questions], ensure_ascii=False)
+    text = json.dumps([selected(embedder, Effect.DECIDES, Effect.INPUT), questions], ensure_ascii=False)
     path = folder / f"embeddings-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.npy"
     # Of the shards that start together, one asks the model.
     with lock(path.with_suffix(".lock"), f"the embeddings {path}", wait=True):

@@ -11,25 +11,13 @@ from typing import Any
 import yaml
 
 from salign import __version__, models
-from salign.config import KINDS, AnswersData, Config, DataPart, DatasetData, GroupsData, TrainStage
+from salign.config import KINDS, AnswersData, Config, DataPart, DatasetData, Effect, GroupsData, TrainStage, selected
 from salign.tracking.metrics import Row
 
 _PAPER = "arXiv:2305.16960"
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-# Of a config: what says how a stage was trained, in the card's order.
-_SETTINGS = (
-    "num_epochs",
-    "max_steps",
-    "groups_per_step",
-    "num_responses",
-    "max_tokens",
-    "learning_rate",
-    "warmup_share",
-    "weight_decay",
-    "max_grad_norm",
-    "dtype",
-    "held_out_share",
-)
+# What the card says elsewhere.
+_SAID_ELSEWHERE = {"name", "objective", "lora"}
 _FIGURES = ("loss", "loss_best", "loss_contrast", "rewards/margins", "rewards/accuracies")
 
 
@@ -130,8 +118,9 @@ def _front(config: Config, stage: TrainStage, licence: str | None) -> str:
 
 
 def _settings(config: Config, stage: TrainStage, facts: Facts) -> list[tuple[str, object]]:
-    given = stage.model_dump(mode="json")
-    settings = [(name, given[name]) for name in _SETTINGS if given[name] is not None]
+    given = selected(stage, Effect.DECIDES)
+    shown = [name for name in given if name not in _SAID_ELSEWHERE]
+    settings = [(name, given[name]) for name in shown if given[name] is not None]
     if stage.lora is not None:
         settings.append(("lora, merged into the weights", json.dumps(given["lora"])))
     return [*settings, ("ranks", facts.num_ranks), ("ZeRO stage", facts.zero_stage), ("seed", config.run.seed)]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salign import models
 from salign.compose import leaves
-from salign.config import Config, TrainStage
+from salign.config import Config, Effect, TrainStage, selected
 from salign.errors import REQUEUE
 from salign.run import RunDir, lock, mark_done, recording_failure, require_done, sha256
 from salign.seeds import derive
@@ -202,13 +202,6 @@ def _find_origin(job: _Job) -> _Origin:
     return _Origin(model, tokenizer, tokens, {**inputs, **more})
 
 
-# Of a stage's config, what decides what it learns of given tokens.
-_DECISIVE = {
-    *("objective", "num_epochs", "max_steps", "learning_rate", "warmup_share", "weight_decay", "max_grad_norm"),
-    *("groups_per_step", "num_responses", "dtype", "lora", "held_out_share"),
-}
-
-
 def _made_by(job: _Job, origin: _Origin) -> dict[str, Any]:
     """What decides, beside the stages before, what is learnt: by its names, in plain values."""
     model = Path(models.resolve(origin.model)) / "config.json"
@@ -217,7 +210,7 @@ def _made_by(job: _Job, origin: _Origin) -> dict[str, Any]:
         "model": sha256(model)[:16] if model.is_file() else origin.model,
         "seed": job.config.run.seed,
     }
-    return decided | leaves(job.stage.model_dump(mode="json", include=_DECISIVE))
+    return decided | leaves(selected(job.stage, Effect.DECIDES))
 
 
 def _load(job: _Job, origin: _Origin, settings: dict[str, Any]) -> PreTrainedModel:
