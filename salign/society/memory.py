@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from salign.config import Effect, Embedder, HashingEmbedder, selected
+from salign.config import Effect, Embedder, HashingEmbedder, TransformersEmbedder, selected
+from salign.digests import name_of
 from salign.run import lock, new_file
 from salign.society.embedders import embed
 
@@ -66,7 +67,8 @@ class QuestionTable:
 def _embeddings(embedder: Embedder, questions: Sequence[str], folder: Path | None) -> Any:
     if folder is None or isinstance(embedder, HashingEmbedder):
         return embed(embedder, questions)
-    text = json.dumps([selected(embedder, Effect.DECIDES, Effect.INPUT), questions], ensure_ascii=False)
+    model = name_of(embedder.model) if isinstance(embedder, TransformersEmbedder) else None
+    text = json.dumps([selected(embedder, Effect.DECIDES), model, questions], ensure_ascii=False)
     path = folder / f"embeddings-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.npy"
     # Of the shards that start together, one asks the model.
     with lock(path.with_suffix(".lock"), f"the embeddings {path}", wait=True):

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from salign import compose
-from salign.config import Config, Effect, SocietySection, selected
+from salign.config import Config, Effect, SocietySection, TransformersEmbedder, selected
+from salign.digests import models_of_society, name_of
 from salign.engines.journal import Journal, written_header
 from salign.engines.meter import MeteredEngine
 from salign.engines.programs import share_out, visible_devices
 from salign.errors import REQUEUE, SalignError, redact
+from salign.manifest import require_model
 from salign.run import RunDir, lock, mark_done, record_failure, recording_failure, sha256
 from salign.society import sources
 from salign.society.back_scatter import Speaker
@@ -79,6 +81,8 @@ def _inputs(society: SocietySection) -> dict[str, str]:
     """What a society reads, by its content: where it lies does not matter. The models that speak name themselves."""
     named = {"questions": society.questions, "prior": society.prior, "topology": society.topology}
     found = {}
+    if isinstance(society.embedder, TransformersEmbedder):
+        found["society.embedder.model"] = name_of(society.embedder.model)
     for name, section in named.items():
         for key, value in selected(section, Effect.INPUT).items():
             path = Path(value)
@@ -302,7 +306,8 @@ def run_shard(run: RunDir, config: Config, shard: int, *, replay: bool = False) 
 
     Raises:
         StageError: Another process works on the shard, it crosses a gate, or a replay finds no answer.
-        ConfigError: The journal is of another model or config; or the number of ranks is not as configured.
+        ConfigError: The journal is of another model or config, a model is not the one that the run was begun with, or
+            the number of ranks is not as configured.
         EngineError: The engine is at fault.
         DataError: Questions or prior cannot be read.
     """
@@ -319,6 +324,8 @@ def run_shard(run: RunDir, config: Config, shard: int, *, replay: bool = False) 
                 written_header(folder)  # where there is no journal, what is complete stays so
             else:
                 stack.enter_context(recording_failure(folder))
+                for model in models_of_society(config):
+                    require_model(run, model)
                 (folder / "metrics.jsonl").unlink(missing_ok=True)
             for left in folder.glob(".*.part"):  # of processes that were killed
                 left.unlink()

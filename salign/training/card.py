@@ -30,12 +30,14 @@ class Facts:
         digest: Of its data in tokens.
         num_ranks: That trained it.
         zero_stage: Of DeepSpeed.
+        base: Digest and revision of the run's model, as its manifest notes them.
     """
 
     counts: Mapping[str, int]
     digest: str
     num_ranks: int
     zero_stage: int
+    base: Mapping[str, Any] | None = None
 
 
 def licence_of(model: str) -> str | None:
@@ -55,7 +57,15 @@ def _origin(model: str) -> str:
     """A model's name as one may tell it to others: without the folders of this machine."""
     if model in models.EMBEDDED:
         return models.EMBEDDED[model].origin
-    return Path(model).name if Path(model).expanduser().is_dir() else model
+    return Path(model).name if Path(model).expanduser().is_dir() else models.hub_name(model)[0]
+
+
+def _identity(base: Mapping[str, Any] | None) -> str:
+    """What tells the base model from others of its name."""
+    if base is None:
+        return ""
+    revision = f", revision `{base['revision']}` of the hub" if base["revision"] else ""
+    return f" The first is the model whose files have the digest `{base['digest'][:16]}`{revision}."
 
 
 def _data(data: DataPart) -> str:
@@ -150,7 +160,7 @@ def model_card(config: Config, stage: TrainStage, base: str, facts: Facts, rows:
 # {config.run.name}: {stage.name}
 
 Trained by salign {__version__} in the way of *Training Socially Aligned Language Models in Simulated Human Society*
-({_PAPER}): {chain}.
+({_PAPER}): {chain}.{_identity(facts.base)}
 
 ## Data
 

@@ -96,7 +96,8 @@ def find_shape(model: str) -> Shape | None:
     if model not in models.EMBEDDED and not path.is_file() and model not in _KNOWN:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(model, "config.json")
+        name, revision = models.hub_name(model)
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if not isinstance(cached, str | os.PathLike):
             return None
         path = Path(cached)
