@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from salign.config import Config, DataPart, Effect, RatedData, selected
+from salign.config import AnswersData, Config, DataPart, Effect, Rows, selected
 from salign.config.effects import sections_in
 from salign.errors import ConfigError
 
@@ -263,10 +263,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def skipping_bad(config: Config) -> Config:
-    """The config in which malformed rows of all rated responses are skipped, and counted, in the place of an error."""
+    """The config in which malformed rows of all training data are skipped, and counted, in the place of an error."""
 
     def skipping(part: DataPart) -> DataPart:
-        return part.model_copy(update={"skip_bad": True}) if isinstance(part, RatedData) else part
+        if isinstance(part, AnswersData) and isinstance(part.source, Rows):
+            return part.model_copy(update={"source": part.source.model_copy(update={"skip_bad": True})})
+        return part.model_copy(update={"skip_bad": True}) if isinstance(part, Rows) else part
 
     stages = tuple(stage.with_parts([skipping(part) for part in stage.parts]) for stage in config.train.stages)
     return config.model_copy(update={"train": config.train.model_copy(update={"stages": stages})})

@@ -18,12 +18,18 @@ ROWS = [{"train/global_step": 1, "train/loss": 4.0}]
 COMMON = {"deepspeed": "ds.json", "groups_per_step": 4, "max_tokens": 100, "num_responses": 3}
 FILE = {"kind": "groups", "path": "/third/party/hh.jsonl"}
 HUB = {"kind": "dataset", "path": "somebody/preferences"}
+OWN = {"kind": "answers"}
+ANSWERS = {"kind": "answers", "source": {"kind": "json", "path": "/third/party/alpaca.json"}}
 STAGES = [
     {"name": "sft", "objective": {"kind": "sft"}, "data": {"kind": "answers"}},
     {"name": "stable", "objective": {"kind": "stable"}, "data": {"kind": "several", "parts": [{"kind": "run"}, FILE]}},
     {"name": "dpo", "objective": {"kind": "dpo"}, "data": {"kind": "several", "parts": [FILE, HUB]}, "start": "base"},
     {"name": "coh", "objective": {"kind": "coh"}, "data": {"kind": "run"}, "start": "sft", "num_tokens": 5000},
-    {"name": "more", "objective": {"kind": "sft"}, "data": {"kind": "several", "parts": [{"kind": "answers"}]}},
+    {
+        "name": "more",
+        "objective": {"kind": "sft"},
+        "data": {"kind": "several", "parts": [{"kind": "answers"}, ANSWERS]},
+    },
 ]
 
 
@@ -103,12 +109,19 @@ def test_the_plan_waits_for_what_each_stage_is_made_from(config, run):
 
 def test_bad_rows_are_skipped_in_every_part(config):
     changed = compose.differences(config, compose.skipping_bad(config))
-    assert changed == ["train.stages.stable.data.parts", "train.stages.dpo.data.parts"]
+    assert changed == [f"train.stages.{name}.data.parts" for name in ("stable", "dpo", "more")]
     skipping = {
-        stage.name: [getattr(part, "skip_bad", None) for part in stage.parts]
+        stage.name: [getattr(getattr(part, "source", part), "skip_bad", None) for part in stage.parts]
         for stage in compose.skipping_bad(config).train.stages
     }
-    assert skipping == {"sft": [None], "stable": [None, True], "dpo": [True, True], "coh": [None], "more": [None]}
+    own, others = None, True  # what the run makes itself, or has embedded, has no malformed rows
+    assert skipping == {
+        "sft": [own],
+        "stable": [own, others],
+        "dpo": [others, others],
+        "coh": [own],
+        "more": [own, others],
+    }
 
 
 def test_a_budget_of_tokens_is_estimated_and_hindsight_has_one_text_a_group(config, run):

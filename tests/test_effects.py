@@ -53,7 +53,6 @@ def test_what_is_not_marked_decides():
         ("engine.num_servers", Effect.FREE),
         ("engine.arguments", Effect.DECIDES),
         ("engine.context_length", Effect.DECIDES),
-        ("engine.begins_replies", Effect.DECIDES),
         ("engine.model", Effect.INPUT),
         ("evaluate.judges.*.engine.timeout_s", Effect.FREE),
         ("society.observer.max_in_flight", Effect.FREE),
@@ -143,7 +142,7 @@ def test_selected_keeps_the_shape_of_the_config(tmp_path):
     assert free["observer"]["base_url"] == REMOTE["base_url"]
     decides = compose.leaves(selected(society, Effect.DECIDES), "society")
     assert decides["society.mixture"] == ["others", "rest"]
-    assert decides["society.mixture.others.engine.begins_replies"] is False
+    assert decides["society.mixture.others.engine.num_top_logprobs"] == 20
     assert "society.mixture.others.engine.base_url" not in decides
     assert "society.mixture.others.engine.model" not in decides
     assert not {"society.max_rounds", "society.gates.min_rated_share", "society.num_shards"} & set(decides)

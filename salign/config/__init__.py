@@ -59,6 +59,7 @@ from salign.config.sources import (
     JsonSource,
     MoralStoriesSource,
     ParquetSource,
+    Rows,
     Source,
     TextSource,
 )
@@ -138,6 +139,7 @@ __all__ = [
     "RatedData",
     "RatingWay",
     "Ratio",
+    "Rows",
     "RunData",
     "RunSection",
     "SFTObjective",
