@@ -1,6 +1,8 @@
 """What each field of the config decides stands on the field itself, and whoever needs to know reads it there."""
 
+import re
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -205,3 +207,33 @@ def test_a_journal_says_of_every_engine_what_its_answers_depend_on(tmp_path):
     assert changed(society={"questions": {"kind": "text", "path": str(moved)}}) == []
     questions.write_text("Why?\n")
     assert changed() == ["society.questions.path"]
+
+
+# --- the page of the docs --------------------------------------------------------------------------
+
+
+def table() -> str:
+    """The settings with a mark, by where they are; a section that may stand at several places once for all of them."""
+    holders: dict[type, dict[str, None]] = {}
+    for setting in SETTINGS:
+        if mark_of(setting.section.model_fields[setting.name]) is not None:
+            holders.setdefault(setting.section, {})[setting.path.rpartition(".")[0]] = None
+    names: dict[tuple[Effect, str], dict[str, None]] = {}
+    for section, places in holders.items():
+        # The parts of a stage's data and their sources are part of `data`.
+        shown = [place for place in places if not place.startswith("train.stages.*.data")]
+        of = ", ".join(f"`{place}`" for place in shown) or "a stage's data" if any(places) else "the config"
+        for name, field in section.model_fields.items():
+            if (mark := mark_of(field)) is not None:
+                names.setdefault((mark, of), {})[name] = None
+    lines = ["| | of | settings |", "|---|---|---|"]
+    for (mark, of), found in sorted(names.items(), key=lambda item: (item[0][0].value, item[0][1])):
+        lines.append(f"| {mark.value} | {of} | {', '.join(f'`{name}`' for name in found)} |")
+    return "\n".join(lines)
+
+
+def test_the_docs_say_what_may_change():
+    page = (Path(__file__).parents[1] / "docs" / "reproducibility.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- settings:.*?-->\n(.*?)\n<!-- end of settings -->", page, re.DOTALL)
+    assert shown is not None
+    assert shown[1] == table(), f"docs/reproducibility.md must have:\n{table()}"
