@@ -15,9 +15,9 @@ from rich.console import Console
 from salign import stages
 from salign.errors import ConfigError, run_main
 from salign.launch import open_or_prepare
+from salign.launchers import is_first
 from salign.run import RunDir
 from salign.tracking.progress import watch_evaluation, watching
-from salign.training.rendezvous import is_first
 
 
 def _compare(run: RunDir, names: str) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from salign import stages
 from salign.errors import run_main
 from salign.launch import open_or_prepare
-from salign.society.ranks import is_first
+from salign.launchers import is_first
 from salign.tracking.progress import watch_simulation, watching
 
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from salign import stages
 from salign.errors import run_main
 from salign.launch import open_or_prepare
+from salign.launchers import is_first
 from salign.tracking.progress import watch_training, watching
-from salign.training.rendezvous import is_first
 
 
 def main() -> None:

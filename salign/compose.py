@@ -6,17 +6,17 @@ or `../` is a path relative to the file that says it; any other relative path is
 
 import difflib
 import os
-import types
 import typing
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from salign.config import Config, RatedData, Section
+from salign.config import AnswersData, Config, DataPart, Effect, Rows, selected
+from salign.config.effects import sections_in
 from salign.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -123,24 +123,14 @@ def _set(tree: Tree, keys: Sequence[str], value: Any, name: str) -> Tree:
     return {**tree, key: [*below[:position], changed, *below[position + 1 :]]}
 
 
-def _models_of(annotation: Any) -> list[type[Section]]:
-    """All sections that an annotation may hold."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        return _models_of(typing.get_args(annotation)[0])
-    if origin in (Union, types.UnionType) or origin is tuple:
-        return [model for part in typing.get_args(annotation) for model in _models_of(part)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Section) else []
-
-
-def _kinds_of(model: type[Section]) -> tuple[str, ...]:
+def _kinds_of(model: type[BaseModel]) -> tuple[str, ...]:
     field = model.model_fields.get("kind")
     return typing.get_args(field.annotation) if field else ()
 
 
-def _place(loc: Iterable[int | str], tree: Any) -> tuple[str, list[type[Section]]]:
+def _place(loc: Iterable[int | str], tree: Any) -> tuple[str, list[type[BaseModel]]]:
     """A pydantic location as the path that the user wrote, and the sections that hold its last name."""
-    models: list[type[Section]] = [Config]
+    models: list[type[BaseModel]] = [Config]
     holders = models
     path: list[str] = []
     for part in loc:
@@ -153,7 +143,7 @@ def _place(loc: Iterable[int | str], tree: Any) -> tuple[str, list[type[Section]
             continue
         holders = models
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        models = [found for field in fields for found in _models_of(field.annotation)]
+        models = [found for field in fields for found in sections_in(field.annotation)]
         tree = tree.get(part) if isinstance(tree, dict) else None
         path.append(part)
     return ".".join(path), holders
@@ -163,9 +153,9 @@ def _place(loc: Iterable[int | str], tree: Any) -> tuple[str, list[type[Section]
 _MAY_HOLD_A_KEY = ("base_url", "api_key_env")
 
 
-def _kinds_at(holder: type[Section], path: str) -> list[str]:
+def _kinds_at(holder: type[BaseModel], path: str) -> list[str]:
     field = holder.model_fields[path.rpartition(".")[2]]
-    return [kind for model in _models_of(field.annotation) for kind in _kinds_of(model)]
+    return [kind for model in sections_in(field.annotation) for kind in _kinds_of(model)]
 
 
 def _describe(error: ErrorDetails, tree: Tree) -> str:
@@ -273,13 +263,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def skipping_bad(config: Config) -> Config:
-    """The config in which malformed rows of all rated responses are skipped, and counted, in the place of an error."""
-    stages = tuple(
-        stage.model_copy(update={"data": stage.data.model_copy(update={"skip_bad": True})})
-        if isinstance(stage.data, RatedData)
-        else stage
-        for stage in config.train.stages
-    )
+    """The config in which malformed rows of all training data are skipped, and counted, in the place of an error."""
+
+    def skipping(part: DataPart) -> DataPart:
+        if isinstance(part, AnswersData) and isinstance(part.source, Rows):
+            return part.model_copy(update={"source": part.source.model_copy(update={"skip_bad": True})})
+        return part.model_copy(update={"skip_bad": True}) if isinstance(part, Rows) else part
+
+    stages = tuple(stage.with_parts([skipping(part) for part in stage.parts]) for stage in config.train.stages)
     return config.model_copy(update={"train": config.train.model_copy(update={"stages": stages})})
 
 
@@ -288,9 +279,9 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """The dotted names whose values differ."""
-    left, right = leaves(old.model_dump(mode="json")), leaves(new.model_dump(mode="json"))
+def differences(old: Config, new: Config, *effects: Effect) -> list[str]:
+    """The dotted names of the fields with one of the effects (none named: of all) whose values differ."""
+    left, right = (leaves(selected(config, *(effects or Effect))) for config in (old, new))
     return [name for name in {**left, **right} if left.get(name, _ABSENT) != right.get(name, _ABSENT)]
 
 

@@ -28,11 +28,10 @@ from salign.config import (
     ServerEngine,
     SlurmCluster,
     Source,
-    TransformersEmbedder,
-    TransformersEngine,
 )
 from salign.dataset.collect import check_leaks
 from salign.dataset.groups import demonstrations
+from salign.digests import ModelDigest, identify, loaded_by, models_of
 from salign.engines.programs import program_of
 from salign.errors import StageError
 from salign.evaluation.judged import check_benchmarks
@@ -95,37 +94,39 @@ def check_models(config: Config, *, fetch: bool) -> None:
         ConfigError: A model, a program or a served name that does not exist.
         EngineError: A server is unreachable.
     """
-    named = [config.model]
-    if isinstance(config.society.embedder, TransformersEmbedder):
-        named.append(config.society.embedder.model)
-    parts = (part.engine for part in config.society.mixture)
-    judges = (judge.engine for judge in config.evaluate.judges)
-    for engine in (config.engine, *judges, config.society.observer, *parts):
-        if isinstance(engine, TransformersEngine) and engine.model is not None:
-            named.append(engine.model)
+    for engine in config.engines().values():
         if isinstance(engine, ServerEngine):
             served = engine.model or config.model
             if fetch or served not in models.EMBEDDED:
                 program_of(engine, served)
         if isinstance(engine, OpenAIEngine) and fetch and config.cluster.kind == "local":
             asyncio.run(_connect_once(engine))
-    for name in named:
-        if fetch or name not in models.EMBEDDED:
+    of_programs = {
+        loaded_by(section, config.model) for section in config.engines().values() if section.kind == "server"
+    }
+    for name in models_of(config):
+        if fetch and name in models.EMBEDDED:
             models.resolve(name)
+        elif name == config.model or name not in of_programs:  # a program serves what it can, such as a GGUF file
+            models.check_name(name)
     if fetch:
         _check_templates(config)
 
 
 def _check_templates(config: Config) -> None:
     """Tries the chat templates of models whose files are here, so that none fails hours later; see `ChatTemplate`."""
-    parts = (part.engine for part in config.society.mixture)
-    judges = (judge.engine for judge in config.evaluate.judges)
-    engines = (config.engine, *judges, config.society.observer, *parts)
+    engines = config.engines().values()
     used: list[tuple[str, Literal["chat", "alpaca"]]] = [(config.model, config.train.template)]
-    used += [(engine.model or config.model, "chat") for engine in engines if isinstance(engine, TransformersEngine)]
+    used += [(engine.model or config.model, "chat") for engine in engines if engine.kind == "transformers"]
     for model, template in dict.fromkeys(used):
-        if Path(models.resolve(model)).is_dir():
+        if models.find_local(model) is not None:
             models.load_tokenizer(model, template)
+
+
+def _identify_models(config: Config) -> dict[str, ModelDigest]:
+    """The digests of the models that are on this machine."""
+    found = {name: identify(name) for name in models_of(config)}
+    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 async def _connect_once(section: OpenAIEngine) -> None:
@@ -193,7 +194,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
         check_models(config, fetch=True)
     with claim_run(config):
         _refuse_live_jobs(run, slurm, replace=options.replace)
-        write_manifest(run, config, hashes)
+        write_manifest(run, config, hashes, _identify_models(config))
         if not by_slurm:
             run_locally(run, config, console)
         elif left:
@@ -222,7 +223,7 @@ def prepare(config: Config, hashes: dict[str, str] | None = None) -> RunDir:
     """
     found = check_inputs(config) if hashes is None else hashes
     with claim_run(config, wait=True) as run:
-        write_manifest(run, config, found)
+        write_manifest(run, config, found, _identify_models(config))
     return run
 
 

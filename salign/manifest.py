@@ -13,8 +13,10 @@ from typing import Any
 
 from salign import __version__
 from salign.config import Config
+from salign.digests import ModelDigest, identify
 from salign.errors import ConfigError
-from salign.run import DONE, RunDir, new_folder, write_atomic
+from salign.models import find_local, resolve
+from salign.run import DONE, RunDir, lock, new_folder, write_atomic
 
 PACKAGES = ("torch", "transformers", "deepspeed", "submitit", "mpi4py", "wandb", "openai", "numpy", "scipy", "networkx")
 _PACKAGE = Path(__file__).parent
@@ -75,13 +77,21 @@ def take_snapshot(run: RunDir) -> Path:
     return folder
 
 
-def write_manifest(run: RunDir, config: Config, inputs: Mapping[str, str]) -> None:
-    """Notes what the run is made from: code, versions, seed and the hashes of its input files.
+def write_manifest(
+    run: RunDir, config: Config, inputs: Mapping[str, str], models: Mapping[str, ModelDigest] | None = None
+) -> None:
+    """Notes what the run is made from: code, versions, seed, and the hashes of its input files and models.
 
     Once something is complete, what was noted stays; a later launch by other code is added.
 
+    Args:
+        run: The run's folder.
+        config: Its config.
+        inputs: File to sha256.
+        models: Those that are on this machine, by their names in the config.
+
     Raises:
-        ConfigError: An input file has changed since a part of the run was made from it.
+        ConfigError: An input file or a model has changed since a part of the run was made from it.
     """
     now = {"code": code_version(), "packages": package_versions()}
     manifest: dict[str, Any] = {
@@ -89,6 +99,7 @@ def write_manifest(run: RunDir, config: Config, inputs: Mapping[str, str]) -> No
         "python": platform.python_version(),
         "seed": config.run.seed,
         "inputs": dict(inputs),
+        "models": {},
         "later_launches": [],
     }
     if run.manifest.exists() and next(run.path.rglob(DONE), None) is not None:
@@ -99,9 +110,62 @@ def write_manifest(run: RunDir, config: Config, inputs: Mapping[str, str]) -> No
                 f"{', '.join(changed)} changed since a part of the run {run.path} was made from it. Choose another "
                 "run.name, or put the file back as it was."
             )
+        manifest.setdefault("models", {})
+        for name, model in (models or {}).items():
+            _check_model(run, name, manifest["models"].get(name), model)
         if now not in ({name: manifest[name] for name in now}, *manifest["later_launches"]):
             manifest["later_launches"].append(now)
+    for name, model in (models or {}).items():
+        manifest["models"].setdefault(name, model.to_json())
     write_atomic(run.manifest, json.dumps(manifest, indent=2) + "\n")
+
+
+def require_model(run: RunDir, model: str) -> ModelDigest:
+    """The digests of a model that a unit of the run is about to use, brought here if need be.
+
+    Where the launcher did not have its files, they are noted now. It reads the model's files (of large ones once).
+
+    Raises:
+        ConfigError: It cannot be had, or is not the one that the run was begun with.
+    """
+    if find_local(model) is None:
+        resolve(model)
+    found = identify(model)
+    assert found is not None, model
+    if not run.manifest.exists():  # a folder that no launch has made
+        return found
+    with lock(run.path / ".manifest.lock", f"the manifest of {run.path}", wait=True):
+        manifest = json.loads(run.manifest.read_text())
+        noted = manifest.setdefault("models", {}).get(model)
+        _check_model(run, model, noted, found)
+        if noted is None:
+            manifest["models"][model] = found.to_json()
+            write_atomic(run.manifest, json.dumps(manifest, indent=2) + "\n")
+    return found
+
+
+def noted_model(run: RunDir, model: str) -> Mapping[str, Any] | None:
+    """What the manifest says of a model: digest, revision, files; None where there is no such note."""
+    if not run.manifest.exists():
+        return None
+    noted: Mapping[str, Any] | None = json.loads(run.manifest.read_text()).get("models", {}).get(model)
+    return noted
+
+
+def _check_model(run: RunDir, name: str, noted: Mapping[str, Any] | None, now: ModelDigest) -> None:
+    before = now.files if noted is None else noted["files"]
+    changed = [file for file in sorted({*before, *now.files}) if before.get(file) != now.files.get(file)]
+    if noted is None or not changed:
+        return
+    if now.revision != noted["revision"]:
+        what = f"the hub's revision of the model {name} here is {now.revision}, and the run {run.path} was begun with "
+        what += f"{noted['revision']}"
+        remedy = f"Name it: model={name.partition('@')[0]}@{noted['revision']} gives that one to a new run"
+    else:
+        what = f"the model {name} changed since the run {run.path} was begun with it ({', '.join(changed[:3])}"
+        what += f"{' ...' if changed[3:] else ''})"
+        remedy = "Put the files back as they were"
+    raise ConfigError(f"{what}. {remedy}, or choose another run.name for the model as it is now.")
 
 
 def package_versions() -> dict[str, str]:

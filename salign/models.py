@@ -1,6 +1,7 @@
 """Language models by name: the embedded one, a local folder, or a hub id; and how a prompt becomes tokens."""
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -164,14 +165,14 @@ def quiet_transformers() -> None:
     hf_logging.disable_progress_bar()
 
 
-def resolve(model: str) -> str:
-    """A model's name as what `from_pretrained` takes; fetches the embedded model if it is not there yet.
+def check_name(model: str) -> None:
+    """That a name leads to a model, as far as can be seen without the network.
 
     Raises:
-        ConfigError: A path that does not exist, or a model that cannot be had.
+        ConfigError: It is no embedded model, no folder of a model, and no hub id.
     """
     if model in EMBEDDED:
-        return str(_embedded(model))
+        return
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -183,31 +184,78 @@ def resolve(model: str) -> str:
                 raise ConfigError(
                     f"model {model}: {file.name} is a {program} pointer, not the data: fetch the content."
                 )
-        return str(path.absolute())
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+    elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ConfigError(
-            f"model {model!r} is neither a folder here, a hub id (owner/name), nor an embedded model "
-            f"({', '.join(EMBEDDED)})."
+            f"model {model!r} is neither a folder here, a hub id (owner/name or owner/name@revision), nor an embedded "
+            f"model ({', '.join(EMBEDDED)})."
         )
-    return model
 
 
-def fetch(model: str) -> None:
-    """Brings a model's files into the caches, where the network is.
+def hub_name(model: str) -> tuple[str, str | None]:
+    """A hub id apart from the revision (branch, tag or commit) that may stand after its `@`."""
+    name, _, revision = model.partition("@")
+    return name, revision or None
+
+
+def find_local(model: str) -> Path | None:
+    """Where a model's files are on this machine: a folder, or a GGUF's file; None where not all of them are here."""
+    path = cache_folder() / model / "huggingface" if model in EMBEDDED else Path(model).expanduser()
+    if path.exists():
+        return path
+    if model in EMBEDDED or model.count("/") != 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    name, revision = hub_name(model)
+    try:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+    except ValueError:  # no name that a hub could have
+        return None
+    return Path(config).parent if isinstance(config, str) and _is_whole(Path(config).parent) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether tokenizer and all weights are there, of which a snapshot of the hub may have some alone."""
+    index = folder / "model.safetensors.index.json"
+    weights = {"model.safetensors"}
+    if not (folder / "model.safetensors").exists() and index.exists():
+        try:
+            weights = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+    return any(folder.glob("tokenizer*")) and all((folder / name).exists() for name in weights)
+
+
+def revision_of(folder: Path) -> str | None:
+    """The hub's commit that a folder of its cache holds; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def resolve(model: str) -> str:
+    """The folder that `from_pretrained` reads a model from, brought into the caches if it is not there yet.
+
+    A hub's model stays at the commit that is in the cache: what its owner changes later changes no run.
 
     Raises:
-        ConfigError: It cannot be had.
+        ConfigError: As `check_name`, or it cannot be had.
     """
-    resolved = resolve(model)
-    if Path(resolved).is_dir():
-        return
+    check_name(model)
+    if model in EMBEDDED:
+        return str(_embedded(model))
+    local = find_local(model)
+    if local is not None:
+        return str(local.absolute())
     import huggingface_hub
 
+    name, revision = hub_name(model)
     wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        huggingface_hub.snapshot_download(resolved, allow_patterns=wanted)
+        return str(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model {model} cannot be fetched from the hub: {last_line(str(error))}.") from error
+        raise ConfigError(
+            f"model {model} is not in the cache of the hub and cannot be fetched: {last_line(str(error))}. Fetch it "
+            "once where the hub can be reached (HF_HOME says where the cache is), or name a local folder."
+        ) from error
 
 
 def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> "PreTrainedTokenizerBase":

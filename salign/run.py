@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from salign import compose
-from salign.config import Config
+from salign.config import NOT_FREE, Config
 from salign.errors import NO_ROOM, ConfigError, SalignError, StageError, explain_os_error, redact
 
 DONE = "done.json"
@@ -319,26 +319,6 @@ def open_run(path: Path) -> RunDir:
     return run
 
 
-# How and where a run is executed and shown may change between launches; what it computes may not.
-_FREE_TO_CHANGE = (
-    "run.root",
-    "cluster.",
-    "tracking.",
-    "society.schedule",
-    "society.max_alive",
-)
-# Of every engine and embedder: where it is and how it is asked.
-_ENGINES = re.compile(
-    r"(engine|evaluate\.judges\.[^.]+\.engine|society\.(observer|embedder|mixture\.[^.]+\.engine))\."
-    r"(base_url|api_key_env|timeout_s|num_retries|max_in_flight|device|max_batch|num_servers|num_slots|arguments"
-    r"|start_timeout_s)"
-)
-
-
-def _is_free(name: str) -> bool:
-    return name.startswith(_FREE_TO_CHANGE) or _ENGINES.fullmatch(name) is not None
-
-
 def check_run(config: Config) -> RunDir:
     """The run that a config names, not created yet, or one of the same config to go on with.
 
@@ -349,7 +329,7 @@ def check_run(config: Config) -> RunDir:
     """
     run = RunDir(config.run.root / config.run.name)
     if run.config_file.exists():
-        changed = [name for name in compose.differences(run.config(), config) if not _is_free(name)]
+        changed = compose.differences(run.config(), config, *NOT_FREE)
         if changed and next(run.path.rglob(DONE), None) is not None:
             raise ConfigError(
                 f"{run.path} holds a run of another config; it differs in {', '.join(changed)}. Choose another "

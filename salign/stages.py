@@ -16,8 +16,8 @@ from salign.cluster.plan import is_complete, units
 from salign.cluster.restarts import check_restart
 from salign.config import Config
 from salign.errors import ConfigError, SalignError, end_on_signals, exit_code_of, run_main
+from salign.launchers import is_first
 from salign.run import RunDir, open_run, record_failure
-from salign.society.ranks import is_first
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def _do(run_path: Path, command: tuple[str, ...], stage: Callable[[RunDir, Confi
     if is_complete(unit, everything):
         logger.info("%s of %s is done; remove %s to do it again", " ".join(command), run.path, unit.folder)
         return
-    if os.environ.get("SLURM_PROCID", "0") == "0":
+    if is_first():
         check_restart(unit)
     stage(run, config)
 

@@ -1,5 +1,6 @@
 """What stands beside the weights of a trained model: card, generation config, tokenizer and template."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_the_front_says_what_a_hub_reads():
     }
     assert card("somebody/something", lora={"rank": 8})[0]["tags"] == ["salign", "stable", "lora"]
     assert card("somebody/something")[0]["base_model"] == "somebody/something"
+
+
+def test_it_says_which_model_of_that_name_training_started_from():
+    made = config("somebody/something@main")
+    facts = dataclasses.replace(FACTS, base={"digest": "0f" * 32, "revision": "ab" * 20, "files": {}})
+    text = model_card(made, made.stage("stable"), made.model, facts, ROWS)
+    assert "`somebody/something` -> `sft` -> **`stable`**" in text
+    assert f"the digest `{'0f' * 8}`, revision `{'ab' * 20}` of the hub." in text
+    assert "base_model: somebody/something\n" in text
+    assert "digest `0f" not in card()[1]
 
 
 def test_it_says_data_objective_settings_and_figures():

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from salign.config import TrainStage
 from salign.errors import ConfigError, StageError
 from salign.run import mark_done
 from salign.training import checkpoint
@@ -197,6 +198,47 @@ def test_one_of_another_model_data_or_config_is_refused_with_what_differs(tmp_pa
         checkpoint.find(Store(store.folder, {}, 2, other), ranks, 2)
     # One that was trained from other stages is not looked at.
     assert checkpoint.find(Store(store.folder, {"dataset": "new"}, 2, other), ranks, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"num_tokens": 2000}, r"differs in num_tokens \(was 1000, is 2000\)"),
+        ({"objective": {"kind": "dpo", "beta": 0.5}}, r"differs in objective\.beta \(was 0\.1, is 0\.5\)"),
+        ({"num_responses": 3}, r"differs in num_responses"),
+        ({"row_tokens": 64, "attention": "flex", "checkpoint_every_steps": 7, "gradient_checkpointing": True}, None),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_and_of_another_layout_gone_on_with(tmp_path, ranks, changed, said):
+    given = {
+        "name": "s",
+        "objective": {"kind": "dpo"},
+        "data": {"kind": "groups", "path": "g.jsonl"},
+        "deepspeed": "ds.json",
+        "num_tokens": 1000,
+    }
+
+    def store(**settings):
+        stage = TrainStage.model_validate({**given, **settings})
+        made_by = checkpoint.made_by(stage, 0, "1234", {"model": "abcd"})
+        return Store(tmp_path / "checkpoints", {}, 2, made_by)
+
+    checkpoint.save(Engine(), store(), ranks, {"step": 2})
+    if said is None:
+        assert step_of(checkpoint.find(store(**changed), ranks, 2)) == 2
+        return
+    with pytest.raises(ConfigError, match=said):
+        checkpoint.find(store(**changed), ranks, 2)
+
+
+def test_a_checkpoint_of_another_base_model_is_refused(tmp_path, ranks):
+    stage = TrainStage.model_validate(
+        {"name": "s", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "ds.json"}
+    )
+    made_by = [checkpoint.made_by(stage, 0, "1234", {"model": digest}) for digest in ("old", "new")]
+    checkpoint.save(Engine(), Store(tmp_path / "checkpoints", {}, 2, made_by[0]), ranks, {"step": 2})
+    with pytest.raises(ConfigError, match=r"differs in model \(was 'old', is 'new'\)"):
+        checkpoint.find(Store(tmp_path / "checkpoints", {}, 2, made_by[1]), ranks, 2)
 
 
 def test_of_adapters_the_models_own_weights_are_not_saved(tmp_path, ranks):

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import Sampling, ScriptedEngine, SocietySection
 from salign.config import TransformersEngine as TransformersSection
+from salign.digests import name_of
 from salign.engines.base import Prompt, RatingReply, Reply, normalise
 from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
@@ -468,7 +469,7 @@ def test_an_engine_is_opened_metered_and_closed(tiny_model):
     async def run():
         async with open_engine(TransformersSection(device="cpu"), str(tiny_model), NO_LOGS) as opened:
             assert isinstance(opened, MeteredEngine)
-            assert opened.identity == f"{tiny_model} (float32)"
+            assert opened.identity == f"{name_of(str(tiny_model))} (float32)"
             await opened.rate(HELLO, 0)
             assert opened.num_calls == 1
         with pytest.raises(EngineError, match="closed"):
@@ -483,7 +484,7 @@ def test_the_engine_s_own_model_comes_before_the_run_s(tiny_model):
         async with open_engine(section, "no/such-model", NO_LOGS) as opened:
             return opened.identity
 
-    assert str(tiny_model) in asyncio.run(run())
+    assert asyncio.run(run()) == f"{name_of(str(tiny_model))} (float32)"
 
 
 def test_an_engine_is_closed_after_an_error(tiny_model):

@@ -10,7 +10,10 @@ from salign.errors import ConfigError
 
 def test_a_folder_and_a_hub_id(tiny_model):
     assert models.resolve(str(tiny_model)) == str(tiny_model)
-    assert models.resolve("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
+    models.check_name("Qwen/Qwen2.5-0.5B")
+    models.check_name("Qwen/Qwen2.5-0.5B@main")
+    assert models.hub_name("Qwen/Qwen2.5-0.5B@main") == ("Qwen/Qwen2.5-0.5B", "main")
+    assert models.hub_name("Qwen/Qwen2.5-0.5B") == ("Qwen/Qwen2.5-0.5B", None)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "~/nothing-at-all", "smollm", "a/b/c"])
@@ -26,7 +29,7 @@ def test_a_folder_that_is_no_model(tmp_path):
 
 
 def test_a_hub_id_that_cannot_be_had():
-    with pytest.raises(ConfigError, match="nobody/nothing does not load"):
+    with pytest.raises(ConfigError, match="nobody/nothing is not in the cache of the hub and cannot be fetched"):
         models.load_tokenizer("nobody/nothing")
 
 

@@ -38,7 +38,7 @@ def test_each_response_gets_its_own_and_old_files_go(tmp_path, ranks, store):
         calls += 1
         return [[float(group.query[0]), float(group.query[0]) + 0.5] for group in groups]
 
-    paths = [reference_path(tmp_path / "tokens-1", model, {}, "float32") for model in ("old", "new")]
+    paths = [reference_path(tmp_path / "tokens-1", {"model": model}, "float32") for model in ("old", "new")]
     for path in [paths[0], paths[1], paths[1]]:
         found = with_references(store, path, ranks, nll_of)
         assert [found[n] for n in range(5)] == [
@@ -46,6 +46,6 @@ def test_each_response_gets_its_own_and_old_files_go(tmp_path, ranks, store):
         ]
     assert calls == 2
     assert list(tmp_path.glob("reference-*.npy")) == [paths[1]]
-    inputs = ({}, {"x": "y"})
-    places = [(tmp_path / t, m, i, d) for t in "ab" for m in "mn" for i in inputs for d in ("float32", "bfloat16")]
-    assert len({reference_path(*place) for place in places}) == 16
+    inputs = ({"model": "m"}, {"model": "n"}, {"train/sft": "m"})
+    places = [(tmp_path / t, i, d) for t in "ab" for i in inputs for d in ("float32", "bfloat16")]
+    assert len({reference_path(*place) for place in places}) == 12

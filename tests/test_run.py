@@ -20,7 +20,6 @@ from salign.run import (
     DONE,
     FAILED,
     RunDir,
-    _is_free,
     claim_run,
     create_run,
     is_locked,
@@ -331,26 +330,6 @@ def test_stages_in_another_order_are_another_config(tmp_path):
     turned["train"]["stages"].reverse()
     with pytest.raises(ConfigError, match=r"differs in train\.stages"):
         create_run(compose.parse(turned, "test"))
-
-
-@pytest.mark.parametrize(
-    ("name", "free"),
-    [
-        ("engine.base_url", True),
-        ("evaluate.judges.mild.engine.timeout_s", True),
-        ("society.observer.max_in_flight", True),
-        ("society.mixture.others.engine.base_url", True),
-        ("society.embedder.api_key_env", True),
-        ("society.schedule", True),
-        ("engine.model", False),
-        ("society.mixture.others.share", False),
-        ("society.mixture.others.engine.model", False),
-        ("society.embedder.model", False),
-        ("society.max_recall_distance", False),
-    ],
-)
-def test_where_an_engine_is_may_change_and_which_it_is_may_not(name, free):
-    assert _is_free(name) is free
 
 
 def test_where_and_how_it_is_shown_may_change(tmp_path):

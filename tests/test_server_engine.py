@@ -16,6 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 from salign.config import Sampling, ServerEngine
+from salign.digests import name_of
 from salign.engines import server as server_module
 from salign.engines.base import Prompt, Reply
 from salign.engines.programs import share_out, visible_devices
@@ -168,7 +169,8 @@ def test_vllm_gets_its_words_and_answers(stub):
     assert option(started, "--max-num-seqs") == "5"
     assert option(started, "--max-logprobs") == "20"
     assert option(started, "--generation-config") == "vllm"
-    assert identity == f"{stub.model} (vllm)"
+    assert identity == f"{name_of(stub.model)} (vllm)"
+    assert identity.startswith("model@")
     assert reply == Reply(f"port {option(started, '--port')}", 3, 2, stub.model)
     assert stub.all_ended()
 

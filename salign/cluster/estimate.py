@@ -78,6 +78,28 @@ def _simulation(run: RunDir, config: Config, shards: int) -> Estimate:
     )
 
 
+def _step_tokens(stage: TrainStage) -> int:
+    """Tokens of one step at most: every response as long as it may be."""
+    return stage.groups_per_step * stage.max_responses * stage.max_tokens
+
+
+def most_tokens(stage: TrainStage) -> float | None:
+    """What a stage is trained on at most, in tokens; None where only its data says."""
+    bounds = []
+    if stage.max_steps is not None:
+        bounds.append(stage.max_steps * _step_tokens(stage))
+    if stage.num_tokens is not None:  # the last step begins below the budget
+        bounds.append(stage.num_tokens - 1 + _step_tokens(stage))
+    return float(min(bounds)) if bounds else None
+
+
+def least_steps(stage: TrainStage) -> int:
+    """Optimizer steps of a stage with a budget of tokens, where every response is as long as it may be."""
+    assert stage.num_tokens is not None
+    least = math.ceil(stage.num_tokens / _step_tokens(stage))
+    return least if stage.max_steps is None else min(least, stage.max_steps)
+
+
 def _training(run: RunDir, config: Config, stage: TrainStage) -> Estimate:
     cluster = config.cluster
     rows = list(read_metrics(run.stage(stage.name) / "metrics.jsonl"))
@@ -91,11 +113,15 @@ def _training(run: RunDir, config: Config, stage: TrainStage) -> Estimate:
     if rate is None:
         stated = cluster.throughput if isinstance(cluster, SlurmCluster) else Throughput()
         rate, source = stated.train_tokens_per_s, "cluster.throughput"
-        responses = 1 if stage.data.kind == "answers" else stage.num_responses
-        tokens = None if steps is None else float(steps * stage.groups_per_step * responses * stage.max_tokens)
+        tokens = most_tokens(stage)
     hours = tokens / rate / 3600 if tokens is not None and rate is not None else None
     gpu_hours = None if hours is None else hours * _gpus(config, "train")
-    amount = "steps: known when the data is there" if steps is None else f"{steps:,} steps"
+    if steps is not None:
+        amount = f"{steps:,} steps"
+    elif stage.num_tokens is not None:
+        amount = f"{least_steps(stage):,} steps or more"
+    else:
+        amount = "steps: known when the data is there"
     return Estimate(f"train {stage.name}", amount, tokens, hours, gpu_hours, _said(source, rate, "tokens/s"))
 
 

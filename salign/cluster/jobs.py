@@ -89,9 +89,7 @@ def chain(cluster: SlurmCluster, left: Sequence[Unit], max_array_size: int) -> l
 
 def _environment(config: Config, cluster: SlurmCluster) -> str:
     """The names of the variables that a job gets; sbatch takes their values from the launcher's environment."""
-    society = config.society
-    sections = [config.engine, society.observer, society.embedder, *(part.engine for part in society.mixture)]
-    sections += [judge.engine for judge in config.evaluate.judges]
+    sections = [*config.engines().values(), config.society.embedder]
     keys = [key for section in sections if (key := getattr(section, "api_key_env", None)) is not None]
     return ",".join(dict.fromkeys([*cluster.environment, *keys]))
 

@@ -41,7 +41,7 @@ def units(run: RunDir, config: Config) -> list[Unit]:
     for stage in config.train.stages:
         start = config.train.start_of(stage.name)
         needs: tuple[str, ...] = () if start == "base" else (f"train/{start}",)
-        if any(part.kind == "run" for part in stage.parts):
+        if stage.uses_society:
             needs += ("dataset",)
         found.append(Unit(f"train/{stage.name}", run.stage(stage.name), ("train", stage.name), needs))
     for model in config.evaluated_models:

@@ -18,6 +18,7 @@ from salign.config.base import (
     unless,
 )
 from salign.config.cluster import ClusterSection, LocalCluster, SlurmCluster, SlurmResources, Throughput
+from salign.config.effects import NOT_FREE, Effect, selected, settings_of
 from salign.config.engines import (
     EngineSection,
     OpenAIEngine,
@@ -61,6 +62,7 @@ from salign.config.sources import (
     JsonSource,
     MoralStoriesSource,
     ParquetSource,
+    Rows,
     Source,
     TextSource,
 )
@@ -70,6 +72,7 @@ from salign.config.training import (
     AnswersData,
     Attention,
     CoHObjective,
+    DataPart,
     DatasetData,
     DatasetSection,
     DPOObjective,
@@ -96,6 +99,7 @@ __all__ = [
     "FLAGS",
     "JUDGED",
     "KINDS",
+    "NOT_FREE",
     "Ablation",
     "AnswersData",
     "Attention",
@@ -105,10 +109,12 @@ __all__ = [
     "Config",
     "CsvSource",
     "DPOObjective",
+    "DataPart",
     "DatasetData",
     "DatasetSection",
     "DatasetSource",
     "EdgesTopology",
+    "Effect",
     "Embedder",
     "EngineSection",
     "EvaluateSection",
@@ -141,6 +147,7 @@ __all__ = [
     "RatedData",
     "RatingWay",
     "Ratio",
+    "Rows",
     "RunData",
     "RunSection",
     "SFTObjective",
@@ -170,12 +177,15 @@ __all__ = [
     "empty_parts",
     "num_agents_of",
     "part_sizes",
+    "selected",
+    "settings_of",
 ]
 
 
 class RunSection(Section):
-    root: AbsolutePath = Field(default=Path("runs"), validate_default=True)
-    name: Name = "quickstart"
+    root: Annotated[AbsolutePath, Effect.FREE] = Field(default=Path("runs"), validate_default=True)
+    name: Annotated[Name, Effect.FREE] = "quickstart"
+    """A run is its folder: where that is renamed or moved, it is the same run."""
     seed: Annotated[int, NotBool] = 0
 
 
@@ -206,15 +216,15 @@ class TrackingSection(Section):
 
 class Config(Section):
     run: RunSection = RunSection()
-    model: FolderOrHub = "smollm2-135m"
+    model: Annotated[FolderOrHub, Effect.INPUT] = "smollm2-135m"
     """An embedded model's name, a local folder in Hugging Face format, or a hub id."""
     engine: EngineSection = TransformersEngine()
     society: SocietySection = SocietySection()
     dataset: DatasetSection = DatasetSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
-    cluster: ClusterSection = LocalCluster()
-    tracking: TrackingSection = TrackingSection()
+    cluster: Annotated[ClusterSection, Effect.FREE] = LocalCluster()
+    tracking: Annotated[TrackingSection, Effect.FREE] = TrackingSection()
 
     @property
     def evaluated_models(self) -> tuple[str, ...]:
@@ -226,7 +236,15 @@ class Config(Section):
     def has_society(self) -> bool:
         """Whether anything is simulated: not where stages are trained and none of them on the society's data."""
         stages = self.train.stages
-        return not stages or any(part.kind == "run" for stage in stages for part in stage.parts)
+        return not stages or any(stage.uses_society for stage in stages)
+
+    def engines(self) -> dict[str, EngineSection]:
+        """Every engine that the config names, by its place: the run's, the observer's, a mixture's, the judges'."""
+        named: list[tuple[str, EngineSection | None]] = [("engine", self.engine)]
+        named.append(("society.observer", self.society.observer))
+        named += [(f"society.mixture.{part.name}.engine", part.engine) for part in self.society.mixture]
+        named += [(f"evaluate.judges.{judge.name}.engine", judge.engine) for judge in self.evaluate.judges]
+        return {place: engine for place, engine in named if engine is not None}
 
     def stage(self, name: str) -> TrainStage:
         """The training stage of that name.

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from salign.config.base import Count, CountOrZero, FolderOrHub, NotBool, Positive, Section, unless
+from salign.config.effects import Effect
 
 RatingWay = Literal["begun", "told", "schema", "choices"]
 """How a model is brought to answer with a digit: by the beginning of its reply ("Rating: "), by being told, by a JSON
@@ -16,26 +17,26 @@ class ScriptedEngine(Section):
     """Deterministic and instant; for tests and measurements of what surrounds a model."""
 
     kind: Literal["scripted"]
-    max_in_flight: Count = 256
+    max_in_flight: Annotated[Count, Effect.FREE] = 256
 
 
 class TransformersEngine(Section):
     """A model in this process."""
 
     kind: Literal["transformers"] = "transformers"
-    model: FolderOrHub | None = None
+    model: Annotated[FolderOrHub | None, Effect.INPUT] = None
     """A local folder, hub id or embedded name; None is the run's `model`."""
-    device: str = "auto"
+    device: Annotated[str, Effect.FREE] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_batch: Count = 16
-    max_in_flight: Count = 256
+    max_batch: Annotated[Count, Effect.FREE] = 16
+    max_in_flight: Annotated[Count, Effect.FREE] = 256
 
 
 class ServerAddress(Section):
     """Where an OpenAI-compatible server is, and which environment variable holds its key."""
 
-    base_url: str
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "OPENAI_API_KEY"
+    base_url: Annotated[str, Effect.FREE]
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), Effect.FREE] = "OPENAI_API_KEY"
     """The environment variable that holds the key. The key itself is never in a config."""
 
     @field_validator("base_url")
@@ -52,10 +53,10 @@ class ServerAddress(Section):
 class _ServerCalls(Section):
     """How calls to a server are made. `max_in_flight` is the most; pushed back (429, rising latency), fewer are."""
 
-    timeout_s: Positive = 600.0
+    timeout_s: Annotated[Positive, Effect.FREE] = 600.0
     """For one call, the time that it waits in the server's queue included."""
-    num_retries: CountOrZero = 5
-    max_in_flight: Count = 256
+    num_retries: Annotated[CountOrZero, Effect.FREE] = 5
+    max_in_flight: Annotated[Count, Effect.FREE] = 256
     num_top_logprobs: Annotated[int, NotBool, Field(ge=7, le=100)] = 20
     """Of how many of the likeliest tokens the server is asked for probabilities, to find the digits among them."""
     rating_way: Literal["auto"] | RatingWay = "auto"
@@ -67,7 +68,7 @@ class OpenAIEngine(_ServerCalls, ServerAddress):
     """Any OpenAI-compatible server."""
 
     kind: Literal["openai"]
-    model: str | None = None
+    model: Annotated[str | None, Effect.INPUT] = None
     """The served name; None takes the only model that the server serves."""
 
 
@@ -76,17 +77,17 @@ class ServerEngine(_ServerCalls):
 
     kind: Literal["server"]
     program: Literal["llama_cpp", "vllm"]
-    model: FolderOrHub | None = None
+    model: Annotated[FolderOrHub | None, Effect.INPUT] = None
     """A GGUF file or embedded name (llama_cpp), a folder or hub id (vllm); None is the run's `model`."""
-    num_servers: Count = 1
+    num_servers: Annotated[Count, Effect.FREE] = 1
     """Several share the calls, least loaded first, and the visible GPUs: each sees its part of them, or one in turn."""
     context_length: Count = 4096
     """Tokens of prompt and reply together."""
-    num_slots: Count = 16
+    num_slots: Annotated[Count, Effect.FREE] = 16
     """Replies that one server makes at a time."""
     arguments: tuple[str, ...] = ()
     """Further words on the command line of `vllm serve`."""
-    start_timeout_s: Positive = 900.0
+    start_timeout_s: Annotated[Positive, Effect.FREE] = 900.0
 
     @model_validator(mode="after")
     def _arguments_that_are_free(self) -> "ServerEngine":

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from salign.config.base import AbsolutePath, Count, Name, NotBool, Sampling, Section, unless
+from salign.config.effects import Effect
 from salign.config.engines import EngineSection
 from salign.config.sources import EverydaySource, Source
 
@@ -38,7 +39,7 @@ class EvaluateSection(Section):
     """`base` or the name of a training stage; empty: base and the last stage."""
     benchmarks: tuple[Name, ...] = ("questions",)
     """`questions`, `hh`, `hh_a`, `over_refusal`, `mic`, `general`, or a task of lm_eval."""
-    data_dir: AbsolutePath | None = None
+    data_dir: Annotated[AbsolutePath | None, Effect.INPUT] = None
     """Where benchmarks' files are; what is not there comes from the cache of the Hugging Face hub."""
     num_documents: Count | None = None
     """Of each benchmark the first; None: all."""

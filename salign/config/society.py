@@ -19,6 +19,7 @@ from salign.config.base import (
     Share,
     unless,
 )
+from salign.config.effects import Effect
 from salign.config.engines import EngineSection, ServerAddress
 from salign.config.sources import EverydaySource, Source
 
@@ -69,7 +70,7 @@ class EdgesTopology(Section):
     """Links from a file: two agents' numbers a line, counted from 0."""
 
     kind: Literal["edges"]
-    path: AbsolutePath
+    path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 class IsolatedTopology(Section):
@@ -103,8 +104,8 @@ class TransformersEmbedder(Section):
     """The mean of a local model's last hidden states."""
 
     kind: Literal["transformers"]
-    model: FolderOrHub
-    device: str = "auto"
+    model: Annotated[FolderOrHub, Effect.INPUT]
+    device: Annotated[str, Effect.FREE] = "auto"
 
 
 class OpenAIEmbedder(ServerAddress):
@@ -112,8 +113,8 @@ class OpenAIEmbedder(ServerAddress):
 
     kind: Literal["openai"]
     model: str
-    timeout_s: Positive = 60.0
-    num_retries: CountOrZero = 5
+    timeout_s: Annotated[Positive, Effect.FREE] = 60.0
+    num_retries: Annotated[CountOrZero, Effect.FREE] = 5
 
 
 Embedder = Annotated[HashingEmbedder | TransformersEmbedder | OpenAIEmbedder, Field(discriminator="kind")]
@@ -199,10 +200,10 @@ class ObserverCheck(Section):
 
 
 class SocietySection(Section):
-    num_worlds: Count = 1
-    num_shards: Count = 1
+    num_worlds: Annotated[Count, Effect.EXTENT] = 1
+    num_shards: Annotated[Count, Effect.EXTENT] = 1
     topology: TopologySection = GridTopology()
-    max_rounds: Count = 50
+    max_rounds: Annotated[Count, Effect.EXTENT] = 50
     audience_size: CountOrZero = 4
     global_share: Share = 0.0
     """Share of the audience that is drawn from the whole society: of every audience where that is a whole number of
@@ -212,7 +213,7 @@ class SocietySection(Section):
     mixture: tuple[MixturePart, ...] = ()
     observer: EngineSection | None = None
     """Who rates drafts and revisions for the record; None: the run's engine."""
-    observer_check: ObserverCheck | None = ObserverCheck()
+    observer_check: Annotated[ObserverCheck | None, Effect.EXTENT] = ObserverCheck()
     questions: Source = EverydaySource()
     prior: Source = EverydaySource()
     num_initial_memories: CountOrZero = 50
@@ -234,12 +235,12 @@ class SocietySection(Section):
     revision: Sampling = Sampling()
     without: tuple[Ablation, ...] = ()
     """Ablations: nobody remembers; feedback is a rating without words; nobody has an audience."""
-    stopping: Stopping | None = Stopping()
-    schedule: Literal["dependency", "lockstep"] = "dependency"
+    stopping: Annotated[Stopping | None, Effect.EXTENT] = Stopping()
+    schedule: Annotated[Literal["dependency", "lockstep"], Effect.FREE] = "dependency"
     """Both give the same result; lockstep waits for the whole world after each round."""
-    max_alive: Count = 1024
+    max_alive: Annotated[Count, Effect.FREE] = 1024
     """Interactions that are held at a time in one process."""
-    gates: Gates = Gates()
+    gates: Annotated[Gates, Effect.EXTENT] = Gates()
 
     @property
     def num_rating_tries(self) -> int:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from salign.config.base import AbsolutePath, FolderOrHub, Section
+from salign.config.effects import Effect
 
 
 class EverydaySource(Section):
@@ -18,7 +19,7 @@ class TextSource(Section):
     """One question a line."""
 
     kind: Literal["text"]
-    path: AbsolutePath
+    path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 class Rows(Section):
@@ -43,27 +44,27 @@ class JsonSource(FieldsSource):
     """A JSON array or JSON Lines (also .gz), one object a question."""
 
     kind: Literal["json"]
-    path: AbsolutePath
+    path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 class CsvSource(FieldsSource):
     """A table under a header: CSV, also apart by semicolons, or TSV (also .gz)."""
 
     kind: Literal["csv"]
-    path: AbsolutePath
+    path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 class ParquetSource(FieldsSource):
     """A Parquet file; needs the extra `datasets`."""
 
     kind: Literal["parquet"]
-    path: AbsolutePath
+    path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 class HubRows(Section):
     """Which dataset of the Hugging Face hub, or which folder: as downloaded from it, or written by `save_to_disk`."""
 
-    path: FolderOrHub
+    path: Annotated[FolderOrHub, Effect.INPUT]
     split: str = "train"
     name: str | None = None
     """The configuration, where the dataset has several."""
@@ -83,14 +84,14 @@ class HHSource(Rows):
     """HH transcripts: the first question; where the replies to it differ, the chosen is good, the rejected bad."""
 
     kind: Literal["hh"]
-    path: AbsolutePath
+    path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 class MoralStoriesSource(Rows):
     """Moral Stories: situation and intention; the moral action is good, the immoral one bad."""
 
     kind: Literal["moral_stories"]
-    path: AbsolutePath
+    path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 Source = Annotated[

@@ -1,6 +1,7 @@
 """The alignment data, and training on it."""
 
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +18,7 @@ from salign.config.base import (
     Share,
     unless,
 )
+from salign.config.effects import Effect
 from salign.config.sources import EverydaySource, HubRows, Rows, Source
 
 Kind = Literal["imitation", "self_critic", "realignment"]
@@ -54,7 +56,7 @@ class DatasetSection(Section):
     keep_flagged: tuple[Flag, ...] = ()
     """Flags of texts that are learnt from all the same. Without it, a text that is `cut` is no best response, and one
     with another flag but `thinking` is in no group, nor is anything that was said of it."""
-    leak_check: tuple[AbsolutePath, ...] = ()
+    leak_check: Annotated[tuple[AbsolutePath, ...], Effect.INPUT] = ()
     """Further evaluation files (text, JSON, JSON Lines, CSV) whose prompts must not be in the training data."""
 
     @model_validator(mode="after")
@@ -186,7 +188,7 @@ class GroupsData(RatedData):
     """A file of rows: a JSON array, JSON Lines, CSV or TSV (also .gz), or Parquet."""
 
     kind: Literal["groups"]
-    path: AbsolutePath
+    path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 class DatasetData(RatedData, HubRows):
@@ -202,17 +204,17 @@ class AnswersData(Section):
     source: Source = EverydaySource()
 
 
-DataPart = Annotated[RunData | GroupsData | DatasetData | AnswersData, Field(discriminator="kind")]
+DataPart = RunData | GroupsData | DatasetData | AnswersData
 
 
 class SeveralData(Section):
     """All groups of several data, together."""
 
     kind: Literal["several"]
-    parts: Annotated[tuple[DataPart, ...], Field(min_length=1)]
+    parts: Annotated[tuple[Annotated[DataPart, Field(discriminator="kind")], ...], Field(min_length=1)]
 
 
-TrainingData = Annotated[RunData | GroupsData | DatasetData | AnswersData | SeveralData, Field(discriminator="kind")]
+TrainingData = Annotated[DataPart | SeveralData, Field(discriminator="kind")]
 
 
 Attention = Literal["sdpa", "flex"]
@@ -235,8 +237,8 @@ class LoRA(Section):
 class TrainStage(Section):
     name: Name
     objective: Objective
-    data: TrainingData
-    start: Name | None = None
+    data: Annotated[TrainingData, Effect.INPUT]
+    start: Annotated[Name | None, Effect.INPUT] = None
     """Whose model it starts from: `base`, or an earlier stage. None: the stage before, the first from base."""
     num_epochs: Positive = 1.0
     num_tokens: Count | None = None
@@ -248,25 +250,25 @@ class TrainStage(Section):
     max_grad_norm: Positive = 1.0
     groups_per_step: Count = 8
     """Groups in one optimizer step, over all ranks and accumulation."""
-    row_tokens: Count | None = None
+    row_tokens: Annotated[Count | None, Effect.FREE] = None
     """Groups share a row, one forward pass of one rank, up to so many tokens; None: each has a row of its own."""
     num_responses: Count = 4
     """Responses of a group in one step: the best, and others drawn at random."""
     max_tokens: Count = 480
     """Longest query + response; a longer response is left out whole, and counted."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Attention = "sdpa"
+    attention: Annotated[Attention, Effect.FREE] = "sdpa"
     """PyTorch's scaled dot product; or FlexAttention, which leaves out what a row's mask hides, and needs CUDA."""
     lora: LoRA | None = None
     """None trains all weights."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Effect.FREE] = False
     """Less memory for a third more time: states are computed again for the gradient."""
     held_out_share: Share = 0.0
     """Of the groups; they are not trained on, and the loss on them is measured every `evaluate_every_steps`."""
-    evaluate_every_steps: Count = 50
-    deepspeed: AbsolutePath
-    checkpoint_every_steps: Count = 100
-    keep_checkpoints: CountOrZero = 2
+    evaluate_every_steps: Annotated[Count, Effect.FREE] = 50
+    deepspeed: Annotated[AbsolutePath, Effect.INPUT]
+    checkpoint_every_steps: Annotated[Count, Effect.FREE] = 100
+    keep_checkpoints: Annotated[CountOrZero, Effect.FREE] = 2
     """Checkpoints left when the stage is done (while it runs, at least the newest stays)."""
 
     @field_validator("name")
@@ -279,7 +281,7 @@ class TrainStage(Section):
     @model_validator(mode="after")
     def _has_pairs(self) -> "TrainStage":
         compares = self.objective.kind in ("dpo", "listwise_dpo")
-        if compares and (self.num_responses < 2 or all(part.kind == "answers" for part in self.parts)):
+        if compares and self.max_responses < 2:
             raise ValueError(
                 f"the objective {self.objective.kind} compares responses: num_responses must be at least 2, and data "
                 "of kind answers has one a group"
@@ -287,9 +289,26 @@ class TrainStage(Section):
         return self
 
     @property
-    def parts(self) -> tuple[RunData | GroupsData | DatasetData | AnswersData, ...]:
-        """What its data is made of."""
+    def parts(self) -> tuple[DataPart, ...]:
+        """What its data is made of; nothing else looks into `data`, which may hold several."""
         return self.data.parts if isinstance(self.data, SeveralData) else (self.data,)
+
+    def with_parts(self, parts: Sequence[DataPart]) -> "TrainStage":
+        """The stage with other parts in the same order."""
+        several = isinstance(self.data, SeveralData)
+        data = self.data.model_copy(update={"parts": tuple(parts)}) if several else parts[0]
+        return self.model_copy(update={"data": data})
+
+    @property
+    def uses_society(self) -> bool:
+        """Whether this run's society made any of its data."""
+        return any(part.kind == "run" for part in self.parts)
+
+    @property
+    def max_responses(self) -> int:
+        """The most responses that a group has in one step: one where hindsight puts them into one text."""
+        single = self.objective.kind == "coh" or all(part.kind == "answers" for part in self.parts)
+        return 1 if single else self.num_responses
 
 
 class TrainSection(Section):
@@ -310,10 +329,15 @@ class TrainSection(Section):
         full = [{**defaults, **stage} if isinstance(stage, dict) else stage for stage in stages]
         return {**{name: value for name, value in tree.items() if name != "defaults"}, "stages": full}
 
+    def ancestry(self, name: str) -> tuple[str, ...]:
+        """Whose models led to a stage's, the oldest first: `base`, then the stages that it builds on."""
+        position = [stage.name for stage in self.stages].index(name)
+        start = self.stages[position].start or (self.stages[position - 1].name if position else "base")
+        return ("base",) if start == "base" else (*self.ancestry(start), start)
+
     def start_of(self, name: str) -> str:
         """Whose model a stage starts from: `base`, or an earlier stage's name."""
-        position = [stage.name for stage in self.stages].index(name)
-        return self.stages[position].start or (self.stages[position - 1].name if position else "base")
+        return self.ancestry(name)[-1]
 
     @model_validator(mode="after")
     def _distinct(self) -> "TrainSection":

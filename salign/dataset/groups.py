@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from salign.columns import Columns, nearest
-from salign.config import AnswersData, DatasetData, GroupsData
+from salign.config import AnswersData, DatasetData, Effect, GroupsData, selected
 from salign.dataset.conversations import Prompt
 from salign.dataset.formats import Shape, groups_of, known_columns, parse, reading_of, shape_of
 from salign.dataset.rated import Candidate
@@ -149,7 +150,7 @@ def digest_of(data: GroupsData | DatasetData | AnswersData) -> str:
         content = sources.open_dataset(data).digest()
     else:
         content = hashlib.sha256(repr(demonstrations(data)).encode()).hexdigest()
-    how = "" if isinstance(data, AnswersData) else data.model_dump_json(exclude={"path"})
+    how = json.dumps(selected(data, Effect.DECIDES), sort_keys=True)
     return hashlib.sha256(repr((content, how)).encode()).hexdigest()
 
 

@@ -17,9 +17,15 @@ from salign.errors import ConfigError
 
 @dataclass(frozen=True)
 class Program:
-    """How a server is started: its command, and what its environment adds, both for a port and a key."""
+    """How a server is started: its command, and what its environment adds, both for a port and a key.
+
+    Attributes:
+        model: The name under which it is served.
+        files: The folder or file that is served, brought here if need be.
+    """
 
     model: str
+    files: Callable[[], str]
     command: Callable[[int], list[str]]
     environment: Callable[[int, str], dict[str, str]]
 
@@ -46,7 +52,9 @@ def _llama_cpp(section: ServerEngine, model: str) -> Program:
         )
         return {SETTINGS: settings.dumps()}
 
-    return Program(model, lambda _: [sys.executable, "-m", "salign.engines.llama_server"], environment)
+    return Program(
+        model, lambda: str(gguf), lambda _: [sys.executable, "-m", "salign.engines.llama_server"], environment
+    )
 
 
 def _gguf(model: str) -> Path:
@@ -76,7 +84,7 @@ def _vllm(section: ServerEngine, model: str) -> Program:
             "GPUs; it may have a virtual environment of its own whose bin folder is put on the PATH), or set "
             "engine.program=llama_cpp."
         )
-    resolved = models.resolve(model)
+    models.check_name(model)
 
     def command(port: int) -> list[str]:
         options = {
@@ -90,9 +98,11 @@ def _vllm(section: ServerEngine, model: str) -> Program:
             "generation-config": "vllm",
         }
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        return [executable, "serve", resolved, *words, "--disable-uvicorn-access-log", *section.arguments]
+        return [executable, "serve", models.resolve(model), *words, "--disable-uvicorn-access-log", *section.arguments]
 
-    return Program(model, command, lambda _, key: {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"})
+    return Program(
+        model, lambda: models.resolve(model), command, lambda _, key: {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
+    )
 
 
 _PROGRAMS = {"llama_cpp": _llama_cpp, "vllm": _vllm}

@@ -24,6 +24,7 @@ import aiohttp
 
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import Sampling, ServerEngine
+from salign.digests import name_of
 from salign.engines import keeper
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.capabilities import Capabilities, Ratings
@@ -65,10 +66,13 @@ async def servers(
         EngineError: A server ends or is not ready in time; the message quotes its log.
     """
     program = await asyncio.to_thread(program_of, section, model)
+    identity = f"{await asyncio.to_thread(lambda: name_of(program.model, program.files()))} ({section.program})"
     devices = await asyncio.to_thread(visible_devices)
     folder.mkdir(parents=True, exist_ok=True)
     kept = [
-        KeptServer(program, section, index, folder / f"server-{index}.log", shared, pushed_back=pushed_back)
+        KeptServer(
+            program, section, index, folder / f"server-{index}.log", shared, identity=identity, pushed_back=pushed_back
+        )
         for index, shared in enumerate(share_out(devices, section.num_servers))
     ]
     starts = [asyncio.create_task(server.start()) for server in kept]
@@ -151,8 +155,10 @@ class KeptServer:
         log: Path,
         devices: Sequence[str],
         *,
+        identity: str,
         pushed_back: Callable[[], None] | None = None,
     ) -> None:
+        self.identity = identity
         self._program = program
         self._section = section
         self._name = f"server {index} of {section.program}"
@@ -165,10 +171,6 @@ class KeptServer:
         self._capabilities: Capabilities | None = None
         self._num_starts = 0
         self._starting = asyncio.Lock()
-
-    @property
-    def identity(self) -> str:
-        return f"{self._program.model} ({self._section.program})"
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         return await self._call(lambda engine: engine.generate(prompt, sampling, seed))

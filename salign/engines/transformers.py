@@ -18,6 +18,7 @@ from salign import architecture, models
 from salign.chat import chat_template
 from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
+from salign.digests import name_of
 from salign.engines import sentences, thinking
 from salign.engines.base import (
     NUM_RATINGS,
@@ -80,7 +81,7 @@ class TransformersEngine:
     float32 on a CPU gave the same reply alone and among up to 16 to 47 of 48 prompts, with up to 48 tokens each.)
 
     Attributes:
-        identity: The model's name and number format.
+        identity: The model's name, the digest of its files, and the number format.
         capabilities: What was measured of it.
         num_prompt_tokens: Tokens of all prompts that have begun.
         num_prefilled_tokens: How many of them were computed; the others were shared.
@@ -90,9 +91,9 @@ class TransformersEngine:
         device = section.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.identity = f"{model} ({section.dtype})"
         self._tokenizer = models.load_tokenizer(model)
         self._model = models.load_model(model, getattr(torch, section.dtype)).eval()
+        self.identity = f"{name_of(model)} ({section.dtype})"
         try:
             self._model.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:

@@ -60,7 +60,7 @@ def find_way(model: Any) -> Way:
     tolerance = _TOLERANCE.get(model.dtype, _ROUGH_TOLERANCE)
     family = model.config.model_type
     ways: tuple[Way, ...] = ("shared", "batched", "alone") if can_share(model) else ("batched", "alone")
-    refused = []
+    refused: list[str] = []
     with torch.inference_mode():
         try:
             expected = [_by_itself(model, trial) for trial in trials]

@@ -19,6 +19,7 @@ from salign.config import Judge as JudgeSection
 from salign.dataset.collect import check_leaks
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import prompts_in
+from salign.digests import models_of
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import open_engine
 from salign.evaluation import judge as judging
@@ -33,7 +34,7 @@ from salign.evaluation.judged import (
 from salign.evaluation.resume import Measured, forget_measured, open_measured
 from salign.evaluation.tasks import MissingDataError, load_task
 from salign.evaluation.versions import code_digest, versions_of
-from salign.manifest import code_version
+from salign.manifest import code_version, require_model
 from salign.records import AlignmentGroup
 from salign.run import (
     RunDir,
@@ -58,14 +59,14 @@ Row = dict[str, Any]
 
 
 def model_path(run: RunDir, config: Config, name: str) -> tuple[str, dict[str, str]]:
-    """What `name` loads: the base, or a stage's model with that stage's digest.
+    """What `name` loads, the base or a stage's model, with its digest.
 
     Raises:
-        ConfigError: No such model.
+        ConfigError: No such model, or the base is not the one that the run was begun with.
         StageError: The stage is not complete.
     """
     if name == "base":
-        return config.model, {}
+        return config.model, {"model": require_model(run, config.model).digest}
     stage = config.stage(name)
     remedy = f"Run `python jobs/train.py {run.path} --stage {name}`, or launch again."
     done = require_done(run.stage(stage.name), f"train stage {name}", remedy)
@@ -268,7 +269,7 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
             (folder / "metrics.jsonl").unlink(missing_ok=True)
             log = stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
         counter = _Counter(log, _num_calls(config, work, ranks))
-        of = {"model": model, "inputs": inputs, "dtype": config.evaluate.dtype, "code": code_digest()}
+        of = {"inputs": inputs, "dtype": config.evaluate.dtype, "code": code_digest()}
         measured = stack.enter_context(open_measured(folder, of, ranks.rank))
         means = _Means(config, ranks, counter, measured, folder / f"servers-{ranks.rank}")
         rows = _measure_tasks(means, model, work.tasks)
@@ -363,10 +364,9 @@ def prefetch(config: Config) -> Iterator[str]:
     """
     from salign import models
 
-    engines = (config.engine, *(judge.engine for judge in config.evaluate.judges))
-    own = [engine.model for engine in engines if isinstance(engine, TransformersEngine) and engine.model is not None]
-    for model in dict.fromkeys([config.model, *own]):
-        models.fetch(model)
+    for model in models_of(config):
+        if not Path(model).is_file():  # as a GGUF is
+            models.resolve(model)
         yield f"model {model}"
     work = load_work(config, allow_missing=False)
     for name, task in work.tasks.items():

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 
-# Where a model is and how it is asked; which one it is, the others say.
-ADDRESS = {"base_url", "api_key_env", "timeout_s", "num_retries", "device"}
-
 _TEXTS_PER_FORWARD = 32
 _TEXTS_PER_CALL = 256
 

@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from salign.config import Embedder, HashingEmbedder
+from salign.config import Effect, Embedder, HashingEmbedder, TransformersEmbedder, selected
+from salign.digests import name_of
 from salign.run import lock, new_file
-from salign.society.embedders import ADDRESS, embed
+from salign.society.embedders import embed
 
 # Distances are whole numbers of millionths: compared exactly, and the same on every machine.
 _MILLION = 1_000_000
@@ -80,7 +81,8 @@ def embeddings_of(embedder: Embedder, questions: Sequence[str], folder: Path | N
     """
     if folder is None or isinstance(embedder, HashingEmbedder):
         return embed(embedder, questions)
-    text = json.dumps([embedder.model_dump(mode="json", exclude=ADDRESS), questions], ensure_ascii=False)
+    model = name_of(embedder.model) if isinstance(embedder, TransformersEmbedder) else None
+    text = json.dumps([selected(embedder, Effect.DECIDES), model, questions], ensure_ascii=False)
     path = folder / f"embeddings-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.npy"
     # Of the shards that start together, one asks the model.
     with lock(path.with_suffix(".lock"), f"the embeddings {path}", wait=True):

@@ -2,18 +2,17 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from salign.errors import ConfigError
+from salign.launchers import MPI_SIZES, number_in
 
 Message = tuple[Any, ...]
 
 # What launchers tell a process of the number of its kind.
-_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE")
 _LOCAL_RANK_VARIABLES = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 _LOCAL_SIZE_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
-_RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 _IDLE_S = (0.0, 0.0002, 0.001, 0.002)
 
 
@@ -128,18 +127,9 @@ class MPIRanks:
         self._comm.Abort(code)
 
 
-def _launched(variables: Sequence[str], default: int) -> int:
-    return next((int(os.environ[name]) for name in variables if os.environ.get(name, "").isdigit()), default)
-
-
 def place_here() -> tuple[int, int]:
     """This process's number among those of its shard on this machine, and how many they are, as the launcher says."""
-    return _launched(_LOCAL_RANK_VARIABLES, 0), _launched(_LOCAL_SIZE_VARIABLES, 1)
-
-
-def is_first() -> bool:
-    """Whether this process is rank 0, or alone; known before MPI is loaded."""
-    return _launched(_RANK_VARIABLES, 0) == 0
+    return number_in(_LOCAL_RANK_VARIABLES, 0), number_in(_LOCAL_SIZE_VARIABLES, 1)
 
 
 def join(num_ranks: int, *, alone: bool = False) -> Ranks:
@@ -152,7 +142,7 @@ def join(num_ranks: int, *, alone: bool = False) -> Ranks:
     Raises:
         ConfigError: There are others; or there is no MPI.
     """
-    launched = _launched(_SIZE_VARIABLES, 1)
+    launched = number_in(MPI_SIZES, 1)
     if alone and launched > 1:
         raise ConfigError(f"a replay is the work of one process, and MPI started {launched}: start it without mpiexec.")
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from salign import compose
-from salign.config import Config, SocietySection
+from salign.config import Config, Effect, SocietySection, TransformersEmbedder, selected
+from salign.digests import models_of_society, name_of
 from salign.engines.journal import Journal, written_header
 from salign.engines.meter import MeteredEngine
 from salign.engines.programs import share_out, visible_devices
 from salign.errors import REQUEUE, SalignError, redact
-from salign.run import RunDir, lock, mark_done, record_failure, recording_failure
-from salign.society.embedders import ADDRESS
+from salign.manifest import require_model
+from salign.run import RunDir, lock, mark_done, record_failure, recording_failure, sha256
 from salign.society.models import asked, model_names, open_engines, open_replay
 from salign.society.observer import measure
 from salign.society.prompts import PROMPTS_VERSION
@@ -37,13 +38,6 @@ _SYNC_EVERY_S = 1.0
 # So long mpiexec is given to pass on what was said before all is ended.
 _LAST_WORDS_S = 0.5
 
-# What decides which calls are made in what order, when they end and what counts, but not what they say.
-_NOT_IN_JOURNAL = {"num_worlds", "num_shards", "max_rounds", "stopping", "schedule", "max_alive", "gates"}
-_NOT_IN_JOURNAL |= {"observer_check"}
-_NOT_IN_JOURNAL |= {"mixture", "observer"}  # they stand there as models and instructions
-# What of an engine makes another answer of the same call.
-_ANSWERED_BY = ("num_top_logprobs", "context_length")
-
 
 def worlds_of(society: SocietySection, shard: int) -> range:
     """The numbers of a shard's worlds: contiguous, sizes differing by one at most."""
@@ -58,26 +52,39 @@ def calls_per_interaction(society: SocietySection) -> int:
     return 1 + (0 if alone else calls_per_member * society.audience_size) + 1 + 4
 
 
-def _header(config: Config, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
-    """Of what a journal is: models, seed, prompts, and all of the society that shapes its calls."""
+def journal_header(config: Config, identities: Sequence[str]) -> dict[str, Any]:
+    """Of what a journal is: models, seed, prompts, and every setting on which an answer depends.
+
+    Args:
+        config: The run's.
+        identities: Of the run's engine, the observer's, and each part's of a mixture.
+    """
     society = config.society
-    shape = society.model_dump(mode="json", exclude={**dict.fromkeys(_NOT_IN_JOURNAL, True), "embedder": ADDRESS})
-    sections = {"engine": config.engine, "society.observer": society.observer}
-    sections |= {f"society.mixture.{part.name}.engine": part.engine for part in society.mixture}
+    decides = {"engine": config.engine, "society": society}
     return {
-        **{name: engine.identity for name, engine in zip(model_names(society), engines, strict=True)},
-        **{
-            f"{name}.{setting}": getattr(section, setting)
-            for name, section in sections.items()
-            for setting in _ANSWERED_BY
-            if hasattr(section, setting)
-        },
-        **{f"society.mixture.{part.name}.instructions": part.instructions for part in society.mixture},
-        **{f"society.mixture.{part.name}.share": part.share for part in society.mixture},
+        **dict(zip(model_names(society), identities, strict=True)),
+        **_inputs(society),
         "run.seed": config.run.seed,
         "prompts": PROMPTS_VERSION,
-        **compose.leaves(shape, "society"),
+        **{
+            name: value
+            for place, section in decides.items()
+            for name, value in compose.leaves(selected(section, Effect.DECIDES), place).items()
+        },
     }
+
+
+def _inputs(society: SocietySection) -> dict[str, str]:
+    """What a society reads, by its content: where it lies does not matter. The models that speak name themselves."""
+    named = {"questions": society.questions, "prior": society.prior, "topology": society.topology}
+    found = {}
+    if isinstance(society.embedder, TransformersEmbedder):
+        found["society.embedder.model"] = name_of(society.embedder.model)
+    for name, section in named.items():
+        for key, value in selected(section, Effect.INPUT).items():
+            path = Path(value)
+            found[f"society.{name}.{key}"] = sha256(path) if path.is_file() else value
+    return found
 
 
 class _Progress:
@@ -154,7 +161,7 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
     opened = open_replay(config, folder, kept) if replay else open_engines(config, logs, kept)
     with contextlib.ExitStack() as stack:
         async with opened as engines:
-            header = {**_header(config, engines), **asked(config.society, engines)}
+            header = journal_header(config, [engine.identity for engine in engines]) | asked(config.society, engines)
             journal = Journal(folder, header, None if replay else ranks.rank)
             stack.callback(journal.close)
             for engine in engines:
@@ -281,7 +288,8 @@ def run_shard(run: RunDir, config: Config, shard: int, *, replay: bool = False) 
 
     Raises:
         StageError: Another process works on the shard, it crosses a gate, or a replay finds no answer.
-        ConfigError: The journal is of another model or config; or the number of ranks is not as configured.
+        ConfigError: The journal is of another model or config, a model is not the one that the run was begun with, or
+            the number of ranks is not as configured.
         EngineError: The engine is at fault.
         DataError: Questions or prior cannot be read.
     """
@@ -298,6 +306,8 @@ def run_shard(run: RunDir, config: Config, shard: int, *, replay: bool = False) 
                 written_header(folder)  # where there is no journal, what is complete stays so
             else:
                 stack.enter_context(recording_failure(folder))
+                for model in models_of_society(config):
+                    require_model(run, model)
                 (folder / "metrics.jsonl").unlink(missing_ok=True)
             for left in folder.glob(".*.part"):  # of processes that were killed
                 left.unlink()

@@ -185,22 +185,27 @@ def _wandb(*words: str) -> None:
 
 
 def _lineage(run: RunDir, config: Config) -> Iterator[tuple[str, Callable[[Server], str | None]]]:
-    """Which unit was made from which artifact of which other; offline, wandb cannot say so itself."""
-    name = config.run.name
-    data = (run_id(run, config, "simulate"), f"{name}-data")
-    before = None
-    models: dict[str, tuple[str, str]] = {}
+    """For each unit what notes one artifact that it was made from; offline, wandb cannot say so itself."""
+    for consumer, producer, artifact in lineage(run, config):
+        yield consumer, _link(consumer, producer, artifact)
+
+
+def lineage(run: RunDir, config: Config) -> Iterator[tuple[str, str, str]]:
+    """Which W&B run was made from which artifact of which other: consumer's id, producer's id, the artifact's name."""
+
+    def model(stage: str) -> tuple[str, str]:
+        return run_id(run, config, "train", stage), f"{config.run.name}-{stage}"
+
     for stage in config.train.stages:
-        mine = run_id(run, config, "train", stage.name)
-        if stage.data.kind == "run":
-            yield mine, _link(mine, *data)
-        if before is not None:
-            yield mine, _link(mine, *before)
-        before = models[stage.name] = (mine, f"{name}-{stage.name}")
-    for model in config.evaluated_models:
-        if model in models:
-            mine = run_id(run, config, "evaluate", model)
-            yield mine, _link(mine, *models[model])
+        consumer = run_id(run, config, "train", stage.name)
+        if stage.uses_society:
+            yield consumer, run_id(run, config, "simulate"), f"{config.run.name}-data"
+        start = config.train.start_of(stage.name)
+        if start != "base":
+            yield consumer, *model(start)
+    for name in config.evaluated_models:
+        if name != "base":
+            yield run_id(run, config, "evaluate", name), *model(name)
 
 
 def _link(consumer: str, producer: str, artifact: str) -> Callable[[Server], str | None]:

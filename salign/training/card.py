@@ -11,25 +11,13 @@ from typing import Any
 import yaml
 
 from salign import __version__, models
-from salign.config import AnswersData, Config, DatasetData, GroupsData, TrainStage
+from salign.config import KINDS, AnswersData, Config, DataPart, DatasetData, Effect, GroupsData, TrainStage, selected
 from salign.tracking.metrics import Row
 
 _PAPER = "arXiv:2305.16960"
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-# Of a config: what says how a stage was trained, in the card's order.
-_SETTINGS = (
-    "num_epochs",
-    "max_steps",
-    "groups_per_step",
-    "num_responses",
-    "max_tokens",
-    "learning_rate",
-    "warmup_share",
-    "weight_decay",
-    "max_grad_norm",
-    "dtype",
-    "held_out_share",
-)
+# What the card says elsewhere.
+_SAID_ELSEWHERE = {"name", "objective", "lora"}
 _FIGURES = ("loss", "loss_best", "loss_contrast", "rewards/margins", "rewards/accuracies")
 
 
@@ -42,12 +30,14 @@ class Facts:
         digest: Of its data in tokens.
         num_ranks: That trained it.
         zero_stage: Of DeepSpeed.
+        base: Digest and revision of the run's model, as its manifest notes them.
     """
 
     counts: Mapping[str, int]
     digest: str
     num_ranks: int
     zero_stage: int
+    base: Mapping[str, Any] | None = None
 
 
 def licence_of(model: str) -> str | None:
@@ -67,11 +57,18 @@ def _origin(model: str) -> str:
     """A model's name as one may tell it to others: without the folders of this machine."""
     if model in models.EMBEDDED:
         return models.EMBEDDED[model].origin
-    return Path(model).name if Path(model).expanduser().is_dir() else model
+    return Path(model).name if Path(model).expanduser().is_dir() else models.hub_name(model)[0]
 
 
-def _data(stage: TrainStage) -> str:
-    data = stage.data
+def _identity(base: Mapping[str, Any] | None) -> str:
+    """What tells the base model from others of its name."""
+    if base is None:
+        return ""
+    revision = f", revision `{base['revision']}` of the hub" if base["revision"] else ""
+    return f" The first is the model whose files have the digest `{base['digest'][:16]}`{revision}."
+
+
+def _data(data: DataPart) -> str:
     if isinstance(data, GroupsData):
         return f"graded groups of responses, from the file `{data.path.name}`"
     if isinstance(data, DatasetData):
@@ -80,9 +77,20 @@ def _data(stage: TrainStage) -> str:
         source = data.source
         name = getattr(source, "path", None)
         return f"answers taken for good, of the source `{source.kind}`" + (f" (`{Path(name).name}`)" if name else "")
+    kinds = "" if set(data.kinds) == set(KINDS) else f", of the kinds {', '.join(data.kinds)} alone"
     return (
-        "graded groups of responses, made by a simulated society of language models: drafts and revisions with ratings"
+        "graded groups of responses, made by this run's simulated society of language models: drafts and revisions "
+        f"with ratings{kinds}"
     )
+
+
+def _all_data(stage: TrainStage) -> str:
+    """Each part of a stage's data by itself: what others made is not taken for the society's."""
+    said = [_data(part) for part in stage.parts]
+    said = [f"{text[0].upper()}{text[1:]}" for text in said]
+    if len(said) == 1:
+        return said[0]
+    return "\n".join([f"All groups of {len(said)} parts:", "", *(f"- {text}" for text in said), "", "All of it"])
 
 
 def _table(rows: Sequence[tuple[str, object]]) -> str:
@@ -120,8 +128,9 @@ def _front(config: Config, stage: TrainStage, licence: str | None) -> str:
 
 
 def _settings(config: Config, stage: TrainStage, facts: Facts) -> list[tuple[str, object]]:
-    given = stage.model_dump(mode="json")
-    settings = [(name, given[name]) for name in _SETTINGS if given[name] is not None]
+    given = selected(stage, Effect.DECIDES)
+    shown = [name for name in given if name not in _SAID_ELSEWHERE]
+    settings = [(name, given[name]) for name in shown if given[name] is not None]
     if stage.lora is not None:
         settings.append(("lora, merged into the weights", json.dumps(given["lora"])))
     return [*settings, ("ranks", facts.num_ranks), ("ZeRO stage", facts.zero_stage), ("seed", config.run.seed)]
@@ -137,9 +146,8 @@ def model_card(config: Config, stage: TrainStage, base: str, facts: Facts, rows:
         facts: Of the stage.
         rows: Its metrics.
     """
-    licence, data = licence_of(base), _data(stage)
-    names = [other.name for other in config.train.stages]
-    before = names[: names.index(stage.name)]
+    licence = licence_of(base)
+    _, *before = config.train.ancestry(stage.name)
     objective = json.dumps(stage.objective.model_dump(mode="json"))
     chain = " -> ".join([f"`{_origin(config.model)}`", *(f"`{name}`" for name in before), f"**`{stage.name}`**"])
     versions = ", ".join(
@@ -152,11 +160,11 @@ def model_card(config: Config, stage: TrainStage, base: str, facts: Facts, rows:
 # {config.run.name}: {stage.name}
 
 Trained by salign {__version__} in the way of *Training Socially Aligned Language Models in Simulated Human Society*
-({_PAPER}): {chain}.
+({_PAPER}): {chain}.{_identity(facts.base)}
 
 ## Data
 
-{data[0].upper()}{data[1:]}; digest `{facts.digest[:16]}`.
+{_all_data(stage)}; digest `{facts.digest[:16]}`.
 
 {_table(list(facts.counts.items()))}
 

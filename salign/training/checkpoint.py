@@ -4,12 +4,15 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from salign.compose import leaves
+from salign.config import Effect, TrainStage, selected
 from salign.errors import ConfigError, StageError
 from salign.run import Done, mark_done, new_folder, noticing_full_disk, read_done, sha256
 from salign.training.distributed import Ranks, share_from_main
@@ -38,6 +41,19 @@ class Store:
     keep: int
     made_by: dict[str, Any] = field(default_factory=dict)
     adapters: bool = False
+
+
+def made_by(stage: TrainStage, seed: int, data: str, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What decides, beside the stages before, what a stage learns: by its names, in plain values.
+
+    Args:
+        stage: The stage; all of its settings that decide count, whichever they are.
+        seed: The run's.
+        data: The digest of its data in tokens.
+        inputs: Of the stage; `model` is the base model's digest, where it starts from there.
+    """
+    model = {"model": inputs["model"]} if "model" in inputs else {}
+    return {"data": data, **model, "seed": seed, **leaves(selected(stage, Effect.DECIDES))}
 
 
 def _complete(store: Store) -> list[tuple[Path, Done]]:

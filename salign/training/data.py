@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from salign import architecture, models
-from salign.config import KINDS, AnswersData, DatasetData, GroupsData, RunData, TrainStage
+from salign.config import KINDS, AnswersData, DataPart, GroupsData, RunData, TrainStage
 from salign.dataset.groups import demonstrations, digest_of, read_groups
 from salign.errors import DataError
 from salign.records import AlignmentGroup
@@ -54,7 +54,7 @@ def stage_groups(
 
 
 def _groups_of(
-    run: RunDir, data: RunData | GroupsData | DatasetData | AnswersData, left_out: Counter[str]
+    run: RunDir, data: DataPart, left_out: Counter[str]
 ) -> tuple[Iterable[AlignmentGroup], str, dict[str, str]]:
     if isinstance(data, AnswersData):
         return demonstrations(data), digest_of(data), {}

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salign import models
-from salign.compose import leaves
 from salign.config import Config, TrainStage
 from salign.errors import REQUEUE
-from salign.run import RunDir, lock, mark_done, recording_failure, require_done, sha256
+from salign.manifest import noted_model, require_model
+from salign.run import RunDir, lock, mark_done, recording_failure, require_done
 from salign.seeds import derive
 from salign.tracking.metrics import MetricsLog, keep_rows, read_metrics
 from salign.tracking.mirror import Mirror, open_mirror
@@ -36,14 +36,15 @@ logger = logging.getLogger(__name__)
 
 
 def base_model(run: RunDir, config: Config, stage: TrainStage) -> tuple[str, dict[str, str]]:
-    """What a stage starts from, another stage's model or the base, with that stage's digest.
+    """What a stage starts from, another stage's model or the base, with its digest.
 
     Raises:
         StageError: That stage is not complete.
+        ConfigError: The base is not the model that the run was begun with.
     """
     before = config.train.start_of(stage.name)
     if before == "base":
-        return config.model, {}
+        return config.model, {"model": require_model(run, config.model).digest}
     remedy = f"Run `python jobs/train.py {run.path} --stage {before}`, or launch again."
     done = require_done(run.stage(before), f"train stage {before}", remedy)
     return str(run.model(before)), {f"train/{before}": done.digest}
@@ -146,9 +147,9 @@ def train(run: RunDir, config: Config, name: str) -> None:
         data = TokenStore(origin.tokens)
         trained, held_out = split(data, stage, seed)
         num_steps = Order(data, stage, seed, trained).num_steps
-        made_by = _made_by(job, origin)
+        made_by = checkpoint.made_by(stage, seed, origin.tokens.name.removeprefix("tokens-"), origin.inputs)
         folder = job.folder / "checkpoints"
-        store = checkpoint.Store(folder, origin.inputs, stage.keep_checkpoints, made_by, stage.lora is not None)
+        store = checkpoint.Store(folder, origin.stages, stage.keep_checkpoints, made_by, stage.lora is not None)
         found = checkpoint.find(store, ranks, int(settings.get("zero_optimization", {}).get("stage", 0)))
         if found is not None and found.universal:
             settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
@@ -156,7 +157,7 @@ def train(run: RunDir, config: Config, name: str) -> None:
         trainer = Trainer(stage, ranks, model, settings, num_steps=num_steps, lengths=longest(data, stage))
         groups: Groups = data
         if needs_reference(stage.objective):
-            path = reference_path(origin.tokens, origin.model, origin.inputs, stage.dtype)
+            path = reference_path(origin.tokens, origin.inputs, stage.dtype)
             groups = with_references(data, path, ranks, trainer.nll_of)
         order = Order(groups, stage, seed, trained)
         work = _Work(order, [(int(number), groups[int(number)]) for number in held_out], store, found)
@@ -184,6 +185,11 @@ class _Origin:
     tokens: Path
     inputs: dict[str, str]
 
+    @property
+    def stages(self) -> dict[str, str]:
+        """Those of its inputs that are other stages of the run."""
+        return {name: digest for name, digest in self.inputs.items() if name != "model"}
+
 
 def _find_origin(job: _Job) -> _Origin:
     """Finds it, and tokenises the data; every rank calls it."""
@@ -200,24 +206,6 @@ def _find_origin(job: _Job) -> _Origin:
         built = build_tokens(job.run, job.stage, job.config.run.seed, tokenizer, context)
     tokens, more = share_from_main(built)
     return _Origin(model, tokenizer, tokens, {**inputs, **more})
-
-
-# Of a stage's config, what decides what it learns of given tokens.
-_DECISIVE = {
-    *("objective", "num_epochs", "max_steps", "learning_rate", "warmup_share", "weight_decay", "max_grad_norm"),
-    *("groups_per_step", "num_responses", "dtype", "lora", "held_out_share"),
-}
-
-
-def _made_by(job: _Job, origin: _Origin) -> dict[str, Any]:
-    """What decides, beside the stages before, what is learnt: by its names, in plain values."""
-    model = Path(models.resolve(origin.model)) / "config.json"
-    decided = {
-        "data": origin.tokens.name.removeprefix("tokens-"),
-        "model": sha256(model)[:16] if model.is_file() else origin.model,
-        "seed": job.config.run.seed,
-    }
-    return decided | leaves(job.stage.model_dump(mode="json", include=_DECISIVE))
 
 
 def _load(job: _Job, origin: _Origin, settings: dict[str, Any]) -> PreTrainedModel:
@@ -249,7 +237,8 @@ def _finish(job: _Job, origin: _Origin, trainer: Trainer, model: PreTrainedModel
             model, weights = merge(origin.model, stage.lora, weights, getattr(torch, stage.dtype)), None
         zero_stage = trainer.engine.zero_optimization_stage()
         counts = _counts(trainer, TokenStore(origin.tokens))
-        facts = Facts(counts, origin.tokens.name.removeprefix("tokens-"), job.ranks.size, zero_stage)
+        data = origin.tokens.name.removeprefix("tokens-")
+        facts = Facts(counts, data, job.ranks.size, zero_stage, noted_model(job.run, job.config.model))
         rows = read_metrics(job.folder / "metrics.jsonl")
         card = model_card(job.config, stage, origin.model, facts, rows)
         write_model(job.run.model(stage.name), model, weights, origin.tokenizer, card)

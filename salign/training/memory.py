@@ -96,7 +96,8 @@ def find_shape(model: str) -> Shape | None:
     if model not in models.EMBEDDED and not path.is_file() and model not in _KNOWN:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(model, "config.json")
+        name, revision = models.hub_name(model)
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if not isinstance(cached, str | os.PathLike):
             return None
         path = Path(cached)
@@ -144,9 +145,7 @@ class Estimate:
 
 def most_row_tokens(stage: TrainStage) -> int:
     """Tokens of the longest row that the stage may have: a group of whole responses with next to no query."""
-    single = stage.objective.kind == "coh" or stage.data.kind == "answers"
-    responses = 1 if single else stage.num_responses
-    return max(stage.row_tokens or 0, responses * stage.max_tokens)
+    return max(stage.row_tokens or 0, stage.max_responses * stage.max_tokens)
 
 
 def num_trained(stage: TrainStage, shape: Shape) -> int:

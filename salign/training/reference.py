@@ -32,9 +32,9 @@ class ReferencedGroups:
         return dataclasses.replace(self._store[index], references=found.tolist())
 
 
-def reference_path(store: Path, model: str, inputs: dict[str, str], dtype: str) -> Path:
-    """Where the references of a store are kept, for the model that the stage starts from."""
-    text = repr((store.name, model, sorted(inputs.items()), dtype))
+def reference_path(store: Path, inputs: dict[str, str], dtype: str) -> Path:
+    """Where the references of a store are kept, for the model that the stage starts from: its digest is an input."""
+    text = repr((store.name, sorted(inputs.items()), dtype))
     return store.parent / f"reference-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from salign.errors import ConfigError
+from salign.launchers import MPI_SIZES, number_in
 
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ def find_place() -> Place:
     """This rank's place: by torchrun's variables, which deepspeed sets too, else Slurm's or MPI's; else it is alone."""
     if "RANK" in os.environ:
         return Place({name: os.environ[name] for name in _NAMES if name in os.environ})
-    by_mpi = max(int(os.environ.get(name, "1")) for name in _MPI_SIZES)
-    by_slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    by_mpi, by_slurm = number_in(MPI_SIZES, 1), number_in(["SLURM_STEP_NUM_TASKS"], 1)
     # Where srun speaks MPI, both are set; mpiexec may have been started within a step.
     if by_slurm > 1 and by_mpi in (1, by_slurm):
         return _from_slurm()
@@ -87,11 +86,6 @@ def find_place() -> Place:
 def is_launched() -> bool:
     """Whether this process is one of ranks that a launcher started together."""
     return "RANK" in os.environ or find_place().num_ranks > 1
-
-
-def is_first() -> bool:
-    """Whether this is rank 0, or alone; known before the ranks have met."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("PMI_RANK", "0"))) == "0"
 
 
 def check_rendezvous(place: Place) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from salign import models
 from salign.config import Sampling, ServerEngine
+from salign.digests import name_of
 from salign.engines.base import Prompt
 from salign.engines.server import servers
 from salign.errors import ConfigError, EngineError
@@ -117,7 +118,8 @@ def test_it_speaks_rates_and_ends(tmp_path):
             return engine.identity, pids, key, slots, properties, reply, rating, many
 
     identity, pids, key, slots, properties, reply, rating, many = asyncio.run(run())
-    assert identity == "smollm2-135m (llama_cpp)"
+    gguf = str(models.embedded_gguf("smollm2-135m"))
+    assert identity == f"{name_of('smollm2-135m', gguf)} (llama_cpp)"
     assert len(pids) == 2
     assert "Paris" in reply.text
     assert reply.served == "smollm2-135m"

@@ -1,0 +1,33 @@
+"""Who a process is among those that a launcher (torchrun, deepspeed, mpiexec, srun) started together.
+
+Known from the environment, before any library is loaded that makes them know each other.
+"""
+
+import os
+from collections.abc import Sequence
+
+MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE")
+MPI_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+
+
+def number_in(variables: Sequence[str], default: int) -> int:
+    """The number in the first of some environment variables that has one."""
+    return next((int(os.environ[name]) for name in variables if os.environ.get(name, "").isdigit()), default)
+
+
+def rank_here() -> int:
+    """This process's rank; 0 where it is alone.
+
+    torchrun and deepspeed come first, for they may run inside a step of Slurm's; then MPI, whose mpiexec may do so too:
+    all of its processes are one task there.
+    """
+    if "RANK" in os.environ:
+        return number_in(["RANK"], 0)
+    if number_in(MPI_SIZES, 1) > 1:
+        return number_in(MPI_RANKS, 0)
+    return number_in(["SLURM_PROCID"], 0) if number_in(["SLURM_STEP_NUM_TASKS"], 1) > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this process is rank 0, or alone."""
+    return rank_here() == 0
