@@ -73,7 +73,7 @@ def test_answers_without_a_good_one(tmp_path):
 
 def test_evaluation_prompts_in_the_prior(tmp_path):
     with pytest.raises(
-        StageError, match="evaluation prompts are in the training data or in the agents' initial memory"
+        StageError, match="evaluation prompts are in the society's questions, the agents' initial memory or the"
     ):
         check_inputs(config(tmp_path, evaluate={"questions": {"kind": "everyday", "split": "society"}}))
 

@@ -205,7 +205,7 @@ def test_an_evaluation_prompt_in_the_training_data_is_refused(tree, tmp_path):
     tree["train"] = {"stages": [{**stage, "deepspeed": str(tmp_path / "ds.json")}]}
     tree["cluster"] = {"num_ranks": 1}
     config = compose.parse(tree, "test")
-    with pytest.raises(StageError, match=r"evaluation prompts are in the training data.*pick a lock"):
+    with pytest.raises(StageError, match=r"evaluation prompts are in .* the training data, the first: .*pick a lock"):
         evaluating.evaluate(create_run(config), config, "base")
 
 
