@@ -42,8 +42,8 @@ SMALL = {
     "rating": "parse",
     "stopping": None,
 }
-# By this seed one world stops sooner than the other.
-STOPPING = {"max_rounds": 6, "stopping": {"window": 1, "min_rounds": 2, "tolerance": 2}}
+# Of so many worlds some stop sooner than others.
+STOPPING = {"num_worlds": 4, "max_rounds": 6, "stopping": {"window": 1, "min_rounds": 2, "tolerance": 1.5}}
 TOPOLOGIES = {
     "grid": {"kind": "grid", "size": 3},
     "small_world": {"kind": "small_world", "num_agents": 12, "num_neighbours": 4},
@@ -161,8 +161,8 @@ def test_worlds_are_dealt_out_to_shards_in_order():
 
 @pytest.mark.parametrize("rating", ["parse", "logprob"])
 def test_shards_together_hold_what_one_shard_holds(tmp_path, rating):
-    _, whole = simulate(config_of(tmp_path / "one", rating=rating, num_worlds=4, **STOPPING))
-    cut = config_of(tmp_path / "four", rating=rating, num_worlds=4, num_shards=4, **STOPPING)
+    _, whole = simulate(config_of(tmp_path / "one", rating=rating, **STOPPING))
+    cut = config_of(tmp_path / "four", rating=rating, num_shards=4, **STOPPING)
     assert b"".join(simulate(cut, shard)[1] for shard in range(4)) == whole
 
 
@@ -174,7 +174,7 @@ def test_pareto_stopping_ends_worlds_at_different_rounds(tmp_path):
     """The other tests of stopping would say nothing otherwise."""
     folder, _ = simulate(config_of(tmp_path, **STOPPING))
     rounds = read_done(folder).facts["rounds"]
-    assert len(set(rounds.values())) == 2
+    assert len(set(rounds.values())) > 1
     assert min(rounds.values()) < 6
 
 

@@ -240,7 +240,7 @@ MISTAKES = {
     "leak": (
         ["evaluate.questions={kind: everyday, split: society}"],
         1,
-        ["evaluation prompts are in the society's questions", "(society.questions, 1: question)"],
+        ["evaluation prompts are in the society's questions", "(society.questions, "],
     ),
 }
 
