@@ -150,7 +150,10 @@ def test_the_metrics_have_every_round_and_end_with_the_counts(tmp_path):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     facts = read_done(folder).facts
     rounds = [(row["sim/world"], row["sim/round"]) for row in rows if "sim/round" in row]
-    assert sorted(rounds) == [(w, r) for w in (0, 1) for r in range(1, facts["rounds"][str(w)] + 1)]
+    assert sorted(rounds) == [(w, r) for w in range(4) for r in range(1, facts["rounds"][str(w)] + 1)]
+    ends = [(row["sim/world"], row["sim/round"], row["sim/stop"]) for row in rows if "sim/stop" in row]
+    assert sorted(ends) == [(stop["world"], stop["round"], stop["why"]) for stop in facts["stops"]]
+    assert [(str(world), round_) for world, round_, _ in sorted(ends)] == list(facts["rounds"].items())
     assert rows[-1]["sim/calls"] == facts["num_calls"]
 
 

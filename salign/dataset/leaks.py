@@ -34,6 +34,7 @@ _MAX_PROMPTS_OF_RUN = 50
 # Characters that are compared at a time.
 _BATCH = 1_000_000
 _MAX_NAMED = 20
+_MAX_TABLE_BITS = 26
 _PROMPT_FIELDS = ("question", "Question", "prompt", "query", "chosen", "situation", "scenario", "Q")
 
 
@@ -135,7 +136,7 @@ class _Index:
         self._prompt_of = prompt_of
         self._num_runs = np.maximum(np.bincount(prompt_of, minlength=num_prompts), 1)
         # Of the runs of a text, a table tells at once nearly all that are in no prompt.
-        bits = max(10, (32 * len(self._runs)).bit_length())
+        bits = min(max(10, (32 * len(self._runs)).bit_length()), _MAX_TABLE_BITS)
         self._shift = np.uint64(64 - bits)
         self._table = np.zeros(1 << bits, np.bool_)
         self._table[self._runs >> self._shift] = True

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from salign.bench.figures import Figure
 from salign.config import Stopping
+from salign.society.questions import QuestionOrder
 from salign.society.stopping import StopRule
 
 if TYPE_CHECKING:
@@ -84,11 +85,10 @@ def _stops(case: _Case, rule: Callable[[Rounds], int]) -> list[int]:
 
 
 def _ratings(case: _Case, rng: np.random.Generator) -> Rounds:
-    """A world's ratings; each agent goes through all questions in an order of its own, and again."""
+    """A world's ratings; agents ask the questions of a real society's order."""
     num_rounds, n = len(case.means), case.num_agents
-    passes = -(-num_rounds // case.num_questions)
-    asked = rng.permuted(np.tile(np.arange(case.num_questions), (passes, n, 1)), axis=2)
-    asked = np.moveaxis(asked, 1, 0).reshape(n, -1)[:, :num_rounds].T
+    order = QuestionOrder(case.num_questions, int(rng.integers(1 << 62)))
+    asked = np.array([[order.question(agent, number + 1) for agent in range(n)] for number in range(num_rounds)])
     shared, own = rng.normal(size=(num_rounds, n)), rng.normal(size=(2, num_rounds, n))
     chance = _CORRELATION**0.5 * shared + (1 - _CORRELATION) ** 0.5 * own
     question = rng.normal(0, _SD_QUESTION, (2, case.num_questions))[:, asked]
