@@ -45,6 +45,10 @@ class EngineError(SalignError):
     """An engine is unreachable, or answers with something that is no answer."""
 
 
+class EngineUnavailableError(EngineError):
+    """The engine cannot be reached, or is too busy: it says nothing of what it can do."""
+
+
 class CallRejectedError(EngineError):
     """The engine refuses this one call (too long, filtered); other calls may well succeed."""
 

@@ -42,6 +42,7 @@ class Server:
         self.logprobs = logprobs
         self.text = text
         self.requests: list[dict] = []
+        self.broken, self.status = "nothing", 500
 
     def _way(self, asked: dict) -> str | None:
         if asked.get("continue_final_message"):
@@ -53,6 +54,8 @@ class Server:
     async def chat(self, request: web.Request) -> web.Response:
         asked = await request.json()
         self.requests.append(asked)
+        if self._way(asked) == self.broken:
+            return web.json_response({"error": {"message": "no template"}}, status=self.status)
         roles = {message["role"] for message in asked["messages"]}
         for name, said in self.refuses.items():
             if (name in asked and (name != "top_logprobs" or asked[name] > 5)) or name in roles:
@@ -155,6 +158,22 @@ def test_little_mass_is_a_warning(caplog):
 @pytest.mark.parametrize("server", [Server(logprobs=False), Server(told={"The": 1.0})])
 def test_a_server_that_cannot_rate_is_refused_with_the_remedy(server):
     with pytest.raises(ConfigError, match=r"no probabilities of the digits 1 to 7 in any way.*society\.rating=parse"):
+        server.measured()
+
+
+def test_a_way_that_breaks_the_server_is_refused():
+    """llama.cpp answers 500 where a template raises."""
+    server = Server(told=DIGITS)
+    server.broken = "begun"
+    facts = server.measured()
+    assert (facts["rating_way"], facts["ways"]["begun"]) == ("told", None)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_without_time_is_not_one_that_cannot(status):
+    server = Server(begun=DIGITS)
+    server.broken, server.status = "begun", status
+    with pytest.raises(EngineError, match=f"HTTP {status}"):
         server.measured()
 
 
@@ -340,6 +359,15 @@ def test_of_those_that_measure_at_once_one_counts(tmp_path):
     assert capabilities._publish(path, one) == one
     assert capabilities._publish(path, other) == one
     assert [found.name for found in tmp_path.iterdir()] == ["engine.json"]
+
+
+def test_what_decides_is_the_same_whoever_says_it():
+    known = Capabilities(rating_way="begun", ways={"begun": Measured(mass=0.9, digits=7)})
+    facts = {**known.facts(), "calls": "shared"}  # an engine may say more of itself
+    assert capabilities.deciding(facts) == capabilities.deciding(known.facts())
+    assert capabilities.deciding(facts)["rating_way"] == "begun"
+    assert "ways" not in capabilities.deciding(facts)
+    assert capabilities.deciding({}) == {}
 
 
 def test_a_damaged_file_is_named(tmp_path):

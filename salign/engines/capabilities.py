@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from salign.config import RatingWay
 from salign.engines.base import NUM_RATINGS, Engine, Prompt, RatingReply
-from salign.errors import ConfigError, EngineError
+from salign.errors import ConfigError, EngineError, EngineUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,8 @@ class Measurable(Engine, Protocol):
 
 
 def deciding(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Of an engine's facts those that decide what it is asked; the rest are figures."""
-    return {name: value for name, value in facts.items() if name != "ways"}
+    """Of an engine's facts those that decide what it is asked; the rest are figures, or how it computes."""
+    return {name: facts[name] for name in Capabilities.model_fields if name != "ways" and name in facts}
 
 
 # --- ways of asking for a rating -------------------------------------------------------------------
@@ -120,14 +120,15 @@ async def measure_ways(
 
     Raises:
         ConfigError: None of them gives probabilities of digits.
+        EngineUnavailableError: The engine does not answer.
     """
     measured: dict[RatingWay, Measured | None] = {}
     refusals: dict[RatingWay, str] = {}
     for way, rate in ways.items():
         try:
             replies = await asyncio.gather(*(rate(prompt) for prompt in PROBES))
-        except ConfigError:
-            raise
+        except EngineUnavailableError:
+            raise  # nothing is learnt of the way
         except EngineError as error:  # refused; or no log-probabilities
             measured[way], refusals[way] = None, str(error)
             continue

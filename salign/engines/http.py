@@ -21,7 +21,7 @@ import aiohttp
 from yarl import URL
 
 from salign.config import OpenAIEngine as OpenAISection
-from salign.errors import CallRejectedError, ConfigError, EngineError, SalignError, redact
+from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError, SalignError, redact
 
 # These refuse one prompt; 401, 403 and 404 refuse whoever asks, or the model.
 _REJECTED = (400, 413, 422)
@@ -138,14 +138,14 @@ class Server:
                 answer = await response.read()
         except TimeoutError as error:
             self._push_back()
-            failure = EngineError(
+            failure = EngineUnavailableError(
                 f"{self._where} did not answer within engine.timeout_s = {self._section.timeout_s:g} s, {number} "
                 "times. Is it overloaded? Lower engine.max_in_flight or raise engine.timeout_s; what is complete is "
                 "kept."
             )
             raise _MayPassError(failure) from error
         except aiohttp.ClientError as error:
-            failure = EngineError(
+            failure = EngineUnavailableError(
                 f"{self._where} is unreachable ({self.short(str(error) or type(error).__name__)}), {number} times. "
                 "Start it, or set engine.base_url to where it listens; what is complete is kept."
             )
@@ -159,8 +159,9 @@ class Server:
         if status in _OVERLOADED:
             self._push_back()
         if status in _MAY_PASS or status >= 500:
+            kind = EngineUnavailableError if status in (*_MAY_PASS, *_OVERLOADED) else EngineError
             raise _MayPassError(
-                EngineError(f"{self._where} failed after {number - 1} retries: {self._said(status, answer)}"),
+                kind(f"{self._where} failed after {number - 1} retries: {self._said(status, answer)}"),
                 busy=status in _OVERLOADED,
                 asked_pause_s=_asked_pause_s(response.headers),
             )

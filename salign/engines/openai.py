@@ -22,7 +22,7 @@ from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply,
 from salign.engines.capabilities import PROBES, Capabilities, Ratings, measure_ways
 from salign.engines.chat import RATING_SCHEMA, REASONED_SCHEMA, Completion, in_words, weights
 from salign.engines.http import Server
-from salign.errors import CallRejectedError, ConfigError, EngineError
+from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -183,9 +183,13 @@ class OpenAIEngine:
         for _ in range(len(_MAY_BE_REFUSED) + 2):
             try:
                 completion = await self._complete(_HELLO, 0, temperature=0.0, top_p=1.0, max_tokens=_HELLO_TOKENS)
-            except CallRejectedError as error:
+            except EngineUnavailableError:
+                raise
+            except EngineError as error:  # refused; or a template that raises, which some servers call their own fault
                 name = _refused_parameter(str(error).removeprefix(self._name))
                 if name is None or name in self.capabilities.refused:
+                    if not isinstance(error, CallRejectedError):
+                        raise
                     logger.warning("the first call: %s", error)
                     return
                 logger.warning("%s refuses `%s`: %s.", self._name, name, _SAID_OTHERWISE.get(name, "it is left out"))

@@ -168,7 +168,7 @@ class KeptServer:
         self._running: _Running | None = None
         self._engine: OpenAIEngine | None = None
         self._old_engines: list[OpenAIEngine] = []
-        self._capabilities: Capabilities | None = None
+        self._capabilities = Capabilities(rating_way="begun")  # our programs can; until it is measured
         self._num_starts = 0
         self._starting = asyncio.Lock()
 
@@ -181,7 +181,7 @@ class KeptServer:
     @property
     def capabilities(self) -> Capabilities:
         """What was measured of the server, or of one like it; also of one that is started again."""
-        return self._capabilities or Capabilities()
+        return self._capabilities
 
     @capabilities.setter
     def capabilities(self, measured: Capabilities) -> None:
@@ -272,8 +272,7 @@ class KeptServer:
         self._engine = OpenAIEngine(
             client, self._program.model, identity=self.identity, api_key=key, pushed_back=self._pushed_back
         )
-        if self._capabilities is not None:
-            self._engine.capabilities = self._capabilities
+        self._engine.capabilities = self._capabilities
 
     async def _ready(self, running: _Running) -> None:
         """Returns when the server serves the model."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from salign import models
 from salign.config import Sampling, ServerEngine
 from salign.digests import name_of
 from salign.engines.base import Prompt
+from salign.engines.opening import open_engine
 from salign.engines.server import servers
 from salign.errors import ConfigError, EngineError
 
@@ -132,6 +134,28 @@ def test_it_speaks_rates_and_ends(tmp_path):
     assert '"samplers":["temperature","top_p"]' in properties[1]
     assert ended(pids)
     assert key not in (tmp_path / "server-0.log").read_text()
+
+
+def test_it_is_asked_for_ratings_in_the_way_that_puts_the_mass_on_digits(tmp_path):
+    plain = Prompt("How good is the word 'kind'? Rate it from 1 to 7.")
+    words = Prompt(plain.user + ' Reply in the form "Rating: <1 to 7> Reason: <one sentence>".', form="rating")
+
+    async def run(ratings):
+        async with open_engine(section(), "smollm2-135m", tmp_path, ratings=ratings) as engine:
+            said = [await engine.generate(words, Sampling(max_tokens=40), seed) for seed in range(3)]
+            return engine.facts(), await engine.rate(plain, 0), [reply.text for reply in said]
+
+    facts, rating, _ = asyncio.run(run("logprob"))
+    mass = {way: measured["mass"] for way, measured in facts["ways"].items()}
+    assert facts["rating_way"] == "begun"
+    assert mass["begun"] > 0.85
+    assert mass["schema"] > 0.85
+    assert mass["told"] < 0.3
+    assert mass["choices"] < 0.3  # what is shown is what the model would have said without the grammar
+    assert rating.mass > 0.5
+    facts, _, said = asyncio.run(run("parse"))
+    assert facts["json_schema"] is True
+    assert all(re.match(r"Rating: [1-7] Reason: ", text) for text in said)
 
 
 def test_the_whole_context_of_a_slot_may_be_used(tmp_path):
