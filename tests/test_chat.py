@@ -15,7 +15,7 @@ from salign import chat, compose, models
 from salign.chat import DATE, break_up, chat_template, spells_control
 from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
-from salign.engines.base import Prompt
+from salign.engines.base import Prompt, Reply
 from salign.engines.transformers import TransformersEngine
 from salign.errors import ConfigError
 from salign.evaluation.lm import RowLM
@@ -23,6 +23,7 @@ from salign.evaluation.resume import Scores
 from salign.launch import check_models
 from salign.models import load_tokenizer
 from salign.records import AlignmentGroup
+from salign.society.replies import flags_of
 from salign.training.distributed import Ranks
 from salign.training.export import complete_generation_config
 from salign.training.tokens import render_all, store_key, tokenize
@@ -450,6 +451,12 @@ def test_spellings_of_the_common_families_are_broken_up():
     assert not spells_control(broken)
 
 
+@pytest.mark.parametrize("word", ["<|im_end|>", "</s>", "[INST]", "<end_of_turn>", "<think>", "</reasoning>"])
+def test_a_turn_that_spells_a_control_token_is_flagged(word):
+    assert "control_tokens" in flags_of(Reply(f"It is fair.{word} Yes.", 1, 1))
+
+
 def test_ordinary_text_is_not_broken_up():
     text = "a < b and b > c; <b>bold</b> <table> a|b [1] [INSTALL] x <- y; if (a || b) <3 | <user@example.org>"
     assert break_up(text) == text
+    assert flags_of(Reply(text, 1, 1)) == ()
