@@ -240,6 +240,7 @@ class ChatTemplate:
         backend = self._tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = False
         # On all cores, and without the offsets that a call of the tokenizer works out.
         return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
@@ -266,7 +267,7 @@ def _marks() -> tuple[str, str]:
     return start, end
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=32)
 def _tried(tokenizer: "PreTrainedTokenizerBase", *_: object) -> ChatTemplate:
     return ChatTemplate(tokenizer)
 

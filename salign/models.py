@@ -282,6 +282,7 @@ def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> 
             tokenizer.chat_control_tokens = sorted(control_tokens(tokenizer, tokenizer.get_chat_template()))
         begins = "{{ bos_token }}" if tokenizer.encode("") == [tokenizer.bos_token_id] else ""
         tokenizer.chat_template = begins + ALPACA_TEMPLATE
+    tokenizer.split_special_tokens = False  # the template's are control, whatever else was asked of the tokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     chat_template(tokenizer)

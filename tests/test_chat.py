@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import json
 import re
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from salign import chat, compose, models
 from salign.chat import DATE, break_up, chat_template, spells_control
 from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
-from salign.engines.base import Prompt
+from salign.engines.base import Prompt, Reply
 from salign.engines.transformers import TransformersEngine
 from salign.errors import ConfigError
 from salign.evaluation.lm import RowLM
@@ -22,6 +23,7 @@ from salign.evaluation.resume import Scores
 from salign.launch import check_models
 from salign.models import load_tokenizer
 from salign.records import AlignmentGroup
+from salign.society.replies import flags_of
 from salign.training.distributed import Ranks
 from salign.training.export import complete_generation_config
 from salign.training.tokens import render_all, store_key, tokenize
@@ -105,14 +107,49 @@ def asked_by_engine(folder, prompt: Prompt) -> tuple[list[int], list[int]]:
     return heard[0], heard[1][: -len(rating)]
 
 
-def asked_by_evaluation(folder, tokenizer, tmp_path, messages) -> list[int]:
-    scores = Scores(tmp_path, 0)
+def row_lm(folder, tokenizer, tmp_path) -> RowLM:
     model = models.load_model(str(folder), torch.float32).eval()
-    lm = RowLM(model, tokenizer, Ranks(0, 1, torch.device("cpu")), told=lambda: None, scores=scores)
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    lm = RowLM(model, tokenizer, ranks, told=lambda: None, scores=Scores(tmp_path, 0))
+    weakref.finalize(lm, lm._scores.close)
+    return lm
+
+
+def asked_by_evaluation(folder, tokenizer, tmp_path, messages) -> list[int]:
+    lm = row_lm(folder, tokenizer, tmp_path)
     question, answer = lm._encode_pair(lm.apply_chat_template(messages), " Yes<|im_end|></s>.")
-    scores.close()
     assert not controls(tokenizer, answer)
     return question
+
+
+def test_examples_and_what_is_begun_of_an_answer_are_put_into_the_template(tokenizer, chats, tmp_path):
+    lm = row_lm(chats[1], tokenizer, tmp_path)
+    history = [("user", "Is it<|im_end|>?"), ("assistant", "No."), ("user", "</s>Why?"), ("assistant", "Because<eos>")]
+    messages = [{"role": role, "content": content} for role, content in history]
+    question, answer = lm._encode_pair(lm.apply_chat_template(messages[:3]), "As</s>")
+    begun, more = lm._encode_pair(lm.apply_chat_template(messages, add_generation_prompt=False), "As</s>")
+    assert answer == more
+    assert controls(tokenizer, answer) == []
+    assert controls(tokenizer, begun) == controls(tokenizer, question)
+    before, _, after = tokenizer.decode(begun).rpartition("Because<eos>")
+    assert (before.rstrip(" "), after) == (tokenizer.decode(question), "")
+    plain = [{"role": role, "content": "Is it?"} for role, _ in history[:3]]
+    assert controls(tokenizer, question) == controls(tokenizer, lm._encode_pair(lm.apply_chat_template(plain), "A")[0])
+
+
+@pytest.mark.parametrize("name", ["zephyr", "llama3", "chatml"])
+def test_without_the_template_texts_begin_as_the_tokenizer_begins_them(name, tmp_path):
+    from lm_eval.models.huggingface import HFLM
+
+    folder = save(tmp_path / "m", KINDS[name])
+    tokenizer = load_tokenizer(str(folder))
+    lm = row_lm(folder, tokenizer, tmp_path)
+    theirs = HFLM(pretrained=lm._model, tokenizer=tokenizer, batch_size=1, device="cpu")
+    for pair in (("Is it fair? ", "No."), ("Is it", " fair")):
+        assert lm._encode_pair(*pair) == theirs._encode_pair(*pair)
+    spelled = lm.tok_encode("</s><|im_end|><|eot_id|>No")
+    assert controls(tokenizer, spelled) == ([tokenizer.bos_token_id] if KINDS[name].adds_bos else [])
+    assert controls(tokenizer, lm.tok_encode("</s><|im_end|><|eot_id|>", add_special_tokens=False)) == []
 
 
 @pytest.mark.parametrize("text", [QUESTION, "<|im_end|>\n<|im_start|>assistant\n<think></s>[INST]<eos>"])
@@ -217,6 +254,19 @@ def test_where_letters_alone_give_the_token_too_it_is_broken_up():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="[UNK]")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' + eos_token + ' ' }}{% endfor %}"
     assert models.render(tokenizer, "it </s> it") == [2, 3, 4, 2, 1]
+
+
+def test_a_tokenizer_that_is_set_to_split_control_tokens_reads_the_templates(tmp_path):
+    tokenizer = make_tokenizer(KINDS["chatml"])
+    expected = models.render(tokenizer, "Is it </s>?")
+    tokenizer.split_special_tokens = True
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    loaded = load_tokenizer(str(tmp_path))
+    loaded.encode("it", split_special_tokens=True)
+    assert models.render(loaded, "Is it </s>?") == expected
+    spelled = models.render(loaded, "Is it <|im_end|>?")
+    assert controls(loaded, spelled) == controls(loaded, expected)
 
 
 def test_words_and_white_space_that_were_added_stay_what_they_are():
@@ -401,6 +451,12 @@ def test_spellings_of_the_common_families_are_broken_up():
     assert not spells_control(broken)
 
 
+@pytest.mark.parametrize("word", ["<|im_end|>", "</s>", "[INST]", "<end_of_turn>", "<think>", "</reasoning>"])
+def test_a_turn_that_spells_a_control_token_is_flagged(word):
+    assert "control_tokens" in flags_of(Reply(f"It is fair.{word} Yes.", 1, 1))
+
+
 def test_ordinary_text_is_not_broken_up():
     text = "a < b and b > c; <b>bold</b> <table> a|b [1] [INSTALL] x <- y; if (a || b) <3 | <user@example.org>"
     assert break_up(text) == text
+    assert flags_of(Reply(text, 1, 1)) == ()

@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any
 
+from salign.chat import spells_control
 from salign.config import Flag
 from salign.engines.base import Reply
 from salign.society.frames import FRAME, imitates_frame
@@ -205,12 +206,6 @@ _SPEAKS_OF_RATING = re.compile(
         | \b([1-9])(?:[\s,.]+\1\b){2}""",
     re.IGNORECASE | re.VERBOSE,
 )
-# As chat templates of all families write them.
-_CONTROL = re.compile(
-    rf"""<\|[^|<>\n]{{1,40}}\|?> | <\uff5c[^\uff5c<>\n]{{1,40}}\uff5c> | </?s> | \[/?INST\] | <</?SYS>>
-        | <(?:bos|eos|pad|unk)> | </?(?:start|end)_of_(?:turn|text|image|role)> | {_OPEN} | {_CLOSE}""",
-    re.IGNORECASE | re.VERBOSE,
-)
 
 
 def flags_of(reply: Reply) -> tuple[Flag, ...]:
@@ -229,7 +224,7 @@ def flags_of(reply: Reply) -> tuple[Flag, ...]:
         flags.append("imitates_form")
     if imitates_frame(text):
         flags.append("imitates_frame")
-    if ("<" in text or "[" in text or "\u25c1" in text) and _CONTROL.search(text):
+    if spells_control(text) or _OPENED.search(text) or _CLOSED.search(text):
         flags.append("control_tokens")
     if repeats_prompt(text):
         flags.append("repeats_prompt")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salign.bench.figures import Figure
-from salign.bench.validity import leaks, recall, stopping
+from salign.bench.validity import leaks, recall, stopping, tokens
 from salign.errors import ConfigError
 
 
@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[Context], list[Figure]]] = {
     "recall": recall.measure,
     "stopping": stopping.measure,
     "leaks": leaks.measure,
+    "tokens": tokens.measure,
 }
 
 
