@@ -146,7 +146,7 @@ def calibrate(society: SocietySection, table: QuestionTable, samples: Sequence[S
     remembered question (so that machines which differ in the sixth decimal agree), and 1, which is to have nothing in
     common, at most.
     """
-    distances = [table.distances(sample.question, sample.memory) / 1e6 for sample in samples]
+    distances = [table.distances(sample.question, sample.memory) for sample in samples]
     nearest = [float(row.min()) for row in distances]
     threshold = society.max_recall_distance
     if threshold is None:
