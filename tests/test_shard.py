@@ -323,7 +323,9 @@ def test_an_embedder_that_moved_is_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("salign.society.memory.embed", embed)
     for port in (1, 2):
         moved = {"kind": "openai", "model": "small", "base_url": f"http://127.0.0.1:{port}/v1"}
-        folder, _ = simulate(config_of(tmp_path, embedder=moved))
+        folder, _ = simulate(
+            config_of(tmp_path, embedder=moved, gates={"min_initial_recall_share": 0.0})  # nothing is similar
+        )
     assert asked == ["http://127.0.0.1:1/v1"]
     facts = read_done(folder).facts
     assert facts["num_journaled_calls"] == facts["num_calls"]
@@ -630,3 +632,57 @@ def test_nothing_is_decided_after_the_end_of_a_world():
     assert verdicts.stops == {0: verdict.stop}
     assert verdicts.take(part_of(Numbered, 3, 2, 6.0)) == []
     assert verdicts.validity.num_interactions == 8
+
+
+# --- what is recalled, and who hears whom ----------------------------------------------------------
+
+
+def test_the_marker_says_what_was_recalled_by_round_and_source(tmp_path):
+    folder, _ = simulate(config_of(tmp_path, max_rounds=3, stopping=None))
+    held = list(read_interactions(folder / "interactions.jsonl"))
+    recall = read_done(folder).facts["recall"]
+    assert recall["recall_share"] == 0.9
+    assert 0 < recall["max_distance"] <= 1
+    for number in (1, 2, 3):
+        drafts = [item.turn("draft") for item in held if item.round == number]
+        said = recall["draft"]["rounds"][str(number)]
+        for source in ("initial", "own"):
+            of_source = [turn for turn in drafts if turn.recalled is not None and turn.recalled.source == source]
+            assert said[f"{source}_share"] == pytest.approx(len(of_source) / len(drafts), abs=1e-4)
+    assert recall["draft"]["rounds"]["1"]["own_share"] == 0.0
+    assert recall["draft"]["rounds"]["1"]["initial_share"] > 0.5
+    assert recall["feedback"]["num_turns"] == sum(len(item.turns_of("feedback")) for item in held)
+    distances = [turn.recalled.distance for item in held for turn in item.turns if turn.recalled is not None]
+    assert max(distances) < recall["max_distance"]
+
+
+def test_a_shard_whose_agents_would_not_recall_is_refused_before_its_first_call(tmp_path, asked):
+    questions = tmp_path / "questions.txt"
+    questions.write_text("".join(f"xx{number} yy{number} zz{number}\n" for number in range(20)))
+    strange = {"questions": {"kind": "text", "path": str(questions)}}
+    with pytest.raises(ConfigError, match=r"would recall what they start with in \d.\d% .*Choose another"):
+        simulate(config_of(tmp_path, **strange))
+    assert not asked.keys
+    simulate(config_of(tmp_path, **strange, gates={"min_initial_recall_share": 0.0}))
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [
+        {"kind": "small_world", "num_agents": 12, "num_neighbours": 4},
+        {"kind": "scale_free", "num_agents": 12, "num_links": 2},
+    ],
+)
+def test_a_society_on_a_graph_that_was_drawn_can_be_run_again_from_its_file(tmp_path, topology):
+    settings = {"num_worlds": 1, "audience_size": 2, "max_rounds": 2, "stopping": None}
+    folder, drawn = simulate(config_of(tmp_path, topology=topology, **settings))
+    done = read_done(folder)
+    assert done.facts["graphs"] == ["graphs/world-00000.txt"]
+    assert set(done.files) == {"interactions.jsonl", "graphs/world-00000.txt"}
+    path = tmp_path / "links.txt"
+    path.write_bytes((folder / "graphs/world-00000.txt").read_bytes())
+    again = config_of(tmp_path, topology={"kind": "edges", "path": str(path)}, **settings)
+    run = again.run.model_copy(update={"name": "again"})
+    folder, from_file = simulate(again.model_copy(update={"run": run}))
+    assert from_file == drawn
+    assert read_done(folder).facts["graphs"] == []

@@ -17,9 +17,12 @@ from salign.digests import name_of
 from salign.run import lock, new_file
 from salign.society.embedders import embed
 
-# Distances are whole numbers of millionths: compared exactly, and the same on every machine.
-_MILLION = 1_000_000
-# Distances that are kept, at most: 100 MB.
+# Distances are whole numbers of hundred-thousandths: compared exactly, and the same on every machine.
+_UNITS = 100_000
+# A distance and a question's number in one whole number, so that the smallest is the nearest question, of those equally
+# near the first: 18 bits and 14.
+_BITS, _MASK = 14, (1 << 14) - 1
+# Distances that are kept, at most: 100 MB. So 5,000 questions, whose numbers have 13 bits.
 _MAX_KEPT = 25_000_000
 # Distances in one matrix product, at most: 32 MB.
 _MAX_PRODUCT = 1 << 22
@@ -42,7 +45,7 @@ class QuestionTable:
         self.number = {question: number for number, question in enumerate(self.questions)}
         self.max_distance = max_distance
         self._embeddings = embeddings
-        self._rows: dict[int, NDArray[np.int32]] | None = {} if len(self.questions) ** 2 <= _MAX_KEPT else None
+        self._rows: dict[int, NDArray[np.uint32]] | None = {} if len(self.questions) ** 2 <= _MAX_KEPT else None
         self._block = max(1, _MAX_PRODUCT // len(self.questions))
 
     def within(self, max_distance: float) -> "QuestionTable":
@@ -51,24 +54,43 @@ class QuestionTable:
         table.max_distance = max_distance
         return table
 
-    def distances(self, question: int, others: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Cosine distances from a question to some others, in millionths: [others]."""
+    def distances(self, question: int, others: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Cosine distances from a question to some others, to five decimals: [others]."""
         if self._rows is None:
-            one = self._embeddings[question]
-            vector = one if isinstance(one, np.ndarray) else one.toarray().ravel()
-            return _millionths(np.asarray(self._embeddings[others] @ vector))
+            return self._between(question, others) / _UNITS
+        return (self._row(question)[others] >> _BITS) / _UNITS
+
+    def nearest(self, question: int, others: NDArray[np.int32]) -> tuple[float, int]:
+        """Of some questions (at least one) the nearest with its distance; of those equally near, the first."""
+        if self._rows is None:
+            units = self._between(question, others)
+            least = units.min()
+            return int(least) / _UNITS, int(others[units == least].min())
+        coded = self._row(question)[others]
+        code = int(coded[coded.argmin()])
+        return (code >> _BITS) / _UNITS, code & _MASK
+
+    def _row(self, question: int) -> NDArray[np.uint32]:
+        """Distances to all questions, each with the question's number."""
+        assert self._rows is not None
         row = self._rows.get(question)
         if row is None:
             start = question // self._block * self._block
             product = self._embeddings[start : start + self._block] @ self._embeddings.T
-            similarity = product if isinstance(product, np.ndarray) else product.toarray()
-            self._rows |= enumerate(_millionths(similarity), start)
+            units = _units(product if isinstance(product, np.ndarray) else product.toarray())
+            numbers = np.arange(len(self.questions), dtype=np.uint32)
+            self._rows |= enumerate(units.astype(np.uint32) << _BITS | numbers, start)
             row = self._rows[question]
-        return row[others]
+        return row
+
+    def _between(self, question: int, others: NDArray[np.int32]) -> NDArray[np.int64]:
+        one = self._embeddings[question]
+        vector = one if isinstance(one, np.ndarray) else one.toarray().ravel()
+        return _units(np.asarray(self._embeddings[others] @ vector))
 
 
-def _millionths(similarity: NDArray[Any]) -> NDArray[np.int32]:
-    return np.rint((1.0 - similarity.astype(np.float64)) * _MILLION).clip(min=0).astype(np.int32)
+def _units(similarity: NDArray[Any]) -> NDArray[np.int64]:
+    return np.rint((1.0 - similarity.astype(np.float64)) * _UNITS).clip(min=0).astype(np.int64)
 
 
 def embeddings_of(embedder: Embedder, questions: Sequence[str], folder: Path | None = None) -> Any:
@@ -107,21 +129,20 @@ class InternalMemory:
     (The external memory of the paper, a record of every interaction that an agent led, is the world's output.)
     """
 
-    # A society may have a million agents: what they start with is two flat arrays, their texts shared. Own answers are
-    # found by number; `_own_numbers` has the questions in the order in which they were first answered, in `_own_since`.
-    __slots__ = ("_initial_answers", "_initial_questions", "_own", "_own_numbers", "_own_since")
+    # A society may have a million agents: what they start with is a flat array, their texts shared. `_numbers` has the
+    # questions of the start, in order, and then those the agent answered, as it first did in the rounds of `_since`.
+    __slots__ = ("_initial_answers", "_numbers", "_own", "_since")
 
     def __init__(self, initial: Mapping[int, str]) -> None:
         numbers = sorted(initial)
-        self._initial_questions = array("i", numbers)
+        self._numbers = array("i", numbers)
         self._initial_answers = tuple(initial[number] for number in numbers)
         self._own: dict[int, list[tuple[int, str]]] = {}
-        self._own_numbers = array("i")
-        self._own_since = array("i")
+        self._since = array("i")
 
     def __len__(self) -> int:
         """How many questions are remembered."""
-        return len(self._own.keys() | set(self._initial_questions))
+        return len(set(self._numbers))
 
     @property
     def num_versions(self) -> int:
@@ -140,8 +161,8 @@ class InternalMemory:
         versions = self._own.get(question)
         if versions is None:
             versions = self._own[question] = []
-            self._own_numbers.append(question)
-            self._own_since.append(round_)
+            self._numbers.append(question)
+            self._since.append(round_)
         versions.append((round_, answer))
         while len(versions) > 1 and versions[1][0] <= read_after:
             del versions[0]
@@ -157,23 +178,16 @@ class InternalMemory:
             question: The number of the one that is asked.
             after_round: Answers of later rounds are not there yet.
         """
-        own = self._own_numbers[: bisect_right(self._own_since, after_round)]
-        nearest = min(_nearest(table, question, own), _nearest(table, question, self._initial_questions))
-        distance, number = nearest[0] / _MILLION, nearest[1]
+        num_initial = len(self._initial_answers)
+        num_known = num_initial + bisect_right(self._since, after_round)
+        if not num_known:
+            return None
+        known = np.frombuffer(self._numbers, dtype=np.int32, count=num_known)
+        distance, number = table.nearest(question, known)
         if not distance < table.max_distance:
             return None
         for round_, answer in reversed(self._own.get(number, ())):
             if round_ <= after_round:
                 return Memory(number, answer, "own", distance)
-        place = bisect_left(self._initial_questions, number)
+        place = bisect_left(self._numbers, number, 0, num_initial)
         return Memory(number, self._initial_answers[place], "initial", distance)
-
-
-def _nearest(table: QuestionTable, question: int, numbers: "array[int]") -> tuple[float, int]:
-    """The smallest distance in millionths, and which of some questions has it; infinity where there is none."""
-    if not numbers:
-        return float("inf"), -1
-    known = np.frombuffer(numbers, dtype=np.int32)
-    distances = table.distances(question, known)
-    least = distances.min()
-    return int(least), int(known[distances == least].min())

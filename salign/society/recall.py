@@ -69,6 +69,12 @@ class Recall:
             ConfigError: Agents of some label would recall too little of what they start with.
         """
         least = society.gates.min_initial_recall_share
+        remedy = "Choose another society.embedder, questions or prior."
+        if self.recall_share is None:
+            remedy = (
+                "Leave out society.max_recall_distance, so that the distance is taken from the questions "
+                "(society.recall_share); or choose another society.embedder, questions or prior."
+            )
         for label, share in self.expected_initial_share.items():
             if share < least:
                 raise ConfigError(
@@ -76,8 +82,7 @@ class Recall:
                     f"(society.gates.min_initial_recall_share = {least:.1%}), so that populations made no difference: "
                     f"half of the questions asked are {self.median_nearest_distance:.3f} or more from the nearest of "
                     f"{society.num_initial_memories} remembered ones, and only what is under {self.max_distance:g} is "
-                    "recalled. Leave out society.max_recall_distance, so that the distance is taken from the questions "
-                    "(society.recall_share); or choose another society.embedder, questions or prior."
+                    f"recalled. {remedy}"
                 )
 
 
@@ -146,7 +151,7 @@ def calibrate(society: SocietySection, table: QuestionTable, samples: Sequence[S
     remembered question (so that machines which differ in the sixth decimal agree), and 1, which is to have nothing in
     common, at most.
     """
-    distances = [table.distances(sample.question, sample.memory) / 1e6 for sample in samples]
+    distances = [table.distances(sample.question, sample.memory) for sample in samples]
     nearest = [float(row.min()) for row in distances]
     threshold = society.max_recall_distance
     if threshold is None:

@@ -83,6 +83,11 @@ def _society(embedder: Embedder, prior: Source, num_rounds: int, **settings: Any
     return SocietySection(embedder=embedder, prior=prior, max_rounds=num_rounds, stopping=None, **settings)
 
 
+def _alone(embedder: Embedder, prior: Source) -> SocietySection:
+    """What a draft recalls does not depend on the audience, whose calls take most of the time."""
+    return _society(embedder, prior, _NUM_ROUNDS, audience_size=0)
+
+
 def _drafts(record: RecallRecord, number: int) -> str:
     recalls = record.rounds[number]["draft"]
     initial, own = recalls.share("initial") or 0.0, recalls.share("own") or 0.0
@@ -151,7 +156,7 @@ def measure(context: "Context") -> list[Figure]:
     hashing = HashingEmbedder()
     model = TransformersEmbedder(kind="transformers", model=context.model)
     figures = _asked()
-    usual = _society(hashing, EverydaySource(), _NUM_ROUNDS)
+    usual = _alone(hashing, EverydaySource())
     figures += _recalled("embedded questions, hashing", usual, everyday, folder, "all exact look-ups")
     missing = context.needs(_QUESTIONS, _STORIES)
     if missing:
@@ -160,9 +165,9 @@ def measure(context: "Context") -> list[Figure]:
     stories = MoralStoriesSource(kind="moral_stories", path=context.data / _STORIES)
     figures += _populations(hh, folder)
     figures += _recalled("HH questions, hashing", usual, hh, folder, "0.0000")
-    told = _society(hashing, stories, _NUM_ROUNDS)
+    told = _alone(hashing, stories)
     figures += _recalled("HH questions, hashing, moral stories", told, hh, folder, "0.0000")
-    by_model = _society(model, EverydaySource(), _NUM_ROUNDS)
+    by_model = _alone(model, EverydaySource())
     before = "96-99.6% of all pairs near enough"
     figures += _recalled("embedded questions, model", by_model, everyday, folder, before)
     some = hh[:_NUM_EMBEDDED]
