@@ -18,6 +18,7 @@ _OURS = {
     "bf16": "dtype",
     "fp16": "dtype",
     "amp": "dtype",
+    "data_types": "dtype",
     "optimizer": "learning_rate and weight_decay",
     "scheduler": "warmup_share",
 }
@@ -56,6 +57,10 @@ def deepspeed_config(stage: TrainStage, num_ranks: int) -> dict[str, Any]:
         )
     if mistakes:
         raise ConfigError("; ".join(mistakes))
+    if stage.dtype == "bfloat16" and zero.get("stage", 0):
+        # Without it gradients of many rows are added up in bfloat16, where a small one is lost. (Without ZeRO they are
+        # added up in float32 as it is, and the setting is refused.)
+        given["data_types"] = {"grad_accum_dtype": "fp32"}
     return {
         "steps_per_print": 1_000_000_000,
         # An offloaded optimizer too is torch's.
