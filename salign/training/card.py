@@ -46,15 +46,15 @@ def licence_of(model: str) -> str | None:
         return models.EMBEDDED[model].licence
     front = _front_of(Path(model).expanduser() / "README.md")
     named = front.get("license") if isinstance(front, dict) else None
-    return named if isinstance(named, str) else None
+    return named if isinstance(named, str) and named not in ("", "~", "null") else None
 
 
 def _front_of(card: Path) -> object:
     """What stands in the head of somebody's card; None where it cannot be read, whatever is wrong with it."""
     try:
-        front = _FRONT.match(card.read_bytes().decode(encoding="utf-8", errors="replace")) if card.is_file() else None
-        # Of the values none is made into a date or a number, which it may not be.
-        return None if front is None else yaml.load(front[1], Loader=yaml.BaseLoader)  # noqa: S506 (strings alone)
+        front = _FRONT.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+        # Strings alone: no value is made into a date, which it may not be.
+        return None if front is None else yaml.load(front[1], Loader=yaml.BaseLoader)  # noqa: S506
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return None
 

@@ -51,3 +51,66 @@ def test_a_matrix_decays_and_a_norm_does_not(tiny_model, tmp_path, ranks, zero, 
     for name, parameter in after.items():
         share = 1.0 if "norm" in name else 1 - 1e-3 * 0.5
         torch.testing.assert_close(parameter.detach(), before[name] * share, rtol=1e-6, atol=0)
+
+
+# --- bfloat16 -------------------------------------------------------------------------------------
+
+ZERO = pytest.mark.parametrize("zero", [1, 2, 3])
+
+
+def loaded(tiny_model, zero: int):
+    from salign.training.loop import _sharded_loading
+
+    with _sharded_loading({"zero_optimization": {"stage": zero}, "train_micro_batch_size_per_gpu": 1}):
+        return models.load_model(str(tiny_model), torch.bfloat16)
+
+
+def whole(model) -> dict[str, torch.Tensor]:
+    """The weights of a model that ZeRO-3 may have shared out."""
+    import deepspeed
+
+    shared = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=shared):
+        return {name: parameter.detach().clone().view(-1) for name, parameter in model.named_parameters()}
+
+
+def constant_gradients(model, values: list[float]) -> None:
+    """The gradient of every value of every weight, backward pass after backward pass."""
+    for parameter in model.parameters():
+        given = iter(values)
+        parameter.register_hook(lambda gradient, given=given: torch.full_like(gradient, next(given)))
+
+
+@ZERO
+def test_steps_too_small_for_bfloat16_add_up_in_the_master_weights(tiny_model, tmp_path, ranks, zero):
+    """Adam's step is the rate, 1e-5; weights from 0.125 on are spaced by 1e-3 and more. None of 5 is lost after 200."""
+    model = loaded(tiny_model, zero)
+    before = whole(model)
+    trainer = trainer_of(tmp_path, ranks, model, zero, dtype="bfloat16", learning_rate=1e-5, max_grad_norm=1e9)
+    constant_gradients(model, [1.0] * 1000)
+    large = {name: (value.abs() > 0.125) & (value.abs() < 0.25) for name, value in before.items()}
+    for step in range(5):
+        trainer.step(step, [(0, GROUP)])
+    few = whole(model)
+    moved = [(few[name] != value)[large[name]].float().mean() for name, value in before.items() if large[name].any()]
+    assert max(moved) < 0.05, "a step is seen in bfloat16 by itself"
+    for step in range(5, 200):
+        trainer.step(step, [(0, GROUP)])
+    after = whole(model)
+    for name, value in before.items():
+        if large[name].sum() > 100:
+            gone = (value.float() - after[name].float())[large[name]]
+            assert gone.mean().item() == pytest.approx(200 * 1e-5, rel=0.1), name
+
+
+@ZERO
+def test_gradients_too_small_for_bfloat16_add_up_over_rows(tiny_model, tmp_path, ranks, zero):
+    """A gradient of 1 and 64 of 2^-9: bfloat16 would leave the sum at 1, and in float32 it is 1.125."""
+    model = loaded(tiny_model, zero)
+    trainer = trainer_of(
+        tmp_path, ranks, model, zero, dtype="bfloat16", groups_per_step=65, learning_rate=1e-9, max_grad_norm=1e9
+    )
+    constant_gradients(model, [1.0, *[2.0**-9] * 64])
+    row = trainer.step(0, [(number, GROUP) for number in range(65)])
+    num_values = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    assert row["train/grad_norm"] == pytest.approx(1.125 * num_values**0.5, rel=1e-2)
