@@ -100,6 +100,31 @@ def test_the_licence_is_that_of_what_it_started_from(tmp_path):
         assert licence_of(str(base)) == licence
 
 
+@pytest.mark.parametrize(
+    ("written", "licence"),
+    [
+        (b"---\nlicense: mit\n---\n# Mod\xe8le\n", "mit"),  # Latin-1
+        (b"---\nlicense: mit\ndate: 2023-13-45\n---\n", "mit"),  # no such day
+        (b"---\r\nlicense: mit\r\n---\r\n", "mit"),
+        (b"---\nlicense: null\n---\n", None),
+        (b"---\nlicense: " + b"[" * 100_000 + b"\n---\n", None),
+        (b"---\nlicense: \x00\n---\n", None),
+        (b"---\nlicense: [mit, apache-2.0]\n---\n", None),
+        (b"---\n- mit\n---\n", None),
+        (b"\xff\xfe", None),
+    ],
+)
+def test_of_a_card_that_cannot_be_read_the_rest_is_left_out(tmp_path, written, licence):
+    (tmp_path / "README.md").write_bytes(written)
+    assert licence_of(str(tmp_path)) == licence
+
+
+def test_the_shared_cases_of_cards_are_read(shared_data, tmp_path):
+    for name in ("model_card_latin1.md", "model_card_date.md"):
+        (tmp_path / "README.md").write_bytes((shared_data.parent / "cases" / name).read_bytes())
+        assert licence_of(str(tmp_path)) == "mit"
+
+
 def test_a_stage_inherits_the_licence_of_the_stage_before(tmp_path):
     made = config("smollm2-135m")
     (tmp_path / "README.md").write_text(model_card(made, made.stage("sft"), "smollm2-135m", FACTS, ROWS))

@@ -149,11 +149,10 @@ def parts(level: int, num_ranks: int = 4, given=None, **stage_given):
     ("level", "dtype", "parameters", "gradients", "optimizer"),
     [
         (0, "float32", 4, 4, 8),
-        (0, "bfloat16", 2, 6, 12),
         (1, "float32", 4, 4, 3),
-        (1, "bfloat16", 2, 2, 3),
-        (2, "bfloat16", 2, 0.5, 3),
-        (3, "bfloat16", 0.5, 0.5, 3),
+        (1, "bfloat16", 2, 6, 3),
+        (2, "bfloat16", 2, 1, 3),
+        (3, "bfloat16", 0.5, 1, 3),
     ],
 )
 def test_bytes_a_parameter_under_each_zero_stage_of_four_ranks(level, dtype, parameters, gradients, optimizer):

@@ -32,7 +32,7 @@ from salign.engines.base import (
 )
 from salign.engines.batching import Batch, prefill
 from salign.engines.capabilities import Capabilities, Ratings, measure_ways
-from salign.engines.ways import find_way, speak
+from salign.engines.modes import find_mode, speak
 from salign.errors import CallRejectedError, ConfigError, EngineError
 
 # How long an idle engine waits for more calls to begin together with the first one.
@@ -74,7 +74,7 @@ class TransformersEngine:
 
     Between two steps of the replies under way, finished and given-up calls leave the batch, and waiting ones begin
     together: ratings are answered at once, replies join. What prompts share from their start on is computed once. All
-    that as far as the model's family allows it, which is tried when the model is opened (see `find_way`).
+    that as far as the model's family allows it, which is tried when the model is opened (see `find_mode`).
 
     Each reply samples with numbers of its own (inverse transform from its seed), so it depends on the rest of its batch
     through the rounding of the model's arithmetic alone: the same logits give the same reply. (The embedded model in
@@ -106,10 +106,10 @@ class TransformersEngine:
         self._thinking = _Thinking(self._tokenizer)
         self._opens_thinking = chat_template(self._tokenizer).opens_thinking
         self.capabilities = Capabilities(rating_way="begun")
-        self._way = find_way(self._model)
-        self._begin_tokens = _BEGIN_TOKENS if self._way == "shared" else 0
+        self._mode = find_mode(self._model)
+        self._begin_tokens = _BEGIN_TOKENS if self._mode == "shared" else 0
         # A longer text would change the positions of the others in its batch.
-        self._max_together = 0 if self._way == "alone" else architecture.longrope_switch(config) or 1 << 30
+        self._max_together = 0 if self._mode == "alone" else architecture.longrope_switch(config) or 1 << 30
         self._batch = Batch(self._model)
         self._running: list[_Call] = []  # one a row of the batch
         self.num_prompt_tokens = 0
@@ -145,7 +145,7 @@ class TransformersEngine:
         return Capabilities(opens_thinking=opened, rating_way=way, ways=ways)
 
     def facts(self) -> dict[str, Any]:
-        return {**self.capabilities.facts(), "calls": self._way}
+        return {**self.capabilities.facts(), "calls": self._mode}
 
     async def close(self) -> None:
         with self._wake:

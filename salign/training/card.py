@@ -44,13 +44,19 @@ def licence_of(model: str) -> str | None:
     """The licence that a model's own card names, as hubs abbreviate it; None where none does."""
     if model in models.EMBEDDED:
         return models.EMBEDDED[model].licence
-    card = Path(model).expanduser() / "README.md"
-    front = _FRONT.match(card.read_text(encoding="utf-8")) if card.is_file() else None
+    front = _front_of(Path(model).expanduser() / "README.md")
+    named = front.get("license") if isinstance(front, dict) else None
+    return named if isinstance(named, str) and named not in ("", "~", "null") else None
+
+
+def _front_of(card: Path) -> object:
+    """What stands in the head of somebody's card; None where it cannot be read, whatever is wrong with it."""
     try:
-        named = yaml.safe_load(front[1]).get("license") if front is not None else None
-    except (yaml.YAMLError, AttributeError):
+        front = _FRONT.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+        # Strings alone: no value is made into a date, which it may not be.
+        return None if front is None else yaml.load(front[1], Loader=yaml.BaseLoader)  # noqa: S506
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return None
-    return named if isinstance(named, str) else None
 
 
 def _origin(model: str) -> str:

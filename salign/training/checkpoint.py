@@ -53,7 +53,9 @@ def made_by(stage: TrainStage, seed: int, data: str, inputs: Mapping[str, str]) 
         inputs: Of the stage; `model` is the base model's digest, where it starts from there.
     """
     model = {"model": inputs["model"]} if "model" in inputs else {}
-    return {"data": data, **model, "seed": seed, **leaves(selected(stage, Effect.DECIDES))}
+    # A checkpoint of one group of parameters does not fit into an optimizer of two.
+    parts = {"weight_decay_of": "matrices"}
+    return {"data": data, **model, "seed": seed, **parts, **leaves(selected(stage, Effect.DECIDES))}
 
 
 def _complete(store: Store) -> list[tuple[Path, Done]]:

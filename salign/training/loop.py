@@ -113,7 +113,8 @@ def _run_steps(job: _Job, trainer: Trainer, work: _Work, mirror: Mirror) -> None
                 log.log(row)
             mirror.log(row)
             asked = stop.any(job.ranks.device)
-            if not last and (asked or (step + 1) % stage.checkpoint_every_steps == 0):
+            # After the last one too: whatever goes wrong while the model is written, no step is made again.
+            if last or asked or (step + 1) % stage.checkpoint_every_steps == 0:
                 state = {"step": step + 1, "num_tokens": trainer.num_tokens}
                 checkpoint.save(trainer.engine, work.store, job.ranks, state)
             if asked and not last:

@@ -218,11 +218,11 @@ def estimate(
         return num_ranks if level >= level_of_sharing else 1
 
     parameters = size * shape.num_parameters / share(3)
-    gradients = size * trained / share(2)
+    gradients = 4 * trained / share(2)  # added up in float32, whatever they come in
     # Two moments in float32, and under ZeRO or in bfloat16 float32 weights of the optimizer's own.
     optimizer = (8 if level == 0 and size == 4 else 12) * trained / share(1)
-    if level == 0 and size == 2:
-        gradients += 4 * trained  # added up in float32
+    if level == 1 and size == 2:
+        gradients += 2 * trained  # and kept as they come
     bucket = min(float(zero.get("reduce_bucket_size", _BUCKET)), float(trained)) if level else 0.0
     overlapped = 2 if zero.get("overlap_comm", level == 3) else 1
     buffers = size * bucket * overlapped

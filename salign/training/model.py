@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,26 @@ def response_nll(model: PreTrainedModel, row: Row) -> Tensor:
     nll = sums / torch.bincount(row.response_of, minlength=num_responses)
     cells = nll.new_full((row.scores.numel(),), torch.nan).index_put((row.cell_of,), nll)
     return cells.view_as(row.scores)
+
+
+def decayed_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters that are trained, in groups for the optimizer: weight decay is for matrices alone.
+
+    Norms and biases, which are vectors, are left out, as by transformers' Trainer: they set a scale or an offset, which
+    has no reason to be near 0. So is what is named a bias and has more axes (one for each expert). The embedding is
+    decayed, as it is there: where it is tied, it is the output's matrix as well.
+
+    Args:
+        model: Whose weights may be sharded by ZeRO-3.
+        weight_decay: Of the matrices.
+    """
+    matrices, vectors = list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (vectors if len(shape) < 2 or name.endswith("bias") else matrices).append(parameter)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 class GroupLoss(nn.Module):

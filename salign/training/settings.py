@@ -18,6 +18,7 @@ _OURS = {
     "bf16": "dtype",
     "fp16": "dtype",
     "amp": "dtype",
+    "data_types": "dtype",
     "optimizer": "learning_rate and weight_decay",
     "scheduler": "warmup_share",
 }
@@ -49,6 +50,11 @@ def deepspeed_config(stage: TrainStage, num_ranks: int) -> dict[str, Any]:
     zero = given.get("zero_optimization", {})
     if zero.get("stage", 0) not in (0, 1, 2, 3):
         mistakes.append(f"DeepSpeed file {path}: there is no ZeRO stage {zero['stage']!r}; it is 0, 1, 2 or 3")
+    if stage.dtype == "bfloat16" and zero.get("stage", 0) == 0:
+        mistakes.append(
+            f"DeepSpeed file {path}: without ZeRO the gradients of several rows are added up in bfloat16, where small "
+            f"ones are lost; set zero_optimization.stage to 1 or more, or train.stages.{stage.name}.dtype to float32"
+        )
     if stage.groups_per_step < num_ranks:
         mistakes.append(
             f"train.stages.{stage.name}.groups_per_step {stage.groups_per_step} is less than the {num_ranks} ranks: "
@@ -56,6 +62,9 @@ def deepspeed_config(stage: TrainStage, num_ranks: int) -> dict[str, Any]:
         )
     if mistakes:
         raise ConfigError("; ".join(mistakes))
+    if stage.dtype == "bfloat16":
+        # Else the gradients of several rows are added up in bfloat16.
+        given["data_types"] = {"grad_accum_dtype": "fp32"}
     return {
         "steps_per_print": 1_000_000_000,
         # An offloaded optimizer too is torch's.

@@ -15,7 +15,7 @@ from salign.config import TrainStage
 from salign.errors import StageError
 from salign.training.distributed import Ranks, sum_over_ranks
 from salign.training.flops import Arithmetic, peak_flops
-from salign.training.model import GroupLoss, check_layout, recompute
+from salign.training.model import GroupLoss, check_layout, decayed_apart, recompute
 from salign.training.objectives import counted_groups
 from salign.training.packing import Lengths, lay_out
 from salign.training.rows import deal
@@ -69,7 +69,7 @@ class Trainer:
             recompute(model)
         self.engine, _, _, _ = deepspeed.initialize(
             model=GroupLoss(model, stage.objective, stage.attention),
-            model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+            model_parameters=decayed_apart(model, stage.weight_decay),
             config=settings,
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: learning_rate_share(step, num_steps, stage.warmup_share)

@@ -11,14 +11,14 @@ from transformers import AutoTokenizer
 from salign import models
 from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
-from salign.engines import ways
+from salign.engines import modes
 from salign.engines.base import Prompt
-from salign.engines.transformers import TransformersEngine
+from salign.engines.transformers import TransformersEngine, _end_ids
 from salign.errors import ConfigError, EngineError
 
 
 @pytest.mark.parametrize(
-    ("family", "way"),
+    ("family", "mode"),
     [
         ("llama", "shared"),
         ("gpt2", "shared"),  # learned positions
@@ -40,22 +40,22 @@ from salign.errors import ConfigError, EngineError
         ("openai-gpt", "alone"),  # no cache at all
     ],
 )
-def test_each_family_has_the_fastest_way_that_is_right(family, way, caplog):
+def test_each_family_has_the_fastest_mode_that_is_right(family, mode, caplog):
     with caplog.at_level(logging.WARNING):
-        assert ways.find_way(families.build(family)) == way
-    assert ("answer one call after the other here" in caplog.text) == (way == "alone")
+        assert modes.find_mode(families.build(family)) == mode
+    assert ("answer one call after the other here" in caplog.text) == (mode == "alone")
 
 
 def test_an_encoder_is_refused_with_its_family_and_the_reasons():
     with pytest.raises(ConfigError, match=r"'bert' cannot be run in this process \(shared: logits differ .*; alone: "):
-        ways.find_way(families.build("bert"))
+        modes.find_mode(families.build("bert"))
 
 
 def test_a_family_that_does_not_run_by_itself_is_refused(monkeypatch):
     model = families.build("llama")
     monkeypatch.setattr(model.model.layers[0], "forward", lambda *_, **__: {}["what"])
     with pytest.raises(ConfigError, match=r"'llama' cannot be run in this process \(its own forward pass: KeyError"):
-        ways.find_way(model)
+        modes.find_mode(model)
 
 
 def test_want_of_memory_is_no_fault_of_the_family(monkeypatch):
@@ -66,21 +66,21 @@ def test_want_of_memory_is_no_fault_of_the_family(monkeypatch):
 
     monkeypatch.setattr(model, "forward", fail)
     with pytest.raises(EngineError, match="no memory for a text of 30 tokens beside the model: out of memory"):
-        ways.find_way(model)
+        modes.find_mode(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_is_let_through_and_a_wrong_position_is_not(dtype, monkeypatch):
     model = families.build("llama", dtype)
-    assert ways.find_way(model) == "shared"
-    step = ways.Batch.step
+    assert modes.find_mode(model) == "shared"
+    step = modes.Batch.step
 
     def late(self, tokens):
         self._mask[:, :1] = 1  # as if padding were a token
         return step(self, tokens)
 
-    monkeypatch.setattr(ways.Batch, "step", late)
-    assert ways.find_way(model) == "alone"
+    monkeypatch.setattr(modes.Batch, "step", late)
+    assert modes.find_mode(model) == "alone"
 
 
 # --- the engine -----------------------------------------------------------------------------------
@@ -102,16 +102,19 @@ def saved(folder, tiny_model, family: str, **settings):
 
 
 def greedy(tokenizer, model, text: str, num_tokens: int) -> str:
+    """As transformers says it, until a token with which the engine too ends a reply."""
     ids = torch.tensor([models.render(tokenizer, text)])
+    ends = _end_ids(model, tokenizer)
     with torch.inference_mode():
         plain = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=num_tokens,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=sorted(ends),
         )
-    return str(tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+    said = plain[0, ids.shape[1] :].tolist()
+    return str(tokenizer.decode(said[:-1] if said[-1] in ends else said)).strip()
 
 
 def ask(folder, asked) -> tuple[list[str], list[float], dict]:
@@ -151,4 +154,4 @@ def test_a_text_that_switches_longrope_leaves_its_neighbours_alone(tiny_model, t
     assert len(models.render(tokenizer, ASKED[0][0])) + 60 > 48 > len(models.render(tokenizer, "Why?")) + 16
     said, _, facts = ask(tmp_path, asked)
     assert said == [greedy(tokenizer, model, *one) for one in asked]
-    assert facts == {"calls": "shared"}
+    assert facts["calls"] == "shared"

@@ -1,4 +1,4 @@
-"""Which way a model takes calls: many together or each alone, and that it says the same in that way as by itself.
+"""How a model takes calls, many together or each alone, and that it says the same so as by itself.
 
 Families differ in what they keep of a text (keys and values, a recurrent state, both) and in how they count its
 positions. What is right for one is garbage for another, without an error. So each model is tried when it is opened.
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # shared: prompts that begin together lie in one row, what they share computed once; batched: each prompt is computed by
 # itself, and replies grow together; alone: one call after the other, by transformers' own `generate`.
-Way = Literal["shared", "batched", "alone"]
+Mode = Literal["shared", "batched", "alone"]
 
 # How far logits may be from the model's own: the root mean square of the difference, in standard deviations of the
 # logits. Rounding gives 1e-6 to 1e-5 in float32 and 0.01 to 0.03 in bfloat16; another text, about 1.
@@ -30,7 +30,7 @@ _ROUGH_TOLERANCE = 0.1
 # 0.1 to 1.4 of encoders, which see what comes after.
 _TOLERANCE_ALONE = 0.05
 
-# What a family that has another way raises when it is asked for this one.
+# What a family that has another mode raises when it is asked for this one.
 _REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -43,38 +43,38 @@ class _Trial:
     joins: int
 
 
-def find_way(model: Any) -> Way:
-    """The fastest way in which a model says what it says by itself.
+def find_mode(model: Any) -> Mode:
+    """The fastest mode in which a model says what it says by itself.
 
-    That is found by three texts of 18 to 30 tokens, each in one pass by itself and then as they are said in that way:
+    That is found by three texts of 18 to 30 tokens, each in one pass by itself and then as they are said in that mode:
     about as much work as a reply of 12 tokens (0.3 s for 135M parameters in float32 on two CPU cores).
 
     Args:
         model: A causal language model, on its device.
 
     Raises:
-        ConfigError: It does so in no way.
+        ConfigError: It does so in none.
         EngineError: There is not enough memory for a text of 30 tokens.
     """
     trials = _trials(model.config.get_text_config().vocab_size)
     tolerance = _TOLERANCE.get(model.dtype, _ROUGH_TOLERANCE)
     family = model.config.model_type
-    ways: tuple[Way, ...] = ("shared", "batched", "alone") if can_share(model) else ("batched", "alone")
+    modes: tuple[Mode, ...] = ("shared", "batched", "alone") if can_share(model) else ("batched", "alone")
     refused: list[str] = []
     with torch.inference_mode():
         try:
             expected = [_by_itself(model, trial) for trial in trials]
-            for way in ways:
-                most = max(tolerance, _TOLERANCE_ALONE) if way == "alone" else tolerance
-                reason = _reason_against(model, way, trials, expected, most)
+            for mode in modes:
+                most = max(tolerance, _TOLERANCE_ALONE) if mode == "alone" else tolerance
+                reason = _reason_against(model, mode, trials, expected, most)
                 if reason is None:
-                    if way == "alone":
+                    if mode == "alone":
                         logger.warning(
                             "models of the family %s answer one call after the other here, which is slow (%s)",
                             *(family, "; ".join(refused)),
                         )
-                    return way
-                refused.append(f"{way}: {reason}")
+                    return mode
+                refused.append(f"{mode}: {reason}")
         except torch.OutOfMemoryError as error:
             raise EngineError(f"there is no memory for a text of 30 tokens beside the model: {error}") from error
         except _REFUSALS as error:
@@ -106,10 +106,12 @@ def _by_itself(model: Any, trial: _Trial) -> Tensor:
     return logits.float()
 
 
-def _reason_against(model: Any, way: Way, trials: list[_Trial], expected: list[Tensor], tolerance: float) -> str | None:
-    """Why the way is not the model's; None where it is."""
+def _reason_against(
+    model: Any, mode: Mode, trials: list[_Trial], expected: list[Tensor], tolerance: float
+) -> str | None:
+    """Why the mode is not the model's; None where it is."""
     try:
-        said = _alone(model, trials) if way == "alone" else _together(model, trials, shared=way == "shared")
+        said = _alone(model, trials) if mode == "alone" else _together(model, trials, shared=mode == "shared")
         far = max(_distance(*pair) for pair in zip(said, expected, strict=True))
     except torch.OutOfMemoryError:
         raise
