@@ -77,7 +77,7 @@ class _File:
         rows = stream_rows(data.path) if isinstance(data, GroupsData) else sources.open_dataset(data).rows()
         for number, row in rows:
             try:
-                shape = shape_of(self._columns.apply(row) if isinstance(row, dict) else row, data.ignore_columns)
+                shape = shape_of(self._columns.apply(row) if isinstance(row, dict) else row, self._columns.ignored)
             except RowError as error:
                 self._mistakes.add(number, error)
                 self._mistakes.raise_any()  # of what shape the other rows should be is not known
