@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 
 METADATA = frozenset(
     {
-        *("id", "idx", "index", "key", "uid", "uuid", "guid", "hash", "md5", "sha256", "row", "row_id"),
+        *("id", "idx", "index", "key", "uid", "uuid", "guid", "hash", "md5", "sha256", "row"),
         *("source", "sources", "data_source", "dataset", "dataset_name", "origin", "url", "split", "subset", "set"),
         *("date", "time", "timestamp", "created", "created_at", "created_utc", "updated_at"),
         *("license", "licence", "lang", "language", "version"),

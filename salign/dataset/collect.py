@@ -216,6 +216,8 @@ def _texts_of_exemplars(source: str, exemplars: Iterable[sources.Exemplar]) -> I
 def _texts_of_groups(source: str, groups: Iterable[AlignmentGroup]) -> Iterator[Text]:
     for number, group in enumerate(groups, start=1):
         yield Text(group.query, source, number, "query")
+        for message in group.context:
+            yield Text(message.content, source, number, "context")
         question = group.provenance.get("question")
         if question is not None and question != group.query:
             yield Text(question, source, number, "question")

@@ -74,7 +74,9 @@ def merged(messages: Sequence[Message]) -> list[Message]:
 
 
 def conversation_of(value: object, column: str, ignored: frozenset[str] = frozenset()) -> list[Message] | None:
-    """Messages, one message alone, or a transcript 'Human: ... Assistant: ...' as HH has them; None for other values.
+    """Messages, one message alone, or a transcript as HH and HelpSteer write them; None for other values.
+
+    HH's is 'Human: ... Assistant: ...'; HelpSteer puts a mark between turns, of which the first has none.
 
     Raises:
         RowError: As `messages_of`.
@@ -83,8 +85,12 @@ def conversation_of(value: object, column: str, ignored: frozenset[str] = frozen
         return messages_of([value], column, ignored)
     if isinstance(value, list):
         return messages_of(value, column, ignored)
-    if not isinstance(value, str) or "Assistant:" not in value:
+    if not isinstance(value, str) or "Assistant" not in value:
         return None
+    if "<extra_id_1>Assistant\n" in value:
+        first, *rest = _HELPSTEER_TURN.split(value.strip())
+        turns = zip(rest[::2], rest[1::2], strict=True)
+        return [Message("user", first.strip()), *(Message(_ROLES[name.lower()], text.strip()) for name, text in turns)]
     parts = _TURN.split(value.strip())  # before the first turn, name, text, name, text, ...
     if parts[0] or parts[1:2] != ["Human"] or "Assistant" not in parts[1::2]:
         return None
@@ -202,13 +208,6 @@ def _history(value: object) -> list[Message]:
             raise RowError("history must be a list of [what the user said, what the assistant answered]")
         messages += [Message("user", pair[0].strip()), Message("assistant", pair[1].strip())]
     return messages
-
-
-def helpsteer_prompt(text: str) -> Prompt:
-    """A prompt of HelpSteer: a text, or turns apart by its mark."""
-    parts = _HELPSTEER_TURN.split(text.strip())
-    turns = [("User", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
-    return prompt_of_messages([Message(_ROLES[name.lower()], said.strip()) for name, said in turns])
 
 
 def transcript(messages: Sequence[dict[str, str]]) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 from salign.columns import check_columns, is_empty
 from salign.dataset.conversations import (
     Prompt,
-    helpsteer_prompt,
     merged,
     messages_of,
     prompt_of,
@@ -119,7 +118,7 @@ def helpsteer(row: dict[str, Any], reading: Reading) -> list[Candidate]:
     if not any(map(is_empty, grades.values())):
         numbers = {name: number_of(grade, name) for name, grade in grades.items()}
         score = weighted(numbers, reading.weights, _range(reading, _GRADE))
-    prompt = helpsteer_prompt(row["prompt"]) if isinstance(row.get("prompt"), str) else prompt_of(row, reading.ignored)
+    prompt = prompt_of(row, reading.ignored)
     return [Candidate(prompt, [(reply_of(row["response"], "response", reading.ignored), score)])]
 
 
