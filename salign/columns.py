@@ -1,6 +1,7 @@
 """Which columns of a row are read, which are harmless, and what is said of the others: none is ignored silently."""
 
 import difflib
+import functools
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ Row = Mapping[str, Any]
 
 METADATA = frozenset(
     {
-        *("id", "idx", "index", "key", "uid", "uuid", "guid", "hash", "md5", "sha256", "row", "row_id"),
+        *("id", "idx", "index", "key", "uid", "uuid", "guid", "hash", "md5", "sha256", "row"),
         *("source", "sources", "data_source", "dataset", "dataset_name", "origin", "url", "split", "subset", "set"),
         *("date", "time", "timestamp", "created", "created_at", "created_utc", "updated_at"),
         *("license", "licence", "lang", "language", "version"),
@@ -42,8 +43,14 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return names[alike[0]] if alike else None
 
 
+@functools.lru_cache(maxsize=256)
+def _unread(names: tuple[str, ...], known: frozenset[str], ignored: frozenset[str]) -> tuple[str, ...]:
+    """Rows of a file have the same columns nearly always."""
+    return tuple(name for name in names if name not in known and name not in ignored and not is_metadata(name))
+
+
 def check_columns(
-    row: Row, known: Collection[str], ignored: Collection[str], *, where: str = "", mapping: str = MAPPING
+    row: Row, known: frozenset[str], ignored: frozenset[str], *, where: str = "", mapping: str = MAPPING
 ) -> None:
     """Makes sure that a row has no column that is not read, but for metadata, empty cells and those to be ignored.
 
@@ -57,8 +64,10 @@ def check_columns(
     Raises:
         RowError: There are, by name, with the remedy.
     """
-    wrong = [name for name in row if name not in known and name not in ignored and not is_metadata(name)]
-    wrong = [name for name in wrong if not is_empty(row[name])]
+    unread = _unread(tuple(row), known, ignored)
+    if not unread:
+        return
+    wrong = [name for name in unread if not is_empty(row[name])]
     if not wrong:
         return
     names = []
@@ -85,14 +94,14 @@ class Columns:
         self._moved = frozenset(renamed.values())
         self.ignored = frozenset(ignored)
 
-    def apply(self, row: Row) -> dict[str, Any]:
+    def apply(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row under the names of its shape, without what is ignored.
 
         Raises:
             RowError: It lacks a column that is mapped, or has one of that name beside it.
         """
         if not self._renamed and not self.ignored:
-            return dict(row)
+            return row
         missing = [name for name in self._moved if name not in row]
         if missing:
             raise RowError(

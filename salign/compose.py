@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from salign.config import AnswersData, Config, DataPart, Effect, Rows, selected
+from salign.config.base import SectionT
 from salign.config.effects import sections_in
 from salign.errors import ConfigError
 
@@ -263,15 +264,29 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def skipping_bad(config: Config) -> Config:
-    """The config in which malformed rows of all training data are skipped, and counted, in the place of an error."""
+    """The config in which malformed rows of all sources and training data are skipped, and counted, not an error."""
 
-    def skipping(part: DataPart) -> DataPart:
-        if isinstance(part, AnswersData) and isinstance(part.source, Rows):
-            return part.model_copy(update={"source": part.source.model_copy(update={"skip_bad": True})})
+    def from_source(section: SectionT, *names: str) -> SectionT:
+        sources = {name: getattr(section, name) for name in names}
+        skipping = {
+            name: source.model_copy(update={"skip_bad": True})
+            for name, source in sources.items()
+            if isinstance(source, Rows)
+        }
+        return section.model_copy(update=skipping) if skipping else section
+
+    def from_part(part: DataPart) -> DataPart:
+        if isinstance(part, AnswersData):
+            return from_source(part, "source")
         return part.model_copy(update={"skip_bad": True}) if isinstance(part, Rows) else part
 
-    stages = tuple(stage.with_parts([skipping(part) for part in stage.parts]) for stage in config.train.stages)
-    return config.model_copy(update={"train": config.train.model_copy(update={"stages": stages})})
+    stages = tuple(stage.with_parts([from_part(part) for part in stage.parts]) for stage in config.train.stages)
+    update = {
+        "train": config.train.model_copy(update={"stages": stages}),
+        "society": from_source(config.society, "questions", "prior"),
+        "evaluate": from_source(config.evaluate, "questions"),
+    }
+    return config.model_copy(update=update)
 
 
 def dump(config: Config) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import orjson
+
 from salign.errors import DataError
 
 Format = Literal["text", "json", "csv", "parquet"]
@@ -245,6 +247,10 @@ def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _decoded(text: str) -> object:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass  # for what the standard library's reader alone takes, and its better words
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

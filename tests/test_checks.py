@@ -97,3 +97,16 @@ def test_malformed_rows_of_all_rated_sources_are_skipped_and_counted_if_that_is_
     answers = config(tmp_path, train=stage(tmp_path, data={"kind": "answers"}))
     assert compose.skipping_bad(answers) == answers
     assert compose.differences(made, compose.skipping_bad(made)) == ["train.stages.s.data.skip_bad"]
+    rows = {"kind": "json", "path": path}
+    tree = {
+        "society": {"questions": rows, "prior": rows},
+        "evaluate": {"questions": {"kind": "hh", "path": path}},
+        "train": stage(tmp_path, data={"kind": "several", "parts": [{"kind": "answers", "source": rows}]}),
+    }
+    sources = config(tmp_path, **tree)
+    skipping = compose.skipping_bad(sources)
+    assert skipping.society.questions.skip_bad
+    assert skipping.society.prior.skip_bad
+    assert skipping.evaluate.questions.skip_bad
+    assert skipping.train.stages[0].parts[0].source.skip_bad
+    assert not sources.society.questions.skip_bad

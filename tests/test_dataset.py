@@ -18,7 +18,7 @@ from salign.errors import DataError, StageError
 from salign.records import AlignmentGroup, Interaction, to_line
 from salign.society.sources import questions
 
-NONE_LEFT_OUT = {"unrated": 0, "empty": 0, "duplicate": 0}
+NONE_LEFT_OUT: dict[str, int] = {}
 
 
 def interaction(
@@ -37,7 +37,8 @@ def interaction(
 
 
 def built(*interactions: Interaction, **section) -> tuple[list[AlignmentGroup], dict[str, int]]:
-    return build_groups(interactions, DatasetSection(**section))
+    groups, left_out = build_groups(interactions, DatasetSection(**section))
+    return groups, {reason: count for reason, count in left_out.items() if count}
 
 
 def pairs(groups: list[AlignmentGroup], kind: str) -> list[list[tuple[str, float]]]:
@@ -102,7 +103,27 @@ def test_a_repeated_response_has_the_mean_of_its_ratings_in_any_order():
         (imitation,) = pairs(groups, "imitation")
         assert dict(imitation) == {"same": (3.0 + 2.0 + 2.1) / 3, "new": 3.0}
         assert pairs(groups, "self_critic") == [[("why", 2.5)]]
-        assert left_out == {"unrated": 0, "empty": 0, "duplicate": 3}
+        assert left_out == {"duplicate": 3}
+
+
+def with_flag(given: Interaction, role: str, flag: str) -> Interaction:
+    turns = tuple(dataclasses.replace(turn, flags=(flag,)) if turn.role == role else turn for turn in given.turns)
+    return dataclasses.replace(given, turns=turns)
+
+
+def test_a_group_whose_best_response_was_cut_is_left_out():
+    """The draft, which the society rates lower, was learnt as the best."""
+    cut = with_flag(interaction(before=3.0, after=6.0), "revision", "cut")
+    groups, left_out = built(cut)
+    assert pairs(groups, "imitation") == pairs(groups, "realignment") == []
+    assert left_out == {"cut": 3, "cut_best_groups": 2}
+    assert pairs(built(cut, keep_flagged=("cut",))[0], "imitation") == [[("draft", 3.0), ("revision", 6.0)]]
+    lower = with_flag(interaction(before=3.0, after=2.0), "revision", "cut")
+    assert pairs(built(lower)[0], "imitation") == [[("draft", 3.0), ("revision", 2.0)]]
+    equal = with_flag(interaction(before=3.0, after=3.0), "revision", "cut")
+    groups, left_out = built(equal)
+    assert pairs(groups, "imitation") == [[("draft", 3.0)]]
+    assert left_out == {"cut": 1}
 
 
 def test_what_has_no_rating_is_left_out_and_counted():
@@ -113,13 +134,13 @@ def test_what_has_no_rating_is_left_out_and_counted():
     assert pairs(groups, "imitation") == [[("draft", 3.0)]]
     assert pairs(groups, "self_critic") == [[("so", 4.0)]]
     assert pairs(groups, "realignment") == []
-    assert left_out == {"unrated": 5, "empty": 0, "duplicate": 0}
+    assert left_out == {"unrated": 5}
 
 
 def test_a_response_without_rating_does_not_hide_the_same_with_one():
     groups, left_out = built(interaction(draft="same", revision="same", before=None, after=3.0, feedback=()))
     assert pairs(groups, "imitation") == [[("same", 3.0)]]
-    assert left_out == {"unrated": 1, "empty": 0, "duplicate": 0}
+    assert left_out == {"unrated": 1}
 
 
 def test_empty_reasons_are_left_out_and_counted():
@@ -128,7 +149,7 @@ def test_empty_reasons_are_left_out_and_counted():
     assert [group.query for group in groups if group.kind == "realignment"] == [
         templates.realignment("Q?", "draft", ["why"])
     ]
-    assert left_out == {"unrated": 0, "empty": 1, "duplicate": 0}
+    assert left_out == {"empty": 1}
 
 
 @pytest.mark.parametrize(

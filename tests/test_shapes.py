@@ -4,12 +4,15 @@ import itertools
 import json
 import math
 import random
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from salign.columns import METADATA, METADATA_ENDINGS
 from salign.config import DatasetData, GroupsData
+from salign.dataset.conversations import BESIDE_PROMPT, PROMPTS
 from salign.dataset.formats import SHAPES
 from salign.dataset.groups import read_groups
 from salign.dataset.rated import scaled, weighted
@@ -255,6 +258,19 @@ def test_rows_that_repeat_a_response_are_one_also(tmp_path):
     assert (group.responses, group.scores, left_out["repeated_responses"]) == (("a", "b"), (4.0, 1.0), 1)
 
 
+@pytest.mark.parametrize("name", ["rated", "helpsteer"])
+def test_a_prompt_of_which_a_graded_row_is_malformed_is_left_out(tmp_path, name):
+    """The malformed row's response may have been the best, and another would be learnt in its place."""
+    best, worse = ROWS[name]
+    taken = "question" if name == "rated" else "prompt"
+    rows = [{**best, "response": " "}, worse, {**worse, taken: "r"}, {**best, taken: "r"}]
+    left_out: Counter[str] = Counter()
+    data = write(tmp_path / "g.jsonl", rows)
+    groups = list(read_groups(data.model_copy(update={"skip_bad": True}), left_out))
+    assert [group.query for group in groups] == ["r"]
+    assert (left_out["bad_rows"], left_out["bad_row_groups"]) == (1, 1)
+
+
 # --- conversations -------------------------------------------------------------------------------
 
 
@@ -408,3 +424,15 @@ def test_shapes_of_the_cases_load(shared_data):
     assert group.query == "May I skip the queue?"
     (group,) = read(GroupsData(kind="groups", path=shared_data.parent / "cases" / "same_response_twice.jsonl"))
     assert (group.responses, group.scores) == (("Ask first.", "No."), (4.0, 3.0))
+
+
+# --- the documentation ---------------------------------------------------------------------------
+
+
+def test_the_documentation_names_every_shape_and_column():
+    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    names = {shape.name for shape in SHAPES}
+    columns = {column for shape in SHAPES for column in shape.columns} | set(PROMPTS) | set(BESIDE_PROMPT)
+    harmless = {name for name in METADATA if name not in ("Unnamed: 0", "__index_level_0__")} | set(METADATA_ENDINGS)
+    assert {name for name in names if not re.search(rf"^\| (\w+, )*{name}\b", text, re.MULTILINE)} == set()
+    assert {column for column in columns | harmless if f"`{column}`" not in text} == set()

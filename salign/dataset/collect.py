@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 Rated = tuple[Turn, float | None]
 
-# Flags that leave a text what it is: nothing is missing of it, or its end, which `_below_best_whole` minds.
+# Flags that leave a text what it is: nothing is missing of it, or its end, which `_without_cut_best` minds.
 _KEPT: tuple[Flag, ...] = ("cut", "thinking")
 
 _COMPARED = "the society's questions, the agents' initial memory or the training data"
@@ -78,9 +78,10 @@ def build_groups(
 ) -> tuple[list[AlignmentGroup], dict[str, int]]:
     """Rows with the same query become one group.
 
-    Left out are empty responses, those without a rating, flagged ones with what was said of them, and those that were
-    cut and would be a group's best. A response that is given to one query several times stands in its group once, with
-    the mean of its ratings.
+    Left out are empty responses, those without a rating, flagged ones with what was said of them (a flagged text's
+    rating is no better than none), those that were cut and are as good as the best whole one, and groups in which a cut
+    one is better than that: another would be learnt as the best. A response that is given to one query several times
+    stands in its group once, with the mean of its ratings.
 
     Args:
         interactions: In canonical order.
@@ -90,7 +91,7 @@ def build_groups(
         The groups, by kind and then by first appearance, and counts of what was left out.
     """
     gathered: dict[tuple[Kind, str], tuple[dict[str, _Response], list[tuple[int, int, int]], str]] = {}
-    left_out = Counter(dict.fromkeys(("unrated", "empty", "duplicate", "flagged", "cut"), 0))
+    left_out = Counter(dict.fromkeys(("unrated", "empty", "duplicate", "flagged", "cut", "cut_best_groups"), 0))
     for interaction in interactions:
         for kind, query, rated in _rows(interaction, section, left_out):
             if kind not in section.kinds:
@@ -108,18 +109,23 @@ def build_groups(
                 given.whole |= "cut" not in turn.flags or "cut" in section.keep_flagged
     groups = []
     for (kind, query), (there, origins, question) in gathered.items():
-        scores = _below_best_whole(there)
+        if not there:
+            continue
+        scores = _without_cut_best(there)
         left_out["cut"] += len(there) - len(scores)
+        left_out["cut_best_groups"] += not scores
         if scores:
             provenance = {"question": question, "interactions": origins}
             groups.append(AlignmentGroup(query, tuple(scores), tuple(scores.values()), kind, provenance))
     return sorted(groups, key=lambda group: KINDS.index(_kind(group))), dict(left_out)
 
 
-def _below_best_whole(responses: dict[str, _Response]) -> dict[str, float]:
-    """Scores by text, without texts that were cut and would be the best, or as good as it."""
+def _without_cut_best(responses: dict[str, _Response]) -> dict[str, float]:
+    """Scores by text, without texts that were cut and are as good as the best; none where no whole one is the best."""
     scores = {text: mean_score(given.scores) for text, given in responses.items()}
-    best = max((scores[text] for text, given in responses.items() if given.whole), default=0.0)
+    best = max(scores.values())
+    if not any(score == best and responses[text].whole for text, score in scores.items()):
+        return {}
     return {text: score for text, score in scores.items() if responses[text].whole or score < best}
 
 
@@ -210,6 +216,8 @@ def _texts_of_exemplars(source: str, exemplars: Iterable[sources.Exemplar]) -> I
 def _texts_of_groups(source: str, groups: Iterable[AlignmentGroup]) -> Iterator[Text]:
     for number, group in enumerate(groups, start=1):
         yield Text(group.query, source, number, "query")
+        for message in group.context:
+            yield Text(message.content, source, number, "context")
         question = group.provenance.get("question")
         if question is not None and question != group.query:
             yield Text(question, source, number, "question")

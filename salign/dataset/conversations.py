@@ -1,7 +1,7 @@
 """Conversations as files hold them: lists of messages, ShareGPT's turns, and HH's transcripts."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from salign.columns import check_columns, is_empty
@@ -29,7 +29,7 @@ _ROLES: dict[str, Role] = {
     "bot": "assistant",
 }
 _NAMES = {"user": "Human", "assistant": "Assistant"}
-_MESSAGE = ("role", "content", "from", "value")
+_MESSAGE = frozenset({"role", "content", "from", "value"})
 
 
 class Prompt(NamedTuple):
@@ -39,7 +39,7 @@ class Prompt(NamedTuple):
     context: tuple[Message, ...] = ()
 
 
-def messages_of(value: Sequence[Any], column: str, ignored: Collection[str] = ()) -> list[Message]:
+def messages_of(value: Sequence[Any], column: str, ignored: frozenset[str] = frozenset()) -> list[Message]:
     """A list of {role, content} or {from, value}.
 
     Raises:
@@ -73,8 +73,10 @@ def merged(messages: Sequence[Message]) -> list[Message]:
     return one_each
 
 
-def conversation_of(value: object, column: str, ignored: Collection[str] = ()) -> list[Message] | None:
-    """Messages, one message alone, or a transcript 'Human: ... Assistant: ...' as HH has them; None for other values.
+def conversation_of(value: object, column: str, ignored: frozenset[str] = frozenset()) -> list[Message] | None:
+    """Messages, one message alone, or a transcript as HH and HelpSteer write them; None for other values.
+
+    HH's is 'Human: ... Assistant: ...'; HelpSteer puts a mark between turns, of which the first has none.
 
     Raises:
         RowError: As `messages_of`.
@@ -83,8 +85,12 @@ def conversation_of(value: object, column: str, ignored: Collection[str] = ()) -
         return messages_of([value], column, ignored)
     if isinstance(value, list):
         return messages_of(value, column, ignored)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "Assistant" not in value:
         return None
+    if "<extra_id_1>Assistant\n" in value:
+        first, *rest = _HELPSTEER_TURN.split(value.strip())
+        turns = zip(rest[::2], rest[1::2], strict=True)
+        return [Message("user", first.strip()), *(Message(_ROLES[name.lower()], text.strip()) for name, text in turns)]
     parts = _TURN.split(value.strip())  # before the first turn, name, text, name, text, ...
     if parts[0] or parts[1:2] != ["Human"] or "Assistant" not in parts[1::2]:
         return None
@@ -103,7 +109,7 @@ def text_of(value: object, column: str) -> str:
     return value.strip()
 
 
-def reply_of(value: object, column: str, ignored: Collection[str] = ()) -> str:
+def reply_of(value: object, column: str, ignored: frozenset[str] = frozenset()) -> str:
     """A reply: a text, or one message of the assistant.
 
     Raises:
@@ -151,13 +157,13 @@ def prompt_of_messages(messages: Sequence[Message]) -> Prompt:
     return Prompt(query if context else plain_query(query), context)
 
 
-def prompt_of(row: dict[str, Any], ignored: Collection[str] = ()) -> Prompt:
+def prompt_of(row: dict[str, Any], ignored: frozenset[str] = frozenset()) -> Prompt:
     """The prompt of a row, out of the column of PROMPTS that holds one and of what stands beside it.
 
     Raises:
         RowError: None of them holds one, two hold different ones, or it is malformed.
     """
-    names = [name for name in PROMPTS if not is_empty(row.get(name))]
+    names = [name for name in PROMPTS if row.get(name)]
     if not names:
         raise RowError(
             f"there is no prompt: it may stand in {', '.join(PROMPTS)}; name another column with columns: "
@@ -171,7 +177,10 @@ def prompt_of(row: dict[str, Any], ignored: Collection[str] = ()) -> Prompt:
     value = row[names[0]]
     messages = conversation_of(value, names[0], ignored)
     if messages is None:
-        messages = [Message("user", text_of(value, names[0]))]
+        text = text_of(value, names[0])
+        if not any(row.get(name) for name in BESIDE_PROMPT):
+            return Prompt(plain_query(text))
+        messages = [Message("user", text)]
     return _with_beside(messages, row)
 
 
@@ -199,13 +208,6 @@ def _history(value: object) -> list[Message]:
             raise RowError("history must be a list of [what the user said, what the assistant answered]")
         messages += [Message("user", pair[0].strip()), Message("assistant", pair[1].strip())]
     return messages
-
-
-def helpsteer_prompt(text: str) -> Prompt:
-    """A prompt of HelpSteer: a text, or turns apart by its mark."""
-    parts = _HELPSTEER_TURN.split(text.strip())
-    turns = [("User", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
-    return prompt_of_messages([Message(_ROLES[name.lower()], said.strip()) for name, said in turns])
 
 
 def transcript(messages: Sequence[dict[str, str]]) -> str:

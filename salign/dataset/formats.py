@@ -3,7 +3,8 @@
 A file's first row decides its shape. A shape's converter gives candidates, out of which `groups_of` makes groups.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ class Shape:
     gathers: bool = False
     is_thumbs: bool = False
 
-    @property
+    @functools.cached_property
     def known(self) -> frozenset[str]:
         """All columns that a row of this shape may have."""
         prompt = (*PROMPTS, *BESIDE_PROMPT) if self.has_prompt else ()
@@ -115,7 +116,7 @@ SHAPES: tuple[Shape, ...] = (
 # --- which shape ---------------------------------------------------------------------------------
 
 
-def shape_of(row: object, ignored: Sequence[str] = ()) -> Shape:
+def shape_of(row: object, ignored: frozenset[str] = frozenset()) -> Shape:
     """The shape that a row is of, by its columns.
 
     Args:
@@ -210,31 +211,38 @@ def groups_of(candidates: Iterable[Candidate]) -> Groups:
     """
     groups, num_unrated, num_repeated = [], 0, 0
     for candidate in candidates:
-        scores: dict[str, list[float]] = {}
-        texts: dict[str, str] = {}
-        for response, score in candidate.responses:
-            if score is None:
-                num_unrated += 1
-                continue
-            key = response.strip()
-            num_repeated += key in scores
-            scores.setdefault(key, []).append(score)
-            texts.setdefault(key, response)
-        if not scores:
+        rated = {response.strip(): (response, score) for response, score in candidate.responses if score is not None}
+        missing = sum(score is None for _, score in candidate.responses)
+        num_unrated += missing
+        repeated = len(candidate.responses) - missing - len(rated)
+        num_repeated += repeated
+        if not rated:
             continue
-        means = tuple(mean_score(values) for values in scores.values())
+        if repeated:
+            rated = _with_means(candidate.responses)
+        texts, scores = zip(*rated.values(), strict=True)
         prompt = candidate.prompt
-        group = AlignmentGroup(
-            prompt.query, tuple(texts.values()), means, candidate.kind, candidate.provenance, prompt.context
-        )
+        group = AlignmentGroup(prompt.query, texts, scores, candidate.kind, candidate.provenance, prompt.context)
         _check_unicode(group)
         groups.append(group)
     return Groups(groups, num_unrated, num_repeated)
 
 
+def _with_means(responses: Iterable[tuple[str, float | None]]) -> dict[str, tuple[str, float]]:
+    """By text: the response as it stands first, and the mean of its scores."""
+    scores: dict[str, list[float]] = {}
+    firsts: dict[str, str] = {}
+    for response, score in responses:
+        if score is not None:
+            scores.setdefault(response.strip(), []).append(score)
+            firsts.setdefault(response.strip(), response)
+    return {text: (first, mean_score(scores[text])) for text, first in firsts.items()}
+
+
 def _check_unicode(group: AlignmentGroup) -> None:
+    texts = [group.query, *group.responses, *(message.content for message in group.context)]
     try:
-        "".join((group.query, *group.responses, *(message.content for message in group.context))).encode()
+        "".join(texts).encode()
     except UnicodeEncodeError as error:
         raise RowError(f"the text holds half of a character ({error.reason})") from None
 

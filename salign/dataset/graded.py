@@ -6,7 +6,6 @@ from typing import Any
 from salign.columns import check_columns, is_empty
 from salign.dataset.conversations import (
     Prompt,
-    helpsteer_prompt,
     merged,
     messages_of,
     prompt_of,
@@ -24,6 +23,13 @@ _SCALE: Range = (MIN_SCORE, MAX_SCORE)
 _OVERALL: Range = (1.0, 10.0)  # UltraFeedback's overall score
 _ANNOTATION: Range = (1.0, 5.0)  # its ratings by attribute
 _GRADE: Range = (0.0, 4.0)  # HelpSteer's
+_COMPLETION = frozenset(
+    {
+        *("response", "overall_score", "fine-grained_score", "annotations", "critique"),
+        *("principle", "custom_system_prompt"),  # under which it was written, and which is not to be learnt
+    }
+)
+_ANSWER = frozenset({"answer", "rank"})
 # The released code writes these instead of a rating that it could not read.
 _RELEASED_PLACEHOLDERS = (-1, 8)
 
@@ -39,10 +45,12 @@ def groups(row: dict[str, Any], reading: Reading) -> list[Candidate]:
         raise RowError(f"{len(responses)} responses and {len(scores)} scores; as many of each are needed")
     # On another scale they may be ratings.
     placeholders = _RELEASED_PLACEHOLDERS if reading.score_range is None else ()
-    rated: list[tuple[str, float | None]] = []
-    for response, given in zip(responses, scores, strict=True):
-        score = None if given is None else number_of(given, "a score")
-        rated.append((response, None if score is None or score in placeholders else scaled(score, _range(reading))))
+    scale = _range(reading)
+    numbers = [None if score is None else number_of(score, "a score") for score in scores]
+    rated = [
+        (response, None if score is None or score in placeholders else scaled(score, scale))
+        for response, score in zip(responses, numbers, strict=True)
+    ]
     kind, provenance = row.get("kind"), row.get("provenance") or {}
     if "context" in row:  # our own, in which the query is as it should be
         context = tuple(messages_of(row["context"], "context"))
@@ -56,15 +64,9 @@ def _range(reading: Reading, usual: Range = _SCALE) -> Range:
 
 def ultrafeedback(row: dict[str, Any], reading: Reading) -> list[Candidate]:
     """UltraFeedback: completions with an overall score, or with ratings of attributes where the config weighs those."""
-    known = (
-        *("response", "overall_score", "fine-grained_score", "annotations", "critique"),
-        *("principle", "custom_system_prompt"),  # under which it was written, and which is not to be learnt
-    )
     rated: list[tuple[str, float | None]] = []
     for number, completion in enumerate(_objects(row["completions"], "completions"), start=1):
-        check_columns(
-            completion, (*known, "custom_system_prompt"), reading.ignored, where=f"in completion {number}, ", mapping=""
-        )
+        check_columns(completion, _COMPLETION, reading.ignored, where=f"in completion {number}, ", mapping="")
         response = text_of(completion.get("response"), f"the response of completion {number}")
         if reading.weights:
             score = _annotated(completion.get("annotations"), reading)
@@ -98,7 +100,7 @@ def nectar(row: dict[str, Any], reading: Reading) -> list[Candidate]:
     answers = _objects(row["answers"], "answers")
     ranked = []
     for number, answer in enumerate(answers, start=1):
-        check_columns(answer, ("answer", "rank"), reading.ignored, where=f"in answer {number}, ", mapping="")
+        check_columns(answer, _ANSWER, reading.ignored, where=f"in answer {number}, ", mapping="")
         ranked.append((text_of(answer.get("answer"), "the answer"), number_of(answer.get("rank"), "the rank")))
     last = max([float(len(ranked)), *(rank for _, rank in ranked)])
     if not all(1 <= rank <= last for _, rank in ranked):
@@ -116,7 +118,7 @@ def helpsteer(row: dict[str, Any], reading: Reading) -> list[Candidate]:
     if not any(map(is_empty, grades.values())):
         numbers = {name: number_of(grade, name) for name, grade in grades.items()}
         score = weighted(numbers, reading.weights, _range(reading, _GRADE))
-    prompt = helpsteer_prompt(row["prompt"]) if isinstance(row.get("prompt"), str) else prompt_of(row, reading.ignored)
+    prompt = prompt_of(row, reading.ignored)
     return [Candidate(prompt, [(reply_of(row["response"], "response", reading.ignored), score)])]
 
 

@@ -14,7 +14,7 @@ import orjson
 
 from salign.columns import Columns, nearest
 from salign.config import AnswersData, DatasetData, Effect, GroupsData, selected
-from salign.dataset.conversations import Prompt
+from salign.dataset.conversations import Prompt, prompt_of
 from salign.dataset.formats import Shape, groups_of, known_columns, parse, reading_of, shape_of
 from salign.dataset.rated import Candidate
 from salign.errors import DataError, StageError
@@ -34,8 +34,9 @@ def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Itera
         data: Where they are, and how they are read.
         left_out: Counts, while the groups are read, `unrated_responses` (the score is null, or a placeholder of the
             released code, -1 or 8; a group of such alone is left out), `repeated_responses` (merged with the same text
-            in their group), `bad_rows` (malformed ones, where `data.skip_bad` is set) and `only_bad_groups` (responses
-            of a prompt that are labelled good or bad, of which none is good).
+            in their group), `bad_rows` (malformed ones, where `data.skip_bad` is set), `only_bad_groups` (responses of
+            a prompt that are labelled good or bad, of which none is good) and `bad_row_groups` (responses of a prompt
+            with grades, of which another row is malformed: its response may have been the best).
 
     Raises:
         DataError: The file is missing, has no group in it, or rows are malformed, with file, rows and reasons; that is
@@ -49,6 +50,9 @@ def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Itera
     for group in _gathered(groups, left_out) if shape.gathers else groups:
         if shape.is_thumbs and max(group.scores) == MIN_SCORE:
             left_out["only_bad_groups"] += 1  # its best response would be learnt
+            continue
+        if file.prompts_of_bad_rows and _prompt_key(group) in file.prompts_of_bad_rows:
+            left_out["bad_row_groups"] += 1
             continue
         empty = False
         yield group
@@ -70,6 +74,8 @@ class _File:
         self._left_out = left_out
         self._columns = Columns(data.columns, data.ignore_columns)
         self._mistakes = Mistakes(data.path, skip=data.skip_bad)
+        self.prompts_of_bad_rows: set[str] = set()
+        """Where rows with grades are gathered by their prompts: those of malformed rows, as far as they have one."""
 
     def first_shape(self) -> tuple[Shape, Iterator[tuple[int, object]]]:
         """The shape of the first row that has one, and the rows from there on."""
@@ -77,7 +83,7 @@ class _File:
         rows = stream_rows(data.path) if isinstance(data, GroupsData) else sources.open_dataset(data).rows()
         for number, row in rows:
             try:
-                shape = shape_of(self._columns.apply(row) if isinstance(row, dict) else row, data.ignore_columns)
+                shape = shape_of(self._columns.apply(row) if isinstance(row, dict) else row, self._columns.ignored)
             except RowError as error:
                 self._mistakes.add(number, error)
                 self._mistakes.raise_any()  # of what shape the other rows should be is not known
@@ -97,6 +103,8 @@ class _File:
                 parsed = parse(row, shape, reading, self._columns)
             except ValueError as error:
                 self._mistakes.add(number, error)
+                if shape.gathers and not shape.is_thumbs:
+                    self._mark_prompt(row)
                 continue
             if self._mistakes.stops:
                 continue
@@ -105,6 +113,13 @@ class _File:
             yield from parsed.groups
         self._mistakes.raise_any()
         self._left_out["bad_rows"] += self._mistakes.num_rows
+
+    def _mark_prompt(self, row: object) -> None:
+        if not isinstance(row, dict):
+            return
+        with contextlib.suppress(RowError):
+            prompt = prompt_of(self._columns.apply(row), self._columns.ignored)
+            self.prompts_of_bad_rows.add(_prompt_key(prompt))
 
 
 def _no_group(data: GroupsData | DatasetData) -> DataError:
@@ -138,8 +153,8 @@ def _gathered(groups: Iterable[AlignmentGroup], left_out: Counter[str]) -> Itera
         ) from error
 
 
-def _prompt_key(group: AlignmentGroup) -> str:
-    return orjson.dumps([group.query, *([turn.role, turn.content] for turn in group.context)]).decode()
+def _prompt_key(prompt: AlignmentGroup | Prompt) -> str:
+    return orjson.dumps([prompt.query, *([turn.role, turn.content] for turn in prompt.context)]).decode()
 
 
 def digest_of(data: GroupsData | DatasetData | AnswersData) -> str:

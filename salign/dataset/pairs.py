@@ -51,7 +51,7 @@ def preference(row: dict[str, Any], reading: Reading) -> list[Candidate]:
 
 def _scores(row: dict[str, Any], reading: Reading) -> tuple[float, float]:
     given = [
-        next(((name, row[name]) for name in names if not is_empty(row.get(name))), None)
+        next(((name, row[name]) for name in names if row.get(name) not in (None, "")), None)
         for names in (SCORES_CHOSEN, SCORES_REJECTED)
     ]
     chosen, rejected = given

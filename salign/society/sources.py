@@ -88,6 +88,7 @@ _RowsSource = JsonSource | CsvSource | ParquetSource | DatasetSource | HHSource 
 
 def _from_rows(source: _RowsSource) -> list[Exemplar]:
     convert, known = _reader_of(source)
+    ignored = frozenset(source.ignore_columns)
     mapping = "Name the columns with question, input, answer and label. " if isinstance(source, FieldsSource) else ""
     mistakes, exemplars = Mistakes(source.path, skip=source.skip_bad), list[Exemplar]()
     for number, row in _rows_of(source):
@@ -97,7 +98,7 @@ def _from_rows(source: _RowsSource) -> list[Exemplar]:
             if not isinstance(row, dict):
                 raise RowError(f"it is no object but {type(row).__name__}")
             converted = list(convert(row))
-            check_columns(row, known, source.ignore_columns, mapping=mapping)
+            check_columns(row, known, ignored, mapping=mapping)
             exemplars += converted
         except RowError as error:
             mistakes.add(number, error)
@@ -107,14 +108,14 @@ def _from_rows(source: _RowsSource) -> list[Exemplar]:
     return exemplars
 
 
-def _reader_of(source: _RowsSource) -> tuple[Callable[[dict[str, Any]], Iterator[Exemplar]], set[str]]:
+def _reader_of(source: _RowsSource) -> tuple[Callable[[dict[str, Any]], Iterator[Exemplar]], frozenset[str]]:
     """What makes exemplars of a row, and the columns that it knows."""
     if isinstance(source, FieldsSource):
         fields = (source.question, source.input, source.answer, source.label)
-        return functools.partial(_fields, source=source), {field for field in fields if field is not None}
+        return functools.partial(_fields, source=source), frozenset(field for field in fields if field is not None)
     if isinstance(source, HHSource):
-        return _hh, {"chosen", "rejected"}
-    return _moral_stories, {*MORAL_STORY, *MORAL_STORY_UNREAD}
+        return _hh, frozenset({"chosen", "rejected"})
+    return _moral_stories, frozenset({*MORAL_STORY, *MORAL_STORY_UNREAD})
 
 
 def _rows_of(source: _RowsSource) -> Iterator[tuple[int, object]]:
