@@ -10,6 +10,7 @@ from salign import compose, digests, models
 from salign.digests import identify, models_of, models_of_society, name_of
 from salign.errors import ConfigError, StageError
 from salign.evaluation.evaluate import model_path
+from salign.launch import prepare
 from salign.manifest import noted_model, require_model, write_manifest
 from salign.run import create_run, mark_done
 from salign.society.shard import run_shard
@@ -225,3 +226,17 @@ def test_a_trained_model_is_vouched_for_by_its_marker(folder, tmp_path):
     overwrite(run.model("s"))
     with pytest.raises(StageError, match=r"model\.safetensors has changed since train stage s was done"):
         model_path(run, made, "s")
+
+
+def test_a_launch_notes_and_compares_the_models_of_every_engine(folder, tiny_model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    judge = {"name": "mild", "engine": {"kind": "transformers", "model": str(other)}}
+    made = config(folder, tmp_path, train={}, evaluate={"judges": [judge]})
+    run = prepare(made)
+    assert set(json.loads(run.manifest.read_text())["models"]) == {str(folder), str(other)}
+    mark_done(run.shard(0), [], {}, {})
+    prepare(made)
+    overwrite(other, "tokenizer.json")
+    with pytest.raises(ConfigError, match=r"the model .*other changed since .*\(tokenizer\.json\)"):
+        prepare(made)

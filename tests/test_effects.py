@@ -63,7 +63,7 @@ def test_what_is_not_marked_decides():
         ("society.embedder.api_key_env", Effect.FREE),
         ("society.schedule", Effect.FREE),
         ("society.max_rounds", Effect.EXTENT),
-        ("society.stopping.patience", Effect.EXTENT),
+        ("society.stopping.tolerance", Effect.EXTENT),
         ("society.num_initial_memories", Effect.DECIDES),
         ("cluster.num_ranks", Effect.FREE),
         ("cluster.train.timeout_min", Effect.FREE),

@@ -15,6 +15,7 @@ from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.figures import about_judging, values_of
 from salign.evaluation.judge import Judge
 from salign.evaluation.judged import Item, Sample, answer_all, attacks, items, refusal_position
+from salign.evaluation.versions import settings_of_judges
 from salign.run import create_run, read_done
 from salign.seeds import derive
 
@@ -130,7 +131,18 @@ def test_two_judges_agree_as_far_as_they_do(tree):
     agreement = results_of(run)["judging"]["hh"]["rating"]["agreement"]
     assert agreement["krippendorff_alpha"] == 1.0
     assert agreement["spearman"] == {"one, two": pytest.approx(1.0)}
-    assert {name for name in results_of(run)["versions"] if name.startswith("judge ")} == {"judge one", "judge two"}
+    versions = results_of(run)["versions"]
+    assert {name for name in versions if name.startswith("judge ")} == {"judge one", "judge two"}
+    assert versions["settings of judge one"] == {"kind": "scripted"}
+
+
+def test_a_judge_that_is_started_otherwise_is_another(tree):
+    def settings(**given):
+        judge = {"name": "one", "engine": {"kind": "server", "program": "vllm", **given}}
+        return settings_of_judges(compose.parse({**tree, "evaluate": {"judges": [judge]}}, "test"))["one"]
+
+    assert settings(arguments=["--quantization", "fp8"]) != settings()
+    assert settings(num_servers=4, num_slots=2) == settings()
 
 
 # --- what goes wrong -----------------------------------------------------------------------------

@@ -233,6 +233,11 @@ class Config(Section):
         return ("base", *(stage.name for stage in self.train.stages[-1:]))
 
     @property
+    def judges(self) -> tuple[Judge, ...]:
+        """Who rates answers: the run's engine, where no judge is named."""
+        return self.evaluate.judges or (Judge(name="engine", engine=self.engine),)
+
+    @property
     def has_society(self) -> bool:
         """Whether anything is simulated: not where stages are trained and none of them on the society's data."""
         stages = self.train.stages

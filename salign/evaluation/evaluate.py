@@ -33,7 +33,7 @@ from salign.evaluation.judged import (
 )
 from salign.evaluation.resume import Measured, forget_measured, open_measured
 from salign.evaluation.tasks import MissingDataError, load_task
-from salign.evaluation.versions import code_digest, versions_of
+from salign.evaluation.versions import code_digest, settings_of_judges, versions_of
 from salign.manifest import code_version, require_model
 from salign.records import AlignmentGroup
 from salign.run import (
@@ -198,10 +198,6 @@ def _measure_tasks(means: _Means, model: str, tasks: "dict[str, Task]") -> list[
     return rows
 
 
-def _judges(config: Config) -> tuple[JudgeSection, ...]:
-    return config.evaluate.judges or (JudgeSection(name="engine", engine=config.engine),)
-
-
 async def _answered(means: _Means, asked: Sequence[Item], model: str) -> list[Sample]:
     config, counter = means.config, means.counter
     answering = TransformersEngine(model=model)
@@ -269,13 +265,14 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
             (folder / "metrics.jsonl").unlink(missing_ok=True)
             log = stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
         counter = _Counter(log, _num_calls(config, work, ranks))
-        of = {"inputs": inputs, "dtype": config.evaluate.dtype, "code": code_digest()}
+        of: Row = {"inputs": inputs, "dtype": config.evaluate.dtype, "code": code_digest()}
+        of["judges"] = settings_of_judges(config)
         measured = stack.enter_context(open_measured(folder, of, ranks.rank))
         means = _Means(config, ranks, counter, measured, folder / f"servers-{ranks.rank}")
         rows = _measure_tasks(means, model, work.tasks)
         # Every rank judges what it answered, unless the judge is a server that one rank is to start.
-        shared = [judge for judge in _judges(config) if ranks.size == 1 or judge.engine.kind != "server"]
-        later = [judge for judge in _judges(config) if judge not in shared]
+        shared = [judge for judge in config.judges if ranks.size == 1 or judge.engine.kind != "server"]
+        later = [judge for judge in config.judges if judge not in shared]
         own, identities = list[Sample](), dict[str, str]()
         if work.items:
             own = asyncio.run(_answered(means, work.items[ranks.rank :: ranks.size], model))
@@ -302,7 +299,7 @@ def _place(config: Config) -> Any:
 
 def _num_calls(config: Config, work: Work, ranks: Ranks) -> int:
     """Of this rank: documents, answers and ratings."""
-    most, judges = config.evaluate.num_documents, _judges(config)
+    most, judges = config.evaluate.num_documents, config.judges
     counts = [len(task.eval_docs) if most is None else min(most, len(task.eval_docs)) for task in work.tasks.values()]
     own = work.items[ranks.rank :: ranks.size]
     num_rated = sum(bool(RATED[item.benchmark]) for item in own)

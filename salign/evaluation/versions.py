@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salign.config import Config
+from salign.config import Config, Effect, selected
 from salign.evaluation import judge as judging
 from salign.evaluation.judged import ATTACKS_VERSION, OVER_REFUSAL_VERSION, REFUSALS_VERSION
 from salign.society.prompts import PROMPTS_VERSION
@@ -36,12 +36,18 @@ def versions_of(config: Config, tasks: "dict[str, Task]", rows: Sequence[Row], i
         "safe prompts": OVER_REFUSAL_VERSION,
         "words of refusal": REFUSALS_VERSION,
         **{f"judge {name}": identity for name, identity in identities.items()},
+        **{f"settings of judge {name}": settings_of_judges(config)[name] for name in identities},
         "rating": config.society.rating,
         "answer": section.answer.model_dump(),
         "chat_template": section.chat_template,
         "dtype": section.dtype,
         "seed": config.run.seed,
     }
+
+
+def settings_of_judges(config: Config) -> dict[str, dict[str, Any]]:
+    """Of each judge's engine what its ratings depend on, beside the model, such as its number format."""
+    return {judge.name: selected(judge.engine, Effect.DECIDES) for judge in config.judges}
 
 
 def code_digest() -> str:
