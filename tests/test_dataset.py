@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+from dataclasses import replace
 
 import actors
 import pytest
@@ -18,7 +19,7 @@ from salign.errors import DataError, StageError
 from salign.records import AlignmentGroup, Interaction, to_line
 from salign.society.sources import questions
 
-NONE_LEFT_OUT = {"unrated": 0, "empty": 0, "duplicate": 0}
+NONE_LEFT_OUT = {"unrated": 0, "empty": 0, "duplicate": 0, "flagged": 0, "cut": 0}
 
 
 def interaction(
@@ -102,7 +103,7 @@ def test_a_repeated_response_has_the_mean_of_its_ratings_in_any_order():
         (imitation,) = pairs(groups, "imitation")
         assert dict(imitation) == {"same": (3.0 + 2.0 + 2.1) / 3, "new": 3.0}
         assert pairs(groups, "self_critic") == [[("why", 2.5)]]
-        assert left_out == {"unrated": 0, "empty": 0, "duplicate": 3}
+        assert left_out == {**NONE_LEFT_OUT, "unrated": 0, "empty": 0, "duplicate": 3}
 
 
 def test_what_has_no_rating_is_left_out_and_counted():
@@ -113,13 +114,13 @@ def test_what_has_no_rating_is_left_out_and_counted():
     assert pairs(groups, "imitation") == [[("draft", 3.0)]]
     assert pairs(groups, "self_critic") == [[("so", 4.0)]]
     assert pairs(groups, "realignment") == []
-    assert left_out == {"unrated": 5, "empty": 0, "duplicate": 0}
+    assert left_out == {**NONE_LEFT_OUT, "unrated": 5, "empty": 0, "duplicate": 0}
 
 
 def test_a_response_without_rating_does_not_hide_the_same_with_one():
     groups, left_out = built(interaction(draft="same", revision="same", before=None, after=3.0, feedback=()))
     assert pairs(groups, "imitation") == [[("same", 3.0)]]
-    assert left_out == {"unrated": 1, "empty": 0, "duplicate": 0}
+    assert left_out == {**NONE_LEFT_OUT, "unrated": 1, "empty": 0, "duplicate": 0}
 
 
 def test_empty_reasons_are_left_out_and_counted():
@@ -128,7 +129,7 @@ def test_empty_reasons_are_left_out_and_counted():
     assert [group.query for group in groups if group.kind == "realignment"] == [
         templates.realignment("Q?", "draft", ["why"])
     ]
-    assert left_out == {"unrated": 0, "empty": 1, "duplicate": 0}
+    assert left_out == {**NONE_LEFT_OUT, "unrated": 0, "empty": 1, "duplicate": 0}
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,43 @@ def test_the_minimum_of_realignment_is_the_configs():
     low = interaction(before=1.0, after=2.5)
     assert pairs(built(low, min_realignment_score=2.0)[0], "realignment") == [[("revision", 2.5)]]
     assert pairs(built(low, min_realignment_score=2.5)[0], "realignment") == []
+
+
+def flagged(role: str, *flags: str, **fields) -> Interaction:
+    """An interaction in which the turns of one role have flags."""
+    made = interaction(**fields)
+    return replace(made, turns=tuple(replace(t, flags=flags) if t.role == role else t for t in made.turns))
+
+
+def test_flagged_texts_and_what_was_said_of_them_are_left_out_unless_asked_for():
+    for flag in ("imitates_form", "imitates_frame", "control_tokens", "repeats_prompt", "thinking_cut"):
+        groups, left_out = built(flagged("draft", flag))
+        assert [(group.kind, group.responses) for group in groups] == [("imitation", ("revision",))]
+        assert left_out["flagged"] == 1
+        groups, left_out = built(flagged("feedback", flag))
+        assert pairs(groups, "self_critic") == pairs(groups, "realignment") == []
+        groups, _ = built(flagged("revision", flag))
+        assert pairs(groups, "imitation") == [[("draft", 3.0)]]
+        assert pairs(groups, "realignment") == []
+        groups, left_out = built(flagged("draft", flag), keep_flagged=[flag])
+        assert len(groups) == 3
+        assert left_out == NONE_LEFT_OUT
+    groups, left_out = built(flagged("draft", "thinking"))
+    assert len(groups) == 3
+    assert left_out == NONE_LEFT_OUT
+
+
+def test_a_text_that_was_cut_is_no_best_response_unless_asked_for():
+    groups, left_out = built(flagged("revision", "cut"))  # rated 6, above the draft's 3
+    assert pairs(groups, "imitation") == [[("draft", 3.0)]]
+    assert pairs(groups, "realignment") == []
+    assert left_out["cut"] == 2
+    groups, left_out = built(flagged("draft", "cut"))  # a worse response may be cut
+    assert pairs(groups, "imitation") == [[("draft", 3.0), ("revision", 6.0)]]
+    assert left_out == NONE_LEFT_OUT
+    groups, _ = built(flagged("draft", "cut", after=3.0))  # as good as the best
+    assert pairs(groups, "imitation") == [[("revision", 3.0)]]
+    assert built(flagged("revision", "cut"), keep_flagged=["cut"])[1] == NONE_LEFT_OUT
 
 
 def test_only_the_kinds_that_are_named_are_built():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salign.bench.figures import Figure
-from salign.bench.validity import stopping
+from salign.bench.validity import ratings, stopping
 from salign.errors import ConfigError
 
 
@@ -27,6 +27,7 @@ class Context:
 
 
 PARTS: dict[str, Callable[[Context], list[Figure]]] = {
+    "ratings": ratings.measure,
     "stopping": stopping.measure,
 }
 
