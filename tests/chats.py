@@ -3,11 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from conftest import CHAT_TEMPLATE
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 WORDS = ["is", "it", "fair", "to", "the", "th", "an", "swer", "es", "No", "us", "er", "as", "im", "end", "\u010a\u010a"]
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is importe
 
 SHARED = Path(__file__).parents[2] / "shared"
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test that needs a CUDA device is skipped where there is none."""
@@ -46,6 +41,7 @@ def shared_data() -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 2 layers with a tokenizer of its own and a chat template, in Hugging Face format; 0.1 M parameters."""
     import torch
+    from chats import CHAT_TEMPLATE
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+from dataclasses import replace
 
 import actors
 import pytest
@@ -165,6 +166,43 @@ def test_the_minimum_of_realignment_is_the_configs():
     low = interaction(before=1.0, after=2.5)
     assert pairs(built(low, min_realignment_score=2.0)[0], "realignment") == [[("revision", 2.5)]]
     assert pairs(built(low, min_realignment_score=2.5)[0], "realignment") == []
+
+
+def flagged(role: str, *flags: str, **fields) -> Interaction:
+    """An interaction in which the turns of one role have flags."""
+    made = interaction(**fields)
+    return replace(made, turns=tuple(replace(t, flags=flags) if t.role == role else t for t in made.turns))
+
+
+def test_flagged_texts_and_what_was_said_of_them_are_left_out_unless_asked_for():
+    for flag in ("imitates_form", "imitates_frame", "control_tokens", "repeats_prompt", "thinking_cut"):
+        groups, left_out = built(flagged("draft", flag))
+        assert [(group.kind, group.responses) for group in groups] == [("imitation", ("revision",))]
+        assert left_out["flagged"] == 1
+        groups, left_out = built(flagged("feedback", flag))
+        assert pairs(groups, "self_critic") == pairs(groups, "realignment") == []
+        groups, _ = built(flagged("revision", flag))
+        assert pairs(groups, "imitation") == [[("draft", 3.0)]]
+        assert pairs(groups, "realignment") == []
+        groups, left_out = built(flagged("draft", flag), keep_flagged=[flag])
+        assert len(groups) == 3
+        assert left_out == NONE_LEFT_OUT
+    groups, left_out = built(flagged("draft", "thinking"))
+    assert len(groups) == 3
+    assert left_out == NONE_LEFT_OUT
+
+
+def test_a_text_that_was_cut_is_no_best_response_unless_asked_for():
+    groups, left_out = built(flagged("revision", "cut"))  # rated 6, above the draft's 3
+    assert pairs(groups, "imitation") == [[("draft", 3.0)]]
+    assert pairs(groups, "realignment") == []
+    assert left_out["cut"] == 2
+    groups, left_out = built(flagged("draft", "cut"))  # a worse response may be cut
+    assert pairs(groups, "imitation") == [[("draft", 3.0), ("revision", 6.0)]]
+    assert left_out == NONE_LEFT_OUT
+    groups, _ = built(flagged("draft", "cut", after=3.0))  # as good as the best
+    assert pairs(groups, "imitation") == [[("revision", 3.0)]]
+    assert built(flagged("revision", "cut"), keep_flagged=["cut"])[1] == NONE_LEFT_OUT
 
 
 def test_only_the_kinds_that_are_named_are_built():

@@ -8,9 +8,9 @@ from fractions import Fraction
 import pytest
 from actors import Feedback, Rating, interaction
 
-from salign.config import Gates
+from salign.config import FLAGS, Gates
 from salign.errors import StageError
-from salign.records import Interaction, Recalled
+from salign.records import Interaction, Observation, Recalled, Turn
 from salign.society.rounds import Round, Validity, mean
 
 
@@ -79,6 +79,9 @@ def test_a_round_in_figures():
         "sim/draft_engagement_mean": 1.5,
         # Of 4 of feedback 2 are missing, of 6 of drafts 1, of 4 of revisions 1; what is not there was not asked for.
         "sim/parse_rate": pytest.approx(1 - 4 / 14),
+        "sim/digit_mass_median": None,
+        "sim/flagged_share": 0.0,
+        "sim/cut_share": 0.0,
         "sim/failed": 2,
         "sim/recalled_initial_share": 0.0,
         "sim/recalled_own_share": 1.0,
@@ -163,7 +166,10 @@ def test_what_was_not_said_is_not_repeated():
 def test_figures_are_counts_and_shares():
     one = interaction(feedback=(Feedback(1, None, "", None),))
     failed = interaction(draft=None, feedback=(), revision=None, failure="f")
-    assert validity_of(round_of(one, one), round_of(failed)).figures() == {
+    figures = validity_of(round_of(one, one), round_of(failed)).figures()
+    assert figures.pop("rating_sd").keys() == {"alignment", "engagement"}
+    assert figures.pop("flags") == dict.fromkeys(FLAGS, 0)
+    assert figures == {
         "num_interactions": 3,
         "num_failed": 1,
         "num_ratings": 10,
@@ -171,12 +177,16 @@ def test_figures_are_counts_and_shares():
         "rated_share": 0.6,
         "failed_share": 0.333333,
         "repeated_share": 0.0,
+        "digit_mass_median": None,
+        "num_texts": 4,
+        "flagged_share": 0.0,
     }
 
 
 # --- gates ---------------------------------------------------------------------------------------
 
 OPEN = {"min_rated_share": 0.0, "max_failed_share": 1.0, "max_refused_call_share": 1.0, "max_repeated_share": 1.0}
+OPEN_RATINGS = {"min_digit_mass": 0.0, "min_rating_sd": 0.0, "max_flagged_share": 1.0, "max_cut_share": 1.0}
 # 2 of 12 ratings missing, 1 of 3 interactions failed, 2 of 4 drafts and revisions repeated; 3 of 10 calls refused
 CALLS = {"num_calls": 10, "num_refused_calls": 3, "served": {"a-model": ["a-model-0613"]}, "recall": {}}
 
@@ -263,5 +273,58 @@ def test_a_good_shard_passes_the_default_gates():
 def test_no_more_than_three_failures_are_quoted():
     rounds = [round_of(interaction(failure=f"failure {number % 7}")) for number in range(20)]
     with pytest.raises(StageError, match="20 of 20 interactions failed") as raised:
-        validity_of(*rounds).check(Gates(**{**OPEN, "max_failed_share": 0.1}), 0, CALLS)
+        validity_of(*rounds).check(Gates(**{**OPEN, **OPEN_RATINGS, "max_failed_share": 0.1}), 0, CALLS)
     assert "failure 0; failure 1; failure 2. Look" in str(raised.value)
+
+
+# --- what ratings and texts are worth ------------------------------------------------------------
+
+
+def drafts_rated(*ratings: float, mass: float | None = None, flags: tuple[str, ...] = ()) -> Validity:
+    """A round of drafts with these ratings, which the observers gave with this mass of the digits."""
+    held = []
+    for agent, rating in enumerate(ratings):
+        seen = {"alignment": Observation(rating, mass), "engagement": Observation(1.0 + agent % 7, mass)}
+        turn = Turn(agent, "draft", f"draft {agent}", observed=seen, flags=flags if agent % 2 == 0 else ())
+        held.append(replace(interaction(), world=0, round=1, topic="q", turns=(turn,), failure=None))
+    return validity_of(round_of(*held))
+
+
+def crossed(validity: Validity, **gates: float) -> str:
+    try:
+        validity.check(Gates(**{**OPEN, **OPEN_RATINGS, **gates}), 0, CALLS)
+    except StageError as error:
+        return str(error)
+    return ""
+
+
+def test_ratings_that_are_all_the_same_are_a_gate_of_their_own():
+    same = drafts_rated(*[1.0] * 20)
+    assert "the 20 ratings of alignment are all about 1, with a standard deviation of 0.000" in crossed(
+        same, min_rating_sd=Gates().min_rating_sd
+    )
+    assert crossed(drafts_rated(*[1.0] * 19), min_rating_sd=0.05) == ""  # so few may be chance
+    assert crossed(drafts_rated(*[1.0] * 19, 2.0), min_rating_sd=0.05) == ""
+    assert crossed(same, min_rating_sd=0.0) == ""
+    assert same.figures()["rating_sd"]["alignment"] == 0.0
+
+
+def test_the_mass_of_the_digits_is_a_gate():
+    assert drafts_rated(1.0, 2.0, mass=0.075).figures()["digit_mass_median"] == 0.075
+    assert "the digits had 7.5% of the probability in the median" in crossed(
+        drafts_rated(1.0, 2.0, mass=0.075), min_digit_mass=Gates().min_digit_mass
+    )
+    assert crossed(drafts_rated(1.0, 2.0, mass=0.94), min_digit_mass=Gates().min_digit_mass) == ""
+    assert crossed(drafts_rated(1.0, 2.0), min_digit_mass=1.0) == ""  # read from words: there is none
+
+
+def test_flagged_and_cut_texts_are_counted_and_gated():
+    flagged = drafts_rated(1.0, 2.0, 3.0, 4.0, flags=("imitates_form", "control_tokens"))
+    assert flagged.figures()["flagged_share"] == 0.5
+    assert flagged.figures()["flags"]["control_tokens"] == 2
+    assert "2 of 4 texts are doubtful (" in crossed(flagged, max_flagged_share=0.49)
+    assert crossed(flagged, max_flagged_share=0.5) == ""
+    cut = drafts_rated(1.0, 2.0, 3.0, 4.0, flags=("cut", "thinking"))
+    assert cut.figures()["flagged_share"] == 0.0
+    assert "max_tokens ended 2 of 4 texts" in crossed(cut, max_cut_share=0.49)
+    assert crossed(cut, max_cut_share=0.5) == ""

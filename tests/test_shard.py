@@ -56,7 +56,7 @@ def config_of(folder, seed=0, **society):
         {
             "run": {"root": str(folder), "name": "run", "seed": seed},
             "engine": {"kind": "scripted"},
-            "society": {**SMALL, **society},
+            "society": {**SMALL, "observer_check": None, **society},
         },
         "test",
     )
@@ -686,3 +686,34 @@ def test_a_society_on_a_graph_that_was_drawn_can_be_run_again_from_its_file(tmp_
     folder, from_file = simulate(again.model_copy(update={"run": run}))
     assert from_file == drawn
     assert read_done(folder).facts["graphs"] == []
+
+
+# --- the observer --------------------------------------------------------------------------------
+
+
+def test_the_first_shard_measures_the_observer_and_counts_it_apart(tmp_path, asked):
+    config = config_of(tmp_path, observer_check={"num_pairs": 4})
+    folder, content = simulate(config)
+    facts = read_done(folder).facts
+    num_society = facts["num_calls"]
+    assert len(asked.keys) == num_society + 8
+    observer = facts["observer"]
+    assert observer["model"] == "scripted"
+    assert (observer["num_pairs"], observer["num_rated_pairs"], observer["chance"]) == (4, 4, 0.5)
+    assert observer["digit_mass_median"] == 1.0
+    asked.keys.clear()
+    (folder / "done.json").unlink()
+    _, again = simulate(config)
+    assert again == content
+    assert asked.keys == []  # all is in the journal
+    assert read_done(folder).facts["observer"] == observer
+
+
+def test_the_check_changes_nothing_else_and_may_fail_the_run(tmp_path, caplog):
+    _, without = simulate(config_of(tmp_path / "a"))
+    _, content = simulate(config_of(tmp_path / "b", observer_check={"num_pairs": 3}))
+    assert content == without
+    assert "cannot be told from a coin" in caplog.text
+    config = config_of(tmp_path / "c", observer_check={"num_pairs": 3, "min_agreement": 1.0})
+    with pytest.raises(StageError, match=r"society\.observer_check\.min_agreement = 100%"):
+        simulate(config)

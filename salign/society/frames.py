@@ -1,6 +1,8 @@
 """The frame around what agents say: two marks with a key that no author knew when it wrote.
 
-A text that cannot know the key cannot write the mark that ends its frame: what it says stays what it is, a text.
+A text that cannot know the key cannot write the mark that ends its frame: what it says stays what it is, a text. The
+marks are bare words, and stand around question and answer together: of the frames tried, tags and quotation marks made
+the embedded model tell good answers from bad ones less often (docs/ratings.md).
 """
 
 import re
@@ -11,26 +13,34 @@ from salign.seeds import derive
 # judges, and others for what their author is shown when it drafts and when it revises.
 DRAFTING, REVISING = "drafting", "revising"
 
+# Without vowels a key is no word, and without digits no rating.
+_LETTERS = "bcdfghjklmnpqrstvwxz"
+_NUM_LETTERS = 6
+_KEY = rf"(?<!\w)[{_LETTERS}]{{{_NUM_LETTERS}}}(?!\w)"
 # A whole frame, of any key.
-FRAME = r"<((?:answer|reason)-[0-9a-f]{8})>.*?</\1>"
-_LIKE_A_MARK = re.compile(r"</?\s*(?:answer|reason)\b[^<>\n]{0,40}>", re.IGNORECASE)
+FRAME = rf"(?P<key>{_KEY}).*?(?<!\w)(?P=key)(?!\w)"
+_LIKE_A_MARK = re.compile(
+    rf"{_KEY} | \b(?:end|begin(?:ning)?|start) \s of \s (?:the \s)? (?:answer|draft|text|frame|question)\b"
+    r" | </?\s*(?:answer|draft|reason|text)\b[^<>\n]{0,40}> | ^-{3,}\s*$ | ^={3,}\s*$",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
 
 
 def draw_key(*parts: int | str) -> str:
-    """The key of a frame, a function of where it stands: 31 bits, so a guess is right once in 2e9 times."""
-    return f"{derive(*parts, 'frame'):08x}"
+    """The key of a frame, a function of where it stands; a guess is right once in 64 million times."""
+    number = derive(*parts, "frame")
+    letters = []
+    for _ in range(_NUM_LETTERS):
+        number, letter = divmod(number, len(_LETTERS))
+        letters.append(_LETTERS[letter])
+    return "".join(letters)
 
 
 def frame(text: str, key: str) -> str:
-    """An answer between its marks, on lines of their own."""
-    return f"<answer-{key}>\n{text}\n</answer-{key}>"
-
-
-def frame_reason(text: str, key: str) -> str:
-    """A reason between its marks, within a line."""
-    return f"<reason-{key}>{text}</reason-{key}>"
+    """A text between its marks, on lines of their own."""
+    return f"{key}\n{text}\n{key}"
 
 
 def imitates_frame(text: str) -> bool:
-    """Whether a text has something like a mark in it."""
-    return "<" in text and _LIKE_A_MARK.search(text) is not None
+    """Whether a text has something like a mark in it, or speaks of its end."""
+    return _LIKE_A_MARK.search(text) is not None

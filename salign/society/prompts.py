@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from salign.config import SocietySection
 from salign.engines.base import Form, Prompt
 from salign.records import Recalled, Turn
-from salign.society.frames import frame, frame_reason
+from salign.society.frames import frame
 
 PROMPTS_VERSION = "3"
 
@@ -27,21 +27,21 @@ Answer the question as you would in person, in one to three sentences."""
 
 _RECALLED_DRAFT = """\
 You were once asked: {question}
-You answered:
+Your answer stands between the marks {key}.
 {answer}
 
 {ask}
 Stay consistent with what you said before."""
 
 _JUDGED = """\
-Question: {question}
-Answer:
-{answer}
+What stands between the marks {key} is to be judged.
+
+{judged}
 
 """
 
 _RECALLED_FEEDBACK = """\
-You once answered a similar question, "{question}", like this:
+You once answered a similar question, "{question}", and your answer stands between the marks {key}.
 {answer}
 
 """
@@ -74,13 +74,13 @@ Reply in the form "Rating: <1 to 7>"."""
 
 _DRAFTED = """\
 Question: {question}
-Your draft:
+Your draft stands between the marks {key}.
 {draft}
 
 """
 
 _RATED = """\
-Others rated your draft {mean:.1f} of 7 on average and said:
+Others rated your draft {mean:.1f} of 7 on average and said, each between the marks {key}:
 {reasons}
 
 """
@@ -109,7 +109,8 @@ class Judged:
 
     @property
     def framed(self) -> str:
-        return frame(self.answer, self.key)
+        """Both, as a judge sees them."""
+        return frame(f"Question: {self.question}\nAnswer: {self.answer}", self.key)
 
 
 def draft(question: str, recalled: Recalled | None, instructions: str | None = None, key: str = "") -> Prompt:
@@ -118,7 +119,8 @@ def draft(question: str, recalled: Recalled | None, instructions: str | None = N
     if recalled is None:
         return Prompt(ask, instructions)
     framed = frame(recalled.answer, key)
-    return Prompt(_RECALLED_DRAFT.format(question=recalled.question, answer=framed, ask=ask), instructions)
+    told = _RECALLED_DRAFT.format(question=recalled.question, answer=framed, key=key, ask=ask)
+    return Prompt(told, instructions)
 
 
 class Wording:
@@ -142,11 +144,11 @@ class Wording:
         instructions: str | None = None,
         form: Form = "text",
     ) -> Prompt:
-        shown = _JUDGED.format(question=judged.question, answer=judged.framed)
+        shown = _JUDGED.format(judged=judged.framed, key=judged.key)
         memory = ""
         if recalled is not None:
             framed = frame(recalled.answer, judged.key)
-            memory = _RECALLED_FEEDBACK.format(question=recalled.question, answer=framed)
+            memory = _RECALLED_FEEDBACK.format(question=recalled.question, answer=framed, key=judged.key)
         if not self._shared_first:
             return Prompt(memory + shown + ask, instructions, 0 if memory else len(shown), form)
         return Prompt(shown + memory + ask, instructions, len(shown), form)
@@ -177,7 +179,7 @@ class Wording:
             feedback: The audience's, of which at least one is rated; or none, where there is no audience.
             instructions: The system text.
         """
-        shown = _DRAFTED.format(question=drafted.question, draft=drafted.framed)
+        shown = _DRAFTED.format(question=drafted.question, draft=frame(drafted.answer, drafted.key), key=drafted.key)
         if not feedback:
             return Prompt(shown + _REVISE_ALONE, instructions)
         there = [(turn.rating, turn.text) for turn in feedback if turn.rating is not None]
@@ -185,9 +187,9 @@ class Wording:
         mean = sum(rating for rating, _ in rated) / len(rated)
         if self._with_reasons:
             reasons = "\n".join(
-                f"- ({rating:.1f} of 7) {frame_reason(reason, drafted.key)}" for rating, reason in rated
+                f"- ({rating:.1f} of 7) {drafted.key} {reason} {drafted.key}" for rating, reason in rated
             )
-            said = _RATED.format(mean=mean, reasons=reasons)
+            said = _RATED.format(mean=mean, reasons=reasons, key=drafted.key)
         else:
             ratings = ", ".join(f"{rating:.1f}" for rating, _ in rated)
             said = _RATED_ALONE.format(mean=mean, ratings=ratings)

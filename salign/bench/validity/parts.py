@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salign.bench.figures import Figure
-from salign.bench.validity import leaks, recall, stopping, tokens
+from salign.bench.validity import leaks, ratings, recall, stopping, tokens
 from salign.errors import ConfigError
 
 
@@ -28,6 +28,7 @@ class Context:
 
 PARTS: dict[str, Callable[[Context], list[Figure]]] = {
     "recall": recall.measure,
+    "ratings": ratings.measure,
     "stopping": stopping.measure,
     "leaks": leaks.measure,
     "tokens": tokens.measure,
