@@ -1,5 +1,6 @@
 """A whole run in small: scripted agents, a tiny model, real training."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,13 +9,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from salign.run import RunDir
 
 ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
+
+# A random model of a tenth of a million parameters meets no gate: it rates nothing and ends no sentence.
+OPEN_GATES = (
+    "society.gates={min_rated_share: 0, max_failed_share: 1, max_repeated_share: 1, min_digit_mass: 0, "
+    "min_rating_sd: 0, max_flagged_share: 1, max_cut_share: 1}"
+)
 
 
 def launch(*words: str, env: dict[str, str] | None = None, timeout: float = 900) -> subprocess.CompletedProcess[str]:
@@ -82,6 +90,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tupl
     return RunDir(folder / "runs" / "small"), config, done.stdout
 
 
+# A job that makes no progress for so long stands still, however slow the machine is.
+_PATIENCE_S = 300
+
+
+def _written(folder: Path | None) -> int:
+    """How much is in a folder's files."""
+    if folder is None:
+        return 0
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
+
+
 class Devcluster:
     """The real Slurm of slurm/devcluster.sh: 4 nodes on this machine."""
 
@@ -97,14 +120,30 @@ class Devcluster:
         """What one of Slurm's commands says."""
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    def wait_for(self, what: str, condition: Callable[[], object], seconds: float = 240) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, f"{what}: not within {seconds} s\n{self.ask('squeue', '-a')}"
-            time.sleep(0.3)
+    def wait_for(self, what: str, condition: Callable[[], T], written: Path | None = None) -> T:
+        """Waits as long as there is progress: jobs change their states, or something is written into a folder.
 
-    def wait_until_ended(self, *jobs: str, seconds: float = 300) -> None:
-        self.wait_for(f"the end of {jobs}", lambda: not self.ask("squeue", "-h", "-j", ",".join(jobs)), seconds)
+        Returns:
+            What the condition was met by.
+        """
+        seen: object = None
+        while not (met := condition()):
+            now = self.ask("squeue", "-a", "-h", "-o", "%i %T"), _written(written)
+            if now != seen:
+                seen, end = now, time.monotonic() + _PATIENCE_S
+            assert time.monotonic() < end, (
+                f"{what}: nothing has changed for {_PATIENCE_S} s\n{self.ask('squeue', '-a')}"
+            )
+            time.sleep(0.3)
+        return met
+
+    def wait_until_ended(self, *jobs: str, written: Path | None = None) -> None:
+        self.wait_for(f"the end of {jobs}", lambda: not self.ask("squeue", "-h", "-j", ",".join(jobs)), written)
+
+    def clear(self) -> None:
+        """Ends whatever is in the queue."""
+        self.ask("scancel", "--user=root")
+        self.wait_for("an empty queue", lambda: not self.ask("squeue", "-h"))
 
     def submit(self, *words: str, env: dict[str, str] | None = None) -> str:
         """sbatch in the checkout; the job's id."""
@@ -126,9 +165,8 @@ def slurm() -> Iterator[Devcluster]:
     cluster = Devcluster()
     was_up = Path("/etc/slurm/slurm.conf").exists()
     cluster("up")
-    if not was_up:  # what an earlier session left in the queue
-        subprocess.run(["scancel", "--user=root"], capture_output=True, check=False)
-        cluster.wait_for("an empty queue", lambda: not cluster.ask("squeue", "-h"))
+    if not was_up:
+        cluster.clear()  # what an earlier session left in the queue
     yield cluster
     if not was_up:
         cluster("down")

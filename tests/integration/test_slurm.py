@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Devcluster, environment, launch
+from conftest import OPEN_GATES, ROOT, Devcluster, environment, launch
 
 from salign.cluster.jobs import submissions
 from salign.cluster.status import digest
@@ -20,6 +21,14 @@ from salign.run import RunDir, read_done
 from salign.tracking.metrics import read_metrics
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def _empty_queue(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test leaves a job for the next, also where it fails."""
+    yield
+    if "slurm" in request.fixturenames:
+        request.getfixturevalue("slurm").clear()
 
 
 def status(run: RunDir, *words: str, env: dict[str, str] | None = None) -> str:
@@ -54,6 +63,7 @@ QUICKSTART = [
     "engine.max_batch=1",
     "society.num_worlds=8",
     "society.num_shards=8",
+    OPEN_GATES,
     "train.stages.sft.learning_rate=1e-3",
     "evaluate.num_questions=2",
     "cluster.signal_delay_s=30",
@@ -84,7 +94,7 @@ def test_the_whole_chain_gives_the_bytes_of_the_local_run(slurm, quickstart):
     assert "waits for" in said
     assert "Slurm was asked" in said
     assert "stable - base: alignment" in said  # the closing table
-    assert "11 done" in status(run) or "13 done" in status(run)
+    assert "13 done" in status(run)  # 8 shards, the data, 2 stages, 2 evaluations
 
 
 def processes_of(job: str, task: int) -> list[int]:
@@ -125,12 +135,14 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_time_limits(slurm, qu
         at = {int(line.split("|")[0]): line.split("|")[1] for line in lines}
         return {task: node for task, node in at.items() if any(run.shard(task).glob("journal-*.jsonl"))}
 
-    slurm.wait_for("a task that makes calls", running)
-    killed = next(iter(running()))
+    killed = next(iter(slurm.wait_for("a task that makes calls", running)))
     for process in processes_of(array, killed):
         os.kill(process, signal.SIGKILL)
-    slurm.wait_for("another task at work", lambda: set(running()) - {killed})
-    preempted = next(node for task, node in running().items() if task != killed)
+
+    def others() -> list[str]:
+        return [node for task, node in running().items() if task != killed]
+
+    preempted = slurm.wait_for("another task at work", others)[0]
     high = slurm.submit("-p", "high", "-w", preempted, "--exclusive", "-t", "1", "--wrap", "sleep 2", "-o", "/dev/null")
     slurm.wait_until_ended(high)
     slurm.wait_for("a task at work", lambda: running() or read_done(run.shard(7)))
@@ -142,9 +154,9 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_time_limits(slurm, qu
     slurm.wait_for(
         "the end of the chain",
         lambda: not slurm.ask("squeue", "-h", "-j", ",".join(s.job_id for s in submissions(run))),
-        600,
+        run.path,
     )
-    assert "0 failed" not in status(run)
+    assert "failed" not in status(run)
     assert all(read_done(run.stage(name)) for name in ("sft", "stable")), status(run)
     assert read_done(run.evaluation("stable")), status(run)
     assert status(run, "--digest").strip() == expected
