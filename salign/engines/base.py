@@ -21,8 +21,8 @@ class Prompt:
     `num_shared` characters at the start of `user` are those of other prompts of the same interaction too; an engine
     with a prefix cache computes them once.
 
-    `form` "rating" asks for "Rating: N Reason: ...": an engine that can hold its model to a form (a JSON schema) does,
-    and gives the reply in these words.
+    `form` "rating" asks for "Rating: N Reason: ..." with N from 1 to 7: an engine that can hold its model to a form (a
+    JSON schema) does, and gives the reply in these words.
     """
 
     user: str

@@ -3,8 +3,9 @@
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
-from salign.config import EngineSection, OpenAIEngine, ScriptedEngine, ServerEngine
+from salign.config import Effect, EngineSection, OpenAIEngine, ScriptedEngine, ServerEngine, selected
 from salign.engines.capabilities import Capabilities, Measurable, Ratings, prepare, read
 from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
@@ -45,10 +46,9 @@ async def open_engine(
         await engine.close()
 
 
-def _asked(section: EngineSection) -> dict[str, object]:
-    """What of a section changes what is measured."""
-    settings = section.model_dump(include={"kind", "program", "rating_way", "num_top_logprobs"})
-    return dict(settings)
+def _asked(section: EngineSection) -> dict[str, Any]:
+    """What of a section may change what is measured."""
+    return selected(section, Effect.DECIDES)
 
 
 def known(section: EngineSection, identity: str, ratings: Ratings | None, kept: Path) -> Capabilities | None:
