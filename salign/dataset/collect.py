@@ -354,7 +354,7 @@ def _mirror(run: RunDir, config: Config, interactions: list[Interaction], card: 
     spent = _spent(config, interactions)
     with open_mirror(run, config, "simulate") as mirror:
         for round_, rows in sorted(rounds.items()):
-            names = [name for name in rows[0] if name.endswith(("_mean", "_share", "sim/parse_rate"))]
+            names = [name for name in rows[0] if name.endswith(("_mean", "_share", "_median", "sim/parse_rate"))]
             means = {name: mean(row[name] for row in rows) for name in names}
             failed = sum(row["sim/failed"] for row in rows)
             mirror.log({"sim/round": round_, **means, "sim/failed": failed, **spent.get(round_, {})})
@@ -362,6 +362,10 @@ def _mirror(run: RunDir, config: Config, interactions: list[Interaction], card: 
         mirror.summarize({"sim/shards_done": num_done, "sim/shards_failed": len(missing)})
         mirror.summarize({"sim/interactions": len(interactions), "data/groups": card["num_groups"]})
         mirror.summarize({f"data/{kind}": card["kinds"][kind]["num_groups"] for kind in KINDS})
+        first = read_done(run.shard(0))
+        observer = None if first is None else first.facts.get("observer")
+        if observer is not None:
+            mirror.summarize({f"observer/{name}": observer[name] for name in ("agreement", "length_correlation")})
         columns = ["world", "round", "agent", "question", "draft", "revision", "draft alignment", "revision alignment"]
         shown = interactions[: config.tracking.num_table_rows]
         rated = [

@@ -20,6 +20,7 @@ from salign.evaluation.statistics import Estimate
 from salign.report import curves, figures
 from salign.report.record import RunRecord, failure_counts
 from salign.report.society import MAX_SAMPLES, MAX_TEXT, CellMap
+from salign.society.observer import in_words
 
 _PAGE = Path(__file__).parent / "page"
 
@@ -212,6 +213,8 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("packages", ", ".join(f"{name} {version}" for name, version in manifest.get("packages", {}).items())),
         ("launches by other code", str(len(manifest.get("later_launches", [])))),
     ]
+    if record.observer is not None:
+        facts.append((f"observer {record.observer['model']}", in_words(record.observer)))
     by_machine: dict[str, list[str]] = {}
     for unit, machine in record.machines.items():
         gpus = f", {len(machine['gpus'])} x {machine['gpus'][0]}" if machine["gpus"] else ", no GPU"

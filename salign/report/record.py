@@ -74,6 +74,8 @@ class RunRecord:
     gaps: dict[str, list[str]] = field(default_factory=dict)
     paths: list[WorldPath] = field(default_factory=list)
     over_time: OverTime | None = None
+    observer: dict[str, Any] | None = None
+    """What its ratings are worth, as the first shard measured."""
     society: Society | None = None
     card: dict[str, Any] | None = None
     groups: list[dict[str, Any]] = field(default_factory=list)
@@ -147,6 +149,7 @@ def _read_society(run: RunDir, config: Config, record: RunRecord) -> None:
             record.missing("society", f"shard {number}", folder)
         else:
             shards.append(Shard(number, done))
+            record.observer = record.observer or done.facts.get("observer")
             _note_machine(record, f"simulate {number}", folder)
         record.paths += _paths(config, rows, shards[-1] if done is not None else None)
         clocks.append(thinned([row for row in rows if "sim/calls" in row], MAX_POINTS))

@@ -11,6 +11,7 @@ from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.statistics import Estimate
 from salign.records import Interaction, read_interactions
 from salign.run import RunDir, read_done, write_atomic
+from salign.society.observer import in_words
 from salign.society.rounds import mean
 from salign.tracking.metrics import read_metrics
 
@@ -37,10 +38,12 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
         figure's paired difference of the last evaluated model from the first.
     """
     interactions: list[Interaction] = []
-    card = None
+    card, observer = None, None
     if config.has_society:
         for shard in range(config.society.num_shards):
-            if read_done(run.shard(shard)) is not None:  # some may be missing (cluster.min_shards)
+            complete = read_done(run.shard(shard))
+            if complete is not None:  # some may be missing (cluster.min_shards)
+                observer = observer or complete.facts.get("observer")
                 interactions += read_interactions(run.shard(shard) / "interactions.jsonl")
         card = json.loads((run.dataset / "card.json").read_text(encoding="utf-8"))
     training = {}
@@ -64,7 +67,7 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
         # Pairs stand in the order of the models.
         differences = {task: pairs[len(models) - 2].estimate for task, pairs in compared.differences.items()}
     summary = {
-        "society": None if card is None else _society(interactions),
+        "society": None if card is None else {**_society(interactions), "observer": observer},
         "dataset": None if card is None else {kind: card["kinds"][kind]["num_groups"] for kind in KINDS},
         "training": training,
         "evaluation": evaluation,
@@ -119,3 +122,5 @@ def _add_society(table: Table, society: dict[str, Any]) -> None:
     for criterion in ("alignment", "engagement"):
         draft, revision = society[f"draft_{criterion}"], society[f"revision_{criterion}"]
         table.add_row(f"mean {criterion}, 1-7", f"drafts {_number(draft)}, revisions {_number(revision)}")
+    if society["observer"] is not None:
+        table.add_row("observer", in_words(society["observer"]))

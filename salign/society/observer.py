@@ -131,6 +131,19 @@ def figures(pairs: Sequence[Pair], good: Sequence[Observation], bad: Sequence[Ob
     }
 
 
+def in_words(found: dict[str, Any]) -> str:
+    """The agreement of `measure`, with what chance would give, for a reader."""
+    if found["agreement"] is None:
+        return f"none of {found['num_pairs']} labelled pairs could be rated"
+    low, high = found["agreement_interval"]
+    length = found["length_correlation"]
+    return (
+        f"rates the better answer higher in {found['agreement']:.0%} of {found['num_rated_pairs']} labelled pairs "
+        f"(95 % interval {low:.0%} to {high:.0%}; a coin: {found['chance']:.0%}); correlation of rating and length "
+        f"{'-' if length is None else format(length, '.2f')}"
+    )
+
+
 def _judge(found: dict[str, Any], check: ObserverCheck) -> None:
     """Says what the figures mean for the run.
 

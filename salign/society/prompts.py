@@ -202,7 +202,7 @@ _SENTENCES = frozenset(
     sentence
     for text in (_DRAFT, _RECALLED_DRAFT, _REASON, _RATING_AND_REASON, _REVISE, _REVISE_ALONE, *_SCALES.values())
     for part in text.split("\n")
-    for sentence in re.split(r"(?<=[.?:,])\s", part)
+    for sentence in re.split(r"(?<=[.?:])\s", part)
     if "{" not in sentence and len(sentence.split()) >= _NUM_TELLING_WORDS
 )
 
