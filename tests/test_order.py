@@ -189,6 +189,17 @@ def test_the_deepspeed_file_is_completed_by_the_stage(tmp_path):
     assert settings["gradient_clipping"] == 0.5
     assert settings["bf16"] == {"enabled": True}
     assert settings["zero_optimization"]["stage"] == 2
+    assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+    exact = make_config(tmp_path, groups_per_step=8, dtype="float32").stage("stable")
+    assert "data_types" not in deepspeed_config(exact, num_ranks=2)
+
+
+def test_bfloat16_without_zero_is_refused(tmp_path):
+    stage = make_config(tmp_path, groups_per_step=8, dtype="bfloat16").stage("stable")
+    for text in ("{}", '{"zero_optimization": {"stage": 0}}'):
+        stage.deepspeed.write_text(text)
+        with pytest.raises(ConfigError, match=r"added up in bfloat16.*set zero_optimization.stage to 1 or more"):
+            deepspeed_config(stage, num_ranks=1)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +209,7 @@ def test_the_deepspeed_file_is_completed_by_the_stage(tmp_path):
         ("[]", "must hold an object"),
         ('{"train_batch_size": 4}', "groups_per_step says it"),
         ('{"bf16": {"enabled": true}}', "dtype says it"),
+        ('{"data_types": {"grad_accum_dtype": "bf16"}}', "dtype says it"),
         ('{"zero_optimization": {"stage": 4}}', "there is no ZeRO stage 4; it is 0, 1, 2 or 3"),
     ],
 )

@@ -61,7 +61,8 @@ ZERO = pytest.mark.parametrize("zero", [1, 2, 3])
 def loaded(tiny_model, zero: int):
     from salign.training.loop import _sharded_loading
 
-    with _sharded_loading({"zero_optimization": {"stage": zero}, "train_micro_batch_size_per_gpu": 1}):
+    given = {"zero_optimization": {"stage": zero}, "bf16": {"enabled": True}, "train_micro_batch_size_per_gpu": 1}
+    with _sharded_loading(given):
         return models.load_model(str(tiny_model), torch.bfloat16)
 
 

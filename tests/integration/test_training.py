@@ -441,7 +441,7 @@ def test_what_one_rank_began_two_end(one, two, name):
     run = two.runs[name]
     assert losses(run)[:7] == losses(one.runs[name])  # not made again
     assert losses(run) == pytest.approx(losses(one.runs["plain"]), rel=0.05 if "bf16" in name else 1e-5)
-    assert checkpoints(run) == ["step-0000007"]
+    assert checkpoints(run) == ["step-0000007", f"step-{NUM_STEPS:07d}"]
 
 
 def test_what_two_ranks_began_one_ends(one, two):
@@ -498,7 +498,7 @@ def test_killed_and_launched_again_it_goes_on_from_the_last_checkpoint(make, one
     again = train(run)
     assert "goes on after step" in again.stderr
     assert_bitwise_equal(run, one.runs["plain"])
-    assert checkpoints(run) == ["step-0000016", "step-0000018"]
+    assert checkpoints(run) == ["step-0000018", "step-0000020"]
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -517,6 +517,24 @@ def broken_model(tiny_model: Path, folder: Path) -> tuple[Path, int]:
         model.model.embed_tokens.weight[token] = math.inf
     model.save_pretrained(path)
     return path, token
+
+
+def test_what_goes_wrong_after_the_last_step_costs_no_step(make, one):
+    """Something is where the model should be. Launched again, without it, the stage writes the model at once."""
+    run = make("in-the-way", max_steps=4)
+    run.model("stable").parent.mkdir(parents=True)
+    run.model("stable").write_text("in the way")
+    done = train(run, check=False)
+    assert done.returncode != 0
+    assert checkpoints(run)[-1] == "step-0000004"
+    before = (run.stage("stable") / "metrics.jsonl").read_bytes()
+    run.model("stable").unlink()
+    assert "goes on after step 4" in train(run).stderr
+    assert (run.stage("stable") / "metrics.jsonl").read_bytes() == before
+    assert losses(run) == pytest.approx(losses(one.runs["plain"])[:1] + losses(run)[1:], rel=1e-5)
+    done_of_stage = read_done(run.stage("stable"))
+    assert done_of_stage is not None
+    assert weights(run)
 
 
 def test_a_group_whose_loss_is_not_finite_is_named_and_the_last_checkpoint_kept(folder, broken_model):
