@@ -29,6 +29,13 @@ def _groups_file(source: Path) -> Path:
     return run.dataset / "groups.jsonl"
 
 
+def _column(given: str) -> tuple[str, str]:
+    name, equals, column = given.partition("=")
+    if not equals or not name or not column:
+        raise ConfigError(f"--column {given!r} must have the form NAME=COLUMN, such as prompt=text")
+    return name, column
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="RUN|FILE", help="a run's folder, or a file of groups")
@@ -40,6 +47,14 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=4.0, help="unpaired: a score above it is a good one")
     parser.add_argument("--conversational", action="store_true", help="lists of {role, content}, else plain text")
     parser.add_argument("--score-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="FILE's scale, if not 1 7")
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME=COLUMN",
+        help="read COLUMN of FILE as NAME; repeatable",
+    )
+    parser.add_argument("--ignore-columns", nargs="+", default=[], metavar="COLUMN", help="of FILE, to leave out")
     parser.add_argument("--skip-bad", action="store_true", help="leave malformed rows out, and count them")
     args = parser.parse_args()
     path = _groups_file(args.source)
@@ -51,15 +66,22 @@ def main() -> None:
         "groups": None,
     }[args.to]
     try:
-        data = GroupsData(kind="groups", path=path, score_range=args.score_range, skip_bad=args.skip_bad)
+        data = GroupsData(
+            kind="groups",
+            path=path,
+            score_range=args.score_range,
+            columns=dict(_column(given) for given in args.column),
+            ignore_columns=args.ignore_columns,
+            skip_bad=args.skip_bad,
+        )
     except ValidationError as error:
-        raise ConfigError(f"--score-range: {error.errors()[0]['msg']}") from None
+        wrong = error.errors()[0]
+        raise ConfigError(f"--{str(wrong['loc'][0]).replace('_', '-')}: {wrong['msg']}") from None
     left_out: Counter[str] = Counter()
     done = export(read_groups(data, left_out), args.out, rows_of)
-    print(
-        f"{args.out}: {done.num_rows} rows of {done.num_groups} groups; left out: {left_out['unrated_responses']} "
-        f"unrated responses, {left_out['bad_rows']} malformed rows, {done.num_without} groups without a pair"
-    )
+    counts = [f"{left_out[f'{what}_responses']} {what} responses" for what in ("unrated", "repeated")]
+    counts += [f"{left_out['bad_rows']} malformed rows", f"{done.num_without} groups without a pair"]
+    print(f"{args.out}: {done.num_rows} rows of {done.num_groups} groups; left out: {', '.join(counts)}")
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def _place(loc: Iterable[int | str], tree: Any) -> tuple[str, list[type[BaseMode
             continue
         if isinstance(part, int):
             tree = tree[part] if isinstance(tree, list) and part < len(tree) else None
-            path.append(str(tree.get("name", part)) if isinstance(tree, dict) else str(part))
+            path.append(str(tree.get("name") or part) if isinstance(tree, dict) else str(part))
             continue
         holders = models
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
@@ -303,14 +303,21 @@ def differences(old: Config, new: Config, *effects: Effect) -> list[str]:
 _ABSENT = object()
 
 
+def _names_of(items: list[Any]) -> list[str]:
+    """The names of a list's items; none where not all have one of their own, as datasets need not."""
+    named = (item.get("name") if isinstance(item, dict) else None for item in items)
+    names = [name for name in named if isinstance(name, str)]
+    return names if len(set(names)) == len(items) else []
+
+
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
     """A tree of plain values as dotted names; a list of named items is entered by their names."""
     if isinstance(value, dict):
         items = [(str(key), item) for key, item in value.items()]
         found: dict[str, Any] = {}
-    elif isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
-        items = [(item["name"], item) for item in value]
-        found = {path: [name for name, _ in items]}  # the order of named items counts too
+    elif isinstance(value, list) and (names := _names_of(value)):
+        items = list(zip(names, value, strict=True))
+        found = {path: names}  # the order of named items counts too
     else:
         return {path: value}
     for key, item in items:

@@ -480,6 +480,25 @@ def test_differences_name_what_differs():
     ]
 
 
+def test_parts_without_names_of_their_own_are_told_apart():
+    """A dataset's `name` is its configuration, which two parts may share, or lack."""
+
+    def made(*parts: dict):
+        stage = {
+            "name": "a",
+            "objective": {"kind": "sft"},
+            "data": {"kind": "several", "parts": parts},
+            "deepspeed": "z",
+        }
+        return compose.parse({"train": {"stages": [stage]}}, "test")
+
+    for name in ({}, {"name": "kind"}):
+        one, other, third = ({"kind": "dataset", "path": f"a/{letter}", **name} for letter in "abc")
+        assert compose.differences(made(one, other), made(third, other)) == ["train.stages.a.data.parts"]
+    with pytest.raises(ConfigError, match=r"train\.stages\.a\.data\.parts\.0\.splt: unknown name"):
+        made({"kind": "dataset", "path": "a/b", "splt": "x"})
+
+
 def test_a_section_that_is_gone_differs():
     names = compose.differences(config(), config(society={"stopping": None}))
     assert names

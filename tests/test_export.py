@@ -12,7 +12,7 @@ from salign.config import GroupsData
 from salign.dataset.export import export, preference_rows, unpaired_rows
 from salign.dataset.groups import read_groups
 from salign.errors import DataError
-from salign.records import AlignmentGroup, to_line
+from salign.records import AlignmentGroup, Message, to_line
 
 ROOT = Path(__file__).parents[1]
 GROUPS = [
@@ -97,9 +97,9 @@ def test_the_job_exports_a_file(tmp_path):
     (tmp_path / "sandbox.json").write_text(json.dumps([released]))
     done = job(str(tmp_path / "sandbox.json"), "--to", "preference", str(tmp_path / "out.jsonl"), "--pairs", "best")
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout.split(": ", 1)[1]
-        == "1 rows of 1 groups; left out: 1 unrated responses, 0 malformed rows, 0 groups without a pair\n"
+    assert done.stdout.split(": ", 1)[1] == (
+        "1 rows of 1 groups; left out: 1 unrated responses, 0 repeated responses, 0 malformed rows, 0 groups without a "
+        "pair\n"
     )
     assert [row["chosen"] for row in rows(tmp_path / "out.jsonl")] == [" a"]
     done = job(str(tmp_path / "sandbox.json"), "--to", "unpaired", str(tmp_path / "out.jsonl"), "--threshold", "1.5")
@@ -116,6 +116,34 @@ def test_the_job_reads_another_scale_and_skips_what_is_malformed(tmp_path):
     done = job(*given, "--score-range", "1", "10", "--skip-bad")
     assert "1 malformed rows" in done.stdout, done.stderr
     assert read(tmp_path / "out.jsonl") == [AlignmentGroup("p", ("a", "b"), (7.0, 1.0))]
+
+
+def test_the_job_maps_columns_and_leaves_others_out(tmp_path):
+    row = {"text": "p", "chosen": "a", "rejected": "b", "tone": "x"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    given = (str(tmp_path / "p.jsonl"), "--to", "groups", str(tmp_path / "out.jsonl"))
+    assert "the columns 'text', 'tone' would be left unread" in job(*given).stderr
+    done = job(*given, "--column", "prompt=text", "--ignore-columns", "tone")
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "out.jsonl") == [AlignmentGroup("p", ("a", "b"), (7.0, 1.0))]
+    assert "--column 'prompt' must have the form NAME=COLUMN" in job(*given, "--column", "prompt").stderr
+
+
+def test_turns_before_the_query_are_messages_or_a_transcript(tmp_path):
+    context = (Message("user", "Hi"), Message("assistant", "Hello"))
+    group = AlignmentGroup("C?", ("c1", "c2"), (1.0, 4.25), context=context)
+    plain, chat = (next(preference_rows(group, "all", conversational=flag)) for flag in (False, True))
+    assert plain["prompt"] == "Human: Hi\n\nAssistant: Hello\n\nHuman: C?"
+    assert chat["prompt"] == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "C?"},
+    ]
+    for conversational in (False, True):
+        out = tmp_path / f"{conversational}.jsonl"
+        export([group], out, lambda group, c=conversational: preference_rows(group, "all", conversational=c))
+        (back,) = read(out)
+        assert (back.query, back.context, back.responses) == ("C?", context, ("c2", "c1"))
 
 
 def test_the_job_refuses_what_it_cannot_read(tmp_path):

@@ -78,7 +78,9 @@ def _data(data: DataPart) -> str:
     if isinstance(data, GroupsData):
         return f"graded groups of responses, from the file `{data.path.name}`"
     if isinstance(data, DatasetData):
-        return f"graded groups of responses, from the dataset `{_origin(data.path)}`, split `{data.split}`"
+        parts = {"configuration": data.name, "folder": data.data_dir, "split": data.split, "revision": data.revision}
+        said = ", ".join(f"{what} `{value}`" for what, value in parts.items() if value is not None)
+        return f"graded groups of responses, from the dataset `{_origin(data.path)}`, {said}"
     if isinstance(data, AnswersData):
         source = data.source
         name = getattr(source, "path", None)

@@ -260,7 +260,7 @@ def test_a_malformed_line_is_named(config_file, tmp_path):
     path = tmp_path / "questions.jsonl"
     done = launch(str(config_file), f"society.questions={{kind: json, path: {path}}}")
     assert done.returncode == 2
-    assert f"{path}, line 2: no valid JSON" in done.stderr
+    assert f"{path}, row 2: no valid JSON" in done.stderr
 
 
 def test_a_run_folder_that_cannot_be_written(config_file, tmp_path):
