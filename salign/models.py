@@ -250,7 +250,11 @@ def resolve(model: str) -> str:
     name, revision = hub_name(model)
     wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        return str(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+        return str(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=wanted, ignore_patterns=["consolidated*", "original/*"]
+            )
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model {model} is not in the cache of the hub and cannot be fetched: {last_line(str(error))}. Fetch it "
