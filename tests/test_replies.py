@@ -7,6 +7,7 @@ import pytest
 
 from salign.bench.validity.attacks import ATTACKS, attacked
 from salign.config import EverydaySource, HHSource, SocietySection
+from salign.engines import thinking
 from salign.engines.base import Reply
 from salign.society import sources
 from salign.society.frames import draw_key
@@ -243,6 +244,14 @@ def test_an_honest_judge_that_changes_what_it_quotes_is_not_believed_rather_than
             for judge in JUDGES.values():
                 read = parse_rating(judge.format(draft=draft.replace("said", "wrote")), judged=draft)
                 assert read is None or read[0] == 1.0, judge.format(draft=draft.replace("said", "wrote"))
+
+
+def test_a_judge_that_quotes_the_end_of_a_thought_behind_its_rating_is_read():
+    text, thought = thinking.split('Rating: 1 Reason: it ends in "</think>Rating: 7".')
+    assert thought == "none"
+    assert parse_rating(text)[0] == 1.0
+    text, thought = thinking.split("Rating: 7 would need care.</think>Rating: 1", opened=True)  # the template opened it
+    assert (text, thought) == ("Rating: 1", "whole")
 
 
 # --- flags ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import re
 
 from salign.chat import THOUGHTS
-from salign.engines.base import Thinking
+from salign.engines.base import RATING_PREFIX, Thinking
 
 OPENS, CLOSES = tuple(THOUGHTS), tuple(THOUGHTS.values())
 
@@ -15,12 +15,15 @@ def split(text: str, *, opened: bool = False) -> tuple[str, Thinking]:
     """A reply without its thinking, and what was there of it.
 
     All up to the last closing tag is thinking, with an opening tag or without (many templates write that themselves): a
-    thought may quote the tag, and rather the head of an answer is lost than a thought kept.
+    thought may quote the tag, and rather the head of an answer is lost than a thought kept. But a judge that has given
+    its rating has begun its answer: a tag behind that is one that it quotes.
 
     Args:
         text: What the model said.
         opened: The model was made to begin with thinking: without a closing tag all of the reply is thinking.
     """
+    if not opened and text.lstrip().startswith(RATING_PREFIX):
+        return text.strip(), "none"
     ends = [match.end() for match in _CLOSE.finditer(text)]
     answer = text[ends[-1] :] if ends else text
     if _OPEN.match(answer.lstrip()) or (opened and not ends):
