@@ -104,7 +104,7 @@ def _recalled(name: str, society: SocietySection, questions: Sequence[str], fold
     )
     first = record.rounds[1]["draft"].share("initial")
     return [
-        Figure(f"{name}: first drafts that recall the initial memory", first, "", ">= 0.85", before, note),
+        Figure(f"{name}: first drafts that recall the initial memory", first, "", ">= 0.8", before, note),
         Figure(f"{name}: all drafts that recall the initial memory", figures["initial_share"], "", "> 0.05", before),
         Figure(f"{name}: all drafts that recall own answers", figures["own_share"], ""),
     ]
