@@ -166,7 +166,9 @@ def test_the_store_gives_what_tokenize_gives(tmp_path, tokenizer, monkeypatch, f
 @pytest.mark.parametrize("num_responses", [1, 2, 3, None])
 def test_the_longest_text_and_group_of_a_store_are_those_of_its_groups(tmp_path, tokenizer, num_responses):
     groups = [
-        AlignmentGroup("Why? " * (1 + 7 * n % 5), tuple(f"No, {k}. " * (1 + (n * k) % 6) for k in range(1, 1 + n)), scores)
+        AlignmentGroup(
+            "Why? " * (1 + 7 * n % 5), tuple(f"No, {k}. " * (1 + (n * k) % 6) for k in range(1, 1 + n)), scores
+        )
         for n in range(1, 6)
         for scores in [tuple(1.0 + k for k in range(n))]
     ]
