@@ -163,6 +163,21 @@ def test_the_store_gives_what_tokenize_gives(tmp_path, tokenizer, monkeypatch, f
             store[wrong]
 
 
+@pytest.mark.parametrize("num_responses", [1, 2, 3, None])
+def test_the_longest_text_and_group_of_a_store_are_those_of_its_groups(tmp_path, tokenizer, num_responses):
+    groups = [
+        AlignmentGroup(
+            "Why? " * (1 + 7 * n % 5), tuple(f"No, {k}. " * (1 + (n * k) % 6) for k in range(1, 1 + n)), scores
+        )
+        for n in range(1, 6)
+        for scores in [tuple(1.0 + k for k in range(n))]
+    ]
+    store = build(tmp_path / "s", groups, tokenizer)
+    sizes = [(len(group.query), sorted(map(len, group.responses), reverse=True)) for group in store]
+    text = max(query + responses[0] for query, responses in sizes)
+    assert store.longest(num_responses) == (text, max(query + sum(long[:num_responses]) for query, long in sizes))
+
+
 def test_the_store_knows_what_was_left_out(tmp_path, tokenizer):
     rows = [{"query": "q", "responses": ["a", "long " * 600, "c", " a"], "scores": [3, 2, None, 3]}, {"text": "?"}]
     rows.append({"query": "long " * 600, "responses": ["a"], "scores": [1]})

@@ -14,13 +14,13 @@ from huggingface_hub.errors import StrictDataclassError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import families  # noqa: E402
+import families
 
-from salign.config import StableObjective  # noqa: E402
-from salign.engines.modes import find_mode  # noqa: E402
-from salign.errors import ConfigError  # noqa: E402
-from salign.training.model import GroupLoss, check_layout  # noqa: E402
-from salign.training.packing import Lengths  # noqa: E402
+from salign.config import StableObjective
+from salign.engines.modes import find_mode
+from salign.errors import ConfigError
+from salign.training.model import GroupLoss, check_layout
+from salign.training.packing import Lengths
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
 
@@ -72,4 +72,4 @@ def test_every_family_is_right_or_refused_as_the_docs_say():
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    print(table(outcomes()))  # noqa: T201
+    print(table(outcomes()))
