@@ -54,8 +54,9 @@ class DatasetSection(Section):
     min_realignment_score: Annotated[float, NotBool, Field(ge=1, le=7)] = 4.0
     """A revision enters the realignment data only where it is rated above this, and above its draft."""
     keep_flagged: tuple[Flag, ...] = ()
-    """Flags of texts that are learnt from all the same. Without it, a text that is `cut` is no best response, and one
-    with another flag but `thinking` is in no group, nor is anything that was said of it."""
+    """Flags of texts that are learnt from all the same. Without it, a text that is `cut` is no best response (a group
+    of which it is the best is left out), and one with another flag but `thinking` is in no group, nor is anything that
+    was said of it."""
     leak_check: Annotated[tuple[AbsolutePath, ...], Effect.INPUT] = ()
     """Further evaluation files (text, JSON, JSON Lines, CSV) whose prompts must not be in the training data."""
 
