@@ -13,7 +13,7 @@ from salign.errors import CallRejectedError, ConfigError, DataError, StageError
 from salign.evaluation import evaluate as evaluating
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.figures import about_judging, values_of
-from salign.evaluation.judge import Judge
+from salign.evaluation.judge import JUDGE_VERSION, Judge
 from salign.evaluation.judged import Item, Sample, answer_all, attacks, items, refusal_position
 from salign.evaluation.versions import settings_of_judges
 from salign.run import create_run, read_done
@@ -233,7 +233,7 @@ def test_results_of_other_versions_are_not_compared(done, config):
     mark_done(folder, ["results.json", "samples.jsonl"], {}, row["figures"])
     stage = {"name": "other", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "z.json"}
     both = compose.parse({"train": {"stages": [stage]}, "cluster": {"num_ranks": 1}}, "test")
-    with pytest.raises(StageError, match="cannot be compared, they differ in judge's prompt: 1 and 0"):
+    with pytest.raises(StageError, match=f"cannot be compared, they differ in judge's prompt: {JUDGE_VERSION} and 0"):
         compare(done, both, ["base", "other"])
 
 
