@@ -177,10 +177,11 @@ class Gates(Section):
     say something else than a rating: one such default left 0.075 and a mean rating of 1.6, for 0.94 and 4.9."""
     min_rating_sd: NotNegative = 0.05
     """Standard deviation of the audience's ratings, of the observers' of alignment, and of engagement, each where there
-    are 20 or more. A hundredth of the scale's width: the embedded model's own ratings have 0.4."""
+    are 20 or more. A hundredth of the scale's width: the embedded model's have 0.2 to 0.4."""
     max_flagged_share: Share = 0.2
     """Drafts, reasons and revisions that give themselves a rating, imitate frame or control tokens, or repeat the
-    prompt, of all. Of 2,849 answers and rated responses that people and larger models wrote, none does."""
+    prompt, of all. Of 2,281 answers that people and larger models wrote, none gives itself a rating
+    or spells a control token."""
     max_cut_share: Share = 0.5
     """Drafts, reasons and revisions that max_tokens ended, of all: they are left out of the best responses."""
 
