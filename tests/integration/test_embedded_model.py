@@ -137,7 +137,7 @@ def llama_config(llama_cpp, tmp_path, tiny_model):
     config["engine"] = {"kind": "openai", "base_url": llama_cpp}
     short = {"max_tokens": 24, "temperature": 0.7}
     config["society"] |= {"topology": {"size": 2}, "audience_size": 2, "max_rounds": 1}
-    config["society"] |= {"num_worlds": 1, "num_shards": 1}
+    config["society"] |= {"num_worlds": 1, "num_shards": 1, "populations": ["mixed_half_half"]}
     config["society"] |= {"draft": short, "feedback": short, "revision": short, "gates": {"max_failed_share": 0.5}}
     config["evaluate"] |= {"num_questions": 2}
     return config
