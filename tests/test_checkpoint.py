@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ class Engine:
 
     def __init__(self, zero_stage: int = 2) -> None:
         self._zero_stage = zero_stage
+        self.optimizer = SimpleNamespace(param_groups=[{"weight_decay": 0.1}, {"weight_decay": 0.0}])
 
     def zero_optimization_stage(self) -> int:
         return self._zero_stage
@@ -86,6 +88,20 @@ def test_the_newest_is_taken_and_old_ones_go(tmp_path, ranks):
     found = checkpoint.find(store, ranks, 2)
     assert found == Found(store.folder / "step-0000006", universal=False)
     assert step_of(found) == 6
+
+
+def test_each_group_of_parameters_keeps_its_weight_decay(tmp_path, ranks):
+    """DeepSpeed gives all of them that of the first out of a converted checkpoint of ZeRO-3."""
+
+    class Levelling(Engine):
+        def load_checkpoint(self, folder: str, tag: str):
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = 0.1
+            return super().load_checkpoint(folder, tag)
+
+    engine = Levelling()
+    checkpoint.resume(engine, checkpoint.find(saved(tmp_path, ranks, 2), ranks, 2))
+    assert [group["weight_decay"] for group in engine.optimizer.param_groups] == [0.1, 0.0]
 
 
 def test_one_that_is_not_whole_is_passed_over(tmp_path, ranks):

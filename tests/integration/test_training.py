@@ -67,6 +67,7 @@ def make_run(folder: Path, model: Path, name: str, *, zero: int = 2, rare: int |
         "num_epochs": 100,
         "max_steps": NUM_STEPS,
         "learning_rate": 2e-3,
+        "weight_decay": 0.1,
         "groups_per_step": 5,
         "num_responses": 2,
         "deepspeed": str(folder / f"zero{zero}{'-offload' * bool(offload)}.json"),
@@ -254,7 +255,10 @@ def test_one_rank_trains_as_a_plain_loop_of_torch_does(one):
     store = TokenStore(build_tokens(run, stage, config.run.seed, tokenizer, 2048)[0])
     order = Order(store, stage, config.run.seed, split(store, stage, config.run.seed)[0])
     model = models.load_model(config.model, torch.float32).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, weight_decay=0.0)
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    norms = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups_of_parameters = [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups_of_parameters, lr=stage.learning_rate)
 
     def nll(group: TokenGroup) -> torch.Tensor:
         found = []
