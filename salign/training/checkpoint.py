@@ -196,9 +196,8 @@ def resume(engine: Any, found: Found | None, *, adapters: bool = False) -> dict[
     if found is None:
         return None
     how = {"load_module_strict": False} if adapters else {}
-    groups = engine.optimizer.param_groups
-    decays = [group["weight_decay"] for group in groups]
+    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
     _, state = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name, **how)
-    for group, decay in zip(groups, decays, strict=True):
+    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
         group["weight_decay"] = decay  # out of a converted checkpoint of ZeRO-3 all groups get the first one's
     return dict(state)
