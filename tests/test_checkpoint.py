@@ -160,6 +160,15 @@ def test_another_zero_stage_is_refused_with_the_remedy_unless_it_converts(tmp_pa
             checkpoint.find(store, ranks, now)
 
 
+def test_one_of_other_ranks_under_zero_3_is_refused_but_for_adapters(tmp_path, ranks, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_universal", lambda folder, *_: folder.with_name(f"universal-{folder.name}"))
+    store = Store(tmp_path / "checkpoints", {}, 2)
+    written(store, 2, 2, 3)
+    with pytest.raises(ConfigError, match=r"by 2 ranks under ZeRO stage 3, now there are 1.* Go on with 2 ranks"):
+        checkpoint.find(store, ranks, 3)
+    assert checkpoint.find(Store(store.folder, {}, 2, adapters=True), ranks, 3) is not None
+
+
 def test_one_of_other_ranks_is_converted_once(tmp_path, ranks, monkeypatch):
     store = Store(tmp_path / "checkpoints", {}, 2)
     folder = written(store, 2, 2, 2)

@@ -151,6 +151,12 @@ def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
         shared_out = any(folder.glob("*_optim_states.pt"))
         if written == zero_stage and (num_ranks == ranks.size or not shared_out):
             return Found(folder, universal=False)
+        if zero_stage == 3 and not store.adapters:
+            raise ConfigError(
+                f"the checkpoint {folder} was written by {num_ranks} ranks under ZeRO stage 3, now there are "
+                f"{ranks.size}, and DeepSpeed does not convert its two groups of parameters exactly. Go on with "
+                f"{num_ranks} ranks, or remove {store.folder} to begin the stage again."
+            )
         return Found(_universal(folder, num_ranks, ranks.size), universal=True)
     return None
 

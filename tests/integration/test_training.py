@@ -33,7 +33,7 @@ NUM_STEPS = 20
 LORA = {"lora": {"rank": 4, "alpha": 8.0}, "learning_rate": 2e-2}
 DPO = {"objective": {"kind": "dpo"}, "num_responses": 3}
 # What one rank begins and two end.
-TO_TWO = ["to-two", "to-two-0", "to-two-1", "to-two-3", "to-two-bf16", "to-two-1-bf16"]
+TO_TWO = ["to-two", "to-two-0", "to-two-1", "to-two-bf16", "to-two-1-bf16"]
 LORA_TO_TWO = ["lora-to-two", "lora-to-two-3"]
 # Logits in several chunks, of which the ranks then have different numbers.
 CHUNKED = ["packed", "zero3", "stopped-3", "four-3"]
@@ -178,7 +178,6 @@ def one(folder: Path, make: Callable[..., RunDir]) -> Trained:
         "dpo": make("dpo", **DPO),
         "dpo-stopped": make("dpo-stopped", **DPO),
         "to-two": make("to-two"),
-        "to-two-3": make("to-two-3", zero=3),
         "to-two-1": make("to-two-1", zero=1),
         "to-two-0": make("to-two-0", zero=0),
         "to-two-1-bf16": make("to-two-1-bf16", zero=1, dtype="bfloat16"),
