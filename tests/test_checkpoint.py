@@ -162,11 +162,12 @@ def test_another_zero_stage_is_refused_with_the_remedy_unless_it_converts(tmp_pa
 
 def test_one_of_other_ranks_under_zero_3_is_refused_but_for_adapters(tmp_path, ranks, monkeypatch):
     monkeypatch.setattr(checkpoint, "_universal", lambda folder, *_: folder.with_name(f"universal-{folder.name}"))
-    store = Store(tmp_path / "checkpoints", {}, 2)
+    store = Store(tmp_path / "checkpoints", {}, 2, decays=True)
     written(store, 2, 2, 3)
     with pytest.raises(ConfigError, match=r"by 2 ranks under ZeRO stage 3, now there are 1.* Go on with 2 ranks"):
         checkpoint.find(store, ranks, 3)
     assert checkpoint.find(Store(store.folder, {}, 2, adapters=True), ranks, 3) is not None
+    assert checkpoint.find(Store(store.folder, {}, 2), ranks, 3) is not None  # without weight decay
 
 
 def test_one_of_other_ranks_is_converted_once(tmp_path, ranks, monkeypatch):

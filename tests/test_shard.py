@@ -692,7 +692,7 @@ def test_a_society_on_a_graph_that_was_drawn_can_be_run_again_from_its_file(tmp_
 
 
 def test_the_first_shard_measures_the_observer_and_counts_it_apart(tmp_path, asked):
-    config = config_of(tmp_path, observer_check={"num_pairs": 4})
+    config = config_of(tmp_path, observer_check={"num_pairs": 4}, rating="logprob")
     folder, content = simulate(config)
     facts = read_done(folder).facts
     num_society = facts["num_calls"]
@@ -714,6 +714,6 @@ def test_the_check_changes_nothing_else_and_may_fail_the_run(tmp_path, caplog):
     _, content = simulate(config_of(tmp_path / "b", observer_check={"num_pairs": 3}))
     assert content == without
     assert "cannot be told from a coin" in caplog.text
-    config = config_of(tmp_path / "c", observer_check={"num_pairs": 3, "min_agreement": 1.0})
+    config = config_of(tmp_path / "c", observer_check={"num_pairs": 36, "min_agreement": 1.0})
     with pytest.raises(StageError, match=r"society\.observer_check\.min_agreement = 100%"):
         simulate(config)

@@ -41,6 +41,7 @@ class Store:
     keep: int
     made_by: dict[str, Any] = field(default_factory=dict)
     adapters: bool = False
+    decays: bool = False
 
 
 def made_by(stage: TrainStage, seed: int, data: str, inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def made_by(stage: TrainStage, seed: int, data: str, inputs: Mapping[str, str]) 
     """
     model = {"model": inputs["model"]} if "model" in inputs else {}
     # A checkpoint of one group of parameters does not fit into an optimizer of two.
-    parts = {"weight_decay_of": "matrices"}
+    parts = {"weight_decay_of": "matrices"} if stage.weight_decay else {}
     return {"data": data, **model, "seed": seed, **parts, **leaves(selected(stage, Effect.DECIDES))}
 
 
@@ -151,7 +152,7 @@ def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
         shared_out = any(folder.glob("*_optim_states.pt"))
         if written == zero_stage and (num_ranks == ranks.size or not shared_out):
             return Found(folder, universal=False)
-        if zero_stage == 3 and not store.adapters:
+        if zero_stage == 3 and store.decays and not store.adapters:
             raise ConfigError(
                 f"the checkpoint {folder} was written by {num_ranks} ranks under ZeRO stage 3, now there are "
                 f"{ranks.size}, and DeepSpeed does not convert its two groups of parameters exactly. Go on with "

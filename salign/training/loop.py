@@ -150,7 +150,14 @@ def train(run: RunDir, config: Config, name: str) -> None:
         num_steps = Order(data, stage, seed, trained).num_steps
         made_by = checkpoint.made_by(stage, seed, origin.tokens.name.removeprefix("tokens-"), origin.inputs)
         folder = job.folder / "checkpoints"
-        store = checkpoint.Store(folder, origin.stages, stage.keep_checkpoints, made_by, stage.lora is not None)
+        store = checkpoint.Store(
+            folder,
+            origin.stages,
+            stage.keep_checkpoints,
+            made_by,
+            adapters=stage.lora is not None,
+            decays=stage.weight_decay > 0,
+        )
         found = checkpoint.find(store, ranks, int(settings.get("zero_optimization", {}).get("stage", 0)))
         if found is not None and found.universal:
             settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}

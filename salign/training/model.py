@@ -87,8 +87,11 @@ def decayed_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
     Args:
         model: Whose weights may be sharded by ZeRO-3.
-        weight_decay: Of the matrices.
+        weight_decay: Of the matrices. At 0 there is one group, whose checkpoints DeepSpeed converts for other numbers
+            of ranks under ZeRO-3 too.
     """
+    if not weight_decay:
+        return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
     matrices, vectors = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
