@@ -1,11 +1,15 @@
 """What can be known of a society before it is simulated: is it what its config says?"""
 
+import logging
+
 from salign.config import EdgesTopology, SocietySection, empty_parts
 from salign.errors import ConfigError
 from salign.society import sources
 from salign.society.population import answers_by_label
 from salign.society.recall import check_recall
 from salign.society.topology import make_topology
+
+logger = logging.getLogger(__name__)
 
 
 def check_society(society: SocietySection, seed: int) -> None:
@@ -17,14 +21,14 @@ def check_society(society: SocietySection, seed: int) -> None:
 
     Raises:
         DataError: A file is missing or malformed, or has too little in it.
-        ConfigError: A population has no world, a part of the mixture is nobody, or agents would hardly recall what
-            they start with.
+        ConfigError: A part of the mixture is nobody, or agents would hardly recall what they start with.
     """
     if len(society.populations) > society.num_worlds:
-        raise ConfigError(
-            f"society.populations names {len(society.populations)}, and society.num_worlds is {society.num_worlds}: "
-            f"there would be no world of {', '.join(society.populations[society.num_worlds :])}. Raise num_worlds, or "
-            "name fewer."
+        logger.warning(
+            "society.populations names %d, and society.num_worlds is %d: there is no world of %s",
+            len(society.populations),
+            society.num_worlds,
+            ", ".join(society.populations[society.num_worlds :]),
         )
     questions = sources.questions(society.questions)
     prior = sources.load(society.prior) if society.num_initial_memories else []

@@ -135,10 +135,11 @@ def llama_config(llama_cpp, tmp_path, tiny_model):
     """One world of four agents that speak through llama.cpp."""
     config = small_config(tmp_path, tiny_model)
     config["engine"] = {"kind": "openai", "base_url": llama_cpp}
-    short = {"max_tokens": 24, "temperature": 0.7}
+    short = {"max_tokens": 48, "max_sentences": 1, "temperature": 0.7}
     config["society"] |= {"topology": {"size": 2}, "audience_size": 2, "max_rounds": 1}
     config["society"] |= {"num_worlds": 1, "num_shards": 1, "populations": ["mixed_half_half"]}
-    config["society"] |= {"draft": short, "feedback": short, "revision": short, "gates": {"max_failed_share": 0.5}}
+    config["society"] |= {"draft": short, "feedback": short, "revision": short, "observer_check": None}
+    config["society"] |= {"gates": {"max_failed_share": 0.5, "max_cut_share": 1.0}}
     config["evaluate"] |= {"num_questions": 2}
     return config
 
@@ -156,7 +157,8 @@ def test_the_whole_way_with_llama_cpp_as_the_engine(llama_config, tmp_path):
 
 def test_ratings_in_words_of_a_model_that_seldom_keeps_to_the_form(llama_config, tmp_path):
     """What it leaves unrated is None and counted, and the shard goes on."""
-    llama_config["society"] |= {"rating": "parse", "gates": {"min_rated_share": 0.0, "max_failed_share": 1.0}}
+    llama_config["society"] |= {"rating": "parse", "num_rating_retries": 0}
+    llama_config["society"] |= {"gates": {"min_rated_share": 0, "max_failed_share": 1, "max_cut_share": 1}}
     path = tmp_path / "llama.yaml"
     path.write_text(json.dumps(llama_config))
     assert launch(str(path), "--prepare").returncode == 0
