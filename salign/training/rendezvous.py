@@ -1,6 +1,8 @@
 """Who a rank of training is, and where all ranks meet, as torchrun, deepspeed, srun or mpiexec say it."""
 
+import contextlib
 import os
+import random
 import socket
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,9 +31,13 @@ class Place:
 
 
 def _free_port(address: str) -> int:
-    with socket.socket() as listener:
-        listener.bind((address, 0))
-        return int(listener.getsockname()[1])
+    """A port that nobody uses, and that no connection of another process is given before it is used here."""
+    # Linux takes the ports of connections from 32768 on; the last one is whatever is free.
+    for port in [*random.SystemRandom().sample(range(20_000, 32_768), 50), 0]:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind((address, port))
+            return int(listener.getsockname()[1])
+    raise ConfigError(f"no port of {address} is free")
 
 
 def _from_slurm() -> Place:
