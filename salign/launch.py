@@ -109,7 +109,7 @@ def check_models(config: Config, *, fetch: bool) -> None:
             models.resolve(name)
         elif name == config.model or name not in of_programs:  # a program serves what it can, such as a GGUF file
             models.check_name(name)
-    if fetch:
+    if fetch and config.cluster.kind == "local":  # a login node is spared torch; there the first job tries them
         _check_templates(config)
 
 
