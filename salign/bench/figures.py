@@ -4,10 +4,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from salign.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,25 @@ class Figure:
     to_reach: str = ""
     beside: str = ""
     note: str = ""
+
+
+def measure_parts(
+    bench: str, parts: Mapping[str, Callable[[], list[Figure]]], only: Sequence[str], say: Callable[[str], None]
+) -> list[Figure]:
+    """The figures of a bench's parts, or of some of them.
+
+    Raises:
+        ConfigError: There is no such part.
+    """
+    unknown = [part for part in only if part not in parts]
+    if unknown:
+        raise ConfigError(f"no part {', '.join(unknown)} of the bench {bench}; it has: {', '.join(parts)}")
+    figures: list[Figure] = []
+    for part, measured in parts.items():
+        if not only or part in only:
+            say(part)
+            figures += measured()
+    return figures
 
 
 def machine() -> dict[str, Any]:

@@ -19,11 +19,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from salign.bench.figures import Figure
+from salign.bench.figures import Figure, measure_parts
 from salign.bench.memory import memory_cost, memory_figures
 from salign.bench.workload import MODEL, NUM_GROUPS, NUM_RESPONSES, QUERY, RESPONSE, bench_groups
 from salign.config import GroupsData
-from salign.errors import ConfigError, StageError
+from salign.errors import StageError
 
 _MIB = 1 << 10  # in the KiB of ru_maxrss
 
@@ -335,15 +335,7 @@ def measure(groups: Path, only: Sequence[str], say: Callable[[str], None]) -> li
         "tokens": _tokens,
         "memory": lambda: memory_figures(_own_process),
     }
-    unknown = [part for part in only if part not in parts]
-    if unknown:
-        raise ConfigError(f"no part {', '.join(unknown)} of the bench of training; it has: {', '.join(parts)}")
-    figures: list[Figure] = []
-    for part, measured in parts.items():
-        if not only or part in only:
-            say(part)
-            figures += measured()
-    return figures
+    return measure_parts("training", parts, only, say)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The parts of `python jobs/bench.py validity`, in the order in which they are measured and shown."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from salign.bench.figures import Figure
+from salign.bench.figures import Figure, measure_parts
 from salign.bench.validity import leaks, ratings, recall, stopping, tokens
-from salign.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,5 @@ def measure(context: Context, only: Sequence[str], say: Callable[[str], None]) -
     Raises:
         ConfigError: There is no such part.
     """
-    unknown = [part for part in only if part not in PARTS]
-    if unknown:
-        raise ConfigError(f"no part {', '.join(unknown)} of the validity bench; it has: {', '.join(PARTS)}")
-    figures: list[Figure] = []
-    for part, measured in PARTS.items():
-        if not only or part in only:
-            say(part)
-            figures += measured(context)
-    return figures
+    parts = {name: functools.partial(measured, context) for name, measured in PARTS.items()}
+    return measure_parts("validity", parts, only, say)
