@@ -47,7 +47,7 @@ def find_mode(model: Any) -> Mode:
     """The fastest mode in which a model says what it says by itself.
 
     That is found by three texts of 18 to 30 tokens, each in one pass by itself and then as they are said in that mode:
-    about as much work as a reply of 12 tokens (0.3 s for 135M parameters in float32 on two CPU cores).
+    about as much work as a reply of 12 tokens.
 
     Args:
         model: A causal language model, on its device.
