@@ -88,19 +88,25 @@ def test_attention_that_adds_its_mask_gets_nothing_where_something_is_seen(kind)
     assert mask.dtype == model.dtype
     assert torch.equal(mask == 0, slow_mask(ROW))
     assert (mask[~slow_mask(ROW)] <= torch.finfo(model.dtype).min).all()
-    assert ("row_spans" in given) == (kind == "salign_by_group")
+    assert ("row_groups" in given) == (kind == "salign_by_group")
 
 
 # --- by group ------------------------------------------------------------------------------------
 
 
 def test_attention_by_group_is_that_under_the_whole_mask_and_so_are_its_gradients(monkeypatch):
-    calls = []
+    calls, masks = [], set()
     plain = F.scaled_dot_product_attention
 
-    def counting(query, *args, is_causal=False, **kwargs):
+    def counting(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **kwargs):
         calls.append((query.shape[2], is_causal))
-        return plain(query, *args, is_causal=is_causal, **kwargs)
+        if attn_mask is None or attn_mask.shape[-2] != attn_mask.shape[-1]:  # of a group, not of the whole row
+            assert all(part.is_contiguous() for part in (query, key, value))
+        if attn_mask is not None and attn_mask.shape[-1] < ROW.input_ids.shape[1]:
+            assert attn_mask.data_ptr() % 64 == 0  # where memory begins
+            assert attn_mask.stride(-2) % 16 == 0
+            masks.add(attn_mask.data_ptr())
+        return plain(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
 
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counting)
     model = build("LlamaConfig", **LLAMA_LIKE).double()
@@ -117,6 +123,7 @@ def test_attention_by_group_is_that_under_the_whole_mask_and_so_are_its_gradient
         assert (gradient - whole_gradients[name]).norm() <= 1e-6 * gradient.norm(), name
     by_group = [(3, True), (5, False), (1, True), (1, False), (2, True), (7, False)]
     assert calls[-2 * len(by_group) :] == 2 * by_group
+    assert len(masks) == 3  # one for each group, for both layers
 
 
 def test_a_model_that_is_prepared_still_does_what_it_did():
@@ -179,3 +186,18 @@ def test_flex_attention_on_cuda_trains_as_scaled_dot_product_attention_does():
     torch.testing.assert_close(flex, plain, rtol=1e-3, atol=1e-3, equal_nan=True)
     for name, gradient in gradients.items():
         assert (flex_gradients[name] - gradient).norm() <= 1e-2 * gradient.norm(), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_tokens", [20, 32, 90, 128, 300, 1000])
+@pytest.mark.parametrize("kind", ["sdpa", "flex"])
+def test_a_row_of_any_length_on_cuda_is_its_groups_alone(kind, num_tokens, dtype):
+    device = torch.device("cuda")
+    model = build("LlamaConfig", **{**LLAMA_LIKE, "hidden_size": 256, "max_position_embeddings": 2048})
+    model = model.to(device, dtype)
+    loss = GroupLoss(model, StableObjective(kind="stable"), kind)
+    check_layout(loss, model, Lengths(num_tokens * 2 // 3, num_tokens), device)
+    total, _, _ = loss(long_row(num_tokens).to(device) if num_tokens >= 290 else ROW.to(device))
+    total.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())

@@ -1,13 +1,13 @@
 """How a row's tokens see each other, in the form that a model's attention takes it."""
 
 import contextlib
-import functools
 import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -20,6 +20,34 @@ from salign.training.packing import Row
 _BY_GROUP = "salign_by_group"
 # What some families' attention adds or changes, which the function below knows nothing of.
 _EXTRAS = ("position_bias", "s_aux", "softcap")
+# Elements of a mask, of which CUDA's kernels read so many at once.
+_ALIGNMENT = 16
+# cuDNN's kernel ends some groups of ordinary rows in an error (H200, bfloat16, PyTorch 2.11).
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+class _Groups:
+    """A row's groups, and what each sees: parts of the row's masks, cut out once for all layers.
+
+    CUDA's kernels check the strides of a mask and not where it begins: a part of a larger one ends them in "misaligned
+    address". What is cut begins where memory does, its rows at multiples of 16 elements.
+    """
+
+    def __init__(self, spans: tuple[tuple[int, int, int], ...], *, reaches: bool) -> None:
+        self.spans = spans
+        self.reaches = reaches
+        self._cut: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+
+    def cut(self, mask: Tensor, tokens: slice, seen: slice) -> Tensor:
+        """The mask [1, 1, tokens, seen] within that of the row."""
+        place = (id(mask), tokens.start, seen.start)
+        if place not in self._cut:
+            part = mask[:, :, tokens, seen]
+            width = part.shape[-1]
+            whole = part.new_zeros((*part.shape[:-1], -(-width // _ALIGNMENT) * _ALIGNMENT))
+            whole[..., :width] = part
+            self._cut[place] = mask, whole[..., :width]
+        return self._cut[place][1]
 
 
 def _attend_by_group(
@@ -31,16 +59,15 @@ def _attend_by_group(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    row_spans: tuple[tuple[int, int, int], ...] = (),
-    row_reaches: bool = False,
+    row_groups: _Groups | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot product attention of each group by itself, its query (which sees no response) and then its responses.
 
     So a row of several groups costs what they cost in rows of their own. As transformers' own where no row is given.
-    A query's tokens see all before them, unless `row_reaches` says that some layers' do not: then by the mask.
+    A query's tokens see all before them, unless some layers' do not: then by the mask.
     """
-    if not row_spans or any(kwargs.get(name) is not None for name in _EXTRAS):
+    if row_groups is None or any(kwargs.get(name) is not None for name in _EXTRAS):
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -48,15 +75,18 @@ def _attend_by_group(
     assert attention_mask is not None
     times = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, times), repeat_kv(value, times)
-    attend = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
-    parts = []
-    for start, middle, end in row_spans:
-        asked, seen = slice(start, middle), slice(start, end)
-        how = {"attn_mask": attention_mask[:, :, asked, asked]} if row_reaches else {"is_causal": True}
-        parts.append(attend(query[:, :, asked], key[:, :, asked], value[:, :, asked], **how))
-        mask = attention_mask[:, :, middle:end, seen]
-        parts.append(attend(query[:, :, middle:end], key[:, :, seen], value[:, :, seen], attn_mask=mask))
-    return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
+
+    def attend(tokens: slice, seen: slice, *, causal: bool = False) -> Tensor:
+        mask = None if causal else row_groups.cut(attention_mask, tokens, seen)
+        asked, keys, values = (part.contiguous() for part in (query[:, :, tokens], key[:, :, seen], value[:, :, seen]))
+        return F.scaled_dot_product_attention(asked, keys, values, mask, dropout, causal, scale=scaling)
+
+    found = []
+    with sdpa_kernel(_KERNELS):
+        for start, middle, end in row_groups.spans:
+            found.append(attend(slice(start, middle), slice(start, middle), causal=not row_groups.reaches))
+            found.append(attend(slice(middle, end), slice(start, end)))
+    return torch.cat([part.transpose(1, 2) for part in found], dim=1), None
 
 
 AttentionInterface.register(_BY_GROUP, _attend_by_group)
@@ -109,7 +139,10 @@ def mask_of(model: PreTrainedModel, row: Row) -> dict[str, Any]:
     by_layers = {layers: masks[reach] for layers, reach in found.items()}
     given: dict[str, Any] = {"attention_mask": by_layers if len(masks) > 1 else next(iter(masks.values()))}
     if kind == _BY_GROUP:
-        given |= {"row_spans": row.spans, "row_reaches": set(masks) != {EVERYTHING}}
+        given["row_groups"] = _Groups(row.spans, reaches=set(masks) != {EVERYTHING})
+    elif kind == "flex_attention":
+        # A row under 128 tokens would be taken for a step of decoding, whose kernel cannot be made for all lengths.
+        given["kernel_options"] = {"FORCE_USE_FLEX_ATTENTION": True}
     return given
 
 
