@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two test files at a time, in the order in which they are collected.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
@@ -12,11 +14,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 run: setup  ## the whole pipeline on the embedded model; ARGS="CONFIG.yaml key.sub=value" for another
 	$(BIN)/python jobs/launch.py $(ARGS)
 
-test: setup  ## all tests: unit, then integration (real DeepSpeed, real engines)
-	$(BIN)/python -m pytest $(ARGS)
+test: setup  ## all tests, two files at a time: integration (real Slurm, DeepSpeed, engines) and unit
+	$(BIN)/python -m pytest $(TWO) $(ARGS)
 
 test-unit: setup  ## the tests that need seconds, no network and no model
-	$(BIN)/python -m pytest -m "not integration and not gpu" $(ARGS)
+	$(BIN)/python -m pytest $(TWO) -m "not integration and not gpu" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

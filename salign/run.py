@@ -279,6 +279,15 @@ class RunDir:
     def launch_lock(self) -> Path:
         return self.path / ".launch.lock"
 
+    def is_of_a_beginning(self, path: Path) -> bool:
+        """Whether something in the folder is what another launch has made of the run before its config stands there.
+
+        So it is where the tasks of an array begin at the same time.
+        """
+        return path in (self.launch_lock, self.logs, self.config_file) or path.name.startswith(
+            f".{self.config_file.name}."
+        )
+
     def shard(self, index: int) -> Path:
         return self.path / "simulate" / f"shard-{index:05d}"
 
@@ -335,7 +344,7 @@ def check_run(config: Config) -> RunDir:
                 f"{run.path} holds a run of another config; it differs in {', '.join(changed)}. Choose another "
                 f"run.name, or remove that folder to begin again."
             )
-    elif run.path.exists() and (not run.path.is_dir() or any(path != run.launch_lock for path in run.path.iterdir())):
+    elif run.path.exists() and not (run.path.is_dir() and all(map(run.is_of_a_beginning, run.path.iterdir()))):
         raise ConfigError(f"{run.path} exists and is no run's folder; choose another run.name or run.root.")
     return run
 

@@ -1,6 +1,7 @@
 """What tests share: a small real model, made here, and the place of third-party data."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is importe
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+# Files that take minutes come first, so that none is left to be waited for at the end.
+_LONG = ("test_slurm.py", "test_launch.py", "test_training.py", "test_embedded_model.py", "test_wandb.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; within a file and between the others the order stays."""
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test that needs a CUDA device is skipped where there is none."""
     if item.get_closest_marker("gpu") is not None:
@@ -17,6 +27,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment_of_before() -> Iterator[None]:
+    """What a module leaves in the environment, such as a rank's place, reaches no other module's processes."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -186,8 +186,8 @@ def test_instructions_and_engine_are_the_speakers_and_not_the_observers():
     actor, other = engine(), engine()
     found = run(held(actor, speaker=Speaker(metered(other), "Be brief."), rating="logprob"))
     assert Counter(steps(actor)) == Counter(OBSERVED)
-    assert {call.prompt.system for call in actor.calls} == {None}
-    assert {call.prompt.system for call in other.calls} == {"Be brief."}
+    assert {call.prompt.system.split("\n")[0] for call in actor.calls} == {"You judge answers."}
+    assert {call.prompt.system.split("\n")[0] for call in other.calls} == {"Be brief."}
     assert found.num_calls == len(actor.calls) + len(other.calls) == 14
 
 

@@ -346,6 +346,15 @@ def test_a_run_may_move(tmp_path):
     assert create_run(config(tmp_path / "new")).config().run.root == tmp_path / "new"
 
 
+def test_what_another_launch_has_begun_is_no_strangers_folder(tmp_path):
+    """As tasks of an array see it that begin at the same time, each by sbatch alone."""
+    begun = tmp_path / "mine"
+    (begun / "logs").mkdir(parents=True)
+    for name in (".launch.lock", ".config.yaml.17.part"):
+        (begun / name).write_text("")
+    assert create_run(config(tmp_path)).config_file.is_file()
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(ConfigError, match=r"is no run's folder: it has no config\.yaml"):

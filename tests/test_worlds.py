@@ -520,6 +520,11 @@ def test_without_memory_nobody_recalls_anything():
     assert None not in {memory_of(item) for item in remembered.interactions}
 
 
+def who(call):
+    """As whom the system text has it speak; what follows says how what is judged is marked."""
+    return call.prompt.system and call.prompt.system.split("\n\n")[0]
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_in_a_mixed_society_each_speaks_through_its_own_engine_under_its_own_instructions(num_ranks):
     run_s, harsh, kind, observing = engines = [Actor(delay=random_delay(number)) for number in range(4)]
@@ -532,10 +537,10 @@ def test_in_a_mixed_society_each_speaks_through_its_own_engine_under_its_own_ins
         parts = {item.agent: item.agents[0].part for item in life.interactions}
         assert Counter(parts.values()) == {"harsh": 3, "kind": 3, None: 3}
         assert {(item.agent, item.agents[0].part) for item in life.interactions} == set(parts.items())
-        systems = {None: None, "harsh": "Be harsh.", "kind": "Be kind."}
+        told = {None: [None, "You judge answers."], "harsh": ["Be harsh."], "kind": ["Be kind."]}
         for name, engine in ((None, run_s), ("harsh", harsh), ("kind", kind)):
             said = [call for call in engine.calls if not call.step.startswith("observe")]
-            assert {call.prompt.system for call in said} == {systems[name]}
+            assert {who(call) for call in said} == set(told[name])
             assert {call.step.split(":")[0] for call in said} == {"draft", "rating", "reason", "revision"}
             for call in said:
                 _, _, member = call.step.partition(":")
@@ -544,7 +549,7 @@ def test_in_a_mixed_society_each_speaks_through_its_own_engine_under_its_own_ins
         observed = [call for engine in engines for call in engine.calls if call.step.startswith("observe")]
         assert observed
         assert all(call in where.calls for call in observed)
-        assert {call.prompt.system for call in observed} == {None}
+        assert {who(call) for call in observed} == {"You judge answers."}
         assert sum(item.num_calls for item in life.interactions) == sum(len(engine.calls) for engine in engines)
 
 

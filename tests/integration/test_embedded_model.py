@@ -139,7 +139,7 @@ def llama_config(llama_cpp, tmp_path, tiny_model):
     config["society"] |= {"topology": {"size": 2}, "audience_size": 2, "max_rounds": 1}
     config["society"] |= {"num_worlds": 1, "num_shards": 1, "populations": ["mixed_half_half"]}
     config["society"] |= {"draft": short, "feedback": short, "revision": short, "observer_check": None}
-    config["society"] |= {"gates": {"max_failed_share": 0.5, "max_cut_share": 1.0}}
+    config["society"] |= {"gates": {"max_failed_share": 0.5, "max_cut_share": 1, "max_flagged_share": 1}}
     config["evaluate"] |= {"num_questions": 2}
     return config
 
@@ -158,7 +158,9 @@ def test_the_whole_way_with_llama_cpp_as_the_engine(llama_config, tmp_path):
 def test_ratings_in_words_of_a_model_that_seldom_keeps_to_the_form(llama_config, tmp_path):
     """What it leaves unrated is None and counted, and the shard goes on."""
     llama_config["society"] |= {"rating": "parse", "num_rating_retries": 0}
-    llama_config["society"] |= {"gates": {"min_rated_share": 0, "max_failed_share": 1, "max_cut_share": 1}}
+    llama_config["society"] |= {
+        "gates": {"min_rated_share": 0, "max_failed_share": 1, "max_cut_share": 1, "max_flagged_share": 1}
+    }
     path = tmp_path / "llama.yaml"
     path.write_text(json.dumps(llama_config))
     assert launch(str(path), "--prepare").returncode == 0
@@ -181,11 +183,13 @@ def test_the_quickstart_in_small(gguf, tmp_path):
         "society.topology.size=2",
         "society.audience_size=2",
         "society.max_rounds=1",
+        "society.observer_check.num_pairs=4",
         "train.stages.sft.max_steps=2",
         "train.stages.stable.max_steps=1",
         "evaluate.num_questions=2",
     ]
-    done = launch(f"run.root={tmp_path}", *less, env={**environment(), "OMP_NUM_THREADS": "2"})
+    env = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"}  # a user has none
+    done = launch(f"run.root={tmp_path}", *less, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "stable - base: alignment" in done.stdout
     from transformers import AutoModelForCausalLM

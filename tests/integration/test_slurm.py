@@ -109,19 +109,17 @@ def processes_of(job: str, task: int) -> list[int]:
     return found
 
 
-def test_the_chain_survives_kills_a_crash_a_preemption_and_time_limits(slurm, quickstart):
+def test_the_chain_survives_kills_a_crash_a_preemption_and_what_time_limits_send(slurm, quickstart):
     words, root, expected = quickstart
-    steps = 6000
+    steps = 400
     words = [
         *words,
         "run.name=disturbed",
         "cluster.simulate.partition=low",
         "cluster.max_parallel=6",
-        "cluster.train.timeout_min=2",
-        "cluster.signal_delay_s=15",
         f"train.stages.sft.max_steps={steps}",
         "train.stages.sft.num_epochs=1000",
-        "train.stages.sft.checkpoint_every_steps=200",
+        "train.stages.sft.checkpoint_every_steps=100",
         "train.stages.stable.max_steps=4",
     ]
     done = launch(*words)
@@ -151,6 +149,13 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_time_limits(slurm, qu
     time.sleep(15)  # until it is noticed
     slurm("revive", crashed)
 
+    # Slurm's signal before a time limit, as salign asks for it, at two moments of the training.
+    train = next(one for one in submissions(run) if one.name == "train-sft").job_id
+    metrics = run.stage("sft") / "metrics.jsonl"
+    for after in (20, 150):
+        slurm.wait_for(f"step {after}", lambda after=after: len(read_metrics(metrics)) >= after, run.path)
+        slurm.ask("scancel", "--signal=USR2", train)
+
     slurm.wait_for(
         "the end of the chain",
         lambda: not slurm.ask("squeue", "-h", "-j", ",".join(s.job_id for s in submissions(run))),
@@ -160,7 +165,7 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_time_limits(slurm, qu
     assert all(read_done(run.stage(name)) for name in ("sft", "stable")), status(run)
     assert read_done(run.evaluation("stable")), status(run)
     assert status(run, "--digest").strip() == expected
-    rows = read_metrics(run.stage("sft") / "metrics.jsonl")
+    rows = read_metrics(metrics)
     assert [row["train/global_step"] for row in rows] == list(range(1, steps + 1))
     logs = "".join(path.read_text() for path in run.slurm.glob("*_0_log.out"))
     assert logs.count("train stage sft was asked to stop: saved after step") >= 2
