@@ -18,8 +18,8 @@ from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
 from salign.records import Interaction, Member, Observation, Recalled, Turn, read_interactions
 from salign.seeds import derive
-from salign.society import back_scatter
-from salign.society.back_scatter import Speaker
+from salign.society import calls
+from salign.society.calls import Speaker
 from salign.society.recall import question_table
 from salign.society.rounds import Round
 from salign.society.simulation import Simulation, Verdict
@@ -76,7 +76,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
             left.update(asyncio.all_tasks() - {asyncio.current_task()})
 
     with (
-        mock.patch.object(back_scatter, "derive", _noted),
+        mock.patch.object(calls, "derive", _noted),
         asyncio.Runner(loop_factory=_VirtualLoop) as runner,
     ):
         runner.get_loop().set_exception_handler(lambda loop, context: unseen.append(context))

@@ -25,8 +25,10 @@ from salign.engines.base import RatingReply
 from salign.errors import CallRejectedError, EngineError
 from salign.records import Interaction, Member, Observation, Recalled, Turn
 from salign.society import frames, prompts
-from salign.society.back_scatter import CRITERIA, Calls, Seat, Speaker, give_feedback, interact
-from salign.society.prompts import Judged, Wording
+from salign.society.calls import Calls, Speaker
+from salign.society.prompts import CRITERIA, Judged, Wording
+from salign.society.protocols import protocol_of
+from salign.society.protocols.base import Conversation, Query, Seat
 
 QUESTION = "How do I apologise to my sister?"
 AUDIENCE = (11, 13, 17, 19)
@@ -60,14 +62,16 @@ async def held(actor: Actor, *, seed=0, gate=64, audience=AUDIENCE, publish=None
     observer = Speaker(metered(actor, gate))
     speaker = speaker or observer
 
-    async def ask(member: int, draft: str):
+    protocol = protocol_of(society)
+
+    async def ask(member: int, query: Query):
         calls = Calls(society, wording, speaker, place)
-        return await give_feedback(calls, member, QUESTION, draft, recalled(member)), calls.tally
+        return await protocol.answer(calls, member, QUESTION, query, recalled(member)), calls.tally
 
     leader = Member(12, "good", None, "actor")
     seat = Seat(2, 3, leader, question=QUESTION, recalled=recalled(12), audience=audience)
     calls = (Calls(society, wording, who, place) for who in (speaker, observer))
-    return await interact(seat, *calls, ask, publish or (lambda revision: None))
+    return await Conversation(protocol, seat, *calls, ask).hold(publish or (lambda revision: None))
 
 
 def hold(told=None, delay=lambda call: 0.0, **how) -> tuple[Interaction, Actor]:

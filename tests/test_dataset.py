@@ -10,13 +10,15 @@ import pytest
 from actors import Feedback, Rating
 
 from salign import compose
-from salign.config import Config, DatasetSection, EverydaySource, Ratio
+from salign.config import Config, DatasetSection, EverydaySource, Ratio, SocietySection
 from salign.dataset import templates
 from salign.dataset.collect import build_groups, check_leaks, evaluation_prompts, make_card, sample_ratio
 from salign.dataset.groups import load_groups
 from salign.dataset.leaks import prompts_of
 from salign.errors import DataError, StageError
 from salign.records import AlignmentGroup, Interaction, to_line
+from salign.society import queries
+from salign.society.protocols import protocol_of
 from salign.society.sources import questions
 
 NONE_LEFT_OUT: dict[str, int] = {}
@@ -38,7 +40,7 @@ def interaction(
 
 
 def built(*interactions: Interaction, **section) -> tuple[list[AlignmentGroup], dict[str, int]]:
-    groups, left_out = build_groups(interactions, DatasetSection(**section))
+    groups, left_out = build_groups(interactions, protocol_of(SocietySection()), DatasetSection(**section))
     return groups, {reason: count for reason, count in left_out.items() if count}
 
 
@@ -55,18 +57,18 @@ def test_an_interaction_gives_three_kinds():
     imitation, critic, realignment = groups
     assert imitation.query == "Q?"
     assert pairs(groups, "imitation") == [[("draft", 3.0), ("revision", 6.0)]]
-    assert critic.query == templates.self_critic("Q?", "draft")
+    assert critic.query == queries.self_critic("Q?", "draft")
     assert pairs(groups, "self_critic") == [[("too short", 2.0), ("kind", 5.0)]]
-    assert realignment.query == templates.realignment("Q?", "draft", ["too short", "kind"])
+    assert realignment.query == queries.realignment("Q?", "draft", ["too short", "kind"])
     assert pairs(groups, "realignment") == [[("revision", 6.0)]]
     assert left_out == NONE_LEFT_OUT
 
 
 def test_a_query_says_all_that_its_answer_needs():
-    critic = templates.self_critic("May I?", "Sure.")
+    critic = queries.self_critic("May I?", "Sure.")
     assert "Question: May I?" in critic
     assert critic.endswith("\n\nInput:\nSure.")
-    revise = templates.realignment("May I?", "Sure.", ["rude", "short"])
+    revise = queries.realignment("May I?", "Sure.", ["rude", "short"])
     assert "Question: May I?\nDraft: Sure." in revise
     assert revise.endswith("\n\nInput:\nFeedback:\n- rude\n- short")
 
@@ -128,7 +130,7 @@ def test_empty_reasons_are_left_out_and_counted():
     groups, left_out = built(interaction(feedback=((" \n", 2.0), ("why", 3.0))))
     assert pairs(groups, "self_critic") == [[("why", 3.0)]]
     assert [group.query for group in groups if group.kind == "realignment"] == [
-        templates.realignment("Q?", "draft", ["why"])
+        queries.realignment("Q?", "draft", ["why"])
     ]
     assert left_out == {"empty": 1}
 

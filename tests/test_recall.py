@@ -192,7 +192,8 @@ def test_parts_of_recalls_add_up_in_any_order():
 def test_a_record_has_its_recalls_by_round_and_role():
     near = Recalled("q", "a", "initial", 0.5)
     figures = recalls_of(
-        [interaction(round=1, recalled=near), interaction(round=2), interaction(round=2, recalled=None)]
+        [interaction(round=1, recalled=near), interaction(round=2), interaction(round=2, recalled=None)],
+        ("draft", "feedback"),
     )
     drafts, feedback = figures.figures()["draft"], figures.figures()["feedback"]
     assert (drafts["num_turns"], feedback["num_turns"]) == (3, 6)

@@ -156,7 +156,7 @@ def test_the_cost_is_tokens_times_price_and_absent_without_one(simulated):
 
 
 def test_feedback_counts_as_followed_by_its_own_words_alone():
-    followed = Followed()
+    followed = Followed(("draft", "revision"))
     one = interaction(
         question="Should neighbours borrow tools?",
         draft="Perhaps.",
@@ -277,7 +277,7 @@ def test_hostile_text_is_text_wherever_it_comes_from(simulated, tmp_path):
     assert "img" not in seen.names
     assert html.escape(HOSTILE, quote=False)[:60] in page
     found = data_of(page)
-    assert found["interactions"][0]["draft"] == HOSTILE  # whole, for a script that sets it as text
+    assert found["interactions"][0]["turns"][0]["text"] == HOSTILE  # whole, for a script that sets it as text
     assert found["groups"][0]["responses"][0]["text"] == HOSTILE
 
 
@@ -338,7 +338,7 @@ def test_of_a_large_record_a_bounded_part_is_kept(tmp_path):
     assert peak < 1800 * len(text) / 3
     assert society.num_interactions == 1800
     assert len(society.samples) == 200
-    assert all(len(sample["draft"]) < 2100 for sample in society.samples)
+    assert all(len(turn["text"]) < 2100 for sample in society.samples for turn in sample["turns"])
     assert [s["round"] for s in society.samples if s["world"] == 0] == sorted(
         s["round"] for s in society.samples if s["world"] == 0
     )

@@ -8,10 +8,14 @@ from fractions import Fraction
 import pytest
 from actors import Feedback, Rating, interaction
 
-from salign.config import FLAGS, Gates
+from salign.config import FLAGS, Gates, SocietySection
 from salign.errors import StageError
 from salign.records import Interaction, Observation, Recalled, Turn
+from salign.society.protocols import protocol_of
+from salign.society.recalls import RecallRecord
 from salign.society.rounds import Round, Validity, mean
+
+BACK_SCATTER = protocol_of(SocietySection())
 
 
 def numbered(interactions: Iterable[Interaction]) -> Iterator[Interaction]:
@@ -29,7 +33,7 @@ def round_of(*interactions: Interaction, number: int = 1) -> Round:
 
 
 def validity_of(*rounds: Round) -> Validity:
-    made = Validity()
+    made = Validity(RecallRecord(BACK_SCATTER.reminded))
     for round_ in rounds:
         made.add(round_)
     return made
@@ -69,7 +73,7 @@ def test_a_round_in_figures():
         ),
         interaction(draft=None, feedback=(), revision=None, failure="g"),
         number=5,
-    ).metrics()
+    ).metrics(BACK_SCATTER)
     assert metrics == {
         "sim/world": 0,
         "sim/round": 5,
@@ -90,7 +94,7 @@ def test_a_round_in_figures():
 
 
 def test_a_round_without_ratings_has_no_means():
-    metrics = round_of(interaction(draft=None, feedback=(), revision=None, failure="refused")).metrics()
+    metrics = round_of(interaction(draft=None, feedback=(), revision=None, failure="refused")).metrics(BACK_SCATTER)
     unknown = {name for name, value in metrics.items() if value is None}
     assert unknown >= {name for name in metrics if name.endswith("_mean")}
     assert metrics["sim/recalled_initial_share"] is metrics["sim/recalled_own_share"] is None
@@ -127,7 +131,7 @@ def test_parts_of_a_round_merge_to_the_whole_in_any_order(seed):
         merged.merge(part)
     assert merged.num_interactions == 30
     assert merged.failures == whole.failures
-    assert merged.metrics() == whole.metrics()
+    assert merged.metrics(BACK_SCATTER) == whole.metrics(BACK_SCATTER)
     assert validity_of(merged) == validity_of(whole)
 
 

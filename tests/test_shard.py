@@ -24,10 +24,11 @@ from salign.errors import CallRejectedError, ConfigError, EngineError, StageErro
 from salign.records import read_interactions
 from salign.run import DONE, RunDir, lock, read_done, read_failure, sha256
 from salign.society import sources
-from salign.society.back_scatter import Speaker
+from salign.society.calls import Speaker
+from salign.society.protocols import protocol_of
 from salign.society.recall import question_table
 from salign.society.rounds import Round
-from salign.society.shard import calls_per_interaction, run_shard, worlds_of
+from salign.society.shard import run_shard, worlds_of
 from salign.society.simulation import Simulation, _Verdicts
 from salign.society.spool import Spool, write_sorted
 from salign.society.world import Setting, World
@@ -126,7 +127,7 @@ def test_the_marker_says_what_was_held(tmp_path, asked, rating):
     assert facts["models"] == ["scripted"]
     assert facts["num_interactions"] == facts["num_held"] == len(held) == 54
     assert facts["num_calls"] == len(asked.keys) == sum(i.num_calls for i in held)
-    assert facts["num_calls"] == 54 * calls_per_interaction(config.society)
+    assert facts["num_calls"] == 54 * protocol_of(config.society).max_calls
     assert facts["prompt_tokens"] == sum(i.prompt_tokens for i in held)
     assert facts["completion_tokens"] == sum(i.completion_tokens for i in held)
     assert facts["num_ratings"] == 54 * (3 + 4)

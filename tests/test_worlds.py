@@ -26,10 +26,11 @@ from actors import (
     text_of,
 )
 
-from salign.config import Stopping
+from salign.config import SocietySection, Stopping
 from salign.errors import CallRejectedError, EngineError, StageError
 from salign.records import Recalled, to_bytes
-from salign.society.back_scatter import Speaker
+from salign.society.calls import Speaker
+from salign.society.protocols import protocol_of
 from salign.society.sources import Exemplar
 from salign.society.spool import Spool
 from salign.society.world import World
@@ -438,7 +439,7 @@ def test_what_is_recalled_comes_from_the_beginning_and_from_the_agent_itself():
     assert set(sources[0]) == {"initial"}
     assert sum(sources[0].values()) >= 7
     assert sum((one["own"] for one in sources[6:]), 0) == 54  # each question has been answered before
-    shares = [round_.metrics()["sim/recalled_initial_share"] for round_ in life.rounds]
+    shares = [round_.metrics(protocol_of(SocietySection()))["sim/recalled_initial_share"] for round_ in life.rounds]
     assert shares == [one["initial"] / 9 for one in sources]
 
 

@@ -32,7 +32,7 @@ from salign.errors import ConfigError, StageError
 from salign.records import read_interactions
 from salign.run import RunDir, create_run, read_done
 from salign.society import sources
-from salign.society.back_scatter import Speaker
+from salign.society.calls import Speaker
 from salign.society.recall import question_table
 from salign.society.shard import run_shard
 from salign.society.simulation import Simulation

@@ -11,7 +11,8 @@ from rich.table import Table
 from salign.cluster.plan import Unit
 from salign.config import Config, SlurmCluster, SlurmResources, Throughput, TrainStage, num_agents_of
 from salign.run import RunDir
-from salign.society.shard import calls_per_interaction, worlds_of
+from salign.society.protocols import protocol_of
+from salign.society.shard import worlds_of
 from salign.society.topology import make_topology
 from salign.tracking.metrics import read_metrics
 
@@ -57,7 +58,7 @@ def _simulation(run: RunDir, config: Config, shards: int) -> Estimate:
     society, cluster = config.society, config.cluster
     num_agents = num_agents_of(society.topology) or make_topology(society.topology).num_agents
     worlds = max(len(worlds_of(society, shard)) for shard in range(society.num_shards))
-    per_shard = worlds * num_agents * society.max_rounds * calls_per_interaction(society)
+    per_shard = worlds * num_agents * society.max_rounds * protocol_of(society).max_calls
     rate, tokens_per_call = _measured_calls(run, config)
     source = "measured in this run"
     if rate is None:

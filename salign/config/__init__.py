@@ -29,6 +29,7 @@ from salign.config.engines import (
     TransformersEngine,
 )
 from salign.config.evaluation import JUDGED, EvaluateSection, Judge
+from salign.config.protocols import BackScatterProtocol, ProtocolSection, SampleProtocol
 from salign.config.society import (
     Ablation,
     CompleteTopology,
@@ -103,6 +104,7 @@ __all__ = [
     "Ablation",
     "AnswersData",
     "Attention",
+    "BackScatterProtocol",
     "ClusterSection",
     "CoHObjective",
     "CompleteTopology",
@@ -143,6 +145,7 @@ __all__ = [
     "ParquetSource",
     "Population",
     "Price",
+    "ProtocolSection",
     "RRHFObjective",
     "RatedData",
     "RatingWay",
@@ -151,6 +154,7 @@ __all__ = [
     "RunData",
     "RunSection",
     "SFTObjective",
+    "SampleProtocol",
     "Sampling",
     "ScaleFreeTopology",
     "ScriptedEngine",

@@ -1,7 +1,7 @@
 """What every section is made of."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -47,6 +47,11 @@ class Section(BaseModel):
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+
+
+def kind_unless_said(kind: str) -> Callable[[Any], Any]:
+    """Before a section is told by its `kind`: which it has where none is said."""
+    return lambda value: {"kind": kind, **value} if isinstance(value, dict) else value
 
 
 def unless(section: SectionT, mistakes: Sequence[str]) -> SectionT:

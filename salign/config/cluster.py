@@ -1,10 +1,10 @@
 """Where a run is executed: on this machine, or by Slurm."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from salign.config.base import Count, CountOrZero, NotBool, Positive, Section, unless
+from salign.config.base import Count, CountOrZero, NotBool, Positive, Section, kind_unless_said, unless
 
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -127,10 +127,6 @@ _OURS |= {"open-mode", "time", "nodes", "ntasks-per-node", "mem", "cpus-per-task
 _OURS |= {"partition", "account", "qos", "constraint"}
 
 
-def _local_unless_said(value: Any) -> Any:
-    return {"kind": "local", **value} if isinstance(value, dict) else value
-
-
 ClusterSection = Annotated[
-    LocalCluster | SlurmCluster, Field(discriminator="kind"), BeforeValidator(_local_unless_said)
+    LocalCluster | SlurmCluster, Field(discriminator="kind"), BeforeValidator(kind_unless_said("local"))
 ]

@@ -1,7 +1,7 @@
 """The simulated society."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -17,10 +17,12 @@ from salign.config.base import (
     Sampling,
     Section,
     Share,
+    kind_unless_said,
     unless,
 )
 from salign.config.effects import Effect
 from salign.config.engines import EngineSection, ServerAddress
+from salign.config.protocols import BackScatterProtocol, ProtocolSection, SampleProtocol
 from salign.config.sources import EverydaySource, Source
 
 Population = Literal["all_good", "all_bad", "half_half", "mixed_half_half"]
@@ -80,14 +82,10 @@ class IsolatedTopology(Section):
     num_agents: Count
 
 
-def _grid_unless_said(value: Any) -> Any:
-    return {"kind": "grid", **value} if isinstance(value, dict) else value
-
-
 TopologySection = Annotated[
     GridTopology | CompleteTopology | SmallWorldTopology | ScaleFreeTopology | EdgesTopology | IsolatedTopology,
     Field(discriminator="kind"),
-    BeforeValidator(_grid_unless_said),
+    BeforeValidator(kind_unless_said("grid")),
 ]
 
 # --- what makes two questions similar ------------------------------------------------------------
@@ -204,6 +202,7 @@ class SocietySection(Section):
     num_worlds: Annotated[Count, Effect.EXTENT] = 1
     num_shards: Annotated[Count, Effect.EXTENT] = 1
     topology: TopologySection = GridTopology()
+    protocol: ProtocolSection = BackScatterProtocol()
     max_rounds: Annotated[Count, Effect.EXTENT] = 50
     audience_size: CountOrZero = 4
     global_share: Share = 0.0
@@ -244,6 +243,12 @@ class SocietySection(Section):
     gates: Annotated[Gates, Effect.EXTENT] = Gates()
 
     @property
+    def has_audience(self) -> bool:
+        """Whether anybody is asked what they think of another's answer."""
+        asks = isinstance(self.protocol, BackScatterProtocol)
+        return asks and self.topology.kind != "isolated" and "audience" not in self.without
+
+    @property
     def num_rating_tries(self) -> int:
         """How often a rating is asked for at most: again only where the same prompt may have another answer."""
         varies = self.rating == "parse" and self.feedback.temperature > 0
@@ -254,8 +259,7 @@ class SocietySection(Section):
         mistakes = []
         topology = self.topology
         num_agents = num_agents_of(topology)
-        alone = topology.kind == "isolated" or "audience" in self.without
-        if num_agents is not None and not alone and self.audience_size > num_agents - 1:
+        if num_agents is not None and self.has_audience and self.audience_size > num_agents - 1:
             mistakes.append(
                 f"audience_size {self.audience_size} is larger than the rest of the society: a topology of "
                 f"{num_agents} agents leaves {num_agents - 1} others"
@@ -274,6 +278,8 @@ class SocietySection(Section):
             mistakes.append(
                 f"topology.num_links {topology.num_links} must be less than topology.num_agents {topology.num_agents}"
             )
+        if isinstance(self.protocol, SampleProtocol) and self.draft.temperature == 0:
+            mistakes.append("draft.temperature 0 would give the protocol sample the same answer each time; raise it")
         if self.num_shards > self.num_worlds:
             mistakes.append(
                 f"num_shards {self.num_shards} exceeds num_worlds {self.num_worlds}: a shard has at least one world"

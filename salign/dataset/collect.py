@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from salign.config import FLAGS, KINDS, Config, DatasetSection, Flag, Kind, Ratio
-from salign.dataset import templates
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import Match, Text, find_leaks, prompts_of
 from salign.dataset.rated import mean_score
@@ -17,14 +16,14 @@ from salign.records import AlignmentGroup, Interaction, Turn, read_interactions,
 from salign.run import RunDir, lock, mark_done, read_done, recording_failure, require_done, write_atomic
 from salign.seeds import rng
 from salign.society import sources
+from salign.society.protocols import protocol_of
+from salign.society.protocols.base import Protocol, Row
 from salign.society.recalls import recalls_of
 from salign.society.rounds import mean
 from salign.tracking.metrics import read_metrics
 from salign.tracking.mirror import open_mirror
 
 logger = logging.getLogger(__name__)
-
-Rated = tuple[Turn, float | None]
 
 # Flags that leave a text what it is: nothing is missing of it, or its end, which `_without_cut_best` minds.
 _KEPT: tuple[Flag, ...] = ("cut", "thinking")
@@ -43,9 +42,9 @@ class _Response:
 
 
 def _rows(
-    interaction: Interaction, section: DatasetSection, left_out: Counter[str]
-) -> Iterator[tuple[Kind, str, list[Rated]]]:
-    """Queries of an interaction with rated responses, by kind; neither flagged texts nor what was said of them."""
+    interaction: Interaction, protocol: Protocol[Any], section: DatasetSection, left_out: Counter[str]
+) -> Iterator[Row]:
+    """What can be learnt from an interaction; neither flagged texts nor what was said of them."""
     learnt = {*_KEPT, *section.keep_flagged}
 
     def kept(turns: Iterable[Turn]) -> list[Turn]:
@@ -54,27 +53,11 @@ def _rows(
         left_out["flagged"] += len(there) - len(clean)
         return clean
 
-    draft, revision = interaction.turn("draft"), interaction.turn("revision")
-    if draft is None:
-        return
-    question = interaction.topic
-    answers = kept(turn for turn in (draft, revision) if turn is not None)
-    yield "imitation", question, [(turn, turn.observed_rating("alignment")) for turn in answers]
-    if draft not in answers:
-        return
-    feedback = kept(interaction.turns_of("feedback"))
-    yield "self_critic", templates.self_critic(question, draft.text), [(turn, turn.rating) for turn in feedback]
-    if revision is None or revision not in answers:
-        return
-    before, after = (turn.observed_rating("alignment") for turn in (draft, revision))
-    if before is not None and after is not None and after > max(before, section.min_realignment_score):
-        reasons = [turn.text for turn in feedback if turn.rating is not None and turn.text.strip()]
-        if reasons:  # without words there is nothing to learn to follow
-            yield "realignment", templates.realignment(question, draft.text, reasons), [(revision, after)]
+    return protocol.rows(interaction, kept, section.min_realignment_score)
 
 
 def build_groups(
-    interactions: Iterable[Interaction], section: DatasetSection
+    interactions: Iterable[Interaction], protocol: Protocol[Any], section: DatasetSection
 ) -> tuple[list[AlignmentGroup], dict[str, int]]:
     """Rows with the same query become one group.
 
@@ -85,6 +68,7 @@ def build_groups(
 
     Args:
         interactions: In canonical order.
+        protocol: By which they were held.
         section: Which kinds, from which score a revision is one to learn from, and which flags do not matter.
 
     Returns:
@@ -93,12 +77,12 @@ def build_groups(
     gathered: dict[tuple[Kind, str], tuple[dict[str, _Response], list[tuple[int, int, int]], str]] = {}
     left_out = Counter(dict.fromkeys(("unrated", "empty", "duplicate", "flagged", "cut", "cut_best_groups"), 0))
     for interaction in interactions:
-        for kind, query, rated in _rows(interaction, section, left_out):
-            if kind not in section.kinds:
+        for row in _rows(interaction, protocol, section, left_out):
+            if row.kind not in section.kinds:
                 continue
-            there, origins, _ = gathered.setdefault((kind, query), ({}, [], interaction.topic))
+            there, origins, _ = gathered.setdefault((row.kind, row.query), ({}, [], interaction.topic))
             origins.append(interaction.key)
-            for turn, score in rated:
+            for turn, score in row.responses:
                 text = turn.text.strip()
                 if score is None or not text:
                     left_out["unrated" if score is None else "empty"] += 1
@@ -283,7 +267,8 @@ def collect(run: RunDir, config: Config) -> None:
             inputs[f"simulate/{shard}"], recall = done.digest, done.facts["recall"]
             interactions += read_interactions(run.shard(shard) / "interactions.jsonl")
         interactions.sort(key=lambda interaction: interaction.key)
-        groups, left_out = build_groups(interactions, config.dataset)
+        protocol = protocol_of(config.society)
+        groups, left_out = build_groups(interactions, protocol, config.dataset)
         groups = sample_ratio(groups, config.dataset.ratio, config.run.seed)
         if not groups:
             raise StageError(
@@ -297,10 +282,10 @@ def collect(run: RunDir, config: Config) -> None:
         card["flags"] = {flag: flags[flag] for flag in FLAGS}
         card["leak_check"] = leaks
         # From which distance on agents recall is the same for all shards; what they recalled is counted over all.
-        card["recall"] = {**recall, **recalls_of(interactions).figures()}
+        card["recall"] = {**recall, **recalls_of(interactions, protocol.reminded).figures()}
         write_atomic(folder / "groups.jsonl", "".join(map(to_line, groups)))
         write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
-        _mirror(run, config, interactions, card)
+        _mirror(run, config, interactions, card, protocol)
         mark_done(folder, ["groups.jsonl", "card.json"], inputs, {"num_groups": len(groups)})
 
 
@@ -343,7 +328,9 @@ def _alignment(turn: Turn | None) -> float | None:
     return None if turn is None else turn.observed_rating("alignment")
 
 
-def _mirror(run: RunDir, config: Config, interactions: list[Interaction], card: dict[str, Any]) -> None:
+def _mirror(
+    run: RunDir, config: Config, interactions: list[Interaction], card: dict[str, Any], protocol: Protocol[Any]
+) -> None:
     """The society's W&B run: shards open none, so the collector shows their curves, samples and data."""
     rounds: dict[int, list[dict[str, Any]]] = {}
     missing = card["missing_shards"]
@@ -366,12 +353,13 @@ def _mirror(run: RunDir, config: Config, interactions: list[Interaction], card: 
         observer = None if first is None else first.facts.get("observer")
         if observer is not None:
             mirror.summarize({f"observer/{name}": observer[name] for name in ("agreement", "length_correlation")})
-        columns = ["world", "round", "agent", "question", "draft", "revision", "draft alignment", "revision alignment"]
+        roles = protocol.observed
+        columns = ["world", "round", "agent", "question", *roles, *(f"{role} alignment" for role in roles)]
         shown = interactions[: config.tracking.num_table_rows]
         rated = [
             [*item.key, item.topic, *(turn and turn.text for turn in turns), *(_alignment(turn) for turn in turns)]
             for item in shown
-            for turns in [(item.turn("draft"), item.turn("revision"))]
+            for turns in [[item.turn(role) for role in roles]]
         ]
         mirror.table("sim/samples", columns, rated)
         mirror.artifact(f"{config.run.name}-data", "dataset", [run.dataset / "groups.jsonl", run.dataset / "card.json"])

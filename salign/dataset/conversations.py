@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from salign.columns import check_columns, is_empty
-from salign.dataset.templates import plain_query, with_input
+from salign.dataset.templates import plain_query
 from salign.files import RowError
 from salign.records import Message
+from salign.society.queries import with_input
 
 Role = Literal["system", "user", "assistant"]
 

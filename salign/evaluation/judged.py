@@ -12,7 +12,7 @@ from salign.evaluation.tasks import MissingDataError, check_known, data_file, lo
 from salign.files import read_text
 from salign.seeds import derive
 from salign.society import prompts, sources
-from salign.society.back_scatter import CRITERIA
+from salign.society.prompts import CRITERIA
 
 # What a judge rates in each.
 RATED: dict[str, tuple[str, ...]] = {"questions": CRITERIA, "hh": ("rating",), "hh_a": ("rating",), "over_refusal": ()}

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from salign.config import Config
 from salign.report.record import RunRecord, WorldPath
 from salign.report.society import NUM_BINS, Society
+from salign.society.protocols import protocol_of
 from salign.society.rounds import mean
 
 MAX_TABLE_ROWS = 200
@@ -178,21 +180,25 @@ def by_round(
     return [combine(path.rounds[n][name] for path in paths if n < len(path.rounds)) for n in range(most)]
 
 
-RATED = {
-    "drafts: alignment": "sim/draft_alignment_mean",
-    "revisions: alignment": "sim/alignment_mean",
-    "drafts: engagement": "sim/draft_engagement_mean",
-    "revisions: engagement": "sim/engagement_mean",
-}
+def rated(config: Config) -> dict[str, str]:
+    """What observers rate, in words, and the metric of a round that has its mean."""
+    protocol = protocol_of(config.society)
+    return {
+        f"{role}s: {criterion}": f"sim/{'' if role == protocol.outcome else f'{role}_'}{criterion}_mean"
+        for criterion in protocol.criteria
+        for role in protocol.observed
+    }
 
 
 def ratings(record: RunRecord) -> Plot | None:
-    """Drafts and revisions, by round."""
+    """What observers rate, by round."""
     if not record.paths:
         return None
-    lines = {said: by_round(record.paths, mean, name) for said, name in RATED.items()}
-    rounds = list(range(1, len(lines["revisions: alignment"]) + 1))
-    styles = ((0, "dot"), (0, "solid"), (1, "dot"), (1, "solid"))
+    lines = {said: by_round(record.paths, mean, name) for said, name in rated(record.config).items()}
+    rounds = list(range(1, len(next(iter(lines.values()))) + 1))
+    num_roles = len(protocol_of(record.config.society).observed)
+    dashes = ("solid",) if num_roles == 1 else ("dot", *["solid"] * (num_roles - 1))
+    styles = [(place // num_roles, dashes[place % num_roles]) for place in range(len(lines))]
     traces = [
         make_line(said, rounds, values, number, line={"dash": dash}, marker={"symbol": SYMBOLS[place]})
         for place, ((said, values), (number, dash)) in enumerate(zip(lines.items(), styles, strict=True))
@@ -200,8 +206,8 @@ def ratings(record: RunRecord) -> Plot | None:
     first, last = ({said: values[place] for said, values in lines.items()} for place in (0, -1))
     return Plot(
         "ratings",
-        "Ratings before and after the feedback",
-        "Means over all worlds that came to a round; drafts dotted, revisions solid.",
+        "What observers rate",
+        "Means over all worlds that came to a round; what is said first is dotted, what it comes to is solid.",
         f"Over {len(rounds)} rounds: "
         + "; ".join(f"{said} from {_said(first[said])} to {_said(last[said])}" for said in lines)
         + ".",

@@ -128,9 +128,10 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
         remark = f"{society.num_failed:,} failed" if society.num_failed else "none failed"
         tiles.append(("interactions", f"{society.num_interactions:,}", remark))
         for criterion in ("alignment", "engagement"):
-            before, after = society.means[f"draft {criterion}"], society.means[f"revision {criterion}"]
-            if before is not None and after is not None:
-                tiles.append((criterion, f"{before:.2f} → {after:.2f}", "drafts → revisions"))
+            means = [society.means[f"{role} {criterion}"] for role in society.observed]
+            there = [f"{mean:.2f}" for mean in means if mean is not None]
+            if len(there) == len(means):
+                tiles.append((criterion, " → ".join(there), " → ".join(f"{role}s" for role in society.observed)))
         tokens = society.prompt_tokens + society.completion_tokens
         tiles.append(("model calls", f"{society.num_calls:,}", f"{tokens:,} tokens"))
         cost = record.cost(society.prompt_tokens, society.completion_tokens)

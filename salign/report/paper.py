@@ -83,7 +83,7 @@ def _ratings(record: RunRecord, figure: Any) -> bool:
     if not record.paths:
         return False
     axes = figure.add_subplot()
-    for place, (said, name) in enumerate(figures.RATED.items()):
+    for place, (said, name) in enumerate(figures.rated(record.config).items()):
         values = figures.by_round(record.paths, mean, name)
         rounds = range(1, len(values) + 1)
         axes.plot(rounds, values, (":", "-")[place % 2], color=COLOURS[place // 2], lw=1.2, marker=".", label=said)

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salign.config import Config, GridTopology
-from salign.records import MAX_SCORE, MIN_SCORE, Interaction
+from salign.records import MAX_SCORE, MIN_SCORE, Interaction, Turn
 from salign.run import Done
 from salign.seeds import rng
+from salign.society.protocols import protocol_of
 from salign.society.rounds import mean
 
 MAX_SAMPLES = 200
@@ -27,10 +28,9 @@ _MAX_READ_CLOSELY = 20_000
 """Interactions whose words are compared; of more, so many are drawn."""
 NUM_BINS = 61
 """Of a rating from 1 to 7, a tenth each."""
-MEASURES = (("revision", "alignment"), ("revision", "engagement"), ("draft", "alignment"))
 _WORD = re.compile(r"\w{4,}")
-_OBSERVED = tuple((role, criterion) for role in ("draft", "revision") for criterion in ("alignment", "engagement"))
-_RATINGS = ("feedback", *map(" ".join, _OBSERVED))
+FEEDBACK = "feedback"
+"""What turns of the audience are called, whatever their role."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,10 @@ class CellMap:
     def __init__(self, config: Config, shards: Sequence[Shard]) -> None:
         lasts = {world: last for shard in shards for world, last in sorted(shard.last_rounds.items())}
         self.num_agents = sum(shard.num_interactions for shard in shards) // max(1, sum(lasts.values()))
-        topology = config.society.topology
+        protocol, topology = protocol_of(config.society), config.society.topology
+        # The outcome by each criterion, and the first answer by the first: what the outcome may be compared with.
+        self.measures = [(protocol.outcome, criterion) for criterion in protocol.criteria]
+        self.measures.append((protocol.observed[0], protocol.criteria[0]))
         self.is_grid = isinstance(topology, GridTopology)
         width = max(1, topology.size if isinstance(topology, GridTopology) else int(np.ceil(self.num_agents**0.5)))
         self.block = -(-width // _MAX_SIDE)
@@ -85,7 +88,7 @@ class CellMap:
         self.lasts = dict(list(lasts.items())[:kept])
         self.num_worlds = len(lasts)
         self._place = {number: place for place, number in enumerate(self.rounds)}
-        shape = (len(MEASURES), len(self.rounds), num_cells)
+        shape = (len(self.measures), len(self.rounds), num_cells)
         self._sums: dict[int, NDArray[np.float32]] = {world: np.zeros(shape, np.float32) for world in self.lasts}
         self._counts: dict[int, NDArray[np.int32]] = {world: np.zeros(shape, np.int32) for world in self.lasts}
 
@@ -94,7 +97,7 @@ class CellMap:
         if interaction.world not in self.lasts or place is None:
             return
         cell = self._cell[interaction.agent]
-        for measure, (role, criterion) in enumerate(MEASURES):
+        for measure, (role, criterion) in enumerate(self.measures):
             value = _observed(interaction, role, criterion)
             if value is not None:
                 self._sums[interaction.world][measure, place, cell] += value
@@ -111,9 +114,14 @@ class Followed:
 
     A reason's own words are those (of 4 letters or more) that neither question nor draft has. Chance is what the same
     words find in the revision of another interaction.
+
+    Args:
+        observed: The roles of the first answer and of its revision, and of what is observed between; one alone has no
+            revision.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observed: Sequence[str]) -> None:
+        self._draft, self._revision = (observed[0], observed[-1]) if len(observed) > 1 else ("", "")
         self.taken: dict[int, list[float]] = {score: [0.0, 0.0, 0.0] for score in range(1, 8)}
         """By the rating that stood with the reason: reasons, and sums of share and of chance."""
         self.gain: dict[int, list[float]] = {score: [0.0, 0.0, 0.0] for score in range(1, 8)}
@@ -123,8 +131,8 @@ class Followed:
 
     def add(self, interaction: Interaction) -> list[float | None]:
         """Takes up an interaction; the share of each reason's words that the revision took."""
-        feedback = interaction.turns_of("feedback")
-        draft, revised = interaction.turn("draft"), interaction.turn("revision")
+        feedback = heard(interaction)
+        draft, revised = interaction.turn(self._draft), interaction.turn(self._revision)
         if draft is None or revised is None:
             return [None] * len(feedback)
         known = _words(interaction.topic) | _words(draft.text)
@@ -144,10 +152,10 @@ class Followed:
         return shares
 
     def add_gain(self, interaction: Interaction) -> None:
-        heard = mean(turn.rating for turn in interaction.turns_of("feedback"))
-        before, after = (_observed(interaction, role, "alignment") for role in ("draft", "revision"))
-        if heard is not None and before is not None and after is not None:
-            sums = self.gain[round(heard)]
+        rating = mean(turn.rating for turn in heard(interaction))
+        before, after = (_observed(interaction, role, "alignment") for role in (self._draft, self._revision))
+        if rating is not None and before is not None and after is not None:
+            sums = self.gain[round(rating)]
             sums[0] += 1
             sums[1] += after - before
             sums[2] += (after - before) ** 2
@@ -186,6 +194,9 @@ class Society:
     """What is known of the interactions of all complete shards."""
 
     cells: CellMap | None
+    observed: tuple[str, ...]
+    """The protocol's roles of turns that observers rate, in order."""
+    followed: Followed
     num_interactions: int = 0
     num_failed: int = 0
     num_discarded: int = 0
@@ -198,8 +209,7 @@ class Society:
     """Revisions whose alignment was rated higher than the draft's; `num_lower`: lower."""
     num_lower: int = 0
     means: dict[str, float | None] = field(default_factory=dict)
-    followed: Followed = field(default_factory=Followed)
-    missing: dict[str, list[int]] = field(default_factory=lambda: {name: [0, 0] for name in _RATINGS})
+    missing: dict[str, list[int]] = field(default_factory=dict)
     """By who rates what: ratings asked for, and those that are missing."""
     failures: Counter[str] = field(default_factory=Counter)
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -214,12 +224,17 @@ class SocietyReader:
     """
 
     def __init__(self, config: Config, shards: Sequence[Shard]) -> None:
-        self.society = Society(CellMap(config, shards) if shards else None)
+        protocol = protocol_of(config.society)
+        roles = protocol.observed
+        self.society = Society(CellMap(config, shards) if shards else None, roles, Followed(roles))
+        self._observed = [(role, criterion) for role in roles for criterion in protocol.criteria]
+        names = [" ".join(series) for series in self._observed]
+        self.society.missing = {name: [0, 0] for name in ([FEEDBACK, *names] if config.society.has_audience else names)}
         self._samples = Reservoir(MAX_SAMPLES, rng(config.run.seed, "report", "interactions"))
         total = sum(shard.num_interactions for shard in shards)
         self._closely = min(1.0, _MAX_READ_CLOSELY / max(total, 1))
         self._rng = rng(config.run.seed, "report", "closely")
-        self._sums = {name: [0, 0.0] for name in _RATINGS[1:]}
+        self._sums = {name: [0, 0.0] for name in names}
 
     def add(self, interaction: Interaction) -> None:
         society = self.society
@@ -240,25 +255,55 @@ class SocietyReader:
         if place is not None or self._rng.random() < self._closely:
             taken = society.followed.add(interaction)
             if place is not None:
-                self._samples.keep(place, _sample(interaction, taken))
+                self._samples.keep(place, self._sample(interaction, taken))
 
     def _rate(self, interaction: Interaction) -> None:
         society = self.society
-        values = {"feedback": [turn.rating for turn in interaction.turns_of("feedback")]}
-        for role, criterion in _OBSERVED:
-            if interaction.turn(role) is not None:
-                values[f"{role} {criterion}"] = [_observed(interaction, role, criterion)]
+        values = {FEEDBACK: [turn.rating for turn in heard(interaction)]} if FEEDBACK in society.missing else {}
+        for role, criterion in self._observed:
+            name = f"{role} {criterion}"
+            values[name] = [turn.observed_rating(criterion) for turn in interaction.turns_of(role)]
+            there = [rating for rating in values[name] if rating is not None]
+            self._sums[name][0] += len(there)
+            self._sums[name][1] += sum(there)
         for name, ratings in values.items():
             society.missing[name][0] += len(ratings)
             society.missing[name][1] += ratings.count(None)
-            if name != "feedback" and ratings[0] is not None:
-                self._sums[name][0] += 1
-                self._sums[name][1] += ratings[0]
-        before, after = (_observed(interaction, role, "alignment") for role in ("draft", "revision"))
-        if before is not None and after is not None:
+        first, *others = society.observed
+        before, after = (_observed(interaction, role, "alignment") for role in (first, society.observed[-1]))
+        if others and before is not None and after is not None:
             society.before_after[_bin(before), _bin(after)] += 1
             society.num_higher += after > before
             society.num_lower += after < before
+
+    def _sample(self, interaction: Interaction, taken: Sequence[float | None]) -> dict[str, Any]:
+        """An interaction for reading; `taken` is each heard turn's share of words that the outcome took up."""
+        shares = iter(taken)
+        return {
+            "world": interaction.world,
+            "round": interaction.round,
+            "agent": interaction.agent,
+            "label": interaction.agents[0].label,
+            "part": interaction.agents[0].part,
+            "question": clipped(interaction.topic),
+            "failure": clipped(interaction.failure),
+            "alignment": [_observed(interaction, role, "alignment") for role in self.society.observed],
+            "turns": [
+                {
+                    "role": turn.role,
+                    "agent": turn.agent,
+                    "text": clipped(turn.text),
+                    "rating": turn.rating,
+                    "observed": {criterion: given.rating for criterion, given in turn.observed.items()},
+                    "recalled": None
+                    if turn.recalled is None
+                    else {**dataclasses.asdict(turn.recalled), "answer": clipped(turn.recalled.answer)},
+                    "judges": turn.about is not None,
+                    "taken": None if turn.about is None else next(shares),
+                }
+                for turn in interaction.turns
+            ],
+        }
 
     def end(self) -> Society:
         self.society.samples = self._samples.in_order()
@@ -271,27 +316,9 @@ def _bin(rating: float) -> int:
     return round(share * (NUM_BINS - 1))
 
 
-def _sample(interaction: Interaction, taken: Sequence[float | None]) -> dict[str, Any]:
-    """An interaction for reading."""
-    draft, revision = interaction.turn("draft"), interaction.turn("revision")
-    recalled = None if draft is None else draft.recalled
-    return {
-        "world": interaction.world,
-        "round": interaction.round,
-        "agent": interaction.agent,
-        "label": interaction.agents[0].label,
-        "part": interaction.agents[0].part,
-        "question": clipped(interaction.topic),
-        "recalled": None if recalled is None else {**dataclasses.asdict(recalled), "answer": clipped(recalled.answer)},
-        "draft": None if draft is None else clipped(draft.text),
-        "revision": None if revision is None else clipped(revision.text),
-        "failure": clipped(interaction.failure),
-        "ratings": [_observed(interaction, role, criterion) for role, criterion in _OBSERVED],
-        "feedback": [
-            {"agent": turn.agent, "rating": turn.rating, "reason": clipped(turn.text), "taken": share}
-            for turn, share in zip(interaction.turns_of("feedback"), taken, strict=True)
-        ],
-    }
+def heard(interaction: Interaction) -> list[Turn]:
+    """The turns that judge another's."""
+    return [turn for turn in interaction.turns if turn.about is not None]
 
 
 def _observed(interaction: Interaction, role: str, criterion: str) -> float | None:

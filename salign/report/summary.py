@@ -12,21 +12,26 @@ from salign.evaluation.statistics import Estimate
 from salign.records import Interaction, read_interactions
 from salign.run import RunDir, read_done, write_atomic
 from salign.society.observer import in_words
+from salign.society.protocols import protocol_of
+from salign.society.protocols.base import Protocol
 from salign.society.rounds import mean
 from salign.tracking.metrics import read_metrics
 
 
-def _society(interactions: list[Interaction]) -> dict[str, Any]:
+def _society(interactions: list[Interaction], protocol: Protocol[Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "num_interactions": len(interactions),
         "num_failed": sum(interaction.failure is not None for interaction in interactions),
         "num_calls": sum(interaction.num_calls for interaction in interactions),
         "num_tokens": sum(item.prompt_tokens + item.completion_tokens for item in interactions),
     }
-    for criterion in ("alignment", "engagement"):
-        for role in ("draft", "revision"):
-            turns = (item.turn(role) for item in interactions)
-            figures[f"{role}_{criterion}"] = mean(turn.observed_rating(criterion) for turn in turns if turn is not None)
+    figures["means"] = {
+        criterion: {
+            role: mean(turn.observed_rating(criterion) for item in interactions for turn in item.turns_of(role))
+            for role in protocol.observed
+        }
+        for criterion in protocol.criteria
+    }
     return figures
 
 
@@ -66,8 +71,9 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
         write_tables(run, compared)
         # Pairs stand in the order of the models.
         differences = {task: pairs[len(models) - 2].estimate for task, pairs in compared.differences.items()}
+    protocol = protocol_of(config.society)
     summary = {
-        "society": None if card is None else {**_society(interactions), "observer": observer},
+        "society": None if card is None else {**_society(interactions, protocol), "observer": observer},
         "dataset": None if card is None else {kind: card["kinds"][kind]["num_groups"] for kind in KINDS},
         "training": training,
         "evaluation": evaluation,
@@ -119,8 +125,8 @@ def _add_society(table: Table, society: dict[str, Any]) -> None:
     failed = f", {society['num_failed']} failed" if society["num_failed"] else ""
     calls = f"{society['num_calls']} model calls, {society['num_tokens']} tokens"
     table.add_row("interactions", f"{society['num_interactions']}{failed} ({calls})")
-    for criterion in ("alignment", "engagement"):
-        draft, revision = society[f"draft_{criterion}"], society[f"revision_{criterion}"]
-        table.add_row(f"mean {criterion}, 1-7", f"drafts {_number(draft)}, revisions {_number(revision)}")
+    for criterion, by_role in society["means"].items():
+        said = ", ".join(f"{role}s {_number(value)}" for role, value in by_role.items())
+        table.add_row(f"mean {criterion}, 1-7", said)
     if society["observer"] is not None:
         table.add_row("observer", in_words(society["observer"]))

@@ -27,8 +27,7 @@ def asked(society: SocietySection, engines: Sequence[MeteredEngine]) -> dict[str
 def _sections(config: Config) -> list[tuple[str, EngineSection | None, Ratings | None]]:
     """Where its servers' logs go, section and way of reading ratings of each model; None: the run's, or no ratings."""
     society = config.society
-    alone = "audience" in society.without or society.topology.kind == "isolated"
-    agents = None if alone else society.rating
+    agents = society.rating if society.has_audience else None
     return [
         ("", config.engine, society.rating if society.observer is None else agents),
         ("observer", society.observer, society.rating),

@@ -15,7 +15,7 @@ from salign.engines.meter import MeteredEngine
 from salign.errors import DataError, StageError
 from salign.records import Observation
 from salign.society import sources
-from salign.society.back_scatter import Calls, Speaker, together
+from salign.society.calls import Calls, Speaker, together
 from salign.society.prompts import Wording
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,6 @@ from typing import Any
 from salign.config import Gates
 from salign.records import Interaction, Turn
 
-# Turns before which an agent looks into its memory.
-REMINDED = ("draft", "feedback")
 SOURCES = ("initial", "own")
 
 
@@ -69,15 +67,17 @@ def _rounded(value: float | None) -> float | None:
 
 @dataclass
 class RecallRecord:
-    """What agents were reminded of in each round, by the role of the turn."""
+    """What agents were reminded of in each round, by the role of the turn, of those that have looked into a memory."""
 
+    roles: tuple[str, ...]
     rounds: dict[int, dict[str, Recalls]] = field(default_factory=dict)
 
     def add(self, round_: int, by_role: Mapping[str, Recalls]) -> None:
         """Takes up a round of one world."""
-        there = self.rounds.setdefault(round_, {role: Recalls() for role in REMINDED})
-        for role, recalls in by_role.items():
-            there[role].merge(recalls)
+        there = self.rounds.setdefault(round_, {role: Recalls() for role in self.roles})
+        for role in self.roles:
+            if role in by_role:
+                there[role].merge(by_role[role])
 
     def first(self) -> Recalls:
         """All turns of the first round, in which agents have nothing of their own yet."""
@@ -92,7 +92,7 @@ class RecallRecord:
         if share is None or share >= gates.min_initial_recall_share:
             return []
         return [
-            f"agents recalled what they start with before {share:.1%} of their first drafts and feedback "
+            f"agents recalled what they start with before {share:.1%} of their first {' and '.join(self.roles)} turns "
             f"(society.gates.min_initial_recall_share = {gates.min_initial_recall_share:.1%}): populations make no "
             "difference"
         ]
@@ -100,7 +100,7 @@ class RecallRecord:
     def figures(self) -> dict[str, Any]:
         """Of each role, over all rounds and round by round."""
         made: dict[str, Any] = {}
-        for role in REMINDED:
+        for role in self.roles:
             total = Recalls()
             for by_role in self.rounds.values():
                 total.merge(by_role[role])
@@ -109,11 +109,11 @@ class RecallRecord:
         return made
 
 
-def recalls_of(interactions: Iterable[Interaction]) -> RecallRecord:
-    """What agents were reminded of in some interactions."""
-    record = RecallRecord()
+def recalls_of(interactions: Iterable[Interaction], roles: tuple[str, ...]) -> RecallRecord:
+    """What agents were reminded of in some interactions, before turns of some roles."""
+    record = RecallRecord(roles)
     for interaction in interactions:
         for turn in interaction.turns:
-            if turn.role in REMINDED:
-                record.rounds.setdefault(interaction.round, {role: Recalls() for role in REMINDED})[turn.role].add(turn)
+            if turn.role in roles:
+                record.rounds.setdefault(interaction.round, {role: Recalls() for role in roles})[turn.role].add(turn)
     return record

@@ -1,7 +1,7 @@
 """What is known of a round when all of it is held: its ratings, and how much came back usable."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median, pstdev
 from typing import Any
@@ -10,7 +10,8 @@ from zlib import crc32
 from salign.config import FLAGS, Gates
 from salign.errors import StageError
 from salign.records import Interaction
-from salign.society.recalls import REMINDED, RecallRecord, Recalls
+from salign.society.protocols.base import Protocol
+from salign.society.recalls import RecallRecord, Recalls
 
 _NUM_EXAMPLES = 3
 # Of so few ratings it may be chance that all are the same digit: where a judge gives one digit in 60 % of cases, 20 are
@@ -37,7 +38,7 @@ class Round:
     num_failed: int = 0
     feedback: list[float | None] = field(default_factory=list)
     """Ratings that turns of one agent give to another's, all that were asked for; None where one is missing."""
-    observed: dict[tuple[str, str], dict[int, float | None]] = field(default_factory=dict)
+    observed: dict[tuple[str, str], dict[int, tuple[float | None, ...]]] = field(default_factory=dict)
     """Observers' ratings by the turn's role and the criterion, then by the agent; None where one is missing."""
     answers: list[tuple[int, int]] = field(default_factory=list)
     """Checksums of each observed turn, and of the topic."""
@@ -45,8 +46,8 @@ class Round:
     """Of the digits, for each rating by probabilities."""
     flags: list[tuple[str, ...]] = field(default_factory=list)
     """Of each turn that says something."""
-    recalls: dict[str, Recalls] = field(default_factory=lambda: {role: Recalls() for role in REMINDED})
-    """What agents were reminded of, by the role of the turn."""
+    recalls: dict[str, Recalls] = field(default_factory=dict)
+    """What agents were reminded of, by the role of the turn, of every role."""
 
     def add(self, interaction: Interaction) -> None:
         """Takes up one interaction."""
@@ -58,14 +59,14 @@ class Round:
         for turn in interaction.turns:
             if turn.text or turn.flags:
                 self.flags.append(turn.flags)
-            if turn.role in self.recalls:
-                self.recalls[turn.role].add(turn)
+            self.recalls.setdefault(turn.role, Recalls()).add(turn)
             if turn.about is not None:
                 self.feedback.append(turn.rating)
             masses = (turn.mass, *(observation.mass for observation in turn.observed.values()))
             self.masses += [mass for mass in masses if mass is not None]
             for criterion, observation in turn.observed.items():
-                self.observed.setdefault((turn.role, criterion), {})[turn.agent] = observation.rating
+                by_agent = self.observed.setdefault((turn.role, criterion), {})
+                by_agent[turn.agent] = (*by_agent.get(turn.agent, ()), observation.rating)
             if turn.observed:
                 self.answers.append((crc32(turn.text.encode()), topic))
         self.failures = sorted(set(self.failures))[:_NUM_EXAMPLES]
@@ -80,33 +81,43 @@ class Round:
         self.masses.extend(other.masses)
         self.flags.extend(other.flags)
         for role, recalls in other.recalls.items():
-            self.recalls[role].merge(recalls)
+            self.recalls.setdefault(role, Recalls()).merge(recalls)
         for series, ratings in other.observed.items():
             self.observed.setdefault(series, {}).update(ratings)
 
-    def mean_observed(self, role: str, criterion: str) -> float | None:
-        """The mean of the observers' ratings of a role's turns by a criterion; None where there is none."""
-        return mean(self.observed.get((role, criterion), {}).values())
+    def ratings(self, role: str, criterion: str) -> list[float | None]:
+        """The observers' ratings of a role's turns by a criterion."""
+        return [rating for given in self.observed.get((role, criterion), {}).values() for rating in given]
 
-    def metrics(self) -> dict[str, Any]:
-        """The round in figures; None where nothing was rated."""
-        validity = Validity()
+    def by_agent(self, role: str, criterion: str) -> dict[int, float | None]:
+        """The same for each agent, on average where it said several turns."""
+        return {agent: mean(given) for agent, given in self.observed.get((role, criterion), {}).items()}
+
+    def metrics(self, protocol: Protocol[Any]) -> dict[str, Any]:
+        """The round in figures; None where nothing was rated.
+
+        The outcome's means are called by the criterion alone, other turns' by their role as well.
+        """
+        validity = Validity(RecallRecord(protocol.reminded))
         validity.add(self)
+        *others, outcome = protocol.observed
+        recalls = self.recalls.get(protocol.reminded[0], Recalls())
+        means = {f"sim/{criterion}_mean": mean(self.ratings(outcome, criterion)) for criterion in protocol.criteria}
+        for role in others:
+            for criterion in protocol.criteria:
+                means[f"sim/{role}_{criterion}_mean"] = mean(self.ratings(role, criterion))
         return {
             "sim/world": self.world,
             "sim/round": self.number,
-            "sim/alignment_mean": self.mean_observed("revision", "alignment"),
-            "sim/engagement_mean": self.mean_observed("revision", "engagement"),
-            "sim/draft_alignment_mean": self.mean_observed("draft", "alignment"),
-            "sim/draft_engagement_mean": self.mean_observed("draft", "engagement"),
+            **means,
             "sim/parse_rate": validity.rated_share,
             "sim/digit_mass_median": validity.digit_mass_median,
             "sim/flagged_share": validity.flagged_share,
             "sim/cut_share": validity.cut_share,
             "sim/failed": self.num_failed,
-            "sim/recalled_initial_share": self.recalls["draft"].share("initial"),
-            "sim/recalled_own_share": self.recalls["draft"].share("own"),
-            "sim/recall_distance_mean": self.recalls["draft"].mean_distance,
+            "sim/recalled_initial_share": recalls.share("initial"),
+            "sim/recalled_own_share": recalls.share("own"),
+            "sim/recall_distance_mean": recalls.mean_distance,
         }
 
 
@@ -114,6 +125,7 @@ class Round:
 class Validity:
     """How much of what was asked for came back usable, over many rounds."""
 
+    recalls: RecallRecord
     num_interactions: int = 0
     num_failed: int = 0
     num_ratings: int = 0
@@ -128,19 +140,15 @@ class Validity:
     num_texts: int = 0
     num_flagged: int = 0
     flags: Counter[str] = field(default_factory=Counter)
-    recalls: RecallRecord = field(default_factory=RecallRecord)
 
     def add(self, round_: Round) -> None:
         """Takes up a round that is complete."""
         self.num_interactions += round_.num_interactions
         self.num_failed += round_.num_failed
         self.failures = tuple(sorted({*self.failures, *round_.failures})[:_NUM_EXAMPLES])
-        for ratings in (round_.feedback, *map(list, map(dict.values, round_.observed.values()))):
-            self.num_ratings += len(ratings)
-            self.num_missing_ratings += ratings.count(None)
-        self._note("feedback", round_.feedback)
-        for (_, criterion), given in round_.observed.items():
-            self._note(criterion, given.values())
+        self._rated("feedback", round_.feedback)
+        for role, criterion in round_.observed:
+            self._rated(criterion, round_.ratings(role, criterion))
         self.masses.update(round(mass, 3) for mass in round_.masses)
         self.num_texts += len(round_.flags)
         self.num_flagged += sum(not _HARMLESS.issuperset(flags) for flags in round_.flags)
@@ -153,7 +161,9 @@ class Validity:
         self.num_repeated += sum(len(questions[answer]) > 1 for answer, _ in round_.answers)
         self.recalls.add(round_.number, round_.recalls)
 
-    def _note(self, series: str, ratings: Iterable[float | None]) -> None:
+    def _rated(self, series: str, ratings: Sequence[float | None]) -> None:
+        self.num_ratings += len(ratings)
+        self.num_missing_ratings += ratings.count(None)
         there = (round(rating, 3) for rating in ratings if rating is not None)
         self.ratings.setdefault(series, Counter()).update(there)
 

@@ -23,6 +23,7 @@ from salign.run import RunDir, lock, mark_done, record_failure, recording_failur
 from salign.society.models import asked, model_names, open_engines, open_replay
 from salign.society.observer import measure
 from salign.society.prompts import PROMPTS_VERSION
+from salign.society.protocols import protocol_of
 from salign.society.ranks import Ranks, join, place_here
 from salign.society.simulation import Simulation, Verdict
 from salign.society.spool import Spool, write_sorted
@@ -43,13 +44,6 @@ def worlds_of(society: SocietySection, shard: int) -> range:
     """The numbers of a shard's worlds: contiguous, sizes differing by one at most."""
     worlds, shards = society.num_worlds, society.num_shards
     return range(shard * worlds // shards, (shard + 1) * worlds // shards)
-
-
-def calls_per_interaction(society: SocietySection) -> int:
-    """Model calls: draft, the audience's ratings and reasons, revision, and the observer's four ratings."""
-    calls_per_member = 2 if society.rating == "logprob" and "feedback_text" not in society.without else 1
-    alone = "audience" in society.without or society.topology.kind == "isolated"
-    return 1 + (0 if alone else calls_per_member * society.audience_size) + 1 + 4
 
 
 def journal_header(config: Config, identities: Sequence[str]) -> dict[str, Any]:
@@ -104,7 +98,7 @@ class _Progress:
         self._others: dict[int, dict[str, float]] = {}
         # Without retries, and where everybody finds a whole audience.
         society = config.society
-        self._most = sum(world.num_agents for world in worlds) * society.max_rounds * calls_per_interaction(society)
+        self._most = sum(world.num_agents for world in worlds) * society.max_rounds * protocol_of(society).max_calls
         self.simulation: Simulation
 
     def _here(self) -> dict[str, float]:

@@ -16,8 +16,11 @@ from typing import Any
 from salign.config import SocietySection
 from salign.errors import SalignError, StageError
 from salign.records import Interaction, Turn
-from salign.society.back_scatter import Tally
+from salign.society.calls import Tally
+from salign.society.protocols import protocol_of
+from salign.society.protocols.base import Protocol
 from salign.society.ranks import Alone, Message, Ranks
+from salign.society.recalls import RecallRecord
 from salign.society.rounds import Round, Validity
 from salign.society.spool import Spool
 from salign.society.stopping import Gain, Stop, StopRule
@@ -42,6 +45,7 @@ class _Course:
 class Verdict:
     """A round that is complete, the gain that was measured after it, and its world's end if this is it."""
 
+    protocol: Protocol[Any]
     round: Round
     gain: Gain | None
     stop: Stop | None
@@ -50,13 +54,14 @@ class Verdict:
         """The round in figures; `sim/stop` says, in a world's last, why it ended."""
         gain = {} if self.gain is None else self.gain.metrics()
         stop = {} if self.stop is None else {"sim/stop": self.stop.why}
-        return {**self.round.metrics(), **gain, **stop}
+        return {**self.round.metrics(self.protocol), **gain, **stop}
 
 
 class _Verdicts:
     """Rank 0's part: puts the ranks' rounds together and decides, round after round, whether a world stops."""
 
     def __init__(self, society: SocietySection, worlds: Sequence[World]) -> None:
+        self._protocol = protocol_of(society)
         self._max_rounds = society.max_rounds
         self._num_agents = {world.number: world.num_agents for world in worlds}
         self._rules = {
@@ -65,7 +70,7 @@ class _Verdicts:
         self._rounds: dict[tuple[int, int], Round] = {}
         self._decided = dict.fromkeys(self._num_agents, 0)
         self.stops: dict[int, Stop] = {}
-        self.validity = Validity()
+        self.validity = Validity(RecallRecord(self._protocol.reminded))
 
     def take(self, part: Round) -> list[Verdict]:
         """Takes a rank's part of a round; a verdict on each round that it completes."""
@@ -84,10 +89,10 @@ class _Verdicts:
             self._decided[world] = number
             self.validity.add(round_)
             rule = self._rules[world]
-            alignment, engagement = (round_.observed.get(("revision", of), {}) for of in ("alignment", "engagement"))
-            why = rule.after(alignment, engagement) or ("max_rounds" if number == self._max_rounds else None)
+            ratings = [round_.by_agent(self._protocol.outcome, criterion) for criterion in self._protocol.criteria]
+            why = rule.after(*ratings) or ("max_rounds" if number == self._max_rounds else None)
             stop = None if why is None else Stop(world, number, why, rule.gain)
-            verdicts.append(Verdict(round_, rule.gain, stop))
+            verdicts.append(Verdict(self._protocol, round_, rule.gain, stop))
             if stop is not None:
                 self.stops[world] = stop
                 return verdicts
@@ -298,7 +303,7 @@ class Simulation:
             del self._asked[key]
 
     async def _serve(self, asker: int, key: int, ask: Ask) -> None:
-        answer = await self._courses[ask.world].world.feedback(ask)
+        answer = await self._courses[ask.world].world.answer(ask)
         self._ranks.send(asker, ("answer", key, answer))
 
     def _received(self, sender: int, message: Message) -> None:

@@ -9,10 +9,12 @@ import numpy as np
 
 from salign.config import SocietySection
 from salign.records import Interaction, Member, Recalled, Turn
-from salign.society.back_scatter import Calls, Seat, Speaker, Tally, give_feedback, interact
+from salign.society.calls import Calls, Speaker, Tally
 from salign.society.memory import QuestionTable
 from salign.society.population import initial_memories, labels, parts
 from salign.society.prompts import Wording
+from salign.society.protocols import protocol_of
+from salign.society.protocols.base import Conversation, Query, Seat
 from salign.society.questions import QuestionOrder
 from salign.society.sources import Exemplar
 from salign.society.topology import draw_audience, make_topology
@@ -37,14 +39,14 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """An agent's request for one member's feedback; what it takes to answer it on another rank."""
+    """What an agent asks one member; what it takes to answer it on another rank."""
 
     world: int
     round: int
     agent: int
     member: int
     question: int
-    draft: str
+    query: Query
 
 
 class World:
@@ -66,6 +68,7 @@ class World:
         self.population = society.populations[number % len(society.populations)]
         self._setting = setting
         self._wording = Wording(society)
+        self._protocol = protocol_of(society)
         self.topology = make_topology(society.topology, seed, number)
         self.num_agents = self.topology.num_agents
         self.owners = self.topology.owners(num_ranks)
@@ -117,17 +120,17 @@ class World:
             self._waiting.setdefault((agent, after_round), []).append(there)
             await there
 
-    def _publish(self, agent: int, round_: int, question: int, revision: str | None) -> None:
-        if revision is not None and "memory" not in self._setting.society.without:
+    def _publish(self, agent: int, round_: int, question: int, answer: str | None) -> None:
+        if answer is not None and "memory" not in self._setting.society.without:
             # A round that is complete reads no more; the next reads what stood after it.
-            self._memories[agent].remember(question, revision, round_, read_after=self.num_rounds_complete)
+            self._memories[agent].remember(question, answer, round_, read_after=self.num_rounds_complete)
         self._remembers_after[agent] = round_
         for there in self._waiting.pop((agent, round_), ()):
             if not there.done():
                 there.set_result(None)
 
-    async def feedback(self, ask: Ask) -> tuple[Turn, Tally]:
-        """The feedback of an agent that lives here, as soon as its memory after the round before is there.
+    async def answer(self, ask: Ask) -> tuple[Turn, Tally]:
+        """What an agent that lives here says when it is asked, as soon as its memory after the round before is there.
 
         Raises:
             EngineError: The member's engine is at fault.
@@ -136,7 +139,7 @@ class World:
         recalled = self._recall(ask.member, ask.question, ask.round - 1)
         calls = self._calls(self._speaker(ask.member), ask.round, ask.agent)
         question = self._setting.table.questions[ask.question]
-        return await give_feedback(calls, ask.member, question, ask.draft, recalled), calls.tally
+        return await self._protocol.answer(calls, ask.member, question, ask.query, recalled), calls.tally
 
     async def interact(
         self,
@@ -168,15 +171,16 @@ class World:
         )
         here = self.owners[agent]
 
-        async def heard(member: int, draft: str) -> tuple[Turn, Tally]:
-            request = Ask(self.number, round_, agent, member, number, draft)
+        async def heard(member: int, query: Query) -> tuple[Turn, Tally]:
+            request = Ask(self.number, round_, agent, member, number, query)
             if ask is None or self.owners[member] == here:
-                return await self.feedback(request)
+                return await self.answer(request)
             return await ask(request)
 
-        def publish(revision: str | None) -> None:
-            self._publish(agent, round_, number, revision)
+        def publish(answer: str | None) -> None:
+            self._publish(agent, round_, number, answer)
             published(agent, round_)
 
         observer = self._calls(setting.observer or setting.speakers[0], round_, agent)
-        return await interact(seat, self._calls(self._speaker(agent), round_, agent), observer, heard, publish)
+        leader = self._calls(self._speaker(agent), round_, agent)
+        return await Conversation(self._protocol, seat, leader, observer, heard).hold(publish)

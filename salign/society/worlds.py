@@ -8,7 +8,7 @@ from typing import Any
 from salign.config import Config, ScaleFreeTopology, SmallWorldTopology, SocietySection
 from salign.engines.meter import MeteredEngine
 from salign.society import sources
-from salign.society.back_scatter import Speaker
+from salign.society.calls import Speaker
 from salign.society.population import answers_by_label
 from salign.society.recall import question_table
 from salign.society.topology import Links, write_links

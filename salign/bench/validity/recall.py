@@ -26,7 +26,7 @@ from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
 from salign.records import Interaction, read_interactions
 from salign.society import sources
-from salign.society.back_scatter import Speaker
+from salign.society.calls import Speaker
 from salign.society.questions import QuestionOrder
 from salign.society.recall import question_table
 from salign.society.recalls import RecallRecord, recalls_of
@@ -96,7 +96,7 @@ def _drafts(record: RecallRecord, number: int) -> str:
 
 def _recalled(name: str, society: SocietySection, questions: Sequence[str], folder: Path, before: str) -> list[Figure]:
     interactions, threshold = live(society, questions, folder)
-    record = recalls_of(interactions)
+    record = recalls_of(interactions, ("draft",))
     figures = record.figures()["draft"]
     shown = [number for number in _SHOWN_ROUNDS if number in record.rounds]
     note = f"under {threshold:.4f}; median {figures['median_distance']}; by round, initial and own: " + ", ".join(

@@ -41,9 +41,9 @@
   // Cividis, told apart by everybody; in the dark its dark end is lighter than the page.
   const ratings = [[0, "var(--low)"], [0.35, "var(--lower)"], [0.7, "var(--higher)"], [1, "var(--high)"]];
   const views = {
-    revision: { at: (m, i) => rating(m[0][i]), scale: ratings, range: [1, 7], title: "alignment" },
+    outcome: { at: (m, i) => rating(m[0][i]), scale: ratings, range: [1, 7], title: "alignment" },
     engagement: { at: (m, i) => rating(m[1][i]), scale: ratings, range: [1, 7], title: "engagement" },
-    draft: { at: (m, i) => rating(m[2][i]), scale: ratings, range: [1, 7], title: "alignment" },
+    first: { at: (m, i) => rating(m[2][i]), scale: ratings, range: [1, 7], title: "alignment" },
     change: {
       at: (m, i) => (m[0][i] && m[2][i] ? rating(m[0][i]) - rating(m[2][i]) : null),
       // Orange for worse, blue for better: told apart by everybody.
@@ -158,24 +158,31 @@
     element("div", `saying ${className}`, element("p", "who", who), element("p", "", text === null ? "nothing" : text));
   const rated = (value) => (value === null ? "not rated" : value.toFixed(2));
 
+  function turn({ role, agent, text, rating: given, observed, recalled, judges, taken }, number, turns) {
+    const made = [];
+    if (recalled !== null && !judges) {
+      const { question, answer, source, distance } = recalled;
+      const whose = source === "initial" ? "that it began with" : "of its own";
+      made.push(saying("", `Remembered, an answer ${whose} to “${question}” (distance ${distance.toFixed(2)})`, answer));
+    }
+    if (judges) {
+      const how = taken === null ? "" : `; what it came to took up ${Math.round(taken * 100)} % of its own words`;
+      made.push(saying("", `Agent ${agent} rates ${rated(given)}${how}`, text));
+      return made;
+    }
+    const ratings = Object.entries(observed).map(([criterion, value]) => `${criterion} ${rated(value)}`);
+    const who = `${role[0].toUpperCase()}${role.slice(1)}${ratings.length ? ": " : ""}${ratings.join(", ")}`;
+    made.push(saying(!ratings.length ? "" : number === turns.length - 1 ? "outcome" : "observed", who, text));
+    return made;
+  }
+
   function interaction(item) {
-    const [a0, e0, a1, e1] = item.ratings;
     const part = item.part === null ? "" : `, ${item.part}`;
     const made = element("article", "item",
       element("h4", "", item.question),
-      element("p", "meta", `World ${item.world}, round ${item.round}, agent ${item.agent}, ${item.label}${part}`));
-    if (item.recalled !== null) {
-      const { question, answer, source, distance } = item.recalled;
-      const whose = source === "initial" ? "that it began with" : "of its own";
-      made.append(saying("", `Remembered, an answer ${whose} to “${question}” (distance ${distance.toFixed(2)})`, answer));
-    }
-    made.append(saying("draft", `Draft: alignment ${rated(a0)}, engagement ${rated(e0)}`, item.draft));
-    for (const { agent, rating: given, reason, taken } of item.feedback) {
-      const how = taken === null ? "" : `; the revision took up ${Math.round(taken * 100)} % of its own words`;
-      made.append(saying("", `Agent ${agent} rates ${rated(given)}${how}`, reason));
-    }
+      element("p", "meta", `World ${item.world}, round ${item.round}, agent ${item.agent}, ${item.label}${part}`),
+      ...item.turns.flatMap(turn));
     if (item.failure !== null) made.append(saying("", "Failed", item.failure));
-    else made.append(saying("revision", `Revision: alignment ${rated(a1)}, engagement ${rated(e1)}`, item.revision));
     return made;
   }
 
@@ -187,8 +194,11 @@
     return made;
   }
 
-  const outcome = ({ failure, ratings: [a0, , a1] }) =>
-    failure !== null ? "failed" : a0 === null || a1 === null || a0 === a1 ? "same" : a1 > a0 ? "better" : "worse";
+  function outcome({ failure, alignment }) {
+    const first = alignment[0], last = alignment[alignment.length - 1];
+    if (failure !== null) return "failed";
+    return first === null || last === null || first === last ? "same" : last > first ? "better" : "worse";
+  }
   const tests = {
     text: (item, wanted) => wanted.toLowerCase().split(/\s+/).every((word) => item.searched.includes(word)),
     world: (item, wanted) => item.world === Number(wanted),

@@ -1,0 +1,25 @@
+"""How agents interact."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from salign.config.base import NotBool, Section, kind_unless_said
+
+
+class BackScatterProtocol(Section):
+    """The paper's: each agent drafts an answer, others judge it, and it revises (section 3.2)."""
+
+    kind: Literal["back_scatter"] = "back_scatter"
+
+
+class SampleProtocol(Section):
+    """Each agent answers its question several times, and nobody but the observers judges: data without a society."""
+
+    kind: Literal["sample"]
+    num_answers: Annotated[int, NotBool, Field(ge=2)] = 4
+
+
+ProtocolSection = Annotated[
+    BackScatterProtocol | SampleProtocol, Field(discriminator="kind"), BeforeValidator(kind_unless_said("back_scatter"))
+]

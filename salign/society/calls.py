@@ -1,0 +1,149 @@
+"""The model calls of one interaction: each with a name, by which it is seeded, and counted."""
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from salign.config import Flag, Sampling, SocietySection
+from salign.engines.base import Prompt, RatingReply, Reply
+from salign.engines.meter import MeteredEngine
+from salign.errors import CallRejectedError
+from salign.records import Observation
+from salign.seeds import derive
+from salign.society import frames
+from salign.society.prompts import Judged, Wording
+from salign.society.replies import flags_of, parse_rating
+
+# Of the calls that wait for their turn, the oldest round's go first, and those first that others wait for: an
+# observation goes with the next round's calls.
+_AWAITED, _OBSERVED = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """What somebody speaks through, and under which instructions."""
+
+    engine: MeteredEngine
+    instructions: str | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """Calls and tokens of one interaction."""
+
+    num_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, other: "Tally | Reply | RatingReply") -> None:
+        self.num_calls += other.num_calls if isinstance(other, Tally) else 1
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+
+
+class UnansweredError(Exception):
+    """An interaction cannot be brought to its end, since what it needs was not said; the run goes on."""
+
+
+async def together(*calls: Awaitable[Any]) -> list[Any]:
+    """Waits for every call. The first error, which ends the run, is raised at once and ends the other calls."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+_NOTHING = Reply("", 0, 0)
+
+
+class Calls:
+    """The model calls that one speaker makes in one interaction: seeds them by place, name and attempt, counts them."""
+
+    def __init__(
+        self, society: SocietySection, wording: Wording, speaker: Speaker, place: tuple[int, int, int, int]
+    ) -> None:
+        self.society = society
+        self.wording = wording
+        self.instructions = speaker.instructions
+        self._engine = speaker.engine
+        self._place = place
+        self._round = place[2]
+        self.tally = Tally()
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, name: str, attempt: int = 0, urgency: int = _AWAITED
+    ) -> Reply:
+        seed = derive(*self._place, name, attempt)
+        reply = await self._engine.generate(prompt, sampling, seed, (self._round + urgency, urgency))
+        self.tally.add(reply)
+        return reply
+
+    def key(self, role: str) -> str:
+        """The key of the frames in what is shown as `role` in this interaction."""
+        return frames.draw_key(*self._place, role)
+
+    def judged(self, question: str, answer: str, role: str) -> Judged:
+        """An answer in the frame that it is shown in here as `role`."""
+        return Judged(question, answer, self.key(role))
+
+    async def reason(self, prompt: Prompt, name: str, attempt: int = 0, urgency: int = _AWAITED) -> Reply:
+        """What an agent says of another's answer; nothing where the engine refuses the call."""
+        try:
+            return await self.generate(prompt, self.society.feedback, name, attempt, urgency)
+        except CallRejectedError:
+            return _NOTHING
+
+    async def rating(
+        self, prompt: Prompt, judged: str, name: str, urgency: int = _AWAITED
+    ) -> tuple[Observation, tuple[Flag, ...]]:
+        """A rating, what was said with it and the flags of that; its `rating` is None where none can be had.
+
+        By the probabilities of the digits nothing is said; of a reply in words, a rating that cannot be read is asked
+        for again.
+        """
+        for attempt in range(self.society.num_rating_tries):
+            if self.society.rating == "parse":
+                reply = await self.reason(prompt, name, attempt, urgency)
+                parsed = parse_rating(reply.text, judged=judged)
+                if parsed is not None:
+                    rating, reason = parsed
+                    return Observation(rating, text=reason), flags_of(dataclasses.replace(reply, text=reason))
+                continue
+            try:
+                seed = derive(*self._place, name, attempt)
+                digits = await self._engine.rate(prompt, seed, (self._round + urgency, urgency))
+            except CallRejectedError:
+                break
+            self.tally.add(digits)
+            if digits.expectation is not None:
+                return Observation(digits.expectation, digits.mass), ()
+        return Observation(None), ()
+
+    async def observe(self, question: str, answer: str, role: str, criteria: Sequence[str]) -> dict[str, Observation]:
+        """An observer's ratings of an answer, said as `role`, by each criterion; observers have no memory."""
+        judged = self.judged(question, answer, role)
+        given = await together(
+            *(
+                self.rating(self.wording.observe(judged, criterion), answer, f"observe:{role}:{criterion}", _OBSERVED)
+                for criterion in criteria
+            )
+        )
+        return {criterion: observation for criterion, (observation, _) in zip(criteria, given, strict=True)}
+
+
+def spoken(reply: Reply, role: str) -> Reply:
+    """A reply that says something.
+
+    Raises:
+        UnansweredError: It is empty.
+    """
+    if not reply.text.strip():
+        cut = " (max_tokens ended it while the model was thinking)" if reply.thinking == "cut" else ""
+        raise UnansweredError(f"the {role} is empty{cut}")
+    return reply

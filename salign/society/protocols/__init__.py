@@ -1,0 +1,15 @@
+"""The ways in which agents may interact, by the kind that a config names."""
+
+from typing import Any
+
+from salign.config import SocietySection
+from salign.society.protocols.back_scatter import BackScatter
+from salign.society.protocols.base import Protocol
+from salign.society.protocols.sample import Sample
+
+PROTOCOLS: dict[str, type[Protocol[Any]]] = {"back_scatter": BackScatter, "sample": Sample}
+
+
+def protocol_of(society: SocietySection) -> Protocol[Any]:
+    """The protocol of a society."""
+    return PROTOCOLS[society.protocol.kind](society, society.protocol)

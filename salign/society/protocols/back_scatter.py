@@ -1,0 +1,86 @@
+"""Back-Scatter, the paper's protocol (section 3.2): draft, feedback, revision, observation."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from salign.config import BackScatterProtocol
+from salign.records import Interaction, Recalled, Turn
+from salign.society import frames, prompts, queries
+from salign.society.calls import Calls, UnansweredError, spoken, together
+from salign.society.protocols.base import Conversation, Protocol, Query, Row
+from salign.society.replies import flags_of
+
+DRAFT, FEEDBACK, REVISION = "draft", "feedback", "revision"
+
+
+class BackScatter(Protocol[BackScatterProtocol]):
+    """The leader drafts, its audience rates the draft and says why, the leader revises."""
+
+    observed = (DRAFT, REVISION)
+    reminded = (DRAFT, FEEDBACK)
+
+    @property
+    def max_calls(self) -> int:
+        society = self.society
+        per_member = 2 if society.rating == "logprob" and "feedback_text" not in society.without else 1
+        members = society.audience_size if society.has_audience else 0
+        return 1 + per_member * members + 1 + len(self.observed) * len(self.criteria)
+
+    async def interact(self, conversation: Conversation) -> str:
+        seat, agent = conversation.seat, conversation.agent
+        asked = prompts.draft(seat.question, seat.recalled, agent.instructions, agent.key(frames.DRAFTING))
+        drafted = spoken(await agent.generate(asked, self.society.draft, DRAFT), DRAFT)
+        draft = conversation.say(DRAFT, drafted, seat.recalled)
+        feedback = await conversation.ask(seat.audience, draft)
+        if feedback and all(turn.rating is None for turn in feedback):
+            raise UnansweredError("no rating of the audience could be read")
+        shown = agent.judged(seat.question, draft, frames.REVISING)
+        asked = agent.wording.revision(shown, feedback, agent.instructions)
+        return conversation.say(
+            REVISION, spoken(await agent.generate(asked, self.society.revision, REVISION), REVISION)
+        )
+
+    async def answer(self, calls: Calls, member: int, question: str, query: Query, recalled: Recalled | None) -> Turn:
+        about = (calls.judged(question, query.text, DRAFT), recalled, calls.instructions)
+        wanted = "feedback_text" not in self.society.without
+        if self.society.rating == "logprob" and wanted:
+            (given, _), reply = await together(
+                calls.rating(calls.wording.feedback_rating(*about), query.text, f"rating:{member}"),
+                calls.reason(calls.wording.feedback_reason(*about), f"reason:{member}"),
+            )
+            reason, flags = reply.text, flags_of(reply)
+        else:
+            given, flags = await calls.rating(calls.wording.feedback_rating(*about), query.text, f"feedback:{member}")
+            reason = given.text
+        return Turn(
+            member,
+            FEEDBACK,
+            reason if wanted else "",
+            about=query.about,
+            rating=given.rating,
+            mass=given.mass,
+            recalled=recalled,
+            flags=flags if wanted else (),
+        )
+
+    def rows(
+        self, interaction: Interaction, kept: Callable[[Iterable[Turn]], list[Turn]], min_score: float
+    ) -> Iterator[Row]:
+        """The three kinds of the paper (section 3.3): imitation, self-critic, realignment."""
+        draft, revision = interaction.turn(DRAFT), interaction.turn(REVISION)
+        if draft is None:
+            return
+        question = interaction.topic
+        answers = kept(turn for turn in (draft, revision) if turn is not None)
+        yield Row("imitation", question, tuple((turn, turn.observed_rating("alignment")) for turn in answers))
+        if draft not in answers:
+            return
+        feedback = kept(interaction.turns_of(FEEDBACK))
+        comments = tuple((turn, turn.rating) for turn in feedback)
+        yield Row("self_critic", queries.self_critic(question, draft.text), comments)
+        if revision is None or revision not in answers:
+            return
+        before, after = (turn.observed_rating("alignment") for turn in (draft, revision))
+        if before is not None and after is not None and after > max(before, min_score):
+            reasons = [turn.text for turn in feedback if turn.rating is not None and turn.text.strip()]
+            if reasons:  # without words there is nothing to learn to follow
+                yield Row("realignment", queries.realignment(question, draft.text, reasons), ((revision, after),))

@@ -1,0 +1,220 @@
+"""What a protocol is: one way in which agents interact. Worlds, rounds, shards and data know no other word of it.
+
+Two rules hold for each, and give schedule, shards, ranks and resumption: an interaction of round r reads anybody's
+state as it stood after round r-1, and writes the state of its own agent alone, once, when it publishes.
+"""
+
+import asyncio
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from salign.config import Kind, SocietySection
+from salign.engines.base import Reply
+from salign.errors import CallRejectedError
+from salign.records import Interaction, Member, Observation, Recalled, Turn
+from salign.society.calls import Calls, Tally, UnansweredError, together
+from salign.society.replies import flags_of
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One interaction before it is held: who leads it in which round, and who may be asked.
+
+    `recalled` is what the leader remembers of the question.
+    """
+
+    world: int
+    round: int
+    leader: Member
+    question: str
+    recalled: Recalled | None
+    audience: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a member is asked: of a text, said in the turn at position `about`."""
+
+    text: str
+    about: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Responses to one query with their scores, None where one is missing."""
+
+    kind: Kind
+    query: str
+    responses: tuple[tuple[Turn, float | None], ...]
+
+
+Section = TypeVar("Section")
+
+
+class Protocol(ABC, Generic[Section]):
+    """One way to interact; a new one is a module here, a section in `config/protocols.py`, and a line in the registry.
+
+    Args:
+        society: What it is configured by.
+        section: Its own part of that.
+    """
+
+    observed: ClassVar[tuple[str, ...]]
+    """Roles of the turns that observers rate, in order. A world is measured, and stopped, by the last: its outcome."""
+    reminded: ClassVar[tuple[str, ...]]
+    """Roles of the turns before which a speaker looks into its memory; the leader's first."""
+    criteria: ClassVar[tuple[str, ...]] = ("alignment", "engagement")
+    """By which observers rate."""
+
+    def __init__(self, society: SocietySection, section: Section) -> None:
+        self.society = society
+        self.section = section
+
+    @property
+    def outcome(self) -> str:
+        """The role of the turn by which a world is measured."""
+        return self.observed[-1]
+
+    @property
+    @abstractmethod
+    def max_calls(self) -> int:
+        """Model calls of an interaction at most, without those that are made again."""
+
+    @abstractmethod
+    async def interact(self, conversation: "Conversation") -> str:
+        """Holds one interaction.
+
+        Returns:
+            What the leader remembers as its answer to the question, which is published at once.
+
+        Raises:
+            UnansweredError: It cannot be brought to its end.
+            CallRejectedError: The engine refuses a call without which it cannot.
+            EngineError: The engine itself is at fault.
+        """
+
+    async def answer(self, calls: Calls, member: int, question: str, query: Query, recalled: Recalled | None) -> Turn:
+        """What a member that is asked says: a function of its own state and the query.
+
+        Args:
+            calls: The member's.
+            member: Its number.
+            question: Of the interaction.
+            query: What it is asked.
+            recalled: What it remembers of the question.
+        """
+        raise NotImplementedError(f"{type(self).__name__} asks nobody")
+
+    @abstractmethod
+    def rows(
+        self, interaction: Interaction, kept: Callable[[Iterable[Turn]], list[Turn]], min_score: float
+    ) -> Iterator[Row]:
+        """What can be learnt from an interaction.
+
+        Args:
+            interaction: Held by this protocol.
+            kept: Leaves out the turns whose flags forbid to learn from them.
+            min_score: From which score on an answer that was improved is one to learn from.
+        """
+
+
+class Conversation:
+    """What an interaction is held with: the leader's calls, its audience, and the turns so far.
+
+    What can run together does: observers rate a turn beside all that follows.
+
+    Args:
+        protocol: By which it is held.
+        seat: Who, what, and who may be asked.
+        agent: The leader's calls.
+        observer: The observers' calls.
+        ask: Asks one member.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol[Section],
+        seat: Seat,
+        agent: Calls,
+        observer: Calls,
+        ask: Callable[[int, Query], Awaitable[tuple[Turn, Tally]]],
+    ) -> None:
+        self.seat = seat
+        self.agent = agent
+        self._protocol = protocol
+        self._observer = observer
+        self._ask = ask
+        self._turns: list[Turn] = []
+        self._observed: dict[int, asyncio.Task[dict[str, Observation]]] = {}
+        self._observing: asyncio.TaskGroup
+        self._asked = Tally()
+
+    def say(self, role: str, reply: Reply, recalled: Recalled | None = None, name: str | None = None) -> str:
+        """Adds a turn of the leader's, which observers rate if its role is one that they do; its text.
+
+        Args:
+            role: What it is said as.
+            reply: What is said.
+            recalled: What the leader was reminded of before.
+            name: Tells several turns of one role apart in the names of the observers' calls.
+        """
+        if role in self._protocol.observed:
+            observed = self._observer.observe(self.seat.question, reply.text, name or role, self._protocol.criteria)
+            self._observed[len(self._turns)] = self._observing.create_task(observed)
+        self._turns.append(Turn(self.seat.leader.agent, role, reply.text, recalled=recalled, flags=flags_of(reply)))
+        return reply.text
+
+    async def ask(self, members: Sequence[int], text: str) -> list[Turn]:
+        """Asks members, all at once, about the turn that was said last; their turns, which are added."""
+        query = Query(text, about=len(self._turns) - 1)
+        heard = await together(*(self._ask(member, query) for member in members))
+        for turn, tally in heard:
+            self._turns.append(turn)
+            self._asked.add(tally)
+        return [turn for turn, _ in heard]
+
+    async def hold(self, publish: Callable[[str | None], None]) -> Interaction:
+        """Holds the interaction.
+
+        Args:
+            publish: Told of the leader's answer, once, as soon as it is there; None where there is none.
+
+        Returns:
+            The record; where it could not be brought to its end, its `failure` says so.
+
+        Raises:
+            EngineError: The engine itself is at fault.
+        """
+        failure = None
+        try:
+            async with asyncio.TaskGroup() as self._observing:
+                answer = None
+                try:
+                    answer = await self._protocol.interact(self)
+                except (UnansweredError, CallRejectedError) as error:
+                    failure = str(error)
+                publish(answer)
+        except BaseExceptionGroup as errors:
+            first = errors.exceptions[0]
+            raise first from first.__cause__
+        total = self._asked
+        total.add(self.agent.tally)
+        total.add(self._observer.tally)
+        return Interaction(
+            world=self.seat.world,
+            round=self.seat.round,
+            agents=(self.seat.leader,),
+            protocol=self._protocol.society.protocol.kind,
+            topic=self.seat.question,
+            turns=tuple(
+                dataclasses.replace(turn, observed=self._observed[place].result()) if place in self._observed else turn
+                for place, turn in enumerate(self._turns)
+            ),
+            failure=failure,
+            num_calls=total.num_calls,
+            prompt_tokens=total.prompt_tokens,
+            completion_tokens=total.completion_tokens,
+        )

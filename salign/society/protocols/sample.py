@@ -1,0 +1,39 @@
+"""Sample: several answers of one agent to its question, rated by the observers alone."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from salign.config import SampleProtocol
+from salign.records import Interaction, Turn
+from salign.society import frames, prompts
+from salign.society.calls import spoken, together
+from salign.society.protocols.base import Conversation, Protocol, Row
+
+ANSWER = "answer"
+
+
+class Sample(Protocol[SampleProtocol]):
+    """The leader answers several times; what it remembers is the first answer."""
+
+    observed = (ANSWER,)
+    reminded = (ANSWER,)
+
+    @property
+    def max_calls(self) -> int:
+        return self.section.num_answers * (1 + len(self.criteria))
+
+    async def interact(self, conversation: Conversation) -> str:
+        seat, agent = conversation.seat, conversation.agent
+        asked = prompts.draft(seat.question, seat.recalled, agent.instructions, agent.key(frames.DRAFTING))
+        names = [f"{ANSWER}:{number}" for number in range(self.section.num_answers)]
+        replies = await together(*(agent.generate(asked, self.society.draft, name) for name in names))
+        said = [
+            conversation.say(ANSWER, spoken(reply, ANSWER), seat.recalled, name)
+            for name, reply in zip(names, replies, strict=True)
+        ]
+        return said[0]
+
+    def rows(
+        self, interaction: Interaction, kept: Callable[[Iterable[Turn]], list[Turn]], min_score: float
+    ) -> Iterator[Row]:
+        answers = kept(interaction.turns_of(ANSWER))
+        yield Row("imitation", interaction.topic, tuple((turn, turn.observed_rating("alignment")) for turn in answers))

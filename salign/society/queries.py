@@ -1,0 +1,20 @@
+"""How what was said in an interaction becomes a query to learn from."""
+
+_CRITIQUE = "Comment on the response to the question below: say what is good about it and what should change."
+_REVISE = "Revise the draft in the input so that it meets the feedback."
+
+
+def with_input(instruction: str, given: str) -> str:
+    """An instruction and what it is about."""
+    return f"{instruction}\n\nInput:\n{given}"
+
+
+def self_critic(question: str, draft: str) -> str:
+    """The query of the self-critic kind; the answer to it is an audience member's reason."""
+    return with_input(f"{_CRITIQUE}\nQuestion: {question}", draft)
+
+
+def realignment(question: str, draft: str, reasons: list[str]) -> str:
+    """The query of the realignment kind; the answer to it is the revision."""
+    listed = "\n".join(f"- {reason}" for reason in reasons)
+    return with_input(f"{_REVISE}\nQuestion: {question}\nDraft: {draft}", f"Feedback:\n{listed}")

@@ -1,0 +1,154 @@
+"""What holds for every protocol, present and future: a new one passes through here by being named in the registry."""
+
+import hashlib
+from collections import Counter
+
+import pytest
+from actors import NO_DIGIT, QUESTIONS, SMALL, Actor, Life, live, random_delay
+
+from salign.config import Config, DatasetSection, RunSection, SocietySection
+from salign.dataset.collect import build_groups
+from salign.errors import CallRejectedError
+from salign.report.society import SocietyReader
+from salign.society.protocols import PROTOCOLS, protocol_of
+
+KINDS = sorted(PROTOCOLS)
+# Every draft recalls: the questions come again, and whatever is near is near enough.
+MUCH_RECALL = {"questions": QUESTIONS[:4], "max_recall_distance": 2.0}
+GOLDEN = {
+    "back_scatter": "73283dca56d950559ad70be95c25f9f6c933661c11b2e2cff0a7e241ba04fd56",
+    "sample": "2004a0e52102b1d1dda77ffd58fccac8c29e011a9305c7f55c83858638989aa4",
+}
+every_protocol = pytest.mark.parametrize("kind", KINDS)
+
+
+def held(kind: str, actor: Actor | None = None, **how) -> Life:
+    """The life of two worlds by a protocol."""
+    return live(actor or Actor(), protocol={"kind": kind}, numbers=(0, 1), **{**MUCH_RECALL, **how})
+
+
+def test_each_is_in_the_registry_under_the_name_that_a_config_gives_it():
+    for kind in KINDS:
+        society = SocietySection(protocol={"kind": kind})
+        assert type(protocol_of(society)) is PROTOCOLS[society.protocol.kind]
+    assert SocietySection().protocol.kind == "back_scatter"
+
+
+@every_protocol
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"schedule": "lockstep"},
+        {"gate": 1},
+        {"num_ranks": 2},
+        {"num_ranks": 4, "gate": 2},
+        {"max_alive": 2},
+        {"delay": 1},
+        {"delay": 2, "num_ranks": 3},
+    ],
+    ids=str,
+)
+def test_the_bytes_are_the_same_however_the_work_is_cut(kind, how):
+    given = dict(how)
+    actor = Actor(delay=random_delay(given.pop("delay"))) if "delay" in given else Actor()
+    assert held(kind, actor, **given).file == held(kind).file
+
+
+@every_protocol
+def test_the_bytes_are_those_of_yesterday(kind):
+    """Whoever changes a prompt, a seed or the record changes these, and says so in the changelog."""
+    assert hashlib.sha256(held(kind).file).hexdigest() == GOLDEN[kind]
+
+
+@every_protocol
+def test_only_the_past_is_read(kind):
+    """Each text says of which round it is; what is recalled as one's own was said in an earlier one."""
+
+    def say(call):
+        if call.sampling is None:
+            return None
+        return f"Rating: {1 + call.seed % 7} Reason: of round {call.round}."
+
+    life = held(kind, Actor(say, random_delay(3)), rating="parse", max_rounds=4)
+    own = [
+        (interaction.round, turn.recalled.answer)
+        for interaction in life.interactions
+        for turn in interaction.turns
+        if turn.recalled is not None and turn.recalled.source == "own"
+    ]
+    assert own, "nothing of the own is recalled, so nothing is shown"
+    for round_, answer in own:
+        assert int(answer.rstrip(".").split()[-1]) < round_
+
+
+@every_protocol
+@pytest.mark.parametrize("ending", ["refused", "empty"])
+def test_whatever_is_not_answered_ends_in_a_record_and_not_in_an_error(kind, ending):
+    """One call after another, by its name, for all interactions."""
+    plain = Actor()
+    held(kind, plain, max_rounds=2)
+    names = sorted({call.step for call in plain.calls if call.agent == 4})
+    assert names
+    for name in names:
+
+        def say(call, name=name):
+            if call.step != name:
+                return None
+            if ending == "refused":
+                return CallRejectedError("refused")
+            return NO_DIGIT if call.sampling is None else ""
+
+        life = held(kind, Actor(say), max_rounds=2)
+        assert len(life.interactions) == 36
+        for interaction in life.interactions:
+            if interaction.failure is None:
+                assert interaction.turn(PROTOCOLS[kind].observed[-1]) is not None
+
+
+@every_protocol
+def test_the_estimate_of_calls_is_an_upper_bound(kind):
+    for settings in ({}, {"audience_size": 0}, {"without": ["feedback_text"]}, {"without": ["audience"]}):
+        society = SocietySection(protocol={"kind": kind}, **{**SMALL, **settings})
+        life = held(kind, num_rating_retries=0, **settings)
+        most = max(interaction.num_calls for interaction in life.interactions)
+        assert 0 < most <= protocol_of(society).max_calls
+
+
+@every_protocol
+def test_what_is_held_can_be_learnt_from_and_reported(kind, tmp_path):
+    life = held(kind)
+    society = SocietySection(protocol={"kind": kind}, **SMALL)
+    protocol = protocol_of(society)
+    groups, left_out = build_groups(life.interactions, protocol, DatasetSection())
+    assert any(len(group.responses) > 1 for group in groups)
+    assert left_out["unrated"] > 0
+    assert {interaction.protocol for interaction in life.interactions} == {kind}
+    reader = SocietyReader(Config(run=RunSection(name="r", root=tmp_path), society=society), [])
+    for interaction in life.interactions:
+        reader.add(interaction)
+    shown = reader.end()
+    roles = Counter(turn.role for interaction in life.interactions for turn in interaction.turns)
+    assert set(protocol.observed) <= set(roles)
+    assert {turn["role"] for sample in shown.samples for turn in sample["turns"]} == set(roles)
+    assert all(shown.means[f"{role} {criterion}"] for role in protocol.observed for criterion in protocol.criteria)
+    for round_ in life.rounds:
+        metrics = round_.metrics(protocol)
+        assert all(1 <= metrics[f"sim/{criterion}_mean"] <= 7 for criterion in protocol.criteria)
+
+
+# --- sample ---------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_several_answers_of_one_agent_and_nobody_is_asked():
+    life = live(Actor(), protocol={"kind": "sample", "num_answers": 3}, questions=QUESTIONS[:4])
+    for interaction in life.interactions:
+        assert [turn.role for turn in interaction.turns] == ["answer"] * 3
+        assert {turn.agent for turn in interaction.turns} == {interaction.agent}
+        assert len({turn.text for turn in interaction.turns}) == 3
+        assert all(set(turn.observed) == {"alignment", "engagement"} for turn in interaction.turns)
+        assert interaction.num_calls >= 3 * (1 + 2)
+
+
+def test_a_sample_without_chance_is_refused():
+    with pytest.raises(ValueError, match="the same answer each time"):
+        SocietySection(protocol={"kind": "sample"}, draft={"temperature": 0})
