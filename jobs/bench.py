@@ -1,66 +1,7 @@
-"""Measures what README quotes; each figure with what it is to reach and what others reach.
+"""`salign bench`, as a file that srun, torchrun or mpiexec starts: salign/commands/bench.py."""
 
-python jobs/bench.py society [--json FILE] [--only PART ...] [--agents N ...]
-python jobs/bench.py training [--json FILE] [--only PART ...]
-python jobs/bench.py validity [--json FILE] [--only PART ...]
-"""
-
-import argparse
-import tempfile
-from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
-
-from salign.bench.figures import as_json, machine
+from salign.commands.bench import main
 from salign.errors import run_main
-from salign.run import write_atomic
-
-SHARED = Path(__file__).parents[2] / "shared"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["society", "training", "validity"])
-    parser.add_argument("--json", type=Path, help="also write the figures and the machine to a file")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="some parts of it")
-    parser.add_argument("--agents", nargs="+", type=int, default=[10_000, 100_000], help="society: sizes for memory")
-    parser.add_argument(
-        "--mock-engine", type=Path, default=SHARED / "yardstick" / "mock_engine.py", help="society: the neutral engine"
-    )
-    parser.add_argument(
-        "--groups", type=Path, default=SHARED / "data" / "rated" / "cai_rated_groups.json", help="training: real groups"
-    )
-    parser.add_argument("--data", type=Path, default=SHARED / "data", help="validity: third-party data")
-    args = parser.parse_args()
-    console = Console()
-
-    def say(part: str) -> None:
-        console.print(f"measuring: {part}", highlight=False)
-
-    if args.what == "society":
-        from salign.bench import society
-
-        figures = society.measure(args.mock_engine, args.agents, args.only, say)
-    elif args.what == "validity":
-        from salign.bench.validity import parts
-
-        with tempfile.TemporaryDirectory(prefix="salign-validity-") as scratch:
-            figures = parts.measure(parts.Context(Path(scratch), args.data), args.only, say)
-    else:
-        from salign.bench import training
-
-        figures = training.measure(args.groups, args.only, say)
-    table = Table(title=" ".join(f"{name}: {value}" for name, value in machine().items()), title_justify="left")
-    for column in ("what", "figure", "to reach", "beside it", "note"):
-        table.add_column(column, overflow="fold")
-    for figure in figures:
-        value = "-" if figure.value is None else f"{figure.value:,.2f} {figure.unit}".strip()
-        table.add_row(figure.name, value, figure.to_reach, figure.beside, figure.note)
-    console.print(table)
-    if args.json:
-        write_atomic(args.json, as_json(figures))
-
 
 if __name__ == "__main__":
     run_main(main)

@@ -1,24 +1,7 @@
-"""The interactions of all shards -> alignment data.
+"""`salign collect`, as a file that srun, torchrun or mpiexec starts: salign/commands/collect.py."""
 
-python jobs/collect.py RUN
-"""
-
-import argparse
-from pathlib import Path
-
-from salign import stages
+from salign.commands.collect import main
 from salign.errors import run_main
-from salign.launch import open_or_prepare
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
-    args = parser.parse_args()
-    stages.begin()
-    run = open_or_prepare(args.run)
-    stages.collect(run.path)
-
 
 if __name__ == "__main__":
     run_main(main)

@@ -1,50 +1,7 @@
-"""The whole pipeline: society, alignment data, training, evaluation. Launch again to go on from what is complete.
+"""`salign launch`, as a file that srun, torchrun or mpiexec starts: salign/commands/launch.py."""
 
-python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare] [--wait] [--replace]
-                      [--skip-bad]
-"""
-
-import argparse
-from pathlib import Path
-
-from rich.console import Console
-
-from salign import compose
-from salign.errors import ConfigError, run_main
-from salign.launch import LaunchOptions, launch
-from salign.stages import begin
-
-DEFAULT = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", metavar="CONFIG.yaml | key.sub=value")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check config, files and cluster; show plan, batch files and an estimate"
-    )
-    parser.add_argument(
-        "--prepare", action="store_true", help="only make the run's folder, to run its stages one by one"
-    )
-    parser.add_argument("--wait", action="store_true", help="Slurm: stay and show how far it is, until it is done")
-    parser.add_argument("--replace", action="store_true", help="Slurm: cancel the run's live jobs first")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave malformed rows of training data out, and count them"
-    )
-    args = parser.parse_intermixed_args()
-    files = [word for word in args.words if "=" not in word]
-    if len(files) > 1:
-        raise ConfigError(
-            f"one config file at most, not {len(files)} ({', '.join(files)}); an override is key.sub=value"
-        )
-    overrides = [word for word in args.words if "=" in word]
-    begin()
-    config = compose.load(Path(files[0]) if files else DEFAULT, overrides)
-    if args.skip_bad:
-        config = compose.skipping_bad(config)
-    options = LaunchOptions(dry_run=args.dry_run, prepare=args.prepare, wait=args.wait, replace=args.replace)
-    launch(config, Console(), options)
-
+from salign.commands.launch import main
+from salign.errors import run_main
 
 if __name__ == "__main__":
     run_main(main)

@@ -1,7 +1,8 @@
 """Composes a configuration from YAML files and `key.sub=value` overrides, and reports every mistake at once.
 
-A YAML file names its parents in `bases:`; later wins, the command line wins over all. A string that starts with `./`
-or `../` is a path relative to the file that says it; any other relative path is relative to the working directory.
+A YAML file names its parents in `bases:`, relative to itself, or as they come with salign; later wins, the command line
+wins over all. A string that starts with `./` or `../` is a path relative to the file that says it; any other relative
+path is relative to the working directory.
 """
 
 import difflib
@@ -64,6 +65,18 @@ def _anchor(value: Any, folder: Path) -> Any:
     return value
 
 
+def shipped(name: str) -> Path:
+    """A config that comes with salign: of the checkout, or of the installed package."""
+    checkout = Path(__file__).parents[1] / "configs" / name
+    return checkout if checkout.is_file() else Path(__file__).parent / "configs" / name
+
+
+def _base(name: str, folder: Path) -> Path:
+    """A config's parent: relative to the config, else of those that come with salign."""
+    path = Path(os.path.abspath(folder / name))
+    return path if path.exists() or not shipped(name).is_file() else shipped(name)
+
+
 def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
     if path in seen:
         raise ConfigError(f"{path} is its own base: {' -> '.join(map(str, (*seen, path)))}")
@@ -85,7 +98,7 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
         raise ConfigError(f"config file {path}: `bases` must be a list of file names")
     merged: Tree = {}
     for base in bases:
-        merged = _merge(merged, _read_yaml(Path(os.path.abspath(path.parent / base)), (*seen, path)))
+        merged = _merge(merged, _read_yaml(_base(base, path.parent), (*seen, path)))
     return _merge(merged, _anchor(tree, path.parent))
 
 

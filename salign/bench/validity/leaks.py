@@ -3,17 +3,14 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from salign.bench.figures import Figure
+from salign.bench.validity.context import Context
 from salign.config import TextSource
 from salign.dataset.leaks import Text, find_leaks, prompts_of
 from salign.dataset.shingles import normalise
 from salign.files import read_rows
 from salign.society.sources import questions
-
-if TYPE_CHECKING:
-    from salign.bench.validity.parts import Context
 
 _NUM_GROUPS, _NUM_PROMPTS = 1_000_000, 10_000
 _NUM_MEASURED_BEFORE = 300
@@ -27,7 +24,7 @@ QUESTIONS, REJECTED, DEV = "questions/hh_questions.txt", "prior/hh_rejected.json
 Words = list[str]
 
 
-def measure(context: "Context") -> list[Figure]:
+def measure(context: Context) -> list[Figure]:
     """Cost on made-up groups; hits and misses on real prompts, where they are here."""
     figures = [_cost()]
     missing = context.needs(HARMLESS, STORIES, QUESTIONS, REJECTED, DEV)

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from salign.bench.figures import Figure
 from salign.bench.validity.attacks import ATTACKS, attacked
+from salign.bench.validity.context import Context
 from salign.config import EverydaySource, ObserverCheck, Sampling, SocietySection, TransformersEngine
 from salign.engines.base import Prompt
 from salign.engines.meter import MeteredEngine
@@ -17,9 +17,6 @@ from salign.society import frames, sources
 from salign.society.observer import Pair, figures, labelled_pairs
 from salign.society.prompts import Judged, Wording
 from salign.society.replies import flags_of, parse_rating
-
-if TYPE_CHECKING:
-    from salign.bench.validity.parts import Context
 
 # Each attack is tried on so many answers: another few for each, so that all 36 held-out answers are used.
 _ANSWERS_PER_ATTACK = 2
@@ -54,7 +51,7 @@ def _attacks() -> list[_Attack]:
     ]
 
 
-def measure(context: "Context") -> list[Figure]:
+def measure(context: Context) -> list[Figure]:
     """The figures of the part `ratings`; those of the model take some minutes."""
     attacks = _attacks()
     return [*_honest_judge(attacks), *_flags(attacks), *asyncio.run(_of_model(context, attacks))]
@@ -89,7 +86,7 @@ def _flags(attacks: Sequence[_Attack]) -> list[Figure]:
     ]
 
 
-async def _of_model(context: "Context", attacks: Sequence[_Attack]) -> list[Figure]:
+async def _of_model(context: Context, attacks: Sequence[_Attack]) -> list[Figure]:
     society = SocietySection()
     wording = Wording(society)
     scale = wording.observe(Judged("", "", ""), "alignment").user.rsplit("\n\n", 1)[1]

@@ -8,9 +8,10 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from salign.bench.figures import Figure
+from salign.bench.validity.context import Context
 from salign.config import (
     Embedder,
     EverydaySource,
@@ -33,9 +34,6 @@ from salign.society.recalls import RecallRecord, recalls_of
 from salign.society.simulation import Simulation
 from salign.society.spool import Spool, write_sorted
 from salign.society.world import Setting, World
-
-if TYPE_CHECKING:
-    from salign.bench.validity.parts import Context
 
 _QUESTIONS, _STORIES = "questions/hh_questions.txt", "prior/moral_stories_dev.jsonl"
 _NUM_ROUNDS = 50
@@ -148,7 +146,7 @@ def _asked() -> list[Figure]:
     return [Figure(name, fewest, "questions", "50", f"{by_turns} by turns")]
 
 
-def measure(context: "Context") -> list[Figure]:
+def measure(context: Context) -> list[Figure]:
     """What agents recall by embedder and questions, whether populations differ, and how many questions agents meet."""
     folder = context.scratch / "recall"
     folder.mkdir(parents=True, exist_ok=True)

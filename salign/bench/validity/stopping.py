@@ -3,18 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from salign.bench.figures import Figure
+from salign.bench.validity.context import Context
 from salign.config import Stopping
 from salign.society.questions import QuestionOrder
 from salign.society.stopping import StopRule
-
-if TYPE_CHECKING:
-    from salign.bench.validity.parts import Context
 
 _MAX_ROUNDS = 50
 _RISING = 20
@@ -42,7 +39,7 @@ class _Case:
     num_trials: int = 300
 
 
-def measure(_: "Context") -> list[Figure]:
+def measure(_: Context) -> list[Figure]:
     """The rule's error rates with its defaults, beside those of the best round and three rounds of patience."""
     rounds = np.arange(1, _MAX_ROUNDS + 1, dtype=np.float64)
     flat, rising = np.full(_MAX_ROUNDS, 4.0), 3 + rounds / 25

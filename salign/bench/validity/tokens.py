@@ -1,16 +1,12 @@
 """How much of what texts spell becomes control: in prompts and in what is learnt."""
 
-from typing import TYPE_CHECKING
-
 from salign.bench.figures import Figure
-
-if TYPE_CHECKING:
-    from salign.bench.validity.parts import Context
+from salign.bench.validity.context import Context
 
 _QUESTION = "Is it fair?"
 
 
-def measure(context: "Context") -> list[Figure]:
+def measure(context: Context) -> list[Figure]:
     """Of each control token of the model one text that spells it three times, asked as a question and learnt."""
     from salign import models
     from salign.chat import chat_template

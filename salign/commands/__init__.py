@@ -1,0 +1,1 @@
+"""The commands of `salign`, one module each; `jobs/*.py` are the same."""

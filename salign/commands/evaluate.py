@@ -1,0 +1,61 @@
+"""The evaluation of a model of a run, alone or by ranks that share the work; and models beside each other.
+
+python jobs/evaluate.py RUN --model base                # `base`, or the name of a training stage
+torchrun --nproc-per-node 2 jobs/evaluate.py RUN --model base
+python jobs/evaluate.py RUN --compare base,sft,stable   # prints the table, writes evaluate/comparison.{md,tex,json}
+python jobs/evaluate.py RUN --prefetch                  # where the network is: fetches models and benchmarks
+"""
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from rich.console import Console
+
+from salign import stages
+from salign.errors import ConfigError
+from salign.launch import open_or_prepare
+from salign.launchers import is_first
+from salign.run import RunDir
+from salign.tracking.progress import watch_evaluation, watching
+
+
+def _compare(run: RunDir, names: str) -> None:
+    from salign.evaluation.compare import compare, write_tables
+
+    models = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
+    if len(models) < 2:
+        raise ConfigError(f"--compare {names!r} names one model; give at least two, such as base,stable")
+    print(write_tables(run, compare(run, run.config(), models)))
+    print(f"written to {run.path / 'evaluate'}/comparison.md, .tex and .json")
+
+
+def _prefetch(run: RunDir) -> None:
+    from salign.evaluation.evaluate import prefetch
+
+    for line in prefetch(run.config()):
+        print(line, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="`base`, or a name of train.stages")
+    what.add_argument("--compare", metavar="MODELS", help="evaluated models, with commas between them")
+    what.add_argument("--prefetch", action="store_true", help="fetch models and benchmarks into the caches")
+    parser.add_argument("--allow-missing", action="store_true", help="leave out benchmarks without data")
+    args = parser.parse_args()
+    stages.begin()
+    run = open_or_prepare(args.run)
+    if args.compare:
+        _compare(run, args.compare)
+        return
+    if args.prefetch:
+        _prefetch(run)
+        return
+    with contextlib.ExitStack() as stack:
+        if is_first():
+            metrics = run.evaluation(args.model) / "metrics.jsonl"
+            stack.enter_context(watching(watch_evaluation(args.model, metrics), Console()))
+        stages.evaluate(run.path, args.model, allow_missing=args.allow_missing)

@@ -1,0 +1,84 @@
+"""Groups -> a file for another trainer: TRL's preferences or unpaired preferences, or groups.
+
+python jobs/export.py RUN --to preference pairs.jsonl --pairs best
+python jobs/export.py FILE --to unpaired rows.jsonl --threshold 4
+
+FILE is anything that `data: {kind: groups, path: FILE}` reads.
+"""
+
+import argparse
+import functools
+from collections import Counter
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from salign.config import GroupsData
+from salign.dataset.export import export, preference_rows, unpaired_rows
+from salign.dataset.groups import read_groups
+from salign.errors import ConfigError
+from salign.run import open_run, require_done
+
+
+def _groups_file(source: Path) -> Path:
+    """The file itself, or the run's `groups.jsonl`."""
+    if not source.is_dir():
+        return source
+    run = open_run(source)
+    require_done(run.dataset, "the dataset", f"Run `python jobs/collect.py {run.path}`, or launch again.")
+    return run.dataset / "groups.jsonl"
+
+
+def _column(given: str) -> tuple[str, str]:
+    name, equals, column = given.partition("=")
+    if not equals or not name or not column:
+        raise ConfigError(f"--column {given!r} must have the form NAME=COLUMN, such as prompt=text")
+    return name, column
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="RUN|FILE", help="a run's folder, or a file of groups")
+    parser.add_argument("out", type=Path, metavar="OUT.jsonl", help="the file to write; an older one is replaced")
+    parser.add_argument("--to", required=True, choices=("preference", "unpaired", "groups"))
+    parser.add_argument(
+        "--pairs", choices=("all", "best"), default="all", help="of different scores; best: those with it"
+    )
+    parser.add_argument("--threshold", type=float, default=4.0, help="unpaired: a score above it is a good one")
+    parser.add_argument("--conversational", action="store_true", help="lists of {role, content}, else plain text")
+    parser.add_argument("--score-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="FILE's scale, if not 1 7")
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME=COLUMN",
+        help="read COLUMN of FILE as NAME; repeatable",
+    )
+    parser.add_argument("--ignore-columns", nargs="+", default=[], metavar="COLUMN", help="of FILE, to leave out")
+    parser.add_argument("--skip-bad", action="store_true", help="leave malformed rows out, and count them")
+    args = parser.parse_args()
+    path = _groups_file(args.source)
+    if args.out.resolve() == path.resolve():
+        raise ConfigError(f"{args.out} is the file that is read; name another to write")
+    rows_of = {
+        "preference": functools.partial(preference_rows, pairs=args.pairs, conversational=args.conversational),
+        "unpaired": functools.partial(unpaired_rows, threshold=args.threshold, conversational=args.conversational),
+        "groups": None,
+    }[args.to]
+    try:
+        data = GroupsData(
+            kind="groups",
+            path=path,
+            score_range=args.score_range,
+            columns=dict(_column(given) for given in args.column),
+            ignore_columns=args.ignore_columns,
+            skip_bad=args.skip_bad,
+        )
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ConfigError(f"--{str(wrong['loc'][0]).replace('_', '-')}: {wrong['msg']}") from None
+    left_out: Counter[str] = Counter()
+    done = export(read_groups(data, left_out), args.out, rows_of)
+    counts = [f"{left_out[f'{what}_responses']} {what} responses" for what in ("unrated", "repeated")]
+    counts += [f"{left_out['bad_rows']} malformed rows", f"{done.num_without} groups without a pair"]
+    print(f"{args.out}: {done.num_rows} rows of {done.num_groups} groups; left out: {', '.join(counts)}")

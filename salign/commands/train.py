@@ -1,0 +1,33 @@
+"""One rank of one training stage; plain, under torchrun, deepspeed, srun or mpiexec.
+
+python jobs/train.py RUN --stage stable
+torchrun --nproc-per-node 2 jobs/train.py RUN --stage stable
+deepspeed --num_gpus 2 jobs/train.py RUN --stage stable
+srun --ntasks-per-node 2 python jobs/train.py RUN --stage stable        # within a job; also under mpiexec
+"""
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from rich.console import Console
+
+from salign import stages
+from salign.launch import open_or_prepare
+from salign.launchers import is_first
+from salign.tracking.progress import watch_training, watching
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
+    parser.add_argument("--stage", required=True, help="a name of train.stages")
+    parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; LOCAL_RANK says the same")
+    args = parser.parse_args()
+    stages.begin()
+    run = open_or_prepare(args.run)
+    with contextlib.ExitStack() as stack:
+        if is_first():
+            metrics = run.stage(args.stage) / "metrics.jsonl"
+            stack.enter_context(watching(watch_training(args.stage, metrics), Console()))
+        stages.train(run.path, args.stage)

@@ -1,0 +1,58 @@
+"""The command `salign`, and jobs/*.py, which are the same."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from salign import compose
+from salign.commands import init
+from salign.commands.main import main, names
+from salign.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(monkeypatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["salign", *words])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def test_each_command_is_a_file_of_jobs_as_well():
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(names()) - {"init"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_each_command_says_what_it_takes(monkeypatch, capsys, name):
+    assert call(monkeypatch, name, "--help") == 0
+    assert f"usage: salign {name}" in capsys.readouterr().out
+
+
+def test_the_commands_are_listed_and_a_mistyped_one_is_told(monkeypatch, capsys):
+    assert call(monkeypatch) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name}" in listed for name in names())
+    assert call(monkeypatch, "lanch") == 2
+    assert "no command 'lanch'; did you mean 'launch'?" in capsys.readouterr().err
+
+
+def test_a_config_to_begin_with_is_one_that_can_be_launched(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["salign init", str(tmp_path / "my first-run")])
+    init.main()
+    config = compose.load(tmp_path / "my first-run" / "config.yaml")
+    assert config.run.name == "myfirst-run"
+    assert [stage.name for stage in config.train.stages] == ["sft", "stable"]
+    with pytest.raises(ConfigError, match="is there already"):
+        init.main()
+
+
+def test_what_comes_with_salign_is_a_base_wherever_the_config_lies(tmp_path):
+    (tmp_path / "mine.yaml").write_text("bases: [train/dpo.yaml]\nmodel: smollm2-135m\n")
+    assert compose.load(tmp_path / "mine.yaml").train.stages
+    (tmp_path / "mine.yaml").write_text("bases: [train/nothing.yaml]\n")
+    with pytest.raises(ConfigError, match=r"no config file .*nothing.yaml"):
+        compose.load(tmp_path / "mine.yaml")
