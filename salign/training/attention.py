@@ -78,7 +78,7 @@ def _attend_by_group(
 
     def attend(tokens: slice, seen: slice, *, causal: bool = False) -> Tensor:
         mask = None if causal else row_groups.cut(attention_mask, tokens, seen)
-        asked, keys, values = (part.contiguous() for part in (query[:, :, tokens], key[:, :, seen], value[:, :, seen]))
+        asked, keys, values = query[:, :, tokens], key[:, :, seen], value[:, :, seen]
         return F.scaled_dot_product_attention(asked, keys, values, mask, dropout, causal, scale=scaling)
 
     found = []
