@@ -35,7 +35,7 @@ EQUAL = {
     "max_rounds": 4,
     "audience_size": 3,
     "num_initial_memories": 6,
-    "stopping": {"window": 1, "min_rounds": 2, "tolerance": 0.9},
+    "stopping": {"window": 1, "min_rounds": 2, "tolerance": 1.2},
     "observer_check": None,
 }
 CASES = {
@@ -43,7 +43,7 @@ CASES = {
     "small_world": {
         "topology": {"kind": "small_world", "num_agents": 16, "num_neighbours": 4, "rewired_share": 0.2},
         "rating": "logprob",
-        "stopping": {"window": 1, "min_rounds": 2, "tolerance": 0.2},  # ratings by probabilities differ less
+        "stopping": {"window": 1, "min_rounds": 2, "tolerance": 0.3},  # ratings by probabilities differ less
     },
     "complete": {"topology": {"kind": "complete", "num_agents": 12}, "rating": "parse", "populations": ["half_half"]},
 }
@@ -199,19 +199,23 @@ class Mock:
     def answered(self):
         """When each call of the society was answered, by the journal's key, when nothing is being answered any more.
 
-        What an engine asks when it opens is not among them: under a system text, or for a schema, which is not held to.
+        What an engine asks when it opens is not among them: under a system text of its own, or for a schema, which is
+        not held to.
         """
         until(lambda: self.get("stats")["in_flight"] == 0)
         keys = CallKeys("mock")
         found = {}
         for item in self.get("stats")["answered"]:
             payload = item["payload"]
-            if len(payload["messages"]) > 1 or "response_format" in payload:
+            *before, message = payload["messages"]
+            system = before[0]["content"] if before else None
+            if "response_format" in payload or not (system is None or system.startswith("You judge answers.")):
                 continue
-            (message,) = payload["messages"]
             form = "rating" if "Reply in the form" in message["content"] else "text"
             sampling = Sampling(**{name: payload[name] for name in ("temperature", "top_p", "max_tokens")})
-            found[keys.of(Prompt(message["content"], form=form), sampling, payload["seed"]).hex()] = item["times"]
+            found[keys.of(Prompt(message["content"], system, form=form), sampling, payload["seed"]).hex()] = item[
+                "times"
+            ]
         return found
 
     def section(self, **settings):
@@ -264,7 +268,9 @@ def references(tmp_path_factory, societies):
         complete(run)
         found[case] = digest(run)
         facts = read_done(run.shard(0)).facts
-        assert len(set(facts["rounds"].values())) > 1, "the worlds do not stop at different rounds: choose another seed"
+        assert len(set(facts["rounds"].values())) > 1, (
+            "the worlds do not stop at different rounds: choose another tolerance"
+        )
     assert len(set(found.values())) == len(CASES)
     return found
 
