@@ -1,12 +1,11 @@
 """The model calls of one interaction: each with a name, by which it is seeded, and counted."""
 
 import asyncio
-import dataclasses
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from salign.config import Flag, Sampling, SocietySection
+from salign.config import Sampling, SocietySection
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.meter import MeteredEngine
 from salign.errors import CallRejectedError
@@ -14,7 +13,7 @@ from salign.records import Observation
 from salign.seeds import derive
 from salign.society import frames
 from salign.society.prompts import Judged, Wording
-from salign.society.replies import flags_of, parse_rating
+from salign.society.replies import parse_rating
 
 # Of the calls that wait for their turn, the oldest round's go first, and those first that others wait for: an
 # observation goes with the next round's calls.
@@ -101,8 +100,8 @@ class Calls:
 
     async def rating(
         self, prompt: Prompt, judged: str, name: str, urgency: int = _AWAITED
-    ) -> tuple[Observation, tuple[Flag, ...]]:
-        """A rating, what was said with it and the flags of that; its `rating` is None where none can be had.
+    ) -> tuple[Observation, Reply]:
+        """A rating, and the reply that it was read from; its `rating` is None where none can be had.
 
         By the probabilities of the digits nothing is said; of a reply in words, a rating that cannot be read is asked
         for again.
@@ -113,7 +112,7 @@ class Calls:
                 parsed = parse_rating(reply.text, judged=judged)
                 if parsed is not None:
                     rating, reason = parsed
-                    return Observation(rating, text=reason), flags_of(dataclasses.replace(reply, text=reason))
+                    return Observation(rating, text=reason), reply
                 continue
             try:
                 seed = derive(*self._place, name, attempt)
@@ -122,8 +121,8 @@ class Calls:
                 break
             self.tally.add(digits)
             if digits.expectation is not None:
-                return Observation(digits.expectation, digits.mass), ()
-        return Observation(None), ()
+                return Observation(digits.expectation, digits.mass), _NOTHING
+        return Observation(None), _NOTHING
 
     async def observe(self, question: str, answer: str, role: str, criteria: Sequence[str]) -> dict[str, Observation]:
         """An observer's ratings of an answer, said as `role`, by each criterion; observers have no memory."""

@@ -5,6 +5,7 @@ marks are bare words, and stand around question and answer together: of the fram
 the embedded model tell good answers from bad ones less often (docs/ratings.md).
 """
 
+import functools
 import re
 
 from salign.seeds import derive
@@ -19,6 +20,8 @@ _NUM_LETTERS = 6
 _KEY = rf"(?<!\w)[{_LETTERS}]{{{_NUM_LETTERS}}}(?!\w)"
 # A whole frame, of any key.
 FRAME = rf"(?P<key>{_KEY}).*?(?<!\w)(?P=key)(?!\w)"
+# A set of characters at the start lets the scan skip all others.
+_LIKE_A_KEY = re.compile(rf"[{_LETTERS}][{_LETTERS}]{{{_NUM_LETTERS - 1}}}")
 _LIKE_A_MARK = re.compile(
     rf"{_KEY} | \b(?:end|begin(?:ning)?|start) \s of \s (?:the \s)? (?:answer|draft|text|frame|question)\b"
     r" | </?\s*(?:answer|draft|reason|text)\b[^<>\n]{0,40}> | ^-{3,}\s*$ | ^={3,}\s*$",
@@ -26,6 +29,15 @@ _LIKE_A_MARK = re.compile(
 )
 
 
+_PARTS_OF_MARKS = ("end of", "begin of", "beginning of", "start of", "<", "---", "===")
+
+
+def may_have_key(text: str) -> bool:
+    """Whether a text has so many consonants in a row that they may be a key; hardly any word has."""
+    return _LIKE_A_KEY.search(text.lower()) is not None
+
+
+@functools.lru_cache(maxsize=1024)  # all who judge a draft are shown one key
 def draw_key(*parts: int | str) -> str:
     """The key of a frame, a function of where it stands; a guess is right once in 64 million times."""
     number = derive(*parts, "frame")
@@ -43,4 +55,8 @@ def frame(text: str, key: str) -> str:
 
 def imitates_frame(text: str) -> bool:
     """Whether a text has something like a mark in it, or speaks of its end."""
+    words = " ".join(text.split()).lower()
+    # Most texts have nothing of all that, and need no closer look.
+    if not may_have_key(text) and not any(part in words for part in _PARTS_OF_MARKS):
+        return False
     return _LIKE_A_MARK.search(text) is not None

@@ -6,12 +6,12 @@ itself states it: outside its reasoning and its quotations, at the start of the 
 
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from salign.chat import spells_control
 from salign.config import Flag
 from salign.engines.base import Reply
-from salign.society.frames import FRAME, imitates_frame
+from salign.society.frames import FRAME, imitates_frame, may_have_key
 from salign.society.prompts import repeats_prompt
 
 # --- reasoning -----------------------------------------------------------------------------------
@@ -32,6 +32,7 @@ _QUOTATIONS = re.compile(
         | \u201e[^\u201c\u201d]*[\u201c\u201d] | \u00ab[^\u00bb]*\u00bb | (?<!\w)'[^'\n]*'(?!\w) | "[^"]*" """,
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
+_QUOTATION_MARK = re.compile("[\"'`>\u201c\u201e\u00ab]")
 _OPENS_QUOTATION = re.compile(r'(?<![\w"])"(?=[\w<(\[{*\u2026-])')
 # So long a text is more than the form itself, and where a judge repeats it, it quotes.
 _QUOTED_WORDS = 3
@@ -41,12 +42,15 @@ _QUOTED_WORDS = 3
 # "Rating: 5", "**Rating:** 6/7", "Rating - 2", "Rating: <6>"; and what is no rating but stands in its place, such as
 # "Rating: -7", "Rating: 5.5", "Rating: 1 to 7".
 _FORM = re.compile(
-    r"""(?P<lead>(?:\b(?:my|our|the|overall|final|total|general|alignment|engagement)\s+){0,3})
-        \brating\b [*_]* \s* (?:(?:[:=]|[-\u2013](?=\s)) [\s*_]* [<(\["'`]* | (?<=[\s*_]) [<"'`]*)
+    r"""\brating\b [*_]* \s* (?:(?:[:=]|[-\u2013](?=\s)) [\s*_]* [<(\["'`]* | (?<=[\s*_]) [<"'`]*)
         (?P<number>[-+\u2212]?\d+(?:[.,]\d+)?(?:\s*%)?)
         (?:\s*(?P<link>-|\u2013|to|/|out\ of|of)\s*(?P<other>\d+))? [>)\]"'`*]*""",
     re.IGNORECASE | re.VERBOSE,
 )
+_RATING = re.compile("rating", re.IGNORECASE)
+# What belongs to the form and stands before it.
+_LEAD = re.compile(r"(?:\b(?:my|our|the|overall|final|total|general|alignment|engagement)\s+){1,3}\Z", re.IGNORECASE)
+_LEAD_LENGTH = 80
 # So many characters of markup may stand before the form.
 _MARKUP = 20
 _STARTS = re.compile(r"(?:\A|[.!?:;,)\]}>\u2026\u2014\u201d\u00bb\"'`*\n])[\s*_#>\-]*\Z")
@@ -63,15 +67,22 @@ def without_reasoning(reply: str) -> str:
     Some templates open the reasoning in the prompt: then all before the tag that closes it is reasoning. A tag within
     a quotation is what somebody else wrote.
     """
+    if not _may_have_tags(reply):
+        return reply.strip()
     quoted = _quotations(reply)
     while (closed := _first(_CLOSED, reply, quoted)) is not None:
         opened = _first(_OPENED, reply, quoted)
         # A judge that has given its rating has begun its answer.
-        if (opened is not None and opened.start() < closed.start()) or _FORM.match(reply.lstrip(" \t\r\n*_#")):
+        if (opened is not None and opened.start() < closed.start()) or _begins_with_form(reply):
             break
         reply = reply[closed.end() :]
         quoted = _quotations(reply)
     return _REASONING.sub(lambda found: found.group() if _within(found.start(), quoted) else "", reply).strip()
+
+
+def _may_have_tags(text: str) -> bool:
+    """Whether a text has what every tag begins with. Most have not, and need no closer look."""
+    return "<" in text or "[" in text or "◁" in text
 
 
 def _first(pattern: re.Pattern[str], text: str, quoted: list[tuple[int, int]]) -> re.Match[str] | None:
@@ -84,6 +95,8 @@ def _quotations(text: str) -> list[tuple[int, int]]:
 
     Otherwise one mark in what is quoted would turn inside and outside around for all that follows.
     """
+    if not _QUOTATION_MARK.search(text) and not may_have_key(text):
+        return []
     quotations = list(_QUOTATIONS.finditer(text))
     straight = [found for found in quotations if found.group().startswith('"')]
     paired = text.count('"') % 2 == 0 and all(_OPENS_QUOTATION.match(text, found.start()) for found in straight)
@@ -103,7 +116,8 @@ def _unquoted(reply: str) -> str:
 def _without_judged(reply: str, judged: str) -> str:
     """A reply in which what is judged, where it is repeated word for word, is a quotation."""
     words = judged.split()
-    if len(words) < _QUOTED_WORDS:
+    # Nearly no reply does: a pattern of its own for each text that is judged would cost more than all else.
+    if len(words) < _QUOTED_WORDS or " ".join(words).casefold() not in " ".join(reply.split()).casefold():
         return reply
     return re.sub(r"\s+".join(map(re.escape, words)), "\u2026", reply, flags=re.IGNORECASE)
 
@@ -133,12 +147,43 @@ def _from_json(text: str, highest: int) -> tuple[float, str] | None:
     return float(value), reason.strip() if isinstance(reason, str) else ""
 
 
-def _value(form: re.Match[str], highest: int) -> int | None:
+class _Form(NamedTuple):
+    """The form as a text has it, with what belongs to it before."""
+
+    start: int
+    end: int
+    number: str
+    link: str | None
+    other: str | None
+
+
+def _forms(text: str) -> list[_Form]:
+    """Every form in a text."""
+    found: list[_Form] = []
+    for word in _RATING.finditer(text):
+        form = _FORM.match(text, word.start())
+        if form is not None:
+            lead = _LEAD.search(text, max(0, form.start() - _LEAD_LENGTH), form.start())
+            start = form.start() if lead is None else lead.start()
+            found.append(_Form(start, form.end(), form["number"], form["link"], form["other"]))
+    return found
+
+
+def _begins_with_form(text: str) -> bool:
+    forms = _forms(text.lstrip(" \t\r\n*_#"))
+    return bool(forms) and forms[0].start == 0
+
+
+def _value(form: _Form, highest: int) -> int | None:
     """What a form states; None where that is no rating on the scale."""
-    number, link, other = form["number"], form["link"], form["other"]
+    _, _, number, link, other = form
     if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= highest:
         return None
-    if other is not None and (link in ("-", "\u2013") or link.lower() == "to" or int(other) != highest):
+    if (
+        other is not None
+        and link is not None
+        and (link in ("-", "\u2013") or link.lower() == "to" or int(other) != highest)
+    ):
         return None
     return int(number)
 
@@ -157,41 +202,41 @@ def parse_rating(reply: str, highest: int = 7, judged: str = "") -> tuple[float,
     Returns:
         None where the judge gives no rating, or several.
     """
-    text = _unquoted(without_reasoning(_without_judged(reply, judged)))
+    outside = _without_judged(reply, judged)
+    text = _unquoted(without_reasoning(outside))
     fenced = _FENCE.match(text)
     if fenced or text.startswith("{"):
         return _from_json(fenced[1] if fenced else text, highest)
-    text = _without_judged(text, judged)
+    if text != outside:  # what stood apart may stand together now
+        text = _without_judged(text, judged)
     quoted = _quotations(text)
-    forms = [
-        form for form in _FORM.finditer(text) if not _within(form.start(), quoted) and not _is_scale(form, highest)
-    ]
+    forms = [form for form in _forms(text) if not _within(form.start, quoted) and not _is_scale(form, highest)]
     values = {_value(form, highest) for form in forms}
     value = values.pop() if len(values) == 1 else None
     if value is None:
         return None
     first, last = forms[0], forms[-1]
-    at_end = _begins_sentence(last) and _AFTER_ALL.match(text, last.end())
-    if not at_end and not _BEFORE_ALL.match(text[: first.start()]):
+    at_end = _begins_sentence(text, last) and _AFTER_ALL.match(text, last.end)
+    if not at_end and not _BEFORE_ALL.match(text[: first.start]):
         return None
     return float(value), _reason(text, first, last)
 
 
-def _begins_sentence(form: re.Match[str]) -> bool:
+def _begins_sentence(text: str, form: _Form) -> bool:
     """Whether a form is a statement of its own; within a sentence it may speak of somebody else's rating."""
-    start = form.start()
-    return _STARTS.search(form.string[max(0, start - _MARKUP) : start]) is not None
+    return _STARTS.search(text[max(0, form.start - _MARKUP) : form.start]) is not None
 
 
-def _is_scale(form: re.Match[str], highest: int) -> bool:
+def _is_scale(form: _Form, highest: int) -> bool:
     """Whether a form is the scale itself, said again: `Rating: <1 to 7>`."""
-    return (form["number"], form["other"]) == ("1", str(highest)) and form["link"].lower() in ("-", "\u2013", "to")
+    said = (form.number, form.other) == ("1", str(highest))
+    return said and form.link is not None and form.link.lower() in ("-", "\u2013", "to")
 
 
-def _reason(text: str, first: re.Match[str], last: re.Match[str]) -> str:
+def _reason(text: str, first: _Form, last: _Form) -> str:
     """What is said for the rating: behind it, or before it where a model reasons first."""
-    behind = text[first.end() :]
-    said = text[: last.start()] if not behind.strip(_AROUND_REASON) else behind
+    behind = text[first.end :]
+    said = text[: last.start] if not behind.strip(_AROUND_REASON) else behind
     label = _REASON_LABEL.search(said)
     return said[label.end() if label else 0 :].lstrip(_AROUND_REASON).rstrip(" \t\r\n*")
 
@@ -200,31 +245,44 @@ def _reason(text: str, first: re.Match[str], last: re.Match[str]) -> str:
 
 # What a text says that speaks to its judge: the form, or that its rating is known. Not each number beside "rate":
 # "rate of 5 %" is none.
-_SPEAKS_OF_RATING = re.compile(
-    r"""["']?\brat(?:ing|e|ed|es)\b["']? [^.!?\n]{0,40}? (?<![\w.,])(?:[1-9]|10|seven|ten)(?![\w%]|[.,]\d)
-        | (?<![\w.,/])(?:[1-9]|10|seven|ten)\s*(?:/|out\ of|of)\s*(?:7|10|seven|ten)(?![\w%/]|[.,]\d)
-        | \b([1-9])(?:[\s,.]+\1\b){2}""",
-    re.IGNORECASE | re.VERBOSE,
+# In lower case, where a scan can skip to what such a text must have.
+_RATES = re.compile(
+    r"""rat(?<!\w...)(?:ing|e|ed|es)\b["']? [^.!?\n]{0,40}? (?<![\w.,])(?:[1-9]|10|seven|ten)(?![\w%]|[.,]\d)""",
+    re.VERBOSE,
 )
+_OF_SCALE = re.compile(
+    r"""(?<![\w.,/])(?:[1-9]|10|seven|ten)\s*(?:/|out\ of|of)\s*(?:7|10|seven|ten)(?![\w%/]|[.,]\d)""", re.VERBOSE
+)
+_ROW_OF_DIGITS = re.compile(r"([1-9])(?<!\w.)(?:[\s,.]+\1\b){2}")
 
 
-def flags_of(reply: Reply) -> tuple[Flag, ...]:
+def _speaks_of_rating(text: str) -> bool:
+    lower = text.casefold()
+    if "rat" in lower and _RATES.search(lower):
+        return True
+    if ("/" in lower or "of" in lower) and _OF_SCALE.search(lower):
+        return True
+    return _ROW_OF_DIGITS.search(lower) is not None
+
+
+def flags_of(reply: Reply, said: str | None = None) -> tuple[Flag, ...]:
     """What makes a text doubtful, in the order of `Flag`.
 
     Args:
         reply: What an agent says.
+        said: What of it counts, where that is not all.
     """
-    text = reply.text
+    text = reply.text if said is None else said
     flags: list[Flag] = []
     if reply.finish == "length":
         flags.append("cut")
     if reply.thinking != "none":
         flags.append("thinking" if reply.thinking == "whole" else "thinking_cut")
-    if _SPEAKS_OF_RATING.search(text):
+    if _speaks_of_rating(text):
         flags.append("imitates_form")
     if imitates_frame(text):
         flags.append("imitates_frame")
-    if spells_control(text) or _OPENED.search(text) or _CLOSED.search(text):
+    if spells_control(text) or (_may_have_tags(text) and (_OPENED.search(text) or _CLOSED.search(text))):
         flags.append("control_tokens")
     if repeats_prompt(text):
         flags.append("repeats_prompt")

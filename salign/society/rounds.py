@@ -46,7 +46,7 @@ class Round:
     """Of the digits, for each rating by probabilities."""
     flags: list[tuple[str, ...]] = field(default_factory=list)
     """Of each turn that says something."""
-    recalls: dict[str, Recalls] = field(default_factory=dict)
+    recalls: defaultdict[str, Recalls] = field(default_factory=lambda: defaultdict(Recalls))
     """What agents were reminded of, by the role of the turn, of every role."""
 
     def add(self, interaction: Interaction) -> None:
@@ -59,7 +59,7 @@ class Round:
         for turn in interaction.turns:
             if turn.text or turn.flags:
                 self.flags.append(turn.flags)
-            self.recalls.setdefault(turn.role, Recalls()).add(turn)
+            self.recalls[turn.role].add(turn)
             if turn.about is not None:
                 self.feedback.append(turn.rating)
             masses = (turn.mass, *(observation.mass for observation in turn.observed.values()))
@@ -81,7 +81,7 @@ class Round:
         self.masses.extend(other.masses)
         self.flags.extend(other.flags)
         for role, recalls in other.recalls.items():
-            self.recalls.setdefault(role, Recalls()).merge(recalls)
+            self.recalls[role].merge(recalls)
         for series, ratings in other.observed.items():
             self.observed.setdefault(series, {}).update(ratings)
 

@@ -47,9 +47,9 @@ class BackScatter(Protocol[BackScatterProtocol]):
                 calls.rating(calls.wording.feedback_rating(*about), query.text, f"rating:{member}"),
                 calls.reason(calls.wording.feedback_reason(*about), f"reason:{member}"),
             )
-            reason, flags = reply.text, flags_of(reply)
+            reason = reply.text
         else:
-            given, flags = await calls.rating(calls.wording.feedback_rating(*about), query.text, f"feedback:{member}")
+            given, reply = await calls.rating(calls.wording.feedback_rating(*about), query.text, f"feedback:{member}")
             reason = given.text
         return Turn(
             member,
@@ -59,7 +59,7 @@ class BackScatter(Protocol[BackScatterProtocol]):
             rating=given.rating,
             mass=given.mass,
             recalled=recalled,
-            flags=flags if wanted else (),
+            flags=flags_of(reply, reason) if wanted else (),
         )
 
     def rows(
