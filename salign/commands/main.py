@@ -10,7 +10,7 @@ from salign.errors import ConfigError, run_main
 
 # In the order in which a run goes.
 _ORDER = (
-    *("init", "launch", "simulate", "collect", "train", "evaluate", "report"),
+    *("init", "config", "launch", "simulate", "collect", "train", "evaluate", "report"),
     *("status", "export", "dashboard", "bench"),
 )
 

@@ -188,16 +188,20 @@ __all__ = [
 
 class RunSection(Section):
     root: Annotated[AbsolutePath, Effect.FREE] = Field(default=Path("runs"), validate_default=True)
+    """The folder of runs."""
     name: Annotated[Name, Effect.FREE] = "quickstart"
     """A run is its folder: where that is renamed or moved, it is the same run."""
     seed: Annotated[int, NotBool] = 0
+    """Every random choice follows from it: two runs that differ in nothing else are two draws."""
 
 
 class Price(Section):
     """What an engine's tokens cost."""
 
     prompt: NotNegative
+    """Of 1,000 tokens that are read."""
     completion: NotNegative
+    """Of 1,000 tokens that are written."""
     currency: str = "USD"
 
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
@@ -207,9 +211,13 @@ class Price(Section):
 
 class TrackingSection(Section):
     wandb: bool = True
+    """Logs to Weights & Biases: offline into the run's folder, or to the server where `WANDB_API_KEY` is set."""
     project: Name = "salign"
+    """W&B's project."""
     entity: str | None = None
+    """W&B's team or user; None: the key's own."""
     num_table_rows: CountOrZero = 100
+    """Interactions in W&B's table of samples."""
     upload_model: bool = False
     """False: the model artifact refers to the run's folder; True: its bytes are uploaded too."""
     finish_timeout_s: Positive = 10.0
@@ -223,12 +231,19 @@ class Config(Section):
     model: Annotated[FolderOrHub, Effect.INPUT] = "smollm2-135m"
     """An embedded model's name, a local folder in Hugging Face format, or a hub id."""
     engine: EngineSection = TransformersEngine()
+    """What agents speak through, and who observes where nobody else is named."""
     society: SocietySection = SocietySection()
+    """Who interacts, how, and what counts."""
     dataset: DatasetSection = DatasetSection()
+    """What of the interactions becomes alignment data."""
     train: TrainSection = TrainSection()
+    """Stages of training, one after the other."""
     evaluate: EvaluateSection = EvaluateSection()
+    """What comes of it, in figures."""
     cluster: Annotated[ClusterSection, Effect.FREE] = LocalCluster()
+    """Where all this is executed."""
     tracking: Annotated[TrackingSection, Effect.FREE] = TrackingSection()
+    """What is logged where."""
 
     @property
     def evaluated_models(self) -> tuple[str, ...]:

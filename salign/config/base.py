@@ -65,7 +65,10 @@ class Sampling(Section):
     """How one reply is sampled. `max_tokens` counts new tokens."""
 
     temperature: NotNegative = 1.0
+    """0 takes the likeliest token."""
     top_p: Annotated[float, NotBool, Field(gt=0, le=1)] = 1.0
+    """Of the likeliest tokens with this share of the probability together."""
     max_tokens: Count = 256
+    """New ones, at most."""
     max_sentences: Count | None = None
     """A reply ends with so many sentences at most, and one that `max_tokens` cuts with its last whole one."""

@@ -37,12 +37,15 @@ class SlurmResources(Section):
     timeout_min: Count = 60
     """A job that needs longer is stopped in time, requeued, and goes on from its journal or checkpoint."""
     nodes: Count = 1
+    """Of one job."""
     tasks_per_node: Count = 1
     """Processes a node, by srun: ranks of training or of an evaluation, or the MPI ranks of a shard."""
     cpus_per_task: Count = 2
+    """Threads of one task."""
     mem_gb: Annotated[float, NotBool, Field(gt=0)] | None = None
     """Memory a node; None: the partition's default."""
     gpus_per_node: CountOrZero = 0
+    """As --gpus-per-node."""
 
     @property
     def num_tasks(self) -> int:
@@ -55,6 +58,7 @@ class Throughput(Section):
     calls_per_s: Positive | None = None
     """Model calls of one shard."""
     tokens_per_call: Positive | None = None
+    """Read and written."""
     train_tokens_per_s: Positive | None = None
     """Of all ranks together."""
 
@@ -66,12 +70,19 @@ class SlurmCluster(Section):
     partition: str | None = None
     """None: the cluster's default."""
     account: str | None = None
+    """As Slurm calls it."""
     qos: str | None = None
+    """As Slurm calls it."""
     constraint: str | None = None
+    """As Slurm calls it."""
     simulate: SlurmResources = SlurmResources()
+    """A task of the array."""
     collect: SlurmResources = SlurmResources()
+    """One task."""
     train: SlurmResources = SlurmResources()
+    """A task is a rank."""
     evaluate: SlurmResources = SlurmResources()
+    """A task is a rank."""
     shards_per_task: Count = 1
     """Shards that one task of the array simulates, one after the other; for small ones."""
     max_parallel: Count = 256
@@ -91,6 +102,7 @@ class SlurmCluster(Section):
     sbatch: dict[str, str | int | bool] = Field(default={})
     """Further options of sbatch, such as {exclude: "n[3-4]", comment: "..."}."""
     throughput: Throughput = Throughput()
+    """What a shard is taken to do, for the estimate, until the run has figures of its own."""
 
     @property
     def num_ranks(self) -> int:

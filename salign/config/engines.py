@@ -18,6 +18,7 @@ class ScriptedEngine(Section):
 
     kind: Literal["scripted"]
     max_in_flight: Annotated[Count, Effect.FREE] = 256
+    """Calls at a time."""
 
 
 class TransformersEngine(Section):
@@ -27,15 +28,20 @@ class TransformersEngine(Section):
     model: Annotated[FolderOrHub | None, Effect.INPUT] = None
     """A local folder, hub id or embedded name; None is the run's `model`."""
     device: Annotated[str, Effect.FREE] = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights. In bfloat16 replies depend on what else is in their batch."""
     max_batch: Annotated[Count, Effect.FREE] = 16
+    """Replies made together."""
     max_in_flight: Annotated[Count, Effect.FREE] = 256
+    """Calls at a time, of which batches are made."""
 
 
 class ServerAddress(Section):
     """Where an OpenAI-compatible server is, and which environment variable holds its key."""
 
     base_url: Annotated[str, Effect.FREE]
+    """Up to `/v1`. It carries no key."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), Effect.FREE] = "OPENAI_API_KEY"
     """The environment variable that holds the key. The key itself is never in a config."""
 
@@ -56,7 +62,9 @@ class _ServerCalls(Section):
     timeout_s: Annotated[Positive, Effect.FREE] = 600.0
     """For one call, the time that it waits in the server's queue included."""
     num_retries: Annotated[CountOrZero, Effect.FREE] = 5
+    """Of a call that fails in a way that may pass (5xx, 429, a broken connection), with growing pauses."""
     max_in_flight: Annotated[Count, Effect.FREE] = 256
+    """Calls at a time, at most."""
     num_top_logprobs: Annotated[int, NotBool, Field(ge=7, le=100)] = 20
     """Of how many of the likeliest tokens the server is asked for probabilities, to find the digits among them."""
     rating_way: Literal["auto"] | RatingWay = "auto"
@@ -77,6 +85,7 @@ class ServerEngine(_ServerCalls):
 
     kind: Literal["server"]
     program: Literal["llama_cpp", "vllm"]
+    """`llama_cpp` (PyPI's xllamacpp) or `vllm` (installed beside salign)."""
     model: Annotated[FolderOrHub | None, Effect.INPUT] = None
     """A GGUF file or embedded name (llama_cpp), a folder or hub id (vllm); None is the run's `model`."""
     num_servers: Annotated[Count, Effect.FREE] = 1
@@ -88,6 +97,7 @@ class ServerEngine(_ServerCalls):
     arguments: tuple[str, ...] = ()
     """Further words on the command line of `vllm serve`."""
     start_timeout_s: Annotated[Positive, Effect.FREE] = 900.0
+    """For the model to be loaded."""
 
     @model_validator(mode="after")
     def _arguments_that_are_free(self) -> "ServerEngine":

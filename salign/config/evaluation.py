@@ -31,7 +31,9 @@ class Judge(Section):
     """Who rates answers; the name stands in the results."""
 
     name: Name
+    """Stands in the results."""
     engine: EngineSection
+    """Through which it speaks."""
 
 
 class EvaluateSection(Section):
@@ -48,14 +50,17 @@ class EvaluateSection(Section):
     chat_template: bool = True
     """Whether lm_eval's prompts stand in the model's chat template."""
     questions: Source = EverydaySource(split="held_out")
+    """Of the benchmark `questions`."""
     num_questions: Count | None = None
     """Of the benchmark `questions`."""
     answer: Sampling = Sampling(temperature=0.0)
+    """How the model under evaluation answers; greedily, so that a difference is none of chance."""
     judges: tuple[Judge, ...] = ()
     """Empty: the run's engine."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the model, where lm_eval's tasks are measured."""
     num_resamples: Annotated[int, NotBool, Field(ge=100)] = 10_000
+    """Of the bootstrap, for intervals."""
 
     @field_validator("benchmarks")
     @classmethod

@@ -18,6 +18,7 @@ class SampleProtocol(Section):
 
     kind: Literal["sample"]
     num_answers: Annotated[int, NotBool, Field(ge=2)] = 4
+    """To each question."""
 
 
 ProtocolSection = Annotated[

@@ -38,6 +38,7 @@ class GridTopology(Section):
     size: Count = 10
     """Cells in a row, and rows."""
     radius: Positive = 2.0
+    """Cells so far away are heard; 2 by `euclidean` are 12 neighbours."""
     metric: Literal["euclidean", "moore", "von_neumann"] = "euclidean"
     """How far two cells are apart: as the crow flies, by a king's moves, or by a rook's steps."""
     torus: bool = False
@@ -49,6 +50,7 @@ class CompleteTopology(Section):
 
     kind: Literal["complete"]
     num_agents: Count
+    """In a world."""
 
 
 class SmallWorldTopology(Section):
@@ -56,8 +58,11 @@ class SmallWorldTopology(Section):
 
     kind: Literal["small_world"]
     num_agents: Count
+    """In a world."""
     num_neighbours: Annotated[int, NotBool, Field(ge=2)] = 8
+    """Links of each agent before any is rewired."""
     rewired_share: Share = 0.1
+    """Of the links."""
 
 
 class ScaleFreeTopology(Section):
@@ -65,7 +70,9 @@ class ScaleFreeTopology(Section):
 
     kind: Literal["scale_free"]
     num_agents: Count
+    """In a world."""
     num_links: Count = 4
+    """Of a newcomer."""
 
 
 class EdgesTopology(Section):
@@ -73,6 +80,7 @@ class EdgesTopology(Section):
 
     kind: Literal["edges"]
     path: Annotated[AbsolutePath, Effect.INPUT]
+    """The file."""
 
 
 class IsolatedTopology(Section):
@@ -80,6 +88,7 @@ class IsolatedTopology(Section):
 
     kind: Literal["isolated"]
     num_agents: Count
+    """In a world."""
 
 
 TopologySection = Annotated[
@@ -96,6 +105,7 @@ class HashingEmbedder(Section):
 
     kind: Literal["hashing"] = "hashing"
     num_features: Count = 1 << 16
+    """Places that words and word pairs are hashed to."""
 
 
 class TransformersEmbedder(Section):
@@ -103,7 +113,9 @@ class TransformersEmbedder(Section):
 
     kind: Literal["transformers"]
     model: Annotated[FolderOrHub, Effect.INPUT]
+    """A folder, hub id or embedded name."""
     device: Annotated[str, Effect.FREE] = "auto"
+    """As of the engine."""
 
 
 class OpenAIEmbedder(ServerAddress):
@@ -111,8 +123,11 @@ class OpenAIEmbedder(ServerAddress):
 
     kind: Literal["openai"]
     model: str
+    """The served name."""
     timeout_s: Annotated[Positive, Effect.FREE] = 60.0
+    """For one call."""
     num_retries: Annotated[CountOrZero, Effect.FREE] = 5
+    """As of the engine."""
 
 
 Embedder = Annotated[HashingEmbedder | TransformersEmbedder | OpenAIEmbedder, Field(discriminator="kind")]
@@ -127,7 +142,9 @@ class MixturePart(Section):
     """
 
     name: Name
+    """Stands in the record of each interaction of its agents."""
     share: Share
+    """Of all agents."""
     engine: EngineSection | None = None
     """None: the run's engine."""
     instructions: str | None = None
@@ -191,6 +208,7 @@ class ObserverCheck(Section):
     """
 
     pairs: Source = EverydaySource(split="held_out")
+    """A source with a good and a bad answer to each question."""
     num_pairs: Count = 36
     """The first so many. With 36, a judge that is right in 7 of 10 is told from a coin in about 7 of 10 runs."""
     min_agreement: Share | None = None
@@ -200,24 +218,36 @@ class ObserverCheck(Section):
 
 class SocietySection(Section):
     num_worlds: Annotated[Count, Effect.EXTENT] = 1
+    """Independent societies."""
     num_shards: Annotated[Count, Effect.EXTENT] = 1
+    """Parts of the run that are simulated apart, each some whole worlds."""
     topology: TopologySection = GridTopology()
+    """Who can hear whom."""
     protocol: ProtocolSection = BackScatterProtocol()
+    """How agents interact."""
     max_rounds: Annotated[Count, Effect.EXTENT] = 50
+    """In each, every agent has one interaction."""
     audience_size: CountOrZero = 4
+    """Members who are asked for feedback, or as many as there are."""
     global_share: Share = 0.0
     """Share of the audience that is drawn from the whole society: of every audience where that is a whole number of
     members, else on average, an audience having one more or fewer by chance."""
     populations: tuple[Population, ...] = ("mixed_half_half",)
     """World w starts with `populations[w % len(populations)]`."""
     mixture: tuple[MixturePart, ...] = ()
+    """Parts of the society that speak through other engines, or under other instructions."""
     observer: EngineSection | None = None
     """Who rates drafts and revisions for the record; None: the run's engine."""
     observer_check: Annotated[ObserverCheck | None, Effect.EXTENT] = ObserverCheck()
+    """How the observer is measured before the run relies on it; None: it is not."""
     questions: Source = EverydaySource()
+    """What is asked."""
     prior: Source = EverydaySource()
+    """What agents begin with: questions with good and bad answers."""
     num_initial_memories: CountOrZero = 50
+    """Of each agent, drawn from `prior` by its label."""
     embedder: Embedder = HashingEmbedder()
+    """By what two questions are compared."""
     recall_share: Share = 0.9
     """Similar enough to be recalled is what is as near as the nearest remembered question is to this share of the
     questions asked, for an agent as it starts. What has nothing in common is never recalled."""
@@ -225,22 +255,29 @@ class SocietySection(Section):
     """Cosine distance under which a remembered question is recalled, whatever the embedder; where it is given,
     `recall_share` decides nothing."""
     rating: Literal["logprob", "parse"] = "logprob"
+    """`logprob`: the mean of the digits by their probabilities, one token a rating; `parse`: read from words, with a
+    reason."""
     num_rating_retries: CountOrZero = 2
     """How often a rating in words that cannot be read is asked for again. One by the digits' probabilities, and one in
     words at temperature 0, would be the same again."""
     wording: Literal["shared_first", "reference"] = "shared_first"
     """The order of a prompt's parts: what prompts share first, for an engine's prefix cache; or the released code's."""
     draft: Sampling = Sampling()
+    """How a first answer is sampled, and an answer of the protocol `sample`."""
     feedback: Sampling = Sampling()
+    """How an audience's words are sampled, and observers' where they rate in words."""
     revision: Sampling = Sampling()
+    """How a second answer is sampled."""
     without: tuple[Ablation, ...] = ()
     """Ablations: nobody remembers; feedback is a rating without words; nobody has an audience."""
     stopping: Annotated[Stopping | None, Effect.EXTENT] = Stopping()
+    """When a world ends before `max_rounds`; None: never."""
     schedule: Annotated[Literal["dependency", "lockstep"], Effect.FREE] = "dependency"
     """Both give the same result; lockstep waits for the whole world after each round."""
     max_alive: Annotated[Count, Effect.FREE] = 1024
     """Interactions that are held at a time in one process."""
     gates: Annotated[Gates, Effect.EXTENT] = Gates()
+    """What a shard must reach to count."""
 
     @property
     def has_audience(self) -> bool:

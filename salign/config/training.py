@@ -190,6 +190,7 @@ class GroupsData(RatedData):
 
     kind: Literal["groups"]
     path: Annotated[AbsolutePath, Effect.INPUT]
+    """The file."""
 
 
 class DatasetData(RatedData, HubRows):
@@ -203,6 +204,7 @@ class AnswersData(Section):
 
     kind: Literal["answers"]
     source: Source = EverydaySource()
+    """Of questions with labelled answers."""
 
 
 DataPart = RunData | GroupsData | DatasetData | AnswersData
@@ -213,6 +215,7 @@ class SeveralData(Section):
 
     kind: Literal["several"]
     parts: Annotated[tuple[Annotated[DataPart, Field(discriminator="kind")], ...], Field(min_length=1)]
+    """Any of the other kinds."""
 
 
 TrainingData = Annotated[DataPart | SeveralData, Field(discriminator="kind")]
@@ -228,27 +231,38 @@ class LoRA(Section):
     """
 
     rank: Count = 16
+    """Of the adapters' matrices."""
     alpha: Positive = 32.0
     """An adapter's product counts alpha / rank times."""
     dropout: Annotated[float, NotBool, Field(ge=0, lt=1)] = 0.0
+    """Of what an adapter reads, in training."""
     target_modules: tuple[str, ...] = ()
     """Names of linear layers, as `q_proj`; empty: all but the output."""
 
 
 class TrainStage(Section):
     name: Name
+    """Its model is `train/NAME/model`."""
     objective: Objective
+    """What is learnt from a group."""
     data: Annotated[TrainingData, Effect.INPUT]
+    """What is learnt from."""
     start: Annotated[Name | None, Effect.INPUT] = None
     """Whose model it starts from: `base`, or an earlier stage. None: the stage before, the first from base."""
     num_epochs: Positive = 1.0
+    """How often each group is seen, at most."""
     num_tokens: Count | None = None
     """A budget in the place of `num_epochs`: steps until so many tokens (queries and responses) were trained on."""
     max_steps: Count | None = None
+    """Whatever the epochs say."""
     learning_rate: Positive = 2e-5
+    """Its peak; it falls to 0 by a cosine."""
     warmup_share: Share = 0.03
+    """Of the steps, in which it rises."""
     weight_decay: NotNegative = 0.0
+    """Of matrices; norms and biases are left alone."""
     max_grad_norm: Positive = 1.0
+    """A longer gradient is cut to it."""
     groups_per_step: Count = 8
     """Groups in one optimizer step, over all ranks and accumulation."""
     row_tokens: Annotated[Count | None, Effect.FREE] = None
@@ -258,6 +272,7 @@ class TrainStage(Section):
     max_tokens: Count = 480
     """Longest query + response; a longer response is left out whole, and counted."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the model; master weights and sums of gradients are float32."""
     attention: Annotated[Attention, Effect.FREE] = "sdpa"
     """PyTorch's scaled dot product; or FlexAttention, which leaves out what a row's mask hides, and needs CUDA."""
     lora: LoRA | None = None
@@ -267,8 +282,11 @@ class TrainStage(Section):
     held_out_share: Share = 0.0
     """Of the groups; they are not trained on, and the loss on them is measured every `evaluate_every_steps`."""
     evaluate_every_steps: Annotated[Count, Effect.FREE] = 50
+    """Held-out groups are measured so often."""
     deepspeed: Annotated[AbsolutePath, Effect.INPUT]
+    """DeepSpeed's own config; batch sizes and precision are for salign to say."""
     checkpoint_every_steps: Annotated[Count, Effect.FREE] = 100
+    """And at the end, and when asked to stop."""
     keep_checkpoints: Annotated[CountOrZero, Effect.FREE] = 2
     """Checkpoints left when the stage is done (while it runs, at least the newest stays)."""
 
