@@ -22,6 +22,7 @@ evaluation
 stages report bench
 launch
 commands
+__main__
 """.split("\n")
 
 

@@ -57,7 +57,7 @@ def test_the_bytes_are_the_same_however_the_work_is_cut(kind, how):
 @every_protocol
 def test_the_bytes_are_those_of_yesterday(kind):
     """Whoever changes a prompt, a seed or the record changes these, and says so in the changelog."""
-    assert hashlib.sha256(held(kind).file).hexdigest() == GOLDEN[kind]
+    assert hashlib.sha256(held(kind).file).hexdigest() == GOLDEN.get(kind)
 
 
 @every_protocol

@@ -77,12 +77,19 @@ def _default(value: Any) -> str:
     if value is PydanticUndefined:
         return "needed"
     if isinstance(value, BaseModel):
-        kind = getattr(value, "kind", None)
-        return f"`{{kind: {kind}}}`" if kind else "see below"
+        said = value.model_dump(mode="json", exclude_defaults=True)
+        kind = {"kind": value.kind} if hasattr(value, "kind") else {}
+        said = {**kind, **said}
+        return _plain(said) if said else "see below"
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, tuple):
         value = [item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in value]
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    """As a config file may have it."""
     return "`" + re.sub(r'"([\w.\-/]+)"', r"\1", json.dumps(value)) + "`"
 
 
@@ -152,7 +159,7 @@ def main() -> None:
     if args.section is None:
         print(page, end="")
         return
-    parts = [part for part in re.split(r"(?m)^(?=## )", page) if part.startswith(f"## `{args.section}")]
+    parts = [part for part in re.split(r"(?m)^(?=## )", page) if part.startswith(f"## `{args.section}`")]
     if not parts:
         raise ConfigError(f"no section {args.section!r} in a config; `salign config` shows all of them")
     print("".join(parts), end="")

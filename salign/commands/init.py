@@ -25,7 +25,7 @@ engine:
   # device: cuda        # auto takes what is there
 
 society:
-  num_worlds: 2         # independent societies, which begin with the populations by turns
+  num_worlds: 2         # independent societies, which take the populations in turn
   num_shards: 2         # processes or tasks of a Slurm array that share them
   topology: {{kind: grid, size: 3, radius: 2.0}}
   max_rounds: 2

@@ -35,7 +35,7 @@ def _main() -> None:
         return
     if name not in names():
         near = difflib.get_close_matches(name, names(), 1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
+        meant = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(f"no command {name!r}{meant} There are: {', '.join(sorted(names(), key=_ORDER.index))}.")
     sys.argv = [f"salign {name}", *sys.argv[2:]]
     importlib.import_module(f"salign.commands.{name}").main()

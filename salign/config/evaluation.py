@@ -54,7 +54,7 @@ class EvaluateSection(Section):
     num_questions: Count | None = None
     """Of the benchmark `questions`."""
     answer: Sampling = Sampling(temperature=0.0)
-    """How the model under evaluation answers; greedily, so that a difference is none of chance."""
+    """How the model under evaluation answers; greedily, so that differences are not due to sampling."""
     judges: tuple[Judge, ...] = ()
     """Empty: the run's engine."""
     dtype: Literal["float32", "bfloat16"] = "float32"

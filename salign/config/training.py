@@ -81,10 +81,16 @@ class StableObjective(Section):
 
     kind: Literal["stable"]
     ratio: NotNegative = 0.2
+    """Weight of the contrast beside the best response's negative log-likelihood."""
     margin: NotNegative = 1.0
+    """How far apart, in nats a token, responses at the ends of the scale should be."""
     scale: Positive = 7.0
+    """The scale's length."""
     hinge: Literal["mean", "each"] = "mean"
+    """Whether a contrast that is met already counts as 0 for the mean of all (the released code), or for each response
+    (the paper's formula)."""
     max_flow: bool = False
+    """Takes the response that is farthest from its margin, in the place of the mean over all."""
 
 
 class DPOObjective(Section):
@@ -254,7 +260,7 @@ class TrainStage(Section):
     num_tokens: Count | None = None
     """A budget in the place of `num_epochs`: steps until so many tokens (queries and responses) were trained on."""
     max_steps: Count | None = None
-    """Whatever the epochs say."""
+    """At most so many steps, whatever `num_epochs` is."""
     learning_rate: Positive = 2e-5
     """Its peak; it falls to 0 by a cosine."""
     warmup_share: Share = 0.03

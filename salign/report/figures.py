@@ -149,9 +149,9 @@ def society_path(record: RunRecord) -> Plot | None:
     return Plot(
         "society-path",
         "Alignment against engagement, round by round",
-        "One path for each world: means of the observers' ratings of revisions, each from 1 to 7. An open circle is "
-        "the first round, a square the last of a world that was shown to gain no more, a diamond the last of those "
-        f"allowed.{drawn}",
+        "One path for each world: means of the observers' ratings of what interactions come to, each from 1 to 7. An "
+        "open circle is the first round, a square the last of a world that was shown to gain no more, a diamond the "
+        f"last of those allowed.{drawn}",
         f"Paths of {len(record.paths)} worlds. {said}.",
         make_figure(traces, "mean alignment", "mean engagement"),
         ("world", "population", "round", "alignment", "engagement"),

@@ -12,7 +12,10 @@ ANSWER = "answer"
 
 
 class Sample(Protocol[SampleProtocol]):
-    """The leader answers several times; what it remembers is the first answer."""
+    """The leader answers several times; what it remembers is the first answer.
+
+    It asks nobody: audience, feedback and revision of the society's settings are without effect.
+    """
 
     observed = (ANSWER,)
     reminded = (ANSWER,)
