@@ -4,11 +4,10 @@ A rating that is missing is None everywhere: never a number, and never in traini
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -198,31 +197,20 @@ def to_bytes(record: Interaction | AlignmentGroup) -> bytes:
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def json_lines(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
-    """Numbered objects of a JSON Lines file.
-
-    Raises:
-        DataError: A line is no JSON, with file and line.
-    """
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: no valid JSON ({error.msg} at column {error.colno})") from None
-
-
 def read_interactions(path: Path) -> Iterator[Interaction]:
     """The interactions of one shard, in the file's order.
 
     Raises:
         DataError: A line is malformed, with file and line.
     """
-    with path.open(encoding="utf-8") as file:
-        for number, row in json_lines(file, path):
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
-                yield Interaction.from_json(row)
+                yield Interaction.from_json(orjson.loads(line))
+            except orjson.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: no valid JSON ({error.msg} at column {error.colno})") from None
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
             except (KeyError, TypeError, AttributeError) as error:

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+from collections import Counter
 from dataclasses import replace
 
 import actors
@@ -12,7 +13,8 @@ from actors import Feedback, Rating
 from salign import compose
 from salign.config import Config, DatasetSection, EverydaySource, Ratio, SocietySection
 from salign.dataset import templates
-from salign.dataset.collect import build_groups, check_leaks, evaluation_prompts, make_card, sample_ratio
+from salign.dataset.collect import Contents, check_leaks, evaluation_prompts
+from salign.dataset.gathering import build_groups, chosen
 from salign.dataset.groups import load_groups
 from salign.dataset.leaks import prompts_of
 from salign.errors import DataError, StageError
@@ -40,7 +42,8 @@ def interaction(
 
 
 def built(*interactions: Interaction, **section) -> tuple[list[AlignmentGroup], dict[str, int]]:
-    groups, left_out = build_groups(interactions, protocol_of(SocietySection()), DatasetSection(**section))
+    left_out: Counter[str] = Counter()
+    groups = list(build_groups(interactions, protocol_of(SocietySection()), DatasetSection(**section), left_out))
     return groups, {reason: count for reason, count in left_out.items() if count}
 
 
@@ -260,19 +263,14 @@ def counted(groups: list[AlignmentGroup]) -> dict[str, int]:
 def test_the_ratio_keeps_the_most_that_fit(there, ratio, kept):
     names = ("imitation", "self_critic", "realignment")
     groups = many(**dict(zip(names, there, strict=True)))
-    found = sample_ratio(groups, Ratio(**dict(zip(names, ratio, strict=True))), seed=0)
-    assert counted(found) == dict(zip(names, kept, strict=True))
-    assert found == [group for group in groups if group in found]  # in their order, none twice
-
-
-def test_no_ratio_keeps_all():
-    groups = many(imitation=3, realignment=1)
-    assert sample_ratio(groups, None, seed=0) == groups
+    places = chosen(counted(groups), Ratio(**dict(zip(names, ratio, strict=True))), seed=0)
+    assert {kind: len(of_kind) for kind, of_kind in places.items()} == dict(zip(names, kept, strict=True))
+    assert all(place in range(counted(groups)[kind]) for kind, of_kind in places.items() for place in of_kind)
 
 
 def test_which_groups_are_kept_depends_on_the_seed_alone():
-    groups = many(imitation=20, self_critic=20)
-    kept = [sample_ratio(groups, Ratio(imitation=5, self_critic=1), seed) for seed in (0, 0, 1)]
+    counts = counted(many(imitation=20, self_critic=20))
+    kept = [chosen(counts, Ratio(imitation=5, self_critic=1), seed) for seed in (0, 0, 1)]
     assert kept[0] == kept[1]
     assert kept[0] != kept[2]
 
@@ -283,9 +281,11 @@ def test_the_card_counts_what_is_there():
         AlignmentGroup("b", ("x",), (6.9,), "imitation"),
         AlignmentGroup("c", ("x",), (3.0,), "self_critic"),
     ]
-    card = make_card(groups, {"unrated": 2}, num_interactions=9)
-    assert (card["num_interactions"], card["num_groups"], card["num_responses"]) == (9, 3, 4)
-    assert card["left_out"] == {"unrated": 2}
+    contents = Contents()
+    for group in groups:
+        contents.add(group)
+    card = contents.figures()
+    assert (card["num_groups"], card["num_responses"]) == (3, 4)
     none = {str(score): 0 for score in range(1, 8)}
     assert card["kinds"] == {
         "imitation": {"num_groups": 2, "num_responses": 3, "num_single": 1, "scores": {**none, "1": 1, "7": 2}},

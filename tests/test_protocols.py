@@ -7,7 +7,7 @@ import pytest
 from actors import NO_DIGIT, QUESTIONS, SMALL, Actor, Life, live, random_delay
 
 from salign.config import Config, DatasetSection, RunSection, SocietySection
-from salign.dataset.collect import build_groups
+from salign.dataset.gathering import build_groups
 from salign.errors import CallRejectedError
 from salign.report.society import SocietyReader
 from salign.society.protocols import PROTOCOLS, protocol_of
@@ -119,7 +119,8 @@ def test_what_is_held_can_be_learnt_from_and_reported(kind, tmp_path):
     life = held(kind)
     society = SocietySection(protocol={"kind": kind}, **SMALL)
     protocol = protocol_of(society)
-    groups, left_out = build_groups(life.interactions, protocol, DatasetSection())
+    left_out: Counter[str] = Counter()
+    groups = list(build_groups(life.interactions, protocol, DatasetSection(), left_out))
     assert any(len(group.responses) > 1 for group in groups)
     assert left_out["unrated"] > 0
     assert {interaction.protocol for interaction in life.interactions} == {kind}

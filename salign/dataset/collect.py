@@ -1,165 +1,101 @@
 """Interactions of all worlds -> alignment data of three kinds (method: section 2)."""
 
+import contextlib
+import itertools
 import json
 import logging
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from salign.config import FLAGS, KINDS, Config, DatasetSection, Flag, Kind, Ratio
+import orjson
+
+from salign.config import FLAGS, KINDS, Config, Kind
+from salign.dataset.gathering import build_groups, chosen, kind_of
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import Match, Text, find_leaks, prompts_of
-from salign.dataset.rated import mean_score
 from salign.errors import StageError
-from salign.records import AlignmentGroup, Interaction, Turn, read_interactions, to_line
-from salign.run import RunDir, lock, mark_done, read_done, recording_failure, require_done, write_atomic
-from salign.seeds import rng
+from salign.records import AlignmentGroup, Interaction, Turn, read_interactions, to_bytes
+from salign.run import RunDir, lock, mark_done, new_file, read_done, recording_failure, require_done, write_atomic
 from salign.society import sources
 from salign.society.protocols import protocol_of
-from salign.society.protocols.base import Protocol, Row
-from salign.society.recalls import recalls_of
+from salign.society.protocols.base import Protocol
+from salign.society.recalls import RecallRecord
 from salign.society.rounds import mean
 from salign.tracking.metrics import read_metrics
 from salign.tracking.mirror import open_mirror
 
 logger = logging.getLogger(__name__)
 
-# Flags that leave a text what it is: nothing is missing of it, or its end, which `_without_cut_best` minds.
-_KEPT: tuple[Flag, ...] = ("cut", "thinking")
-
 _COMPARED = "the society's questions, the agents' initial memory or the training data"
 # Characters of a prompt that a message quotes.
 _MAX_SHOWN = 200
 
 
-@dataclass(slots=True)
-class _Response:
-    """The scores of one text, and whether it was ever whole, so that it may be the best."""
+class Contents:
+    """What the data is made of: counts by kind, and histograms of scores."""
 
-    scores: list[float] = field(default_factory=list)
-    whole: bool = False
+    def __init__(self) -> None:
+        self._counts = {kind: Counter[str]() for kind in KINDS}
+        self._scores = {kind: Counter[int]() for kind in KINDS}
 
+    def add(self, group: AlignmentGroup) -> None:
+        """Takes up a group of the society's."""
+        kind = kind_of(group)
+        num = len(group.responses)
+        self._counts[kind].update(num_groups=1, num_responses=num, num_single=num == 1)
+        self._scores[kind].update(map(round, group.scores))
 
-def _rows(
-    interaction: Interaction, protocol: Protocol[Any], section: DatasetSection, left_out: Counter[str]
-) -> Iterator[Row]:
-    """What can be learnt from an interaction; neither flagged texts nor what was said of them."""
-    learnt = {*_KEPT, *section.keep_flagged}
-
-    def kept(turns: Iterable[Turn]) -> list[Turn]:
-        there = list(turns)
-        clean = [turn for turn in there if learnt.issuperset(turn.flags)]
-        left_out["flagged"] += len(there) - len(clean)
-        return clean
-
-    return protocol.rows(interaction, kept, section.min_realignment_score)
-
-
-def build_groups(
-    interactions: Iterable[Interaction], protocol: Protocol[Any], section: DatasetSection
-) -> tuple[list[AlignmentGroup], dict[str, int]]:
-    """Rows with the same query become one group.
-
-    Left out are empty responses, those without a rating, flagged ones with what was said of them (a flagged text's
-    rating is no better than none), those that were cut and are as good as the best whole one, and groups in which a cut
-    one is better than that: another would be learnt as the best. A response that is given to one query several times
-    stands in its group once, with the mean of its ratings.
-
-    Args:
-        interactions: In canonical order.
-        protocol: By which they were held.
-        section: Which kinds, from which score a revision is one to learn from, and which flags do not matter.
-
-    Returns:
-        The groups, by kind and then by first appearance, and counts of what was left out.
-    """
-    gathered: dict[tuple[Kind, str], tuple[dict[str, _Response], list[tuple[int, int, int]], str]] = {}
-    left_out = Counter(dict.fromkeys(("unrated", "empty", "duplicate", "flagged", "cut", "cut_best_groups"), 0))
-    for interaction in interactions:
-        for row in _rows(interaction, protocol, section, left_out):
-            if row.kind not in section.kinds:
-                continue
-            there, origins, _ = gathered.setdefault((row.kind, row.query), ({}, [], interaction.topic))
-            origins.append(interaction.key)
-            for turn, score in row.responses:
-                text = turn.text.strip()
-                if score is None or not text:
-                    left_out["unrated" if score is None else "empty"] += 1
-                    continue
-                left_out["duplicate"] += text in there
-                given = there.setdefault(text, _Response())
-                given.scores.append(score)
-                given.whole |= "cut" not in turn.flags or "cut" in section.keep_flagged
-    groups = []
-    for (kind, query), (there, origins, question) in gathered.items():
-        if not there:
-            continue
-        scores = _without_cut_best(there)
-        left_out["cut"] += len(there) - len(scores)
-        left_out["cut_best_groups"] += not scores
-        if scores:
-            provenance = {"question": question, "interactions": origins}
-            groups.append(AlignmentGroup(query, tuple(scores), tuple(scores.values()), kind, provenance))
-    return sorted(groups, key=lambda group: KINDS.index(_kind(group))), dict(left_out)
-
-
-def _without_cut_best(responses: dict[str, _Response]) -> dict[str, float]:
-    """Scores by text, without texts that were cut and are as good as the best; none where no whole one is the best."""
-    scores = {text: mean_score(given.scores) for text, given in responses.items()}
-    best = max(scores.values())
-    if not any(score == best and responses[text].whole for text, score in scores.items()):
-        return {}
-    return {text: score for text, score in scores.items() if responses[text].whole or score < best}
-
-
-def _kind(group: AlignmentGroup) -> Kind:
-    assert group.kind is not None
-    assert group.kind != "demonstration"
-    return group.kind
-
-
-def sample_ratio(groups: list[AlignmentGroup], ratio: Ratio | None, seed: int) -> list[AlignmentGroup]:
-    """The most groups that keep the kinds in the given ratio; a kind with share 0 is left out, None keeps all."""
-    if ratio is None:
-        return groups
-    there = Counter(_kind(group) for group in groups)
-    shares = {kind: getattr(ratio, kind) for kind in there}
-    unit = min((there[kind] / share for kind, share in shares.items() if share > 0), default=0.0)
-    kept = []
-    for kind in there:
-        of_kind = [group for group in groups if group.kind == kind]
-        chosen = rng(seed, "ratio", kind).sample(
-            range(len(of_kind)), min(len(of_kind), int(unit * shares[kind] + 1e-9))
-        )
-        kept += [of_kind[position] for position in sorted(chosen)]
-    return kept
-
-
-def _histogram(values: Iterable[float]) -> dict[str, int]:
-    """Counts by the nearest whole score, 1..7."""
-    counts = Counter(round(value) for value in values)
-    return {str(score): counts[score] for score in range(1, 8)}
-
-
-def make_card(groups: list[AlignmentGroup], left_out: dict[str, int], num_interactions: int) -> dict[str, Any]:
-    """What the data is made of: counts by kind, histograms of scores, what was left out."""
-    kinds = {}
-    for kind in KINDS:
-        of_kind = [group for group in groups if group.kind == kind]
-        kinds[kind] = {
-            "num_groups": len(of_kind),
-            "num_responses": sum(len(group.responses) for group in of_kind),
-            "num_single": sum(len(group.responses) == 1 for group in of_kind),
-            "scores": _histogram(score for group in of_kind for score in group.scores),
+    def figures(self) -> dict[str, Any]:
+        """For the card; scores by the nearest whole one, 1..7."""
+        kinds: dict[str, Any] = {}
+        for kind, counts in self._counts.items():
+            histogram = {str(score): self._scores[kind][score] for score in range(1, 8)}
+            names = ("num_groups", "num_responses", "num_single")
+            kinds[kind] = {**{name: counts[name] for name in names}, "scores": histogram}
+        total = {
+            name: sum(counts[name] for counts in self._counts.values()) for name in ("num_groups", "num_responses")
         }
-    return {
-        "num_interactions": num_interactions,
-        "num_groups": len(groups),
-        "num_responses": sum(len(group.responses) for group in groups),
-        "kinds": kinds,
-        "left_out": left_out,
-    }
+        return {**total, "kinds": kinds}
+
+
+class _Seen:
+    """What is counted of interactions while they pass by."""
+
+    def __init__(self, config: Config, protocol: Protocol[Any]) -> None:
+        self._num_samples = config.tracking.num_table_rows
+        self._price = config.tracking.price_per_1000_tokens
+        self._rounds: dict[int, Counter[str]] = {}
+        self.num_interactions = 0
+        self.flags: Counter[str] = Counter()
+        self.recalls = RecallRecord(protocol.reminded)
+        self.samples: list[Interaction] = []
+
+    def passing(self, interactions: Iterable[Interaction]) -> Iterator[Interaction]:
+        """The same interactions, each counted as it goes on."""
+        for item in interactions:
+            self.num_interactions += 1
+            self.flags.update(flag for turn in item.turns for flag in turn.flags)
+            self.recalls.take(item)
+            self._rounds.setdefault(item.round, Counter()).update(
+                calls=item.num_calls, prompt=item.prompt_tokens, completion=item.completion_tokens
+            )
+            if len(self.samples) < self._num_samples:
+                self.samples.append(item)
+            yield item
+
+    def spent(self) -> dict[int, dict[str, float]]:
+        """Calls, tokens and, where the config has a price, cost of each round and those before it."""
+        spent: dict[int, dict[str, float]] = {}
+        total = Counter[str]()
+        for round_ in sorted(self._rounds):
+            total.update(self._rounds[round_])
+            spent[round_] = {"sim/calls": total["calls"], "sim/tokens": total["prompt"] + total["completion"]}
+            if self._price is not None:
+                spent[round_]["sim/cost"] = self._price.of(total["prompt"], total["completion"])
+        return spent
 
 
 def evaluation_prompts(config: Config) -> list[str]:
@@ -258,35 +194,82 @@ def collect(run: RunDir, config: Config) -> None:
     folder = run.dataset
     with lock(folder / ".lock", f"the dataset of {run.path}"), recording_failure(folder):
         inputs: dict[str, str] = {}
-        interactions: list[Interaction] = []
         recall: dict[str, Any] = {}
         missing = _missing_shards(run, config)
-        for shard in set(range(config.society.num_shards)) - set(missing):
+        # A shard's worlds follow those of the one before, and its file is in order: so are all of them together.
+        shards = [shard for shard in range(config.society.num_shards) if shard not in missing]
+        for shard in shards:
             remedy = f"Run `python jobs/simulate.py {run.path} --shard {shard}`, or launch again."
             done = require_done(run.shard(shard), f"shard {shard}", remedy)
             inputs[f"simulate/{shard}"], recall = done.digest, done.facts["recall"]
-            interactions += read_interactions(run.shard(shard) / "interactions.jsonl")
-        interactions.sort(key=lambda interaction: interaction.key)
         protocol = protocol_of(config.society)
-        groups, left_out = build_groups(interactions, protocol, config.dataset)
-        groups = sample_ratio(groups, config.dataset.ratio, config.run.seed)
-        if not groups:
-            raise StageError(
-                f"{len(interactions)} interactions gave not one group of alignment data. Look at the interactions in "
-                f"{run.path / 'simulate'}, and at dataset.kinds and dataset.ratio."
-            )
-        leaks = check_leaks(config, groups)
-        card = make_card(groups, left_out, len(interactions))
-        card["missing_shards"] = missing
-        flags = Counter(flag for item in interactions for turn in item.turns for flag in turn.flags)
-        card["flags"] = {flag: flags[flag] for flag in FLAGS}
-        card["leak_check"] = leaks
-        # From which distance on agents recall is the same for all shards; what they recalled is counted over all.
-        card["recall"] = {**recall, **recalls_of(interactions, protocol.reminded).figures()}
-        write_atomic(folder / "groups.jsonl", "".join(map(to_line, groups)))
+        seen = _Seen(config, protocol)
+        files = (read_interactions(run.shard(shard) / "interactions.jsonl") for shard in shards)
+        everything = seen.passing(itertools.chain.from_iterable(files))
+        left_out: Counter[str] = Counter()
+        contents = Contents()
+        gathered = build_groups(everything, protocol, config.dataset, left_out)
+        with _chosen_groups(gathered, config, folder) as groups, new_file(folder / "groups.jsonl") as file:
+
+            def written() -> Iterator[AlignmentGroup]:
+                for group in groups:
+                    file.write(to_bytes(group))
+                    contents.add(group)
+                    yield group
+
+            stream = written()
+            leaks = check_leaks(config, stream)
+            for _ in stream:  # where there is nothing to look for
+                pass
+            figures = contents.figures()
+            if not figures["num_groups"]:
+                raise StageError(
+                    f"{seen.num_interactions} interactions gave not one group of alignment data. Look at the "
+                    f"interactions in {run.path / 'simulate'}, and at dataset.kinds and dataset.ratio."
+                )
+        card = {
+            "num_interactions": seen.num_interactions,
+            **figures,
+            "left_out": dict(left_out),
+            "missing_shards": missing,
+            "flags": {flag: seen.flags[flag] for flag in FLAGS},
+            "leak_check": leaks,
+            # From which distance on agents recall is the same for all shards; what they recalled is counted over all.
+            "recall": {**recall, **seen.recalls.figures()},
+        }
         write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
-        _mirror(run, config, interactions, card, protocol)
-        mark_done(folder, ["groups.jsonl", "card.json"], inputs, {"num_groups": len(groups)})
+        _mirror(run, config, seen, card, protocol)
+        mark_done(folder, ["groups.jsonl", "card.json"], inputs, {"num_groups": figures["num_groups"]})
+
+
+@contextlib.contextmanager
+def _chosen_groups(
+    groups: Iterable[AlignmentGroup], config: Config, folder: Path
+) -> Iterator[Iterable[AlignmentGroup]]:
+    """The groups that keep the kinds in `dataset.ratio`. How many there are of each is known at their end only."""
+    ratio = config.dataset.ratio
+    if ratio is None:
+        yield groups
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:
+        counts: Counter[Kind] = Counter()
+        for group in groups:
+            counts[kind_of(group)] += 1
+            file.write(to_bytes(group))
+        file.seek(0)
+        places = chosen(counts, ratio, config.run.seed)
+        yield _of_lines(file, places)
+
+
+def _of_lines(lines: Iterable[bytes], places: Mapping[Kind, Collection[int]]) -> Iterator[AlignmentGroup]:
+    seen: Counter[Kind] = Counter()
+    for line in lines:
+        row = orjson.loads(line)
+        kind = row["kind"]
+        if seen[kind] in places[kind]:
+            responses, scores = tuple(row["responses"]), tuple(row["scores"])
+            yield AlignmentGroup(row["query"], responses, scores, kind, row["provenance"])
+        seen[kind] += 1
 
 
 def _missing_shards(run: RunDir, config: Config) -> list[int]:
@@ -307,30 +290,11 @@ def _missing_shards(run: RunDir, config: Config) -> list[int]:
     return missing
 
 
-def _spent(config: Config, interactions: Iterable[Interaction]) -> dict[int, dict[str, float]]:
-    """Calls, tokens and, where the config has a price, cost of each round and those before it."""
-    rounds: dict[int, Counter[str]] = {}
-    for item in interactions:
-        rounds.setdefault(item.round, Counter()).update(
-            calls=item.num_calls, prompt=item.prompt_tokens, completion=item.completion_tokens
-        )
-    spent: dict[int, dict[str, float]] = {}
-    price, total = config.tracking.price_per_1000_tokens, Counter[str]()
-    for round_ in sorted(rounds):
-        total.update(rounds[round_])
-        spent[round_] = {"sim/calls": total["calls"], "sim/tokens": total["prompt"] + total["completion"]}
-        if price is not None:
-            spent[round_]["sim/cost"] = price.of(total["prompt"], total["completion"])
-    return spent
-
-
 def _alignment(turn: Turn | None) -> float | None:
     return None if turn is None else turn.observed_rating("alignment")
 
 
-def _mirror(
-    run: RunDir, config: Config, interactions: list[Interaction], card: dict[str, Any], protocol: Protocol[Any]
-) -> None:
+def _mirror(run: RunDir, config: Config, seen: _Seen, card: dict[str, Any], protocol: Protocol[Any]) -> None:
     """The society's W&B run: shards open none, so the collector shows their curves, samples and data."""
     rounds: dict[int, list[dict[str, Any]]] = {}
     missing = card["missing_shards"]
@@ -338,7 +302,7 @@ def _mirror(
         for row in read_metrics(run.shard(shard) / "metrics.jsonl"):
             if "sim/round" in row:
                 rounds.setdefault(row["sim/round"], []).append(row)
-    spent = _spent(config, interactions)
+    spent = seen.spent()
     with open_mirror(run, config, "simulate") as mirror:
         for round_, rows in sorted(rounds.items()):
             names = [name for name in rows[0] if name.endswith(("_mean", "_share", "_median", "sim/parse_rate"))]
@@ -347,7 +311,7 @@ def _mirror(
             mirror.log({"sim/round": round_, **means, "sim/failed": failed, **spent.get(round_, {})})
         num_done = config.society.num_shards - len(missing)
         mirror.summarize({"sim/shards_done": num_done, "sim/shards_failed": len(missing)})
-        mirror.summarize({"sim/interactions": len(interactions), "data/groups": card["num_groups"]})
+        mirror.summarize({"sim/interactions": seen.num_interactions, "data/groups": card["num_groups"]})
         mirror.summarize({f"data/{kind}": card["kinds"][kind]["num_groups"] for kind in KINDS})
         first = read_done(run.shard(0))
         observer = None if first is None else first.facts.get("observer")
@@ -355,10 +319,9 @@ def _mirror(
             mirror.summarize({f"observer/{name}": observer[name] for name in ("agreement", "length_correlation")})
         roles = protocol.observed
         columns = ["world", "round", "agent", "question", *roles, *(f"{role} alignment" for role in roles)]
-        shown = interactions[: config.tracking.num_table_rows]
         rated = [
             [*item.key, item.topic, *(turn and turn.text for turn in turns), *(_alignment(turn) for turn in turns)]
-            for item in shown
+            for item in seen.samples
             for turns in [[item.turn(role) for role in roles]]
         ]
         mirror.table("sim/samples", columns, rated)

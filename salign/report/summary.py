@@ -1,6 +1,10 @@
 """The closing table of a run: what came out, in figures, and where everything lies."""
 
+import itertools
 import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -18,21 +22,22 @@ from salign.society.rounds import mean
 from salign.tracking.metrics import read_metrics
 
 
-def _society(interactions: list[Interaction], protocol: Protocol[Any]) -> dict[str, Any]:
-    figures: dict[str, Any] = {
-        "num_interactions": len(interactions),
-        "num_failed": sum(interaction.failure is not None for interaction in interactions),
-        "num_calls": sum(interaction.num_calls for interaction in interactions),
-        "num_tokens": sum(item.prompt_tokens + item.completion_tokens for item in interactions),
+def _society(interactions: Iterable[Interaction], protocol: Protocol[Any]) -> dict[str, Any]:
+    counts = Counter(num_interactions=0, num_failed=0, num_calls=0, num_tokens=0)
+    ratings: dict[tuple[str, str], array[float]] = {
+        (criterion, role): array("d") for criterion in protocol.criteria for role in protocol.observed
     }
-    figures["means"] = {
-        criterion: {
-            role: mean(turn.observed_rating(criterion) for item in interactions for turn in item.turns_of(role))
-            for role in protocol.observed
-        }
-        for criterion in protocol.criteria
-    }
-    return figures
+    for item in interactions:
+        tokens = item.prompt_tokens + item.completion_tokens
+        failed = item.failure is not None
+        counts.update(num_interactions=1, num_failed=failed, num_calls=item.num_calls, num_tokens=tokens)
+        for (criterion, role), given in ratings.items():
+            there = (turn.observed_rating(criterion) for turn in item.turns_of(role))
+            given.extend(rating for rating in there if rating is not None)
+    means: dict[str, dict[str, float | None]] = {criterion: {} for criterion in protocol.criteria}
+    for (criterion, role), given in ratings.items():
+        means[criterion][role] = mean(given)
+    return {**counts, "means": means}
 
 
 def summarize(run: RunDir, config: Config) -> dict[str, Any]:
@@ -42,14 +47,14 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
         `society` and `dataset` (None where nothing was simulated), `training`, `evaluation` and `differences`, each
         figure's paired difference of the last evaluated model from the first.
     """
-    interactions: list[Interaction] = []
+    files: list[Iterable[Interaction]] = []
     card, observer = None, None
     if config.has_society:
         for shard in range(config.society.num_shards):
             complete = read_done(run.shard(shard))
             if complete is not None:  # some may be missing (cluster.min_shards)
                 observer = observer or complete.facts.get("observer")
-                interactions += read_interactions(run.shard(shard) / "interactions.jsonl")
+                files.append(read_interactions(run.shard(shard) / "interactions.jsonl"))
         card = json.loads((run.dataset / "card.json").read_text(encoding="utf-8"))
     training = {}
     for stage in config.train.stages:
@@ -71,9 +76,9 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
         write_tables(run, compared)
         # Pairs stand in the order of the models.
         differences = {task: pairs[len(models) - 2].estimate for task, pairs in compared.differences.items()}
-    protocol = protocol_of(config.society)
+    protocol, everything = protocol_of(config.society), itertools.chain.from_iterable(files)
     summary = {
-        "society": None if card is None else {**_society(interactions, protocol), "observer": observer},
+        "society": None if card is None else {**_society(everything, protocol), "observer": observer},
         "dataset": None if card is None else {kind: card["kinds"][kind]["num_groups"] for kind in KINDS},
         "training": training,
         "evaluation": evaluation,

@@ -79,6 +79,13 @@ class RecallRecord:
             if role in by_role:
                 there[role].merge(by_role[role])
 
+    def take(self, interaction: Interaction) -> None:
+        """Takes up one interaction."""
+        for turn in interaction.turns:
+            if turn.role in self.roles:
+                by_role = self.rounds.setdefault(interaction.round, {role: Recalls() for role in self.roles})
+                by_role[turn.role].add(turn)
+
     def first(self) -> Recalls:
         """All turns of the first round, in which agents have nothing of their own yet."""
         total = Recalls()
@@ -113,7 +120,5 @@ def recalls_of(interactions: Iterable[Interaction], roles: tuple[str, ...]) -> R
     """What agents were reminded of in some interactions, before turns of some roles."""
     record = RecallRecord(roles)
     for interaction in interactions:
-        for turn in interaction.turns:
-            if turn.role in roles:
-                record.rounds.setdefault(interaction.round, {role: Recalls() for role in roles})[turn.role].add(turn)
+        record.take(interaction)
     return record
