@@ -271,6 +271,15 @@ def test_a_server_that_refuses_everybody_is_given_up(quick):
 # --- what does not -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("said", [{"code": "insufficient_quota"}, {"type": "insufficient_quota", "code": None}])
+def test_an_account_without_credit_is_no_load_and_waited_for_in_vain(said):
+    answer = {"error": {"message": "You exceeded your current quota", **said}}
+    server = Server(lambda: web.json_response(answer, status=429))
+    with pytest.raises(EngineError, match=r"has no credit left for this key: HTTP 429: You exceeded .* OPENAI_API_KEY"):
+        server.ask()
+    assert (len(server.times), server.num_pushed_back) == (1, 0)
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_refused_call_is_rejected_at_once(status):
     server = Server(lambda: refuses(status, "the prompt is\ntoo long"))

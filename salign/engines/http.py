@@ -27,6 +27,8 @@ from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUna
 _REJECTED = (400, 413, 422)
 _MAY_PASS = (408, 409, 429)  # and 5xx
 _OVERLOADED = (429, 503)
+# As OpenAI names it, and those who speak as it does.
+_SPENT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 
 # Pauses of 0.75, 1.5, 3, 6 and 8 s, less up to a fifth: five retries bridge 15 s, in which a server is restarted.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _JITTER = 0.75, 8.0, 0.2
@@ -156,6 +158,11 @@ class Server:
         if status < 400:
             self._num_answered += 1
             return answer
+        if status == 429 and _is_spent(answer):
+            raise EngineError(
+                f"{self._where} has no credit left for this key: {self._said(status, answer)}. Add some, or put "
+                f"another key into {self._section.api_key_env}; what is complete is kept."
+            )
         if status in _OVERLOADED:
             self._push_back()
         if status in _MAY_PASS or status >= 500:
@@ -202,6 +209,18 @@ class Server:
         raw = said if isinstance(said, bytes) else said.encode("utf-8", "replace")
         text = _USER_OF_URL.sub("", " ".join(raw.decode("utf-8", "replace").split()))
         return redact(text.replace(self._key, f"<{self._key_name}>") if self._key else text)[:300]
+
+
+def _is_spent(answer: bytes) -> bool:
+    """Whether a 429 speaks of an account without credit, which no pause mends, and not of load."""
+    try:
+        said = json.loads(answer)
+    except ValueError:
+        return False
+    error = said.get("error") if isinstance(said, dict) else None
+    return isinstance(error, dict) and not _SPENT.isdisjoint(
+        value for value in (error.get("code"), error.get("type")) if isinstance(value, str)
+    )
 
 
 def is_loopback(url: str) -> bool:
