@@ -25,7 +25,7 @@ OPEN_GATES = (
 )
 
 
-def launch(*words: str, env: dict[str, str] | None = None, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+def launch(*words: str, env: dict[str, str] | None = None, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
     """`python jobs/launch.py` as a user runs it."""
     command = [sys.executable, str(ROOT / "jobs" / "launch.py"), *words]
     return subprocess.run(

@@ -118,7 +118,7 @@ def llama_cpp(gguf, tmp_path):
         port = listener.getsockname()[1]
     with (tmp_path / "server.log").open("w") as log:
         server = subprocess.Popen([sys.executable, "-c", SERVER, str(gguf), str(port)], stdout=log, stderr=log)
-    url, end = f"http://127.0.0.1:{port}/v1", time.monotonic() + 60
+    url, end = f"http://127.0.0.1:{port}/v1", time.monotonic() + 600
     while time.monotonic() < end and server.poll() is None:
         try:
             urllib.request.urlopen(f"{url}/models", timeout=2).close()
@@ -166,7 +166,7 @@ def test_ratings_in_words_of_a_model_that_seldom_keeps_to_the_form(llama_config,
     assert launch(str(path), "--prepare").returncode == 0
     run = RunDir(tmp_path / "runs" / "small")
     command = [sys.executable, str(ROOT / "jobs" / "simulate.py"), str(run.path), "--shard", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=900, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=1800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     interactions = list(read_interactions(run.shard(0) / "interactions.jsonl"))
     ratings = [item.rating for interaction in interactions for item in interaction.turns_of("feedback")]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 def train(run: RunDir, *launcher: str) -> subprocess.CompletedProcess[str]:
     command = [*launcher, sys.executable, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "sft"]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=1800, check=False)
 
 
 def test_two_ranks_by_mpiexec_train_as_two_by_torchrun(config_file, tmp_path):

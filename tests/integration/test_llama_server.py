@@ -87,7 +87,7 @@ def command_of(pid: int) -> bytes:
 
 
 def ended(pids: list[int]) -> bool:
-    until = time.monotonic() + 15
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         if not any(command_of(pid) for pid in pids):
             return True

@@ -62,7 +62,7 @@ def evaluate(run: RunDir, *words: str, num_ranks: int = 1) -> subprocess.Complet
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [*launcher, str(ROOT / "jobs" / "evaluate.py"), str(run.path), *words]
     env = {**environment(), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=600, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=1800, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def command(run, shard=0, ranks=1, words=()):
     return [*mpi, sys.executable, str(ROOT / "jobs" / "simulate.py"), str(run.path), "--shard", str(shard), *words]
 
 
-def simulate(run, shard=0, ranks=1, words=(), timeout=600):
+def simulate(run, shard=0, ranks=1, words=(), timeout=1800):
     return subprocess.run(
         command(run, shard, ranks, words), capture_output=True, text=True, timeout=timeout, env=env(), check=False
     )
@@ -119,7 +119,7 @@ def started(run, ranks=1):
         if process.poll() is None:
             process.terminate()
             try:
-                process.communicate(timeout=10)
+                process.communicate(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
         process.communicate()
@@ -127,7 +127,7 @@ def started(run, ranks=1):
 
 def digest(run):
     words = [sys.executable, str(ROOT / "jobs" / "status.py"), str(run.path), "--digest"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=env(), check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1800, env=env(), check=False)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.split()
     assert len(line) == 64
@@ -147,7 +147,7 @@ def keys_of(run):
     return {json.loads(record)["key"] for record in records(run)}
 
 
-def until(condition, process=None, seconds=240.0):
+def until(condition, process=None, seconds=1800.0):
     """Waits until something is so; False if the process ends before."""
     end = time.monotonic() + seconds
     while not condition():
@@ -331,7 +331,7 @@ def test_a_digest_of_what_is_not_complete_is_refused(tmp_path, societies):
     run = prepare(tmp_path, {**societies["grid"], "num_shards": 2})
     complete(run, shard=0)
     words = [sys.executable, str(ROOT / "jobs" / "status.py"), str(run.path), "--digest"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=env(), check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1800, env=env(), check=False)
     assert (done.returncode, done.stdout) == (1, "")
     said_once(done.stderr, "shard 1", "is not complete", "--shard 1")
 
@@ -380,7 +380,7 @@ def test_a_shard_that_is_told_to_end_does_so_and_goes_on_later(tmp_path, served,
             assert until(lambda: len(records(run)) > 40, process)
             start = time.monotonic()
             process.send_signal(number)
-            said, _ = process.communicate(timeout=30)
+            said, _ = process.communicate(timeout=1800)
             assert time.monotonic() - start < 10
         assert process.returncode == code
         assert "Traceback" not in said
@@ -404,7 +404,7 @@ def test_a_shard_ends_when_told_even_where_no_call_ends(tmp_path):
         with started(run) as process:
             assert until(lambda: mock.get("stats")["in_flight"] > 0, process)
             process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=1800)
     assert process.returncode == 143
 
 
@@ -457,7 +457,7 @@ def test_an_engine_that_is_started_again_in_mid_run_is_waited_for(tmp_path, serv
             noted = keys_of(run)
             time.sleep(0.5)
             mock.start()
-            said, _ = process.communicate(timeout=60)
+            said, _ = process.communicate(timeout=1800)
         assert process.returncode == 0, said
         assert interactions(run) == served
         assert not noted & mock.answered().keys()
@@ -469,7 +469,7 @@ def test_an_engine_that_stays_away_ends_the_shard_with_one_error(tmp_path, serve
         with started(run) as process:
             assert until(lambda: len(records(run)) > 100, process)
             mock.kill()
-            said, _ = process.communicate(timeout=30)
+            said, _ = process.communicate(timeout=1800)
         assert process.returncode == 1
         line = said_once(said, f"the engine at http://127.0.0.1:{mock.port}/v1 is unreachable")
         error, code = read_failure(run.shard(0))
@@ -519,12 +519,12 @@ def test_a_rank_that_dies_ends_all_and_the_shard_goes_on_later(tmp_path, served,
             assert set(processes) == {0, 1}
             start = time.monotonic()
             os.kill(process.pid if rank is None else processes[rank], number)
-            said, _ = process.communicate(timeout=30)
+            said, _ = process.communicate(timeout=1800)
             assert time.monotonic() - start < 15
         assert process.returncode not in (0, None)
         assert number == signal.SIGKILL or process.returncode == 143
         assert "Traceback" not in said
-        assert until(lambda: not ranks_of(run), seconds=10)
+        assert until(lambda: not ranks_of(run), seconds=600)
         assert read_done(run.shard(0)) is None
         noted, then = keys_of(run), mock.answered()
         assert complete(run, ranks=2) == served
@@ -535,14 +535,14 @@ def test_a_rank_that_dies_ends_all_and_the_shard_goes_on_later(tmp_path, served,
 
 def test_an_error_of_one_rank_ends_all_and_is_named(tmp_path, served):
     with two_ranks(tmp_path, "--refuse-at", 200) as (run, _):
-        done = simulate(run, ranks=2, timeout=30)
+        done = simulate(run, ranks=2, timeout=1800)
         assert done.returncode == 1
         assert "Traceback" not in done.stdout + done.stderr
         error, code = read_failure(run.shard(0))
         assert "HTTP 402: the quota is used up" in error
         assert code == 1
         assert "HTTP 402: the quota is used up" in done.stderr
-        assert until(lambda: not ranks_of(run), seconds=10)  # mpiexec does not wait for their last moment
+        assert until(lambda: not ranks_of(run), seconds=600)  # mpiexec does not wait for their last moment
         assert read_done(run.shard(0)) is None
         assert complete(run, ranks=2) == served
     assert read_failure(run.shard(0)) is None
@@ -569,12 +569,12 @@ def test_a_second_launch_of_a_shard_of_ranks_is_refused_and_disturbs_nothing(tmp
     slow = ("--ms-per-call", 40, "--slow-every", 2)
     with two_ranks(tmp_path, *slow) as (run, mock), started(run, ranks=2) as process:
         assert until(lambda: len(records(run)) > 20, process)
-        second = simulate(run, ranks=2, timeout=30)
+        second = simulate(run, ranks=2, timeout=1800)
         assert second.returncode == 1
         assert "is already being worked on by process" in second.stderr
         assert "Traceback" not in second.stderr
         assert process.poll() is None, "the first was to be at work still"
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=1800)
         assert process.returncode == 0, said
         assert interactions(run) == served
         assert keys_of(run) == mock.answered().keys()
@@ -584,7 +584,7 @@ def test_a_second_launch_of_a_shard_of_ranks_is_refused_and_disturbs_nothing(tmp
 @pytest.mark.parametrize(("configured", "launched"), [(2, 3), (2, 1), (1, 2)])
 def test_another_number_of_ranks_than_configured_is_refused(tmp_path, configured, launched):
     run = prepare(tmp_path, SERVED, cluster={"ranks_per_shard": configured})
-    done = simulate(run, ranks=launched, timeout=30)
+    done = simulate(run, ranks=launched, timeout=1800)
     assert done.returncode == 2
     assert f"cluster.ranks_per_shard is {configured} and MPI started {launched} process" in done.stderr
     assert f"`mpiexec -n {configured} python jobs/simulate.py RUN --shard N`" in done.stderr
