@@ -612,7 +612,10 @@ def test_no_more_calls_are_in_flight_than_allowed(tmp_path, max_in_flight):
 
 def part_of(world, number, agents, rating):
     ratings = dict.fromkeys(range(4), rating)
-    observed = {("revision", criterion): ratings for criterion in ("alignment", "engagement")}
+    observed = {
+        ("revision", criterion): {agent: (rating,) for agent, rating in ratings.items()}
+        for criterion in ("alignment", "engagement")
+    }
     return Round(world.number, number, num_interactions=agents, observed=observed)
 
 

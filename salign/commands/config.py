@@ -88,8 +88,15 @@ def _default(value: Any) -> str:
     return _plain(value)
 
 
+def _relative(value: Any) -> Any:
+    """A path as it is written, whatever the working folder."""
+    here = f"{Path.cwd()}/"
+    return value.removeprefix(here) if isinstance(value, str) else value
+
+
 def _plain(value: Any) -> str:
     """As a config file may have it."""
+    value = {name: _relative(item) for name, item in value.items()} if isinstance(value, dict) else _relative(value)
     return "`" + re.sub(r'"([\w.\-/]+)"', r"\1", json.dumps(value)) + "`"
 
 

@@ -253,7 +253,7 @@ def draw_audience(society: SocietySection, topology: Topology, agent: int, *plac
         agent: Who asks.
         *place: What makes the draw this one: run seed, world, round, agent.
     """
-    if not society.audience_size or not society.has_audience:
+    if not society.audience_size or not society.has_audience or isinstance(topology, Isolated):
         return ()
     generator = rng(*place, "audience")
     near = topology.neighbours(agent)
