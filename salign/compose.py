@@ -66,9 +66,8 @@ def _anchor(value: Any, folder: Path) -> Any:
 
 
 def shipped(name: str) -> Path:
-    """A config that comes with salign: of the checkout, or of the installed package."""
-    checkout = Path(__file__).parents[1] / "configs" / name
-    return checkout if checkout.is_file() else Path(__file__).parent / "configs" / name
+    """A config that comes with salign."""
+    return (Path(__file__).parent / "configs" / name).resolve()  # in a checkout a link to configs/
 
 
 def _base(name: str, folder: Path) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from salign import compose
 from salign.commands import init
-from salign.commands.main import main, names
+from salign.commands.main import COMMANDS, main
 from salign.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -22,11 +22,16 @@ def call(monkeypatch, *words: str) -> int:
     return 0
 
 
+def test_each_module_is_a_command():
+    modules = {path.stem for path in (ROOT / "salign" / "commands").glob("*.py")} - {"__init__", "main"}
+    assert modules == set(COMMANDS)
+
+
 def test_each_command_is_a_file_of_jobs_as_well():
-    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(names()) - {"init", "config"}
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(COMMANDS) - {"init", "config"}
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_says_what_it_takes(monkeypatch, capsys, name):
     assert call(monkeypatch, name, "--help") == 0
     assert f"usage: salign {name}" in capsys.readouterr().out
@@ -35,7 +40,7 @@ def test_each_command_says_what_it_takes(monkeypatch, capsys, name):
 def test_the_commands_are_listed_and_a_mistyped_one_is_told(monkeypatch, capsys):
     assert call(monkeypatch) == 0
     listed = capsys.readouterr().out
-    assert all(f"  {name}" in listed for name in names())
+    assert all(f"  {name}" in listed for name in COMMANDS)
     assert call(monkeypatch, "lanch") == 2
     assert "no command 'lanch'; did you mean 'launch'?" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from actors import Feedback, Rating
 from salign import compose
 from salign.config import Config, DatasetSection, EverydaySource, Ratio, SocietySection
 from salign.dataset import templates
-from salign.dataset.collect import Contents, check_leaks, evaluation_prompts
+from salign.dataset.collect import GroupCounts, check_leaks, evaluation_prompts
 from salign.dataset.gathering import build_groups, chosen
 from salign.dataset.groups import load_groups
 from salign.dataset.leaks import prompts_of
@@ -281,7 +281,7 @@ def test_the_card_counts_what_is_there():
         AlignmentGroup("b", ("x",), (6.9,), "imitation"),
         AlignmentGroup("c", ("x",), (3.0,), "self_critic"),
     ]
-    contents = Contents()
+    contents = GroupCounts()
     for group in groups:
         contents.add(group)
     card = contents.figures()

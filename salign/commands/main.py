@@ -2,27 +2,20 @@
 
 import difflib
 import importlib
-import pkgutil
 import sys
 
-from salign import commands
 from salign.errors import ConfigError, run_main
 
-# In the order in which a run goes.
-_ORDER = (
+COMMANDS = (
     *("init", "config", "launch", "simulate", "collect", "train", "evaluate", "report"),
     *("status", "export", "dashboard", "bench"),
 )
-
-
-def names() -> list[str]:
-    """Of all commands."""
-    return [module.name for module in pkgutil.iter_modules(commands.__path__) if module.name != "main"]
+"""A module each, in the order in which a run goes."""
 
 
 def _help() -> str:
     lines = [__doc__ or "", ""]
-    for name in sorted(names(), key=_ORDER.index):
+    for name in COMMANDS:
         about = (importlib.import_module(f"salign.commands.{name}").__doc__ or "").split("\n")[0]
         lines.append(f"  {name:<10} {about}")
     return "\n".join(lines)
@@ -33,10 +26,10 @@ def _main() -> None:
     if name in ("-h", "--help"):
         print(_help())
         return
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), 1)
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
         meant = f"; did you mean {near[0]!r}?" if near else "."
-        raise ConfigError(f"no command {name!r}{meant} There are: {', '.join(sorted(names(), key=_ORDER.index))}.")
+        raise ConfigError(f"no command {name!r}{meant} There are: {', '.join(COMMANDS)}.")
     sys.argv = [f"salign {name}", *sys.argv[2:]]
     importlib.import_module(f"salign.commands.{name}").main()
 

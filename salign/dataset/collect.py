@@ -34,8 +34,8 @@ _COMPARED = "the society's questions, the agents' initial memory or the training
 _MAX_SHOWN = 200
 
 
-class Contents:
-    """What the data is made of: counts by kind, and histograms of scores."""
+class GroupCounts:
+    """How many groups and responses of each kind there are, and histograms of their scores."""
 
     def __init__(self) -> None:
         self._counts = {kind: Counter[str]() for kind in KINDS}
@@ -61,7 +61,7 @@ class Contents:
         return {**total, "kinds": kinds}
 
 
-class _Seen:
+class _InteractionCounts:
     """What is counted of interactions while they pass by."""
 
     def __init__(self, config: Config, protocol: Protocol[Any]) -> None:
@@ -203,11 +203,11 @@ def collect(run: RunDir, config: Config) -> None:
             done = require_done(run.shard(shard), f"shard {shard}", remedy)
             inputs[f"simulate/{shard}"], recall = done.digest, done.facts["recall"]
         protocol = protocol_of(config.society)
-        seen = _Seen(config, protocol)
+        seen = _InteractionCounts(config, protocol)
         files = (read_interactions(run.shard(shard) / "interactions.jsonl") for shard in shards)
         everything = seen.passing(itertools.chain.from_iterable(files))
         left_out: Counter[str] = Counter()
-        contents = Contents()
+        contents = GroupCounts()
         gathered = build_groups(everything, protocol, config.dataset, left_out)
         with _chosen_groups(gathered, config, folder) as groups, new_file(folder / "groups.jsonl") as file:
 
@@ -294,7 +294,9 @@ def _alignment(turn: Turn | None) -> float | None:
     return None if turn is None else turn.observed_rating("alignment")
 
 
-def _mirror(run: RunDir, config: Config, seen: _Seen, card: dict[str, Any], protocol: Protocol[Any]) -> None:
+def _mirror(
+    run: RunDir, config: Config, seen: _InteractionCounts, card: dict[str, Any], protocol: Protocol[Any]
+) -> None:
     """The society's W&B run: shards open none, so the collector shows their curves, samples and data."""
     rounds: dict[int, list[dict[str, Any]]] = {}
     missing = card["missing_shards"]

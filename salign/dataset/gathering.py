@@ -1,6 +1,5 @@
 """What interactions give becomes groups: rows with the same query as one, gathered outside of memory."""
 
-import contextlib
 import hashlib
 import itertools
 import sqlite3
@@ -11,7 +10,7 @@ from typing import Any
 
 from salign.config import KINDS, DatasetSection, Flag, Kind, Ratio
 from salign.dataset.rated import mean_score
-from salign.errors import StageError
+from salign.dataset.scratch import scratch_database
 from salign.records import AlignmentGroup, Interaction, Turn
 from salign.seeds import rng
 from salign.society.protocols.base import Protocol, Row
@@ -127,33 +126,20 @@ def build_groups(
         StageError: There is no room for the temporary file.
     """
     left_out.update(dict.fromkeys(LEFT_OUT, 0))
-    try:
-        with contextlib.closing(sqlite3.connect("")) as db:
-            store = _Store(db)
-            for batch in batched(interactions, _BATCH):
-                store.take(batch, protocol, section, left_out)
-            for kind, query, topic, origins, there in store.gathered():
-                left_out["duplicate"] += sum(len(given.scores) - 1 for given in there.values())
-                if not there:
-                    continue
-                scores = _without_cut_best(there)
-                left_out["cut"] += len(there) - len(scores)
-                left_out["cut_best_groups"] += not scores
-                if scores:
-                    provenance = {"question": topic, "interactions": origins}
-                    yield AlignmentGroup(query, tuple(scores), tuple(scores.values()), kind, provenance)
-    except sqlite3.OperationalError as error:
-        raise StageError(
-            f"rows with the same query are gathered in a temporary file, which failed: {error}. Set TMPDIR to a "
-            "folder with room for the data."
-        ) from error
-
-
-def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of so many items each, the last with what is left."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
+    with scratch_database("rows with the same query") as database:
+        store, iterator = _Store(database), iter(interactions)
+        while batch := list(itertools.islice(iterator, _BATCH)):
+            store.take(batch, protocol, section, left_out)
+        for kind, query, topic, origins, there in store.gathered():
+            left_out["duplicate"] += sum(len(given.scores) - 1 for given in there.values())
+            if not there:
+                continue
+            scores = _without_cut_best(there)
+            left_out["cut"] += len(there) - len(scores)
+            left_out["cut_best_groups"] += not scores
+            if scores:
+                provenance = {"question": topic, "interactions": origins}
+                yield AlignmentGroup(query, tuple(scores), tuple(scores.values()), kind, provenance)
 
 
 def _without_cut_best(responses: dict[str, _Response]) -> dict[str, float]:

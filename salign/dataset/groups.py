@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +16,8 @@ from salign.config import AnswersData, DatasetData, Effect, GroupsData, selected
 from salign.dataset.conversations import Prompt, prompt_of
 from salign.dataset.formats import Shape, groups_of, known_columns, parse, reading_of, shape_of
 from salign.dataset.rated import Candidate
-from salign.errors import DataError, StageError
+from salign.dataset.scratch import scratch_database
+from salign.errors import DataError
 from salign.files import Mistakes, RowError, stream_rows
 from salign.records import MAX_SCORE, MIN_SCORE, AlignmentGroup, Message
 from salign.run import sha256
@@ -131,26 +131,20 @@ def _gathered(groups: Iterable[AlignmentGroup], left_out: Counter[str]) -> Itera
 
     Such rows may stand anywhere in a file, so they are sorted in a temporary one.
     """
-    try:
-        with contextlib.closing(sqlite3.connect("")) as db:
-            db.execute("CREATE TABLE item (number INTEGER PRIMARY KEY, query TEXT, response TEXT, score REAL)")
-            items = ((_prompt_key(group), group.responses[0], group.scores[0]) for group in groups)
-            db.executemany("INSERT INTO item (query, response, score) VALUES (?, ?, ?)", items)
-            rows = db.execute(
-                "SELECT query, response, score FROM "
-                "(SELECT *, MIN(number) OVER (PARTITION BY query) AS first FROM item) ORDER BY first, number"
-            )
-            for key, same in itertools.groupby(rows, key=lambda row: row[0]):
-                query, *context = orjson.loads(key)
-                prompt = Prompt(query, tuple(Message(*turn) for turn in context))
-                merged = groups_of([Candidate(prompt, [(response, score) for _, response, score in same])])
-                left_out["repeated_responses"] += merged.num_repeated
-                yield from merged.groups
-    except sqlite3.OperationalError as error:
-        raise StageError(
-            f"rows with the same prompt are gathered in a temporary file, which failed: {error}. Set TMPDIR to a "
-            "folder with room for the data."
-        ) from error
+    with scratch_database("rows with the same prompt") as db:
+        db.execute("CREATE TABLE item (number INTEGER PRIMARY KEY, query TEXT, response TEXT, score REAL)")
+        items = ((_prompt_key(group), group.responses[0], group.scores[0]) for group in groups)
+        db.executemany("INSERT INTO item (query, response, score) VALUES (?, ?, ?)", items)
+        rows = db.execute(
+            "SELECT query, response, score FROM "
+            "(SELECT *, MIN(number) OVER (PARTITION BY query) AS first FROM item) ORDER BY first, number"
+        )
+        for key, same in itertools.groupby(rows, key=lambda row: row[0]):
+            query, *context = orjson.loads(key)
+            prompt = Prompt(query, tuple(Message(*turn) for turn in context))
+            merged = groups_of([Candidate(prompt, [(response, score) for _, response, score in same])])
+            left_out["repeated_responses"] += merged.num_repeated
+            yield from merged.groups
 
 
 def _prompt_key(prompt: AlignmentGroup | Prompt) -> str:

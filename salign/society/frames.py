@@ -27,8 +27,7 @@ _LIKE_A_MARK = re.compile(
     r" | </?\s*(?:answer|draft|reason|text)\b[^<>\n]{0,40}> | ^-{3,}\s*$ | ^={3,}\s*$",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
-
-
+# What is like a mark has one of these, in lower case, or is like a key.
 _PARTS_OF_MARKS = ("end of", "begin of", "beginning of", "start of", "<", "---", "===")
 
 
