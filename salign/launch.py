@@ -205,7 +205,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
             return
         _wait(run, config, slurm, console)
     if not left:
-        console.print(f"Everything in {run.path} is done; there was nothing to run.", highlight=False)
+        console.print(f"Everything in {run.path} is done; there is nothing to run.", highlight=False)
     summary = summarize(run, config)
     write_report(run, config)
     print_summary(run, config, summary, console)
@@ -228,7 +228,7 @@ def prepare(config: Config, hashes: dict[str, str] | None = None) -> RunDir:
 
 
 def open_or_prepare(path: Path) -> RunDir:
-    """The run of a folder; or that of a config file, whose folder is made if it is not there yet.
+    """The run of a folder; or that of a config file, whose folder is created if missing yet.
 
     Raises:
         ConfigError: It is neither.
@@ -291,7 +291,7 @@ def _show_chain(run: RunDir, config: Config, left: Sequence[Unit], slurm: Slurm,
         jobs = _chain(run, config, left, slurm, console)
     except StageError as error:  # of Slurm itself; what the cluster lacks is a ConfigError
         jobs = chain(config.cluster, left, _USUAL_ARRAY_SIZE)
-        console.print(f"note: what the cluster has was not checked: {error}", markup=False, highlight=False)
+        console.print(f"note: the cluster's resources were not checked: {error}", markup=False, highlight=False)
     for job in jobs:
         after = [f"<{name}>" for name in job.after]
         text = batch_file(run, config, job, code=run.code / "<version>", after=after)
@@ -303,15 +303,15 @@ def _wait(run: RunDir, config: Config, slurm: Slurm, console: Console) -> None:
     try:
         board = follow(run, config, console, slurm)
     except KeyboardInterrupt:
-        console.print(f"the jobs go on: python jobs/status.py {run.path} --watch", highlight=False, soft_wrap=True)
+        console.print(f"the jobs continue: python jobs/status.py {run.path} --watch", highlight=False, soft_wrap=True)
         raise SystemExit(130) from None
     failed = [describe_failure(unit, standing) for unit, standing in board.failed()[:_MAX_FAILURES]]
     if board.is_finished:
         for line in failed:
-            console.print(f"went on without: {line}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"continued without: {line}", markup=False, highlight=False, soft_wrap=True)
         return
     counts = ", ".join(f"{count} {word}" for word, count in board.counts().items())
     listed = "".join(f"\n{line}" for line in failed)
     raise StageError(
-        f"the run {run.path} stands still: {counts}.{listed}\nMend it and launch again; what is complete is kept."
+        f"the run {run.path} is stuck: {counts}.{listed}\nFix that and launch again; what is complete is kept."
     )

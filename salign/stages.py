@@ -29,7 +29,7 @@ def _do(run_path: Path, command: tuple[str, ...], stage: Callable[[RunDir, Confi
     everything = units(run, config)
     unit = next(unit for unit in everything if unit.command == command)
     if is_complete(unit, everything):
-        logger.info("%s of %s is done; remove %s to do it again", " ".join(command), run.path, unit.folder)
+        logger.info("%s of %s is complete; remove %s to redo it", " ".join(command), run.path, unit.folder)
         return
     if is_first():
         check_restart(unit)
@@ -135,7 +135,7 @@ def begin() -> None:
     """What every process of a stage begins with: log lines with their time, and an orderly end when it is asked to.
 
     SIGUSR2, by which Slurm warns of a time limit or a preemption, ends it with the exit code that asks for another
-    start. A stage that has something to save puts a handler of its own in the place of this one.
+    start. A stage that has something to save puts a handler of its own instead of this one.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("salign").setLevel(logging.INFO)

@@ -82,7 +82,9 @@ def test_the_default_pairs_are_the_held_out_ones():
 def test_a_source_without_labels_is_refused(tmp_path):
     file = tmp_path / "questions.txt"
     file.write_text("Why?\n")
-    with pytest.raises(DataError, match=r"society\.observer_check\.pairs has no question with a good and a bad answer"):
+    with pytest.raises(
+        DataError, match=r"society\.observer_check\.pairs has no question with both a good and a bad answer"
+    ):
         labelled_pairs(ObserverCheck(pairs=TextSource(kind="text", path=file)))
 
 

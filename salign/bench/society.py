@@ -40,7 +40,7 @@ from salign.society.spool import Spool
 from salign.society.world import Setting, World
 from salign.tracking.metrics import read_metrics
 
-_REFERENCE = "released code, 10 threads, zero-latency stub (design notes, section 6)"
+_REFERENCE = "released code, 10 threads, zero-latency stub"
 _MS_PER_TOKEN, _SLOTS, _MEDIAN_TOKENS = 4.0, 256, 45
 _KIB = 1024
 
@@ -324,7 +324,7 @@ def measure(script: Path, sizes: Sequence[int], only: Sequence[str], say: Callab
         }
         unknown = [part for part in only if part not in parts]
         if unknown:
-            raise ConfigError(f"no part {', '.join(unknown)} of the society's bench; it has: {', '.join(parts)}")
+            raise ConfigError(f"no part {', '.join(unknown)} of the society benchmark; its parts: {', '.join(parts)}")
         figures: list[Figure] = []
         for part, measured in parts.items():
             if only and part not in only:

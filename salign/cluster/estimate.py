@@ -122,7 +122,7 @@ def _training(run: RunDir, config: Config, stage: TrainStage) -> Estimate:
     elif stage.num_tokens is not None:
         amount = f"{least_steps(stage):,} steps or more"
     else:
-        amount = "steps: known when the data is there"
+        amount = "steps: known once the data exists"
     return Estimate(f"train {stage.name}", amount, tokens, hours, gpu_hours, _said(source, rate, "tokens/s"))
 
 
@@ -135,7 +135,7 @@ def _gpus(config: Config, stage: str) -> int:
 
 def _said(source: str, rate: float | None, unit: str) -> str:
     if rate is None:
-        return "no rate known"
+        return "rate unknown"
     return f"{rate:,.1f} {unit}, {source}"
 
 
@@ -163,7 +163,7 @@ def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
     console.print(table)
     if any(one.hours is None for one in estimates):
         console.print(
-            "Rates come from the run itself once it has begun, or from cluster.throughput (kind slurm).",
+            "Rates come from the run itself once it has started, or from cluster.throughput (kind slurm).",
             highlight=False,
         )
 

@@ -95,7 +95,7 @@ def _failure(unit: Unit, run: RunDir, code: int) -> StageError | ConfigError:
         said = f"it ended with exit code {code}; its log says: {last.removeprefix('error: ')}"
     kind = ConfigError if code == ConfigError.exit_code else StageError
     name = " ".join(unit.command)
-    return kind(f"{name} failed: {said}\nIts log: {log}. Launch again to go on; what is complete is kept.")
+    return kind(f"{name} failed: {said}\nIts log: {log}. Launch again to continue; what is complete is kept.")
 
 
 def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: int) -> None:
@@ -155,7 +155,7 @@ def run_locally(run: RunDir, config: Config, console: Console) -> None:
         if not left:
             continue
         if group[0].stage == "simulate":
-            console.print(f"simulate: {len(left)} of {len(group)} shards are left", highlight=False)
+            console.print(f"simulate: {len(left)} of {len(group)} shards to do", highlight=False)
         if group[0].stage == "collect":
             console.print("collect", highlight=False)
             _run_all(left, run, config, 1)

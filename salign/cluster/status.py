@@ -140,7 +140,7 @@ def describe_failure(unit: Unit, standing: Standing) -> str:
         error = next((line for line in reversed(lines) if line.startswith("error: ")), "").removeprefix("error: ")
     by_slurm = f" (Slurm says {standing.detail})" if standing.detail else ""
     log = f"\nIts log: {standing.log}" if standing.log is not None else ""
-    return f"{' '.join(unit.command)} failed{by_slurm}: {error or 'it left no word'}{log}"
+    return f"{' '.join(unit.command)} failed{by_slurm}: {error or 'it left no error message'}{log}"
 
 
 def _rows(board: Board) -> list[tuple[str, Standing]]:
@@ -184,12 +184,12 @@ def print_status(run: RunDir, config: Config, console: Console, slurm: Slurm) ->
     console.print(", ".join(f"{count} {word}" for word, count in counts.items()), highlight=False)
     if not board.has_accounting:
         console.print(
-            "This cluster keeps no accounting (sacct): how a job ended is known from the run's folder alone, and "
-            "OUT_OF_MEMORY or NODE_FAIL cannot be told from other failures.",
+            "This cluster keeps no accounting (sacct): how a job ended is known only from the run's folder, and "
+            "OUT_OF_MEMORY or NODE_FAIL cannot be distinguished from other failures.",
             highlight=False,
         )
     if counts["done"] < len(board.units):
-        console.print(f"to go on: {_how_to_go_on(run, board)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"to continue: {_how_to_go_on(run, board)}", markup=False, highlight=False, soft_wrap=True)
     if slurm.num_commands:
         console.print(slurm.said(), highlight=False)
 
@@ -198,6 +198,6 @@ def _how_to_go_on(run: RunDir, board: Board) -> str:
     if board.live:
         return f"wait for the jobs {', '.join(sorted({job.job_id for job in board.live}))}"
     if is_locked(run.launch_lock):
-        return "a launch is at work"
+        return "a launch is in progress"
     # The folder may have been moved.
     return f"python jobs/launch.py {run.config_file} run.root={run.path.parent} run.name={run.path.name}"

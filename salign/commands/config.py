@@ -1,4 +1,4 @@
-"""Every name that a config may have, with its type, default and meaning, as Markdown.
+"""Lists every setting of a config with its type, default and meaning, as Markdown.
 
 salign config [SECTION]         such as: salign config society.stopping
 """
@@ -160,7 +160,7 @@ def reference() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", nargs="?", help="of the config; all of it, if none is named")
+    parser.add_argument("section", nargs="?", help="a section of the config; all of them if omitted")
     args = parser.parse_args()
     page = reference()
     if args.section is None:
@@ -168,5 +168,5 @@ def main() -> None:
         return
     parts = [part for part in re.split(r"(?m)^(?=## )", page) if part.startswith(f"## `{args.section}`")]
     if not parts:
-        raise ConfigError(f"no section {args.section!r} in a config; `salign config` shows all of them")
+        raise ConfigError(f"the config has no section {args.section!r}; `salign config` shows all of them")
     print("".join(parts), end="")

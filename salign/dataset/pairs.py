@@ -34,7 +34,7 @@ def preference(row: dict[str, Any], reading: Reading) -> list[Candidate]:
     if chosen is not None and rejected is not None:
         prompt, replies = _split(row, chosen, rejected, reading)
     elif chosen is not None or rejected is not None:
-        raise RowError("one of chosen and rejected is a conversation and the other a text")
+        raise RowError("of chosen and rejected, one is a conversation and the other a text")
     else:
         prompt = prompt_of(row, reading.ignored)
         replies = [reply_of(row[side], side, reading.ignored) for side in ("chosen", "rejected")]
@@ -58,7 +58,7 @@ def _scores(row: dict[str, Any], reading: Reading) -> tuple[float, float]:
     if chosen is None and rejected is None:
         return MAX_SCORE, MIN_SCORE
     if chosen is None or rejected is None:
-        raise RowError("one of chosen and rejected has a score; both must have one, or neither")
+        raise RowError("only one of chosen and rejected has a score; both must have one, or neither")
     better, worse = number_of(chosen[1], chosen[0]), number_of(rejected[1], rejected[0])
     if better < worse:
         raise RowError(f"{chosen[0]} {better:g} is below {rejected[0]} {worse:g}")

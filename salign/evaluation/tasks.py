@@ -91,7 +91,7 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
         for row in reader:
             yield f"line {reader.line_num}", row
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: no valid CSV ({error})") from None
+        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
 
 
 def _texts(row: Any, place: str, *fields: str) -> Row:
@@ -147,8 +147,8 @@ def _check_groups(rows: list[Row], path: Path) -> None:
     for first in range(0, len(rows), size):
         if len(rows[first : first + size]) < size or len({row["scenario"] for row in rows[first : first + size]}) > 1:
             raise DataError(
-                f"{path}, rows {first + 1} to {first + size}: not {size} excuses of one scenario; its groups must "
-                "stand as in the released file"
+                f"{path}, rows {first + 1} to {first + size}: not {size} excuses of one scenario; rows must be "
+                "in the order of the released file"
             )
 
 

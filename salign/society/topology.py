@@ -224,18 +224,18 @@ def _from_file(path: Path) -> Links:
         found = _LINE.fullmatch(line)
         if found is None:
             raise DataError(
-                f"{path}, line {place}: {line.strip()[:80]!r} is no link. A line holds two agents' numbers, from 0 to "
-                "999999999, apart by a space, tab or comma; what follows a # is skipped."
+                f"{path}, line {place}: {line.strip()[:80]!r} is not an edge. A line holds two agent numbers, from "
+                "0 to 999999999, apart by a space, tab or comma; what follows a # is skipped."
             )
         if found[1] is None:
             continue
         one, other = int(found[1]), int(found[2])
         if one == other:
-            raise DataError(f"{path}, line {place}: agent {one} is linked with itself; remove the line.")
+            raise DataError(f"{path}, line {place}: agent {one} is connected to itself; remove the line.")
         numbers.append(one)
         numbers.append(other)
     if not numbers:
-        raise DataError(f"{path} holds no link at all. Write two agents' numbers a line.")
+        raise DataError(f"{path} contains no edge. Write two agent numbers per line.")
     pairs = np.asarray(numbers, dtype=np.int64).reshape(-1, 2)
     return Links(int(pairs.max()) + 1, pairs)
 

@@ -88,9 +88,9 @@ def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Pat
     last = fragments[-1]
     at_work = locked and not last.ended
     if at_work and not (live and last.is_offline):
-        return f"its job is at work; {'left alone (--live follows it)' if last.is_offline else 'it sends by itself'}"
+        return f"its job is at work; {'left alone (--live follows it)' if last.is_offline else 'it is sending'}"
     if not any(fragment.id for fragment in fragments):
-        return "empty: its process was killed before it said anything"
+        return "empty: its process was killed before it logged anything"
     waiting = [fragment for fragment in fragments if fragment.is_offline and not fragment.is_synced and fragment.id]
     gone = [str(path) for fragment in waiting for artifact in fragment.artifacts for path in artifact.missing]
     if gone:

@@ -139,7 +139,7 @@ def test_a_lost_shard_alone_is_run_again(finished, tmp_path):
     shutil.rmtree(copy.shard(1))
     again = launch(str(config), f"run.root={tmp_path / 'runs'}")
     assert again.returncode == 0, again.stderr
-    assert "simulate: 1 of 2 shards are left" in again.stdout
+    assert "simulate: 1 of 2 shards to do" in again.stdout
     assert "train" not in again.stdout.split("Run small")[0]  # the same bytes again: what was made from them stands
     assert read_done(copy.shard(1)).digest == before.digest
 
@@ -260,7 +260,7 @@ def test_a_malformed_line_is_named(config_file, tmp_path):
     path = tmp_path / "questions.jsonl"
     done = launch(str(config_file), f"society.questions={{kind: json, path: {path}}}")
     assert done.returncode == 2
-    assert f"{path}, row 2: no valid JSON" in done.stderr
+    assert f"{path}, row 2: not valid JSON" in done.stderr
 
 
 def test_a_run_folder_that_cannot_be_written(config_file, tmp_path):

@@ -580,7 +580,7 @@ def test_a_rate_that_is_too_high_stops_and_says_so(make):
     assert stopped.returncode == 1
     assert "Traceback" not in stopped.stderr
     assert "is not finite" in flat(stopped.stderr)
-    assert "It did not change the model. Lower the learning rate" in flat(stopped.stderr)
+    assert "The model was not changed. Lower the learning rate" in flat(stopped.stderr)
     assert read_done(run.stage("stable")) is None
 
 
