@@ -49,8 +49,8 @@ def recalls(record: RunRecord) -> Plot | None:
     return Plot(
         "recalls",
         "What agents recall before they draft",
-        "Shares of drafts, means over all worlds that came to a round. Populations differ only by what agents start "
-        f"with.{nearer}",
+        "Shares of drafts, means over all worlds that reached a round. Populations differ only in initial memories."
+        f"{nearer}",
         "; ".join(
             f"{name}: {_percent(values[0])} at first, {_percent(values[-1])} at last" for name, values in lines.items()
         )

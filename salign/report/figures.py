@@ -150,8 +150,8 @@ def society_path(record: RunRecord) -> Plot | None:
         "society-path",
         "Alignment against engagement, round by round",
         "One path for each world: means of the observers' ratings of the final answers, from 1 to 7. An "
-        "open circle is the first round, a square the last of a world that was shown to gain no more, a diamond the "
-        f"last of those allowed.{drawn}",
+        "open circle is the first round, a square the last round of a world that was shown to gain no more, a diamond "
+        f"the last round allowed.{drawn}",
         f"Paths of {len(record.paths)} worlds. {said}.",
         make_figure(traces, "mean alignment", "mean engagement"),
         ("world", "population", "round", "alignment", "engagement"),
@@ -319,12 +319,12 @@ def followed(record: RunRecord) -> Plot | None:
         go.Bar(name="by another revision (chance)", x=scores, y=[row[3] for row in rows], marker={"color": COLOURS[5]}),
     ]
     read, all_ = record.society.followed.num_read, record.society.num_interactions
-    drawn = "" if read >= all_ - record.society.num_failed else f" {read} of {all_} interactions, drawn at random."
+    drawn = "" if read >= all_ - record.society.num_failed else f" {read} of {all_} interactions, chosen at random."
     return Plot(
         "followed",
         "Which feedback was followed",
-        "Share of a reason's own words (neither question nor draft has them) that the revision takes up, by the rating "
-        f"that came with the reason. Beside it the same words in another interaction's revision.{drawn}",
+        "Share of a reason's own words (in neither question nor draft) that the revision takes up, by the rating given "
+        f"with the reason. For comparison, the same words in another interaction's revision.{drawn}",
         "; ".join(f"rating {r[0]}: {r[2]:.1%}, by chance {r[3]:.1%}" for r in rows) + ".",
         make_figure(
             traces,

@@ -249,7 +249,7 @@ class Validity:
             )
         if self.repeated_share > gates.max_repeated_share:
             crossed.append(
-                f"{self.repeated_share:.1%} of {self.num_answers} drafts and revisions say what was said to another "
+                f"{self.repeated_share:.1%} of {self.num_answers} drafts and revisions repeat what was said to another "
                 f"question in the same round (society.gates.max_repeated_share = {gates.max_repeated_share:.1%})"
             )
         crossed += self._doubtful(gates)
