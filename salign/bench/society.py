@@ -105,7 +105,7 @@ def _steadiness(bench: _Bench) -> list[Figure]:
 
 
 def resident_after(num_agents: int, folder: Path) -> dict[str, float]:
-    """Simulates one round of so many agents, in this process; its memory (bytes) and the text of its answers."""
+    """Simulates one round of this many agents in this process; its memory (bytes) and the text of its answers."""
     bench = _Bench(folder)
     side = round(num_agents**0.5)
     config = bench.config(topology={"size": side, "radius": 2}, max_rounds=1, audience_size=1)

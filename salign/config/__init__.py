@@ -205,7 +205,7 @@ class Price(Section):
     currency: str = "USD"
 
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """What so many tokens cost."""
+        """The cost of this many tokens."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1000
 
 

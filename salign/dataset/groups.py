@@ -28,7 +28,7 @@ def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Itera
     """The groups of a file or a dataset, in its order, of which one at a time is in memory.
 
     Rows of one response with the same prompt become one group, where the first of them stands. A response that stands
-    in a group twice stands there once, with the mean of its scores.
+    in a group twice counts once, with the mean of its scores.
 
     Args:
         data: Where they are, and how they are read.

@@ -215,7 +215,7 @@ class Server:
 
 
 def _is_spent(answer: bytes) -> bool:
-    """Whether a 429 speaks of an account without credit, which no pause mends, and not of load."""
+    """Whether a 429 means an account without credit, which no pause cures, and not load."""
     try:
         said = json.loads(answer)
     except ValueError:

@@ -31,7 +31,7 @@ _THEIRS = {
     "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2.yaml",
 }
 _OURS = ("mic", "general")
-# Rows of a file stand in groups of so many, which count as right together (Hendrycks et al. 2021, section 2).
+# Rows of the file come in groups of this size, which count as right only together (Hendrycks et al. 2021, section 2).
 DEONTOLOGY_GROUP = 4
 _MEASURED = ("multiple_choice", "loglikelihood")
 

@@ -16,7 +16,7 @@ from salign.society.rounds import mean
 
 MAX_TABLE_ROWS = 200
 MAX_PATHS = 48
-"""Worlds whose own paths are drawn; of more, so many and the means of their populations."""
+"""Worlds whose own paths are drawn; if there are more, this many, and the means of their populations."""
 COLOURS = tuple(f"var(--c{number})" for number in range(1, 7))
 POPULATIONS = ("all_good", "all_bad", "half_half", "mixed_half_half")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")

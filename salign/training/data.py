@@ -206,7 +206,7 @@ class Order:
         return [self._group(position) for position in range(first, first + self._stage.groups_per_step)]
 
     def epoch(self, step: int) -> float:
-        """Epochs seen after so many steps."""
+        """Epochs seen after this many steps."""
         return step * self._stage.groups_per_step / len(self._numbers)
 
 

@@ -210,7 +210,7 @@ class TokenStore:
         return slice(int(self._firsts[index]) - index, int(self._firsts[index + 1]) - index - 1)
 
     def longest(self, num_responses: int | None) -> tuple[int, int]:
-        """Tokens of the longest query with a response, and of the longest group with so many responses at most."""
+        """Tokens of the longest query with a response, and of the longest group with at most this many responses."""
         lengths, queries = np.diff(self._bounds), self._firsts[:-1]
         group_of = np.repeat(np.arange(len(self)), np.diff(self._firsts))
         of_response = np.ones(len(lengths), dtype=bool)
