@@ -33,8 +33,8 @@ run](reproducibility.md)):
 - *free*: where and how a run is executed and shown. It may change between launches.
 
 `Count` is a whole number from 1, `CountOrZero` from 0; `Share` is a number from 0 to 1; `Positive` and `NotNegative`
-are numbers; `Name` has letters, digits, `_`, `.` and `-`; `AbsolutePath` may be written relative to the working folder, or
-with `./` relative to the config file; `FolderOrHub` is a local folder or a hub id.
+are numbers; `Name` has letters, digits, `_`, `.` and `-`; `AbsolutePath` may be written relative to the working folder,
+or with `./` relative to the config file; `FolderOrHub` is a local folder or a hub id.
 """
 
 
