@@ -156,7 +156,7 @@ def test_a_name_like_no_other_lists_the_known_ones():
         ),
         (
             {"train": {"stages": [stage("a", objective={"kind": "listwise_dpo"}, data={"kind": "answers"})]}},
-            "train.stages.a: the objective listwise_dpo compares responses: .*kind answers has one per group",
+            "train.stages.a: the objective listwise_dpo compares responses: .*kind answers has only one per group",
         ),
         (
             {"train": {"stages": [stage("a", held_out_share=1.5)]}},

@@ -331,7 +331,7 @@ def test_groups_may_be_lines_and_compressed(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ([], "no object but list"),
+        ([], "not an object but list"),
         ({"query": "q", "responses": ["a"]}, "scores missing"),
         ({"text": "q"}, "responses, scores missing"),
         ({**GROUP, "query": 3}, "query is neither a text"),

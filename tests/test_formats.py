@@ -141,7 +141,7 @@ def test_the_columns_tell_the_shape():
     [
         ({"text": "a", "id": 1}, "it has the columns text, id; wanted are responses, scores (groups); situation, "),
         ({}, "it has the columns (none)"),
-        (["a"], "no object but list; wanted are the columns responses"),
+        (["a"], "not an object but list; wanted are the columns responses"),
         (
             {"prompt": "a", "chosen": "b", "rejekted": "c"},
             "it has the columns prompt, chosen, rejekted; preference is nearest and lacks rejected, perhaps columns: "
@@ -312,7 +312,7 @@ ONE = {"prompt": "p", "completion": "a", "label": True}
             "score 9.5 is outside the scale 1..7; state the file's own",
         ),
         ({**CHOICE, "score_chosen": float("nan"), "score_rejected": 1}, "score nan is outside the scale"),
-        ({**CHOICE, "chosen": "half \ud800"}, "the text holds half of a character"),
+        ({**CHOICE, "chosen": "half \ud800"}, "the text contains half a character"),
         ({**ONE, "label": 2}, "the label is 2; it must be true or false, or 1 or 0"),
         ({**ONE, "label": None}, "the label is None"),
         ({"completion": "a", "label": True}, "there is no prompt"),
@@ -331,7 +331,7 @@ def test_a_row_of_another_shape_than_the_files_is_malformed():
         parsed({"query": "q", "responses": ["a"]}, "groups")
     with pytest.raises(ValueError, match="chosen, rejected missing"):
         parsed(ONE, "preference")
-    with pytest.raises(ValueError, match="no object but str"):
+    with pytest.raises(ValueError, match="not an object but str"):
         parsed("text", "unpaired")
 
 

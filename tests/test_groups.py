@@ -88,7 +88,7 @@ BAD = [
     ({**GROUP, "responses": ["a", " "]}, "row 2: a response is empty"),
     ({**GROUP, "scores": [1, 9]}, "row 2: score 9.0 is outside the scale 1..7"),
     (PAIR, "row 2: responses, scores missing"),
-    (["x"], "row 2: no object but list"),
+    (["x"], "row 2: not an object but list"),
 ]
 
 

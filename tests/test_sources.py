@@ -142,8 +142,8 @@ def test_rows_may_hold_questions_alone(tmp_path):
         ({"question": "a?", "answer": ""}, {}, "no text in the field 'answer'"),
         ({"question": "a?", "answer": 3}, {}, "no text in the field 'answer'"),
         ({"question": "  ", "answer": "x"}, {}, "no text in the field 'question'"),
-        ("a?", {}, "it is no object but str"),
-        (["a?"], {}, "it is no object but list"),
+        ("a?", {}, "it is not an object but str"),
+        (["a?"], {}, "it is not an object but list"),
         (
             {"question": "a?", "answer": "x", "y": "fine"},
             {"label": "y"},

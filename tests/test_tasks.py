@@ -41,7 +41,7 @@ def excuses(*labels: object, scenario: str = "s") -> str:
     [
         ("moral_stories", "moral_stories_test.jsonl", "", "moral_stories_test.jsonl is empty"),
         ("moral_stories", "moral_stories_test.jsonl", '{"norm"', "moral_stories_test.jsonl, line 1: not valid JSON"),
-        ("moral_stories", "moral_stories_test.jsonl", json.dumps(STORY) + "\n[3]\n", "line 2: no object but list"),
+        ("moral_stories", "moral_stories_test.jsonl", json.dumps(STORY) + "\n[3]\n", "line 2: not an object but list"),
         (
             "moral_stories",
             "moral_stories_test.jsonl",

@@ -310,7 +310,7 @@ class TrainStage(Section):
         if compares and self.max_responses < 2:
             raise ValueError(
                 f"the objective {self.objective.kind} compares responses: num_responses must be at least 2, and data "
-                "of kind answers has one per group"
+                "of kind answers has only one per group"
             )
         return self
 

@@ -281,8 +281,8 @@ def _missing_shards(run: RunDir, config: Config) -> list[int]:
     there = config.society.num_shards - len(missing)
     if there < fewest:
         raise StageError(
-            f"{there} shards are complete, and cluster.min_shards is {fewest}; {', '.join(map(str, missing))} are not. "
-            f"`python jobs/status.py {run.path}` says why; launch again."
+            f"{there} shards are complete, cluster.min_shards is {fewest}; missing: {', '.join(map(str, missing))}. "
+            f"`python jobs/status.py {run.path}` says why; then launch again."
         )
     if missing:
         names = ", ".join(map(str, missing))

@@ -130,7 +130,7 @@ def only_reply(messages: Sequence[Message], column: str) -> str:
     """
     if len(messages) != 1 or messages[0].role != "assistant":
         raise RowError(
-            f"{column} must come to one message of the assistant after the prompt, and comes to "
+            f"{column} must have exactly one assistant message after the prompt, but has "
             f"{', '.join(message.role for message in messages) or 'none'}"
         )
     return messages[0].content

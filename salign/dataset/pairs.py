@@ -43,7 +43,7 @@ def preference(row: dict[str, Any], reading: Reading) -> list[Candidate]:
     messages = row.get("messages")
     if not is_empty(messages) and messages not in (row["chosen"], row.get("prompt")):
         raise RowError(
-            "the column messages holds something else than chosen, and it is not known what; leave it out with "
+            "the column messages differs from chosen, and its meaning is unknown; leave it out with "
             "ignore_columns: [messages]"
         )
     return [Candidate(prompt, list(zip(replies, _scores(row, reading), strict=True)))]
@@ -82,7 +82,7 @@ def _split(
     beside = {column: row.get(column) for column in ("input", "history") if not is_empty(row.get(column))}
     if beside:
         raise RowError(
-            f"{' and '.join(beside)} beside conversations that begin with the prompt: one of them is too much"
+            f"{' and '.join(beside)} beside conversations that already begin with the prompt: keep only one of them"
         )
     system = [] if is_empty(row.get("system")) else [Message("system", text_of(row["system"], "system"))]
     if name is None or value is None:
@@ -95,7 +95,7 @@ def _split(
         said = text_of(value, name)
         if said not in [message.content for message in before if message.role == "user"]:
             raise RowError(
-                f"{name} is not what the conversations of chosen and rejected begin with; leave it out with "
+                f"{name} differs from what the conversations of chosen and rejected begin with; leave it out with "
                 f"ignore_columns: [{name}] where they hold the whole prompt"
             )
         return prompt_of_messages([*system, *before]), replies

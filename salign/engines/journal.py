@@ -156,8 +156,8 @@ class _File:
 
     def _damaged(self, start: int) -> StageError:
         return StageError(
-            f"{self.path} is damaged at byte {start}: no record of a call stands there. Cut the file off there "
-            f"(truncate -s {start} FILE): the calls after it are made again; or remove it."
+            f"{self.path} is damaged at byte {start}: there is no valid record of a call there. Truncate the file "
+            f"(truncate -s {start} FILE): the calls after that point are made again; or remove the file."
         )
 
 

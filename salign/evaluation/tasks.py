@@ -97,7 +97,7 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
 def _texts(row: Any, place: str, *fields: str) -> Row:
     """The row with those fields, all of them texts."""
     if not isinstance(row, dict):
-        raise DataError(f"{place}: no object but {type(row).__name__}")
+        raise DataError(f"{place}: not an object but {type(row).__name__}")
     wrong = [field for field in fields if not isinstance(row.get(field), str) or not row[field].strip()]
     if wrong:
         raise DataError(f"{place}: no text in {', '.join(wrong)}; it has {', '.join(map(str, row))}")

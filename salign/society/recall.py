@@ -202,10 +202,9 @@ def check_recall(society: SocietySection, seed: int, questions: Sequence[str], p
     looked_up = initial + (1 - initial) * again
     if looked_up > _MANY:
         logger.warning(
-            "in up to %.0f%% of the interactions memory is an exact look-up: an agent already remembers the "
-            "question itself in "
-            "%.0f%% of cases (society.questions, society.prior), and meets %d questions in up to %d rounds, after "
-            "which each is known. Ask more questions, or others than the prior's.",
+            "in up to %.0f%% of the interactions memory is an exact look-up: an agent starts with the question itself "
+            "in memory in %.0f%% of cases (society.questions, society.prior), and meets %d questions in up to %d "
+            "rounds, after which it knows each. Use more questions, or questions that are not in the prior.",
             100 * looked_up,
             100 * initial,
             len(questions),

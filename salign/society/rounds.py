@@ -228,7 +228,7 @@ class Validity:
         """
         num_calls, num_refused = facts["num_calls"], facts["num_refused_calls"]
         crossed = [
-            f"answers of {model} came under several names ({', '.join(names)}): is it one model?"
+            f"answers of {model} came with several model names ({', '.join(names)}): is it a single model?"
             for model, names in facts["served"].items()
             if len(names) > 1
         ]

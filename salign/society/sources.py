@@ -96,7 +96,7 @@ def _from_rows(source: _RowsSource) -> list[Exemplar]:
             if isinstance(row, RowError):
                 raise row
             if not isinstance(row, dict):
-                raise RowError(f"it is no object but {type(row).__name__}")
+                raise RowError(f"it is not an object but {type(row).__name__}")
             converted = list(convert(row))
             check_columns(row, known, ignored, mapping=mapping)
             exemplars += converted

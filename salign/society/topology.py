@@ -168,7 +168,7 @@ class Links(Topology):
         try:
             import pymetis
         except ImportError:
-            logger.info("pymetis is not installed: ranks own agents by number, and may have more to tell each other")
+            logger.info("pymetis is not installed: agents are assigned to ranks by number, which may cost messages")
             return super().owners(num_ranks)
         graph = pymetis.CSRAdjacency(adj_starts=self._starts.astype(np.int32), adjacent=self._others)
         parts = pymetis.part_graph(num_ranks, graph, options=pymetis.Options(seed=0)).vertex_part
