@@ -292,13 +292,13 @@ ONE = {"prompt": "p", "completion": "a", "label": True}
         ({**CHOICE, "prompt": 3}, "prompt is neither a text nor a list of messages"),
         ({**CHOICE, "chosen": None}, "chosen is neither a text nor a list of messages"),
         ({**CHOICE, "chosen": [assistant("a")]}, "of chosen and rejected, one is a conversation and the other a text"),
-        ({**CHOICE, "chosen": [user("a")], "rejected": [user("b")]}, "and comes to user"),
-        ({**CHOICE, "chosen": [], "rejected": []}, "and comes to none"),
+        ({**CHOICE, "chosen": [user("a")], "rejected": [user("b")]}, "but has user"),
+        ({**CHOICE, "chosen": [], "rejected": []}, "but has none"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "there is no prompt"),
         ({"prompt": [GOOD], "chosen": [GOOD], "rejected": [BAD]}, "the prompt does not end with a user message"),
         (
             {"chosen": [ASKED, GOOD, ASKED, GOOD], "rejected": [ASKED, BAD]},
-            "one message of the assistant after the prompt, and comes to assistant, user, assistant",
+            "one message of the assistant after the prompt, but has assistant, user, assistant",
         ),
         ({**CHOICE, "chosen": [{"role": "tool", "content": "x"}]}, "a message of chosen must be {role, content}"),
         ({**CHOICE, "chosen": [{"role": "user", "content": [{"text": "x"}]}]}, "a message of chosen must be"),
@@ -355,4 +355,4 @@ def test_transcripts_of_hh_are_read(shared_data):
         assert "Assistant:" not in group.query
         assert bool(group.context) == (row["chosen"].count("\n\nHuman:") > 1)
     assert read_ > 2200
-    assert not [said for said in refused if "and comes to" not in said and "empty" not in said and "same" not in said]
+    assert not [said for said in refused if "but has" not in said and "empty" not in said and "same" not in said]

@@ -294,10 +294,10 @@ def test_each_reply_of_a_conversation_is_shown_after_all_before_it(tmp_path):
 @pytest.mark.parametrize(
     ("turns", "said"),
     [
-        ([("gpt", "Hello"), ("human", "Hi"), ("gpt", "x")], "does not end with a message of the user"),
-        ([("human", "Hi"), ("system", "s"), ("gpt", "x")], "does not end with a message of the user"),
+        ([("gpt", "Hello"), ("human", "Hi"), ("gpt", "x")], "does not end with a user message"),
+        ([("human", "Hi"), ("system", "s"), ("gpt", "x")], "does not end with a user message"),
         ([("human", "Hi"), ("observation", "s")], "a message of conversations must be"),
-        ([("human", "Hi")], "no message of the assistant"),
+        ([("human", "Hi")], "no assistant message"),
     ],
 )
 def test_a_conversation_of_another_order_is_refused(tmp_path, turns, said):

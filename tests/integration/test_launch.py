@@ -75,7 +75,7 @@ def test_the_second_launch_finds_everything_done(finished):
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("done.json")}
     again = launch(str(config))
     assert again.returncode == 0
-    assert "there was nothing to run" in again.stdout
+    assert "there is nothing to run" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in run.path.rglob("done.json")}
 
 
@@ -174,7 +174,7 @@ def test_each_stage_by_itself(config_file, tmp_path):
     ):
         done = job(name, *words)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "there was nothing to run" in launch(str(config_file)).stdout
+    assert "there is nothing to run" in launch(str(config_file)).stdout
 
 
 def test_killed_anywhere_the_next_launch_goes_on(finished, config_file, tmp_path):
@@ -289,7 +289,7 @@ def test_a_full_disk(config_file, small_disk, every):
     checkpoints = f"train.stages.sft.checkpoint_every_steps={every}"
     done = launch(str(config_file), f"run.root={small_disk}", "tracking.wandb=false", checkpoints)
     assert done.returncode == 1, done.stdout
-    assert "no room left on the disk" in done.stderr
+    assert "no space left on the disk" in done.stderr
     assert "Traceback" not in done.stderr
     run = RunDir(small_disk / "small")
     assert read_done(run.stage("stable")) is None

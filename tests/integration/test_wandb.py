@@ -202,7 +202,7 @@ def test_lost_bytes_of_an_artifact_are_noticed_before_anything_is_sent(server, r
     staging.rename(tmp_path / "away")
     refused = dashboard(server, run, "sync", str(run.path))
     assert refused.returncode == 1
-    assert "bytes of its artifacts are gone" in refused.stderr
+    assert "files of its artifacts are gone" in refused.stderr
     assert str(staging) in refused.stderr
     assert not any("file_stream" in operation for operation in server.asked)
     shutil.rmtree(staging, ignore_errors=True)
