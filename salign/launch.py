@@ -38,8 +38,9 @@ from salign.evaluation.judged import check_benchmarks
 from salign.manifest import take_snapshot, write_manifest
 from salign.report.summary import print_summary, summarize
 from salign.report.write import write_report
-from salign.run import RunDir, check_run, claim_run, open_run, sha256
+from salign.run import RunDir, check_run, claim_run, open_run
 from salign.society.check import check_society
+from salign.storage import sha256
 from salign.training.memory import print_memory
 from salign.training.settings import deepspeed_config
 

@@ -17,7 +17,8 @@ from salign.cluster.restarts import check_restart
 from salign.config import Config
 from salign.errors import ConfigError, SalignError, end_on_signals, exit_code_of, run_main
 from salign.launchers import is_first
-from salign.run import RunDir, open_run, record_failure
+from salign.markers import record_failure
+from salign.run import RunDir, open_run
 
 logger = logging.getLogger(__name__)
 

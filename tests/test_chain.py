@@ -13,7 +13,8 @@ from salign.cluster.restarts import check_restart
 from salign.cluster.slurm import Node, Slurm, _minutes, _node, _num_gpus, _telling_states, clean_environment
 from salign.config import SlurmCluster
 from salign.errors import ConfigError, StageError, exit_code_of
-from salign.run import RunDir, mark_done
+from salign.markers import mark_done
+from salign.run import RunDir
 
 
 def config(root: Path, **given):

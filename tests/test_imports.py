@@ -10,6 +10,8 @@ LAYERS = """
 errors launchers architecture seeds
 chat files config
 columns records compose
+machine storage locks
+markers
 run
 hub models tracking
 digests

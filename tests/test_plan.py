@@ -11,7 +11,9 @@ from salign import compose
 from salign.cluster.plan import complete, state, units
 from salign.cluster.slurm import Slurm
 from salign.cluster.status import print_status
-from salign.run import RunDir, lock, mark_done, read_done, recording_failure
+from salign.locks import lock
+from salign.markers import mark_done, read_done, recording_failure
+from salign.run import RunDir
 from salign.tracking.metrics import MetricsLog
 from salign.tracking.progress import watch_simulation, watching
 

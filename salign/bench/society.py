@@ -29,8 +29,9 @@ from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
 from salign.errors import ConfigError, StageError
+from salign.markers import read_done
 from salign.records import read_interactions
-from salign.run import RunDir, create_run, read_done
+from salign.run import RunDir, create_run
 from salign.society import sources
 from salign.society.calls import Speaker
 from salign.society.recall import question_table

@@ -12,9 +12,11 @@ from rich.console import Console
 
 from salign.cluster.plan import Unit, complete, units
 from salign.config import Config, LocalCluster
-from salign.engines.programs import share_out, visible_devices
 from salign.errors import ConfigError, StageError, explain_os_error
-from salign.run import RunDir, forget, full_disk, read_failure
+from salign.machine import share_out, visible_devices
+from salign.markers import forget, read_failure
+from salign.run import RunDir
+from salign.storage import full_disk
 from salign.tracking.mirror import prepare_environment
 from salign.tracking.progress import Watched, watch_evaluation, watch_simulation, watch_training, watching
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salign.config import Config
-from salign.run import RunDir, is_locked, read_done, read_failure
+from salign.locks import is_locked
+from salign.markers import read_done, read_failure
+from salign.run import RunDir
 
 
 @dataclass(frozen=True)

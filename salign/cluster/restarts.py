@@ -6,7 +6,7 @@ import os
 
 from salign.cluster.plan import Unit
 from salign.errors import StageError
-from salign.run import write_atomic
+from salign.storage import write_atomic
 
 _MAX_IDLE_RESTARTS = 3
 

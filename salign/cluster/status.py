@@ -13,7 +13,9 @@ from salign.cluster.jobs import submissions, suffix_of, was_submitted
 from salign.cluster.plan import Unit, complete, state, units
 from salign.cluster.slurm import LiveJob, Slurm
 from salign.config import Config
-from salign.run import RunDir, is_locked, require_done
+from salign.locks import is_locked
+from salign.markers import require_done
+from salign.run import RunDir
 
 _LAST_LINES = 5
 # Of failed units, so many are shown in full.

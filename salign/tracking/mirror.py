@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 from salign.config import Config
 from salign.errors import redact
-from salign.run import RunDir, write_atomic
+from salign.run import RunDir
+from salign.storage import write_atomic
 from salign.tracking.names import X_AXES, JobType
 
 logger = logging.getLogger(__name__)

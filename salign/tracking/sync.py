@@ -14,7 +14,8 @@ from typing import Any
 
 from salign.config import Config
 from salign.errors import StageError, redact
-from salign.run import RunDir, is_locked
+from salign.locks import is_locked
+from salign.run import RunDir
 from salign.tracking.mirror import run_id, units_of
 from salign.tracking.server import Server, asking_wandb
 from salign.tracking.wandb_log import Fragment, read_fragment

@@ -18,8 +18,9 @@ from salign import architecture, models
 from salign.config import KINDS, AnswersData, DataPart, GroupsData, RunData, TrainStage
 from salign.dataset.groups import demonstrations, digest_of, read_groups
 from salign.errors import DataError
+from salign.markers import require_done
 from salign.records import AlignmentGroup
-from salign.run import RunDir, require_done
+from salign.run import RunDir
 from salign.seeds import rng
 from salign.training.hindsight import HINDSIGHT_VERSION, chain_of_hindsight
 from salign.training.objectives import needs_reference

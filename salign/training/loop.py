@@ -14,8 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from salign import models
 from salign.config import Config, TrainStage
 from salign.errors import REQUEUE
+from salign.locks import lock
 from salign.manifest import noted_model, require_model
-from salign.run import RunDir, lock, mark_done, recording_failure, require_done
+from salign.markers import mark_done, recording_failure, require_done
+from salign.run import RunDir
 from salign.seeds import derive
 from salign.tracking.metrics import MetricsLog, keep_rows, read_metrics
 from salign.tracking.mirror import Mirror, open_mirror

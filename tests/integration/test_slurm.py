@@ -17,7 +17,8 @@ from conftest import OPEN_GATES, ROOT, Devcluster, environment, launch
 
 from salign.cluster.jobs import submissions
 from salign.cluster.status import digest
-from salign.run import RunDir, read_done
+from salign.markers import read_done
+from salign.run import RunDir
 from salign.tracking.metrics import read_metrics
 
 pytestmark = pytest.mark.integration
