@@ -13,15 +13,19 @@ columns records compose
 machine storage locks
 markers
 run
+plan
 hub models tracking
+restarts
 digests
 manifest
 engines
 society
-cluster dataset
+dataset
 training
 evaluation
-stages report bench
+stages report
+work
+cluster bench
 launch
 commands
 __main__
