@@ -362,7 +362,7 @@ def test_a_folder_as_downloaded_is_read_in_place(tmp_path, monkeypatch):
     assert [group.query for group in read(data, split="test")] == ["q"]
     with pytest.raises(DataError, match="has no split 'dev'; it has train, test"):
         read(data, split="dev")
-    with pytest.raises(DataError, match="is a folder, and a folder has no revision .'main'"):
+    with pytest.raises(DataError, match=r"is a folder, and a folder has no revision \('main'\)"):
         read(data, revision="main")
     file = folder / "data" / "train-00000-of-00001.parquet"
     file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")

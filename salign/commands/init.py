@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from salign.errors import ConfigError
-from salign.run import write_atomic
+from salign.storage import write_atomic
 
 _STARTER = """\
 # A salign run. Settings that are not here come from the shipped quickstart.yaml. `salign launch {path} --dry-run`
