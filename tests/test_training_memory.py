@@ -213,7 +213,9 @@ def test_the_papers_recipe_fits_8_gpus_of_80_gb():
 
 def test_a_model_that_is_not_here_is_said_to_be_unknown():
     config = compose.load(CONFIGS / "train" / "paper.yaml", ["model=somebody/something"])
-    assert "memory of training: unknown, as the config.json of somebody/something is not here" in said(config)
+    assert "memory of training: unknown, because the config.json of somebody/something is not on this machine" in said(
+        config
+    )
     assert said(compose.parse({}, "no stage")) == ""
 
 

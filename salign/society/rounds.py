@@ -223,7 +223,8 @@ class Validity:
         """
         num_calls, num_refused = facts["num_calls"], facts["num_refused_calls"]
         crossed = [
-            f"answers of {model} came with several model names ({', '.join(names)}): is it a single model?"
+            f"answers of {model} came with several model names ({', '.join(names)}): the server must serve a single "
+            "model"
             for model, names in facts["served"].items()
             if len(names) > 1
         ]
