@@ -174,7 +174,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
             return
         _wait(run, config, console)
     if not left:
-        console.print(f"Everything in {run.path} is done; there was nothing to run.", highlight=False)
+        console.print(f"Everything in {run.path} is done; there is nothing to run.", highlight=False)
     summary = summarize(run, config)
     write_report(run, config)
     print_summary(run, config, summary, console)
@@ -197,7 +197,7 @@ def prepare(config: Config, hashes: dict[str, str] | None = None) -> RunDir:
 
 
 def open_or_prepare(path: Path) -> RunDir:
-    """The run of a folder; or that of a config file, whose folder is made if it is not there yet.
+    """The run of a folder; or that of a config file, whose folder is created if missing yet.
 
     Raises:
         ConfigError: It is neither.
@@ -242,7 +242,7 @@ def _show_jobs(scheduler: Scheduler, config: Config, left: Sequence[Unit], conso
             raise StageError(f"there is no {scheduler.name} here")
         _say_notes(scheduler.check(config, left), console)
     except StageError as error:  # of the scheduler itself; what the cluster lacks is a ConfigError
-        _say_notes([f"what the cluster has was not checked: {error}"], console)
+        _say_notes([f"the cluster's resources were not checked: {error}"], console)
     for name, batch_file in scheduler.describe(config, left):
         console.rule(name)
         console.print(batch_file, markup=False, highlight=False, soft_wrap=True)
@@ -252,15 +252,15 @@ def _wait(run: RunDir, config: Config, console: Console) -> None:
     try:
         board = follow(run, config, console)
     except KeyboardInterrupt:
-        console.print(f"the jobs go on: python jobs/status.py {run.path} --watch", highlight=False, soft_wrap=True)
+        console.print(f"the jobs continue: python jobs/status.py {run.path} --watch", highlight=False, soft_wrap=True)
         raise SystemExit(130) from None
     failed = [describe_failure(unit, standing) for unit, standing in board.failed()[:_MAX_FAILURES]]
     if board.is_finished:
         for line in failed:
-            console.print(f"went on without: {line}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"continued without: {line}", markup=False, highlight=False, soft_wrap=True)
         return
     counts = ", ".join(f"{count} {word}" for word, count in board.counts().items())
     listed = "".join(f"\n{line}" for line in failed)
     raise StageError(
-        f"the run {run.path} has stopped: {counts}.{listed}\nMend that and launch again; what is complete is kept."
+        f"the run {run.path} is stuck: {counts}.{listed}\nFix that and launch again; what is complete is kept."
     )

@@ -234,7 +234,7 @@ def test_results_of_other_versions_are_not_compared(done, config):
     mark_done(folder, ["results.json", "samples.jsonl"], {}, row["figures"])
     stage = {"name": "other", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "z.json"}
     both = compose.parse({"train": {"stages": [stage]}, "cluster": {"num_ranks": 1}}, "test")
-    with pytest.raises(StageError, match=f"cannot be compared, they differ in judge's prompt: {JUDGE_VERSION} and 0"):
+    with pytest.raises(StageError, match=f"cannot be compared: they differ in judge's prompt: {JUDGE_VERSION} and 0"):
         compare(done, both, ["base", "other"])
 
 
@@ -285,7 +285,7 @@ def test_hh_a_attacks_every_prompt_of_hh_in_turn(config, tmp_path):
     assert all(one.prompt in other.prompt != one.prompt for one, other in zip(plain, attacked, strict=True))
     assert len({item.prompt.replace(item.question, "") for item in attacked}) == 3
     (tmp_path / "adversarial_suffixes.txt").write_text("\n")
-    with pytest.raises(DataError, match="holds no suffix"):
+    with pytest.raises(DataError, match="contains no suffix"):
         items(config, "hh_a")
 
 

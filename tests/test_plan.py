@@ -144,7 +144,7 @@ def test_status_shows_the_error_the_log_and_how_to_go_on(run, config):
         "the last line",
         str(run.logs / "simulate-1.log"),
         "6 to do",
-        "to go on: python",
+        "to continue: python",
     ):
         assert words in said.getvalue()
 

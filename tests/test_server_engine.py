@@ -219,7 +219,7 @@ async def llama(folder: Path, model: str) -> None:
 
 def test_llama_cpp_wants_a_gguf_file(tmp_path):
     pytest.importorskip("xllamacpp")
-    with pytest.raises(ConfigError, match="is no file here"):
+    with pytest.raises(ConfigError, match="is not a file on this machine"):
         asyncio.run(llama(tmp_path, str(tmp_path / "none.gguf")))
     (tmp_path / "text.gguf").write_text("no model")
     with pytest.raises(ConfigError, match="not in GGUF format"):

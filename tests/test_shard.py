@@ -719,7 +719,7 @@ def test_the_check_changes_nothing_else_and_may_fail_the_run(tmp_path, caplog):
     _, without = simulate(config_of(tmp_path / "a"))
     _, content = simulate(config_of(tmp_path / "b", observer_check={"num_pairs": 3}))
     assert content == without
-    assert "cannot be told from a coin" in caplog.text
+    assert "is no better than a coin" in caplog.text
     config = config_of(tmp_path / "c", observer_check={"num_pairs": 36, "min_agreement": 1.0})
     with pytest.raises(StageError, match=r"society\.observer_check\.min_agreement = 100%"):
         simulate(config)

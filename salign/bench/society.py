@@ -41,7 +41,7 @@ from salign.society.spool import Spool
 from salign.society.world import Setting, World
 from salign.tracking.metrics import read_metrics
 
-_REFERENCE = "released code, 10 threads, zero-latency stub (design notes, section 6)"
+_REFERENCE = "released code, 10 threads, zero-latency stub"
 _MS_PER_TOKEN, _SLOTS, _MEDIAN_TOKENS = 4.0, 256, 45
 _KIB = 1024
 
@@ -106,7 +106,7 @@ def _steadiness(bench: _Bench) -> list[Figure]:
 
 
 def resident_after(num_agents: int, folder: Path) -> dict[str, float]:
-    """Simulates one round of so many agents, in this process; its memory (bytes) and the text of its answers."""
+    """Simulates one round of this many agents in this process; its memory (bytes) and the text of its answers."""
     bench = _Bench(folder)
     side = round(num_agents**0.5)
     config = bench.config(topology={"size": side, "radius": 2}, max_rounds=1, audience_size=1)
@@ -325,7 +325,7 @@ def measure(script: Path, sizes: Sequence[int], only: Sequence[str], say: Callab
         }
         unknown = [part for part in only if part not in parts]
         if unknown:
-            raise ConfigError(f"no part {', '.join(unknown)} of the society's bench; it has: {', '.join(parts)}")
+            raise ConfigError(f"no part {', '.join(unknown)} of the society benchmark; its parts: {', '.join(parts)}")
         figures: list[Figure] = []
         for part, measured in parts.items():
             if only and part not in only:

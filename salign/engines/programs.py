@@ -66,7 +66,7 @@ def _gguf(model: str) -> Path:
         "engine.program=vllm."
     )
     if not path.is_file():
-        raise ConfigError(f"model {model!r} is no file here. {remedy}")
+        raise ConfigError(f"model {model!r} is not a file on this machine. {remedy}")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ConfigError(f"model {model!r} is not in GGUF format. {remedy}")

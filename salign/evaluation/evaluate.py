@@ -103,7 +103,7 @@ def load_work(config: Config, *, allow_missing: bool) -> Work:
             work.skipped.append(benchmark)
             said.append(str(error))
     if said and not (allow_missing or config.evaluate.allow_missing):
-        raise MissingDataError(" ".join(said) + " Or leave out what has no data: --allow-missing.")
+        raise MissingDataError(" ".join(said) + " Or skip benchmarks without data: --allow-missing.")
     if said and not (work.tasks or work.items):
         raise MissingDataError(" ".join(said) + " There is no other benchmark.")
     for line in said:

@@ -100,7 +100,7 @@ def attacks(section: EvaluateSection) -> list[str]:
         return wrappings
     suffixes = [line for line in read_text(section.suffixes).splitlines() if line.strip()]
     if not suffixes:
-        raise DataError(f"{section.suffixes} holds no suffix; remove it, or give one a line")
+        raise DataError(f"{section.suffixes} contains no suffix; remove it, or write one per line")
     return [*wrappings, *(f"{{prompt}} {suffix}" for suffix in suffixes)]
 
 
@@ -114,7 +114,7 @@ def held_out_questions(section: EvaluateSection) -> list[str]:
     questions = sources.questions(section.questions)
     wanted = section.num_questions
     if wanted is not None and wanted > len(questions):
-        raise ConfigError(f"evaluate.num_questions {wanted} exceeds the {len(questions)} held-out questions there are")
+        raise ConfigError(f"evaluate.num_questions {wanted} exceeds the {len(questions)} held-out questions available")
     return questions[:wanted]
 
 

@@ -233,7 +233,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: no valid JSON ({error})") from None
+                raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
 
 
 def _group(row: Mapping[str, Any]) -> dict[str, Any]:

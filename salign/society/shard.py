@@ -350,7 +350,7 @@ def _run(config: Config, shard: int, folder: Path, ranks: Ranks, replay: bool) -
     try:
         return asyncio.run(simulate())
     except asyncio.CancelledError:
-        print("stopped by a signal; launch again to go on: what was answered is in the journal", file=sys.stderr)
+        print("stopped by a signal; launch again to continue: every answered call is in the journal", file=sys.stderr)
         ranks.abort(code)  # the others may not have been told
         sys.exit(code)
     except KeyboardInterrupt:

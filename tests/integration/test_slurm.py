@@ -385,7 +385,7 @@ def test_ranks_that_cannot_meet_or_are_not_alike(slurm, slurm_config, tmp_path):
     )
     said = train_by_hand(slurm, run, PYTHONPATH="/dev/shm/other")
     slurm.ask("srun", "-w", "n2", "rm", "-r", "/dev/shm/other")
-    assert "the ranks are not alike: deepspeed: " in said
+    assert "the ranks differ: deepspeed: " in said
     assert "0.0.1 on n2" in said
 
 
