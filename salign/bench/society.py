@@ -27,7 +27,7 @@ from salign.bench.figures import Figure
 from salign.config import Config, Sampling, SocietySection
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
-from salign.engines.meter import MeteredEngine
+from salign.engines.opening import metered
 from salign.errors import ConfigError, StageError
 from salign.records import read_interactions
 from salign.run import RunDir, create_run, read_done
@@ -281,7 +281,7 @@ def critical_path(society: SocietySection, sigma: float) -> float:
     table, _ = question_table(society, 0, questions, prior)
 
     async def simulate() -> float:
-        engine = MeteredEngine(_TimedEngine(sigma), Gate(1 << 30, adaptive=False))
+        engine = metered(_TimedEngine(sigma), Gate(1 << 30, adaptive=False))
         world = World(Setting(society, 0, table, len(questions), prior, [Speaker(engine)]), 0)
         with tempfile.TemporaryDirectory() as folder, Spool(Path(folder) / "spool") as spool:
             await Simulation(society, [world], spool).run()

@@ -55,6 +55,10 @@ class EvaluateSection(Section):
     """Of the benchmark `questions`."""
     answer: Sampling = Sampling(temperature=0.0)
     """How the model under evaluation answers; greedily, so that differences are not due to sampling."""
+    engine: EngineSection | None = None
+    """By which each model under evaluation answers, the trained ones too; it names no model. None: `transformers`, set
+    as the run's engine where that is of this kind. lm_eval's tasks need log-probabilities of whole answers, and are
+    measured by transformers always."""
     judges: tuple[Judge, ...] = ()
     """Empty: the run's engine."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -70,9 +74,12 @@ class EvaluateSection(Section):
         return tuple(dict.fromkeys(value))
 
     @model_validator(mode="after")
-    def _judges_have_names(self) -> "EvaluateSection":
+    def _judges_and_engine_are_clear(self) -> "EvaluateSection":
         names = [judge.name for judge in self.judges]
         mistakes = [f"two judges have one name: {', '.join(names)}"] if len(set(names)) < len(names) else []
+        named = getattr(self.engine, "model", None)
+        if named is not None:
+            mistakes.append(f"engine.model {named!r} is not for this engine: it answers for each of evaluate.models")
         return unless(self, mistakes)
 
     def file_of(self, benchmark: str) -> Path | None:

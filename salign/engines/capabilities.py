@@ -11,7 +11,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -84,6 +84,7 @@ class Capabilities(BaseModel):
         return self.model_dump(mode="json")
 
 
+@runtime_checkable
 class Measurable(Engine, Protocol):
     """An engine whose capabilities can be measured."""
 

@@ -73,7 +73,6 @@ class OpenAIEngine:
         *,
         identity: str | None = None,
         api_key: str | None = None,
-        pushed_back: Callable[[], None] | None = None,
     ) -> None:
         """Makes the client; nothing is asked yet.
 
@@ -82,13 +81,12 @@ class OpenAIEngine:
             model: The served name.
             identity: Which model answers, for results and the journal; None is `model`.
             api_key: The key of a server of our own; None reads the section's environment variable.
-            pushed_back: Called for each answer 429 or 503 and for each time-out, tried again or not.
         """
         self._section = section
         self._model = model
         self._identity = identity or model
         self._name = f"{model} at {section.base_url}"
-        self._server = Server(section, self._name, api_key, pushed_back)
+        self._server = Server(section, self._name, api_key)
         way = None if section.rating_way == "auto" else section.rating_way
         self.capabilities = Capabilities(rating_way=way)
 
@@ -153,6 +151,9 @@ class OpenAIEngine:
             )
         found = weights(candidates)
         return RatingReply(normalise(found), sum(found), *completion.counts, completion.served)
+
+    def on_push_back(self, report: Callable[[], None]) -> None:
+        self._server.on_push_back(report)
 
     def facts(self) -> dict[str, Any]:
         return self.capabilities.facts()
@@ -292,26 +293,14 @@ def _writable(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-async def connect(
-    section: OpenAISection,
-    *,
-    pushed_back: Callable[[], None] | None = None,
-    api_key: str | None = None,
-    identity: str | None = None,
-) -> OpenAIEngine:
+async def connect(section: OpenAISection) -> OpenAIEngine:
     """Opens the engine: the server answers, and serves the asked-for model.
-
-    Args:
-        section: The server and how it is called.
-        pushed_back: Called for each answer 429 or 503 and each time-out of the engine's calls.
-        api_key: The key of a server of our own; None reads the section's environment variable.
-        identity: Which model answers, for results and the journal; None is its served name.
 
     Raises:
         ConfigError: The model is not served, or none is named and several are.
         EngineError: The server is unreachable or is no such server.
     """
-    server = Server(section, api_key=api_key)  # a server that is still loading (503) does not lower the gate
+    server = Server(section)
     try:
         answer = await server.ask("GET", "models")
         served = [model.id for model in _Models.model_validate_json(answer).data if model.id]
@@ -326,4 +315,4 @@ async def connect(
     if model is None or model not in served:
         asked = "no engine.model is named" if section.model is None else f"engine.model {section.model!r} is not served"
         raise ConfigError(f"{asked}; {section.base_url} serves: {', '.join(served) or 'nothing'}.")
-    return OpenAIEngine(section, model, identity=identity, api_key=api_key, pushed_back=pushed_back)
+    return OpenAIEngine(section, model)

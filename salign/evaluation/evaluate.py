@@ -19,7 +19,7 @@ from salign.config import Judge as JudgeSection
 from salign.dataset.collect import check_leaks
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import prompts_in
-from salign.digests import models_of
+from salign.engines.check import models_of
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import open_engine
 from salign.evaluation import judge as judging
@@ -203,8 +203,7 @@ async def _answered(means: _Means, asked: Sequence[Item], model: str) -> list[Sa
     answering = TransformersEngine(model=model)
     if isinstance(config.engine, TransformersEngine):
         answering = config.engine.model_copy(update={"model": model})
-    async with open_engine(answering, model, means.logs) as engine:
-        engine.journal = means.measured.journal
+    async with open_engine(answering, model, means.logs, journal=means.measured.journal) as engine:
         told = functools.partial(counter.heard, engine, counter.tokens)
         samples = await answer_all(engine, asked, config.evaluate.answer, config.run.seed, told)
         await means.measured.journal.sync()
@@ -217,8 +216,8 @@ async def _rated(means: _Means, judges: Iterable[JudgeSection], samples: Sequenc
     identities: dict[str, str] = {}
     rated = [sample for sample in samples if RATED[sample.item.benchmark]]
     for named in judges if rated else ():
-        async with open_engine(named.engine, config.model, means.logs, ratings=config.society.rating) as engine:
-            engine.journal = means.measured.journal
+        ratings, journal = config.society.rating, means.measured.journal
+        async with open_engine(named.engine, config.model, means.logs, ratings=ratings, journal=journal) as engine:
             judge = judging.Judge(engine, config.society, config.run.seed)
             told = functools.partial(counter.heard, engine, counter.tokens)
             await asyncio.gather(*(_rate(sample, named.name, judge, told) for sample in rated))
