@@ -264,9 +264,6 @@ class Actor:
     def facts(self):
         return {}
 
-    async def close(self) -> None:
-        pass
-
 
 def random_delay(seed: int, longest: float = 1.0) -> Callable[[Call], float]:
     """Another delay for each call, some of them none."""

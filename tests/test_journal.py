@@ -466,9 +466,6 @@ class Model:
     def facts(self):
         return {}
 
-    async def close(self):
-        pass
-
 
 class Closed(Gate):
     """Lets nobody in."""

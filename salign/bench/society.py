@@ -270,9 +270,6 @@ class _TimedEngine:
     def facts(self) -> dict[str, Any]:
         return {}
 
-    async def close(self) -> None:
-        pass
-
 
 def critical_path(society: SocietySection, sigma: float) -> float:
     """Seconds that a society takes where nothing ever waits for a slot: the longest chain of calls."""

@@ -9,7 +9,9 @@ from salign.config import Sampling
 NUM_RATINGS = 7
 RATING_PREFIX = "Rating: "
 
-Form = Literal["text", "rating"]
+Form = Literal["text", "rating", "rating_10"]
+HIGHEST: dict[Form, int] = {"rating": NUM_RATINGS, "rating_10": 10}
+"""The best rating of each form that asks for one."""
 Finish = Literal["stop", "length"]
 Thinking = Literal["none", "whole", "cut"]
 
@@ -21,8 +23,8 @@ class Prompt:
     `num_shared` characters at the start of `user` are those of other prompts of the same interaction too; an engine
     with a prefix cache computes them once.
 
-    `form` "rating" asks for "Rating: N Reason: ..." with N from 1 to 7: an engine that can hold its model to a form (a
-    JSON schema) does, and gives the reply in these words.
+    `form` "rating" asks for "Rating: N Reason: ..." with N from 1 to 7, "rating_10" with N from 1 to 10: an engine that
+    can hold its model to a form (a JSON schema) does, and gives the reply in these words.
     """
 
     user: str
@@ -93,9 +95,6 @@ class Engine(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What the engine measured of itself when it opened, as JSON can say it; empty where it measured nothing."""
-
-    async def close(self) -> None:
-        """Gives back what the engine holds."""
 
 
 @runtime_checkable

@@ -21,8 +21,8 @@ from salign.errors import ConfigError, EngineError, EngineUnavailableError
 
 logger = logging.getLogger(__name__)
 
-Ratings = Literal["logprob", "parse"]
-"""How the ratings of a run are read: by the digits' probabilities, or out of words."""
+Ratings = Literal["logprob", "parse", "both"]
+"""How an engine's ratings are read: by the digits' probabilities, out of words, or some this way and some that."""
 
 # Of ways that are about as good the first: it needs least of the server.
 _ORDER: tuple[RatingWay, ...] = ("told", "begun", "schema", "choices")

@@ -365,6 +365,3 @@ class ReplayEngine:
             f"the journal lacks a call of {self.identity}, so the shard cannot be replayed: it was not complete. "
             "Simulate it without --replay: what is in the journal is not asked again."
         )
-
-    async def close(self) -> None:
-        pass

@@ -102,6 +102,3 @@ class MeteredEngine:
     def facts(self) -> dict[str, Any]:
         """What the engine measured of itself when it opened."""
         return self._engine.facts()
-
-    async def close(self) -> None:
-        await self._engine.close()

@@ -18,9 +18,9 @@ from salign.chat import Message, break_up, conversation
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import RatingWay, Sampling
 from salign.engines import thinking
-from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply, Reply, normalise
+from salign.engines.base import HIGHEST, NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply, Reply, normalise
 from salign.engines.capabilities import PROBES, Capabilities, Ratings, measure_ways
-from salign.engines.chat import RATING_SCHEMA, REASONED_SCHEMA, Completion, in_words, weights
+from salign.engines.chat import Completion, in_words, rating_schema, weights
 from salign.engines.http import Server
 from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # Where nobody may begin the reply for the model, the model is told.
 _ONE_DIGIT = f"Reply with one digit from 1 to {NUM_RATINGS} and nothing else."
 _ONE_OBJECT = f'Reply with a JSON object alone: {{"rating": <1 to {NUM_RATINGS}>}}'
-_REASONED_OBJECT = f'Give it as a JSON object: {{"rating": <1 to {NUM_RATINGS}>, "reason": "<one or two sentences>"}}'
+_REASONED_OBJECT = 'Give it as a JSON object: {"rating": <1 to %d>, "reason": "<one or two sentences>"}'
 _REASONED = f'Reply in the form "{RATING_PREFIX}<1 to {NUM_RATINGS}> Reason: <one or two sentences>".'
 _OBJECT_TOKENS = 16
 _NUM_FORM_PROBES, _FORM_TOKENS = 3, 120
@@ -96,10 +96,11 @@ class OpenAIEngine:
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         parameters: dict[str, Any] = {}
-        in_form = prompt.form == "rating" and self.capabilities.json_schema
+        highest = HIGHEST.get(prompt.form, 0) if self.capabilities.json_schema else 0
+        in_form = highest > 0
         if in_form:
-            prompt = dataclasses.replace(prompt, user=f"{prompt.user}\n\n{_REASONED_OBJECT}")
-            parameters["response_format"] = _json_schema(REASONED_SCHEMA)
+            prompt = dataclasses.replace(prompt, user=f"{prompt.user}\n\n{_REASONED_OBJECT % highest}")
+            parameters["response_format"] = _rating_format(highest, reasoned=True)
         completion = await self._complete(
             prompt,
             seed,
@@ -110,7 +111,7 @@ class OpenAIEngine:
         )
         reply = self._reply(completion, in_form=in_form)
         # What a server does not hold to the form stays as the model said it.
-        return dataclasses.replace(reply, text=in_words(reply.text) or reply.text) if in_form else reply
+        return dataclasses.replace(reply, text=in_words(reply.text, highest) or reply.text) if in_form else reply
 
     def _reply(self, completion: Completion, *, in_form: bool = False) -> Reply:
         choice = completion.choices[0]
@@ -141,7 +142,7 @@ class OpenAIEngine:
         if way == "choices":
             parameters |= _CHOICES
         elif way == "schema":
-            parameters |= {"response_format": _json_schema(RATING_SCHEMA), "max_tokens": _OBJECT_TOKENS}
+            parameters |= {"response_format": _rating_format(reasoned=False), "max_tokens": _OBJECT_TOKENS}
         completion = await self._complete(prompt, seed, begun, temperature=0.0, **parameters)
         candidates = completion.candidates(in_json=way == "schema")
         if candidates is None:
@@ -166,10 +167,10 @@ class OpenAIEngine:
     async def probe(self, ratings: Ratings | None) -> Capabilities:
         """Measures what the server can do; see `Measurable`."""
         await self._say_hello()
-        if ratings == "parse":
+        if ratings in ("parse", "both"):
             found = {"json_schema": await self._holds_to_schema()}
-            return self.capabilities.model_copy(update=found)
-        if ratings is None:
+            self.capabilities = self.capabilities.model_copy(update=found)
+        if ratings not in ("logprob", "both"):
             return self.capabilities
         await self._ask_for_fewer_logprobs()
         asked = self._section.rating_way
@@ -215,11 +216,12 @@ class OpenAIEngine:
 
     async def _holds_to_schema(self) -> bool:
         """Whether the server holds a rating in words to a JSON schema."""
+        wanted = _rating_format(reasoned=True)
         for prompt in PROBES[:_NUM_FORM_PROBES]:
-            asked = Prompt(f"{prompt.user}\n\n{_REASONED}\n\n{_REASONED_OBJECT}")
+            asked = Prompt(f"{prompt.user}\n\n{_REASONED}\n\n{_REASONED_OBJECT % NUM_RATINGS}")
             try:
                 completion = await self._complete(
-                    asked, 0, temperature=0.0, max_tokens=_FORM_TOKENS, response_format=_json_schema(REASONED_SCHEMA)
+                    asked, 0, temperature=0.0, max_tokens=_FORM_TOKENS, response_format=wanted
                 )
                 text = self._reply(completion, in_form=True).text
             except CallRejectedError as error:
@@ -284,7 +286,8 @@ def _without(request: dict[str, Any], refused: Sequence[str]) -> dict[str, Any]:
     return kept
 
 
-def _json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+def _rating_format(highest: int = NUM_RATINGS, *, reasoned: bool) -> dict[str, Any]:
+    schema = rating_schema(highest, reasoned=reasoned)
     return {"type": "json_schema", "json_schema": {"name": "rating", "strict": True, "schema": schema}}
 
 

@@ -385,10 +385,6 @@ class LeastLoaded:
     def facts(self) -> dict[str, Any]:
         return self.capabilities.facts()
 
-    async def close(self) -> None:
-        """Closes all of them."""
-        await asyncio.gather(*(engine.close() for engine in self._engines))
-
     @contextlib.contextmanager
     def _chosen(self) -> Iterator[KeptServer]:
         index = self._num_calls.index(min(self._num_calls))

@@ -57,9 +57,6 @@ class _Echo:
     def facts(self) -> dict[str, Any]:
         return {}
 
-    async def close(self) -> None:
-        pass
-
 
 def live(society: SocietySection, questions: Sequence[str], folder: Path) -> tuple[list[Interaction], float]:
     """The interactions of one world of agents that echo, and from which distance on they recall."""
