@@ -425,15 +425,15 @@ def test_a_template_that_fails_on_one_text_is_a_config_error_too():
 def test_the_launch_tries_the_templates(tmp_path):
     folder = save(tmp_path / "m", KINDS["chatml"])
     given = {"model": str(folder), "engine": {"kind": "scripted"}}
-    check_engines(compose.parse(given, "test"), fetch=True)
+    check_engines(compose.parse(given, "test"), fetch=True, here=True)
     (folder / "chat_template.jinja").write_text("{{ raise_exception('Not for you.') }}")
     with pytest.raises(ConfigError, match="fails: Not for you"):
-        check_engines(compose.parse(given, "test"), fetch=True)
+        check_engines(compose.parse(given, "test"), fetch=True, here=True)
     given["train"] = {"template": "alpaca"}
-    check_engines(compose.parse(given, "test"), fetch=True)
+    check_engines(compose.parse(given, "test"), fetch=True, here=True)
     given["engine"] = {"kind": "transformers"}
     with pytest.raises(ConfigError, match="fails: Not for you"):
-        check_engines(compose.parse(given, "test"), fetch=True)
+        check_engines(compose.parse(given, "test"), fetch=True, here=True)
 
 
 # --- where the tokenizer is not known ------------------------------------------------------------

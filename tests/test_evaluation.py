@@ -19,12 +19,14 @@ from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, DataError, StageError
 from salign.evaluation import evaluate as evaluating
 from salign.evaluation.calls import by_all_ranks
+from salign.evaluation.check import check_evaluation
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.figures import about_judging, values_of
 from salign.evaluation.judge import JUDGE_VERSION, Judge
 from salign.evaluation.judged import Item, Sample, answer_all, attacks, items, refusal_position
 from salign.evaluation.versions import settings_of_judges
-from salign.run import create_run, mark_done, read_done
+from salign.markers import mark_done, read_done
+from salign.run import create_run
 from salign.seeds import derive
 from salign.training.distributed import Ranks
 
@@ -212,7 +214,8 @@ def train(run, tiny_model):
 
 def test_trained_models_answer_through_a_server(tree, tiny_model, vllm):
     config = with_stage(tree, engine=SERVED)
-    check_engines(config, fetch=True)
+    check_evaluation(config)
+    check_engines(config, fetch=True, here=True)
     run = create_run(config)
     train(run, tiny_model)
     for name, folder in (("base", tiny_model), ("sft", run.model("sft"))):
@@ -259,6 +262,7 @@ def test_an_engine_that_cannot_answer_for_a_model_is_named_before_anything_start
     monkeypatch.setenv("PATH", "/nowhere")
     config = with_stage(tree, engine=engine)
     with pytest.raises(ConfigError, match=f"(?s){said}.*program") as caught:
+        check_evaluation(config)
         check_engines(config, fetch=False)
     if engine != SERVED:
         assert "evaluate.engine={kind: server, program: vllm}" in str(caught.value)
@@ -272,7 +276,7 @@ def test_llama_cpp_answers_for_the_embedded_model_and_not_for_one_trained_from_i
     section = kind_of(config.answering).answering_for(config.answering, config.model)
     assert section.model == "smollm2-135m"
     with pytest.raises(ConfigError, match=r"cannot load .*runs/e/train/sft/model: it serves GGUF files"):
-        check_engines(config, fetch=False)
+        check_evaluation(config)
 
 
 def test_the_engine_that_answers_names_no_model(tree):

@@ -2,10 +2,8 @@
 
 from collections.abc import Iterable
 
-from salign import models
 from salign.config import Config, EngineSection, TransformersEmbedder
 from salign.engines.kinds import check_model, kind_of
-from salign.run import RunDir
 
 
 def models_of(config: Config) -> tuple[str, ...]:
@@ -29,26 +27,21 @@ def _of_embedder(config: Config) -> str | None:
     return embedder.model or config.model if isinstance(embedder, TransformersEmbedder) else None
 
 
-def check_engines(config: Config, *, fetch: bool) -> None:
+def check_engines(config: Config, *, fetch: bool, here: bool = False) -> None:
     """Makes sure that the models and the programs that serve them are there.
 
     Args:
         config: The run's.
-        fetch: The run is about to start: the embedded model is fetched, and where the run is local, servers answer and
-            chat templates are tried.
+        fetch: The run is about to start: the embedded model is downloaded.
+        here: It will run on this machine: servers must answer, and chat templates are tried.
 
     Raises:
-        ConfigError: A model, a program or a served name that does not exist, or an engine that cannot answer for the
-            models under evaluation.
+        ConfigError: A model, a program or a served name does not exist.
         EngineError: A server is unreachable.
     """
-    here = fetch and config.cluster.kind == "local"
-    answering, run = config.answering, RunDir(config.run.root / config.run.name)
-    for name in config.evaluated_models:
-        kind_of(answering).answering_for(answering, config.model if name == "base" else str(run.model(name)))
     for section in dict.fromkeys(config.engines().values()):
         kind_of(section).check(section, config.model, fetch=fetch, here=here)
     check_model(config.model, config.train.template, fetch=fetch, here=here)
     embedder = _of_embedder(config)
-    if embedder is not None and embedder not in models.EMBEDDED:
-        models.check_name(embedder)
+    if embedder is not None:
+        check_model(embedder, None, fetch=fetch, here=here)

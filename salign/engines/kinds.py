@@ -184,12 +184,12 @@ class _Server(Kind[ServerEngine]):
             yield engine
 
 
-def check_model(model: str, template: Literal["chat", "alpaca"], *, fetch: bool, here: bool) -> None:
+def check_model(model: str, template: Literal["chat", "alpaca"] | None, *, fetch: bool, here: bool) -> None:
     """Makes sure that a model is there for this process, and that its chat template can be used.
 
     Args:
         model: Its name in the config.
-        template: As in `models.load_tokenizer`.
+        template: As in `models.load_tokenizer`; None where there is no chat.
         fetch: An embedded model is downloaded.
         here: The template is tried, where the files are here: a login node is spared torch, and its jobs try it.
 
@@ -200,7 +200,7 @@ def check_model(model: str, template: Literal["chat", "alpaca"], *, fetch: bool,
         models.resolve(model)
     else:
         models.check_name(model)
-    if here and models.find_local(model) is not None:
+    if here and template is not None and models.find_local(model) is not None:
         models.load_tokenizer(model, template)
 
 

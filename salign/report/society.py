@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salign.config import Config, GridTopology
+from salign.markers import Done
 from salign.records import MAX_SCORE, MIN_SCORE, Interaction, Turn
-from salign.run import Done
 from salign.seeds import rng
 from salign.society.protocols import protocol_of
-from salign.society.rounds import mean
+from salign.tracking.metrics import mean
 
 MAX_SAMPLES = 200
 MAX_TEXT = 2_000

@@ -21,6 +21,7 @@ from salign.engines.check import check_engines
 from salign.engines.opening import open_engine
 from salign.engines.server import servers
 from salign.errors import ConfigError, EngineError
+from salign.evaluation.check import check_evaluation
 from salign.evaluation.evaluate import evaluate
 from salign.run import create_run
 
@@ -172,7 +173,8 @@ def test_the_model_under_evaluation_answers_through_it(tmp_path):
     }
     tree["evaluate"]["engine"] = engine
     config = compose.parse(tree, "test")
-    check_engines(config, fetch=True)
+    check_evaluation(config)
+    check_engines(config, fetch=True, here=True)
     run = create_run(config)
     evaluate(run, config, "base")
     results = json.loads((run.evaluation("base") / "results.json").read_text())
