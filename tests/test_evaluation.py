@@ -245,7 +245,7 @@ def test_answers_by_another_engine_are_not_compared_with_these(tree, tiny_model,
     assert results_of(run)["answered_by"] == f"{name_of(str(tiny_model))} (float32)"
     served = with_stage(tree, engine=SERVED)
     evaluating.evaluate(run, served, "sft")
-    with pytest.raises(StageError, match="cannot be compared, they differ in settings of answers"):
+    with pytest.raises(StageError, match="cannot be compared: they differ in settings of answers"):
         compare(run, config, ["base", "sft"])
 
 
