@@ -173,7 +173,7 @@ def _refuse_live_jobs(run: RunDir, *, replace: bool) -> None:
                 )
             if time.monotonic() > end:
                 raise StageError(
-                    f"the jobs {ids} were cancelled, and {scheduler.name} has not ended them yet. Launch again later."
+                    f"the jobs {ids} were cancelled, but {scheduler.name} has not ended them yet. Launch again later."
                 )
             if live - cancelled:
                 scheduler.cancel(sorted(live - cancelled))
@@ -193,7 +193,7 @@ def _show_jobs(scheduler: Scheduler, config: Config, left: Sequence[Unit], conso
             raise StageError(f"there is no {scheduler.name} here")
         _say_notes(scheduler.check(config, left), console)
     except StageError as error:  # of the scheduler itself; what the cluster lacks is a ConfigError
-        _say_notes([f"the cluster's resources were not checked: {error}"], console)
+        _say_notes([f"the cluster was not checked: {error}"], console)
     for name, batch_file in scheduler.describe(config, left):
         console.rule(name)
         console.print(batch_file, markup=False, highlight=False, soft_wrap=True)
@@ -213,5 +213,5 @@ def _wait(run: RunDir, config: Config, console: Console) -> None:
     counts = ", ".join(f"{count} {word}" for word, count in board.counts().items())
     listed = "".join(f"\n{line}" for line in failed)
     raise StageError(
-        f"the run {run.path} is stuck: {counts}.{listed}\nFix that and launch again; what is complete is kept."
+        f"the run {run.path} has stopped: {counts}.{listed}\nFix that and launch again; what is complete is kept."
     )

@@ -327,7 +327,7 @@ def test_another_status_is_told_at_once():
 def test_garbage_is_an_engine_error_that_names_the_server(body):
     server = Server(lambda: web.Response(body=body.encode("latin-1"), content_type="application/json"))
     with pytest.raises(
-        EngineError, match=r"^m at http://127.*/v1 answered with something that is no chat comp"
+        EngineError, match=r"^m at http://127.*/v1 answered with something other than a chat comp"
     ) as raised:
         server.ask()
     assert not isinstance(raised.value, CallRejectedError)

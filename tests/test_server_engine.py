@@ -340,7 +340,7 @@ def test_ports_are_tried_a_few_times_only(stub, monkeypatch):
     monkeypatch.setattr(server_module, "_NUM_PORTS", 2)
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         on_taken_ports(monkeypatch, somebody.getsockname()[1], 9)
-        with pytest.raises(EngineError, match="So it was on 2 ports"):
+        with pytest.raises(EngineError, match="The same happened on 2 ports"):
             asyncio.run(opened(stub))
     assert len(stub.started) == 2
     assert stub.all_ended()

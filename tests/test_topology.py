@@ -259,8 +259,8 @@ def test_links_are_read_from_a_compressed_file(tmp_path):
         ("-1 2", r"'-1 2' is no link.*from 0"),
         ("0 ١", r"is no link"),
         ("0 10000000000", r"is no link.*to 999999999"),
-        ("7 7", r"agent 7 is linked with itself"),
-        ("07 7", r"agent 7 is linked with itself"),
+        ("7 7", r"agent 7 is connected to itself"),
+        ("07 7", r"agent 7 is connected to itself"),
     ],
 )
 def test_a_malformed_line_is_an_error_with_its_place(tmp_path, line, said):

@@ -126,7 +126,7 @@ class _AllBut(Sequence[int]):
 
 
 class Complete(Topology):
-    """Everybody hears everybody."""
+    """Every agent hears every other."""
 
     def neighbours(self, agent: int) -> Sequence[int]:
         return _AllBut(self.num_agents, agent)
