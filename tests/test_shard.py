@@ -17,7 +17,7 @@ from salign.engines import opening
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.journal import CallKeys
-from salign.engines.meter import MeteredEngine
+from salign.engines.opening import OpenEngine, metered
 from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError, StageError
 from salign.locks import lock
@@ -307,9 +307,9 @@ def test_a_journal_of_calls_that_were_made_otherwise_is_refused(tmp_path, monkey
 
     @contextlib.asynccontextmanager
     async def opened(section, model, folder, **how):
-        yield MeteredEngine(ScriptedEngine(), Gate(8, adaptive=False))
+        yield OpenEngine(ScriptedEngine(), Gate(8, adaptive=False))
 
-    monkeypatch.setattr("salign.society.models.open_engine", opened)
+    monkeypatch.setattr("salign.society.models.open_unmetered", opened)
     tree = config_of(tmp_path).model_dump(mode="json")
     simulate(compose.parse({**tree, "engine": one}, "test"))
     with pytest.raises(ConfigError, match=said):
@@ -411,10 +411,10 @@ def test_a_replay_gives_the_same_bytes_without_an_engine(tmp_path, monkeypatch, 
     assert facts is None
     with monkeypatch.context() as patch:
 
-        async def refuse(*_):
+        def refuse(*_):
             raise AssertionError("an engine was opened")
 
-        patch.setattr(opening, "_open", refuse)
+        patch.setattr(opening, "kind_of", refuse)
         assert simulate(config, replay=True)[1] == content
         assert simulate(config, replay=True)[1] == content
     facts = read_done(folder).facts
@@ -542,7 +542,7 @@ def on_ranks(config, folder, num_ranks, seed, max_in_flight=64):
         simulations = []
         with contextlib.ExitStack() as stack:
             for rank in range(num_ranks):
-                speakers = [Speaker(MeteredEngine(engine, Gate(max_in_flight, adaptive=False)))]
+                speakers = [Speaker(metered(engine, Gate(max_in_flight, adaptive=False)))]
                 setting = Setting(society, config.run.seed, table, len(questions), prior, speakers)
                 worlds = [World(setting, number, rank, num_ranks) for number in worlds_of(society, 0)]
                 spool = stack.enter_context(Spool(folder / f"spool-{rank}"))

@@ -151,7 +151,7 @@ def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
     console.print(table)
     if any(one.hours is None for one in estimates):
         console.print(
-            "Rates come from the run itself once it has begun, or from cluster.throughput.",
+            "Rates come from the run itself once it has started, or from cluster.throughput.",
             highlight=False,
         )
 

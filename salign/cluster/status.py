@@ -166,7 +166,7 @@ def describe_failure(unit: Unit, standing: Standing) -> str:
         error = next((line for line in reversed(lines) if line.startswith("error: ")), "").removeprefix("error: ")
     how = f" ({standing.scheduler} says {standing.detail})" if standing.detail else ""
     log = f"\nIts log: {standing.log}" if standing.log is not None else ""
-    return f"{unit.name} failed{how}: {error or 'no error was recorded'}{log}"
+    return f"{unit.name} failed{how}: {error or 'it left no error message'}{log}"
 
 
 def _rows(board: Board) -> list[tuple[str, Standing]]:
@@ -210,7 +210,7 @@ def print_status(run: RunDir, config: Config, console: Console) -> None:
     console.print(", ".join(f"{count} {word}" for word, count in counts.items()), highlight=False)
     for name in board.without_accounting:
         console.print(
-            f"{name} keeps no accounting here: how a job ended is known from the run's folder alone, and a job that "
+            f"{name} keeps no accounting here: how a job ended is known only from the run's folder, and a job that "
             "ran out of memory or lost its node cannot be distinguished from other failures.",
             highlight=False,
         )

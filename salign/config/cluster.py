@@ -24,7 +24,7 @@ class Throughput(Section):
     tokens_per_call: Positive | None = None
     """Tokens read and written."""
     train_tokens_per_s: Positive | None = None
-    """Of all ranks together."""
+    """All ranks together."""
 
 
 class _Cluster(Section):

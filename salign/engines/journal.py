@@ -18,7 +18,7 @@ from typing import IO, Any
 import orjson
 
 from salign.config import Sampling
-from salign.engines.base import Prompt, RatingReply, Reply
+from salign.engines.base import Call, Handler, Prompt, RatingReply, Reply
 from salign.errors import CallRejectedError, ConfigError, StageError
 
 JOURNAL_VERSION = 2
@@ -310,6 +310,38 @@ def written_header(folder: Path) -> dict[str, Any]:
     raise StageError(f"{folder} has no journal to replay; simulate the shard first.")
 
 
+class Journaled:
+    """Answers from the journal what it holds, at once and for nothing, and records in it what the engine answers.
+
+    Args:
+        inner: Is asked for what the journal lacks.
+        identity: Of the model, part of each call's key.
+        journal: Whose records count.
+    """
+
+    def __init__(self, inner: Handler, identity: str, journal: Journal) -> None:
+        self._inner = inner
+        self._journal = journal
+        self._keys = CallKeys(identity)
+
+    async def handle(self, call: Call) -> Reply | RatingReply:
+        """The recorded answer, or a new one."""
+        key = self._keys.of(call.prompt, call.sampling, call.seed)
+        answer = self._journal.find(key)
+        if answer is not None:
+            call.is_journaled = True
+            if isinstance(answer, CallRejectedError):
+                raise answer
+            return answer
+        try:
+            answer = await self._inner.handle(call)
+        except CallRejectedError as error:
+            self._journal.append(key, error, call.seconds)
+            raise
+        self._journal.append(key, answer, call.seconds)
+        return answer
+
+
 class ReplayEngine:
     """Stands where an engine stood, for a shard whose every call is in its journal.
 
@@ -336,6 +368,3 @@ class ReplayEngine:
             f"the journal lacks a call of {self.identity}, so the shard cannot be replayed: it was not complete. "
             "Simulate it without --replay: what is in the journal is not asked again."
         )
-
-    async def close(self) -> None:
-        pass
