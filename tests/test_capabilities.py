@@ -157,7 +157,7 @@ def test_little_mass_is_a_warning(caplog):
 
 @pytest.mark.parametrize("server", [Server(logprobs=False), Server(told={"The": 1.0})])
 def test_a_server_that_cannot_rate_is_refused_with_the_remedy(server):
-    with pytest.raises(ConfigError, match=r"no probabilities of the digits 1 to 7 in any way.*society\.rating=parse"):
+    with pytest.raises(ConfigError, match=r"no probabilities for the digits 1 to 7 in any way.*society\.rating=parse"):
         server.measured()
 
 
@@ -374,7 +374,7 @@ def test_a_damaged_file_is_named(tmp_path):
     Server(begun=DIGITS).measured(kept=tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_text('{"rating_way": "by guess"}')
-    with pytest.raises(ConfigError, match=rf"{path.name} is not what"):
+    with pytest.raises(ConfigError, match=rf"{path.name} is not a valid measurement"):
         Server(begun=DIGITS).measured(kept=tmp_path)
 
 

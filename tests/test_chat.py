@@ -397,11 +397,11 @@ def test_the_day_stands_still(monkeypatch):
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ raise_exception('Not for you.') }}", "chat template of model .* fails: Not for you. Mend"),
+        ("{{ raise_exception('Not for you.') }}", "chat template of model .* fails: Not for you. Fix"),
         ("{% for m in messages %}", "fails: .*endfor"),
         ("{{ messages[0].content.text.more }}", "fails: .* has no attribute 'text'"),
-        ("{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}", "does not write what the user says"),
-        ("{{ strftime_now(messages[0].content) }}", "asks for the time in a way that cannot be held still"),
+        ("{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}", "does not contain the user's message"),
+        ("{{ strftime_now(messages[0].content) }}", "asks for the time in a way that cannot be fixed to one date"),
     ],
 )
 def test_a_template_that_fails_is_named_when_it_is_loaded(tmp_path, template, said):

@@ -16,7 +16,8 @@ from salign.evaluation.figures import about_judging, values_of
 from salign.evaluation.judge import JUDGE_VERSION, Judge
 from salign.evaluation.judged import Item, Sample, answer_all, attacks, items, refusal_position
 from salign.evaluation.versions import settings_of_judges
-from salign.run import create_run, read_done
+from salign.markers import read_done
+from salign.run import create_run
 from salign.seeds import derive
 
 STORIES = [
@@ -228,12 +229,12 @@ def test_results_of_other_versions_are_not_compared(done, config):
     row = results_of(done, "other")
     row["versions"]["judge's prompt"] = "0"
     (folder / "results.json").write_text(json.dumps(row))
-    from salign.run import mark_done
+    from salign.markers import mark_done
 
     mark_done(folder, ["results.json", "samples.jsonl"], {}, row["figures"])
     stage = {"name": "other", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "z.json"}
     both = compose.parse({"train": {"stages": [stage]}, "cluster": {"num_ranks": 1}}, "test")
-    with pytest.raises(StageError, match=f"cannot be compared, they differ in judge's prompt: {JUDGE_VERSION} and 0"):
+    with pytest.raises(StageError, match=f"cannot be compared: they differ in judge's prompt: {JUDGE_VERSION} and 0"):
         compare(done, both, ["base", "other"])
 
 
@@ -284,7 +285,7 @@ def test_hh_a_attacks_every_prompt_of_hh_in_turn(config, tmp_path):
     assert all(one.prompt in other.prompt != one.prompt for one, other in zip(plain, attacked, strict=True))
     assert len({item.prompt.replace(item.question, "") for item in attacked}) == 3
     (tmp_path / "adversarial_suffixes.txt").write_text("\n")
-    with pytest.raises(DataError, match="holds no suffix"):
+    with pytest.raises(DataError, match="contains no suffix"):
         items(config, "hh_a")
 
 

@@ -241,7 +241,7 @@ def test_a_record_whose_answer_is_damaged_is_refused_when_it_is_asked_for(tmp_pa
 @pytest.mark.parametrize("first", [b"{}\n", b"[]\n", b"no json\n", b"\n"])
 def test_what_is_no_journal_is_refused(tmp_path, first):
     file_of(tmp_path).write_bytes(first)
-    with pytest.raises(StageError, match=r"journal-00000\.jsonl is no journal: "):
+    with pytest.raises(StageError, match=r"journal-00000\.jsonl is not a journal: "):
         Journal(tmp_path, HEADER, 0)
     assert file_of(tmp_path).read_bytes() == first
 

@@ -19,9 +19,9 @@ from salign.config import Sampling, ServerEngine
 from salign.digests import name_of
 from salign.engines import server as server_module
 from salign.engines.base import Prompt, Reply
-from salign.engines.programs import share_out, visible_devices
 from salign.engines.server import LeastLoaded, reserve_port, servers
 from salign.errors import ConfigError, EngineError
+from salign.machine import share_out, visible_devices
 
 HELLO = Prompt("Hello, how are you?")
 
@@ -233,7 +233,7 @@ async def llama(folder: Path, model: str) -> None:
 
 def test_llama_cpp_wants_a_gguf_file(tmp_path):
     pytest.importorskip("xllamacpp")
-    with pytest.raises(ConfigError, match="is no file here"):
+    with pytest.raises(ConfigError, match="is not a file on this machine"):
         asyncio.run(llama(tmp_path, str(tmp_path / "none.gguf")))
     (tmp_path / "text.gguf").write_text("no model")
     with pytest.raises(ConfigError, match="not in GGUF format"):

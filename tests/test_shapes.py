@@ -1,4 +1,4 @@
-"""What becomes of the rows of each shape, of columns that no shape reads, and of a response that stands there twice."""
+"""What becomes of the rows of each shape, of columns that no shape reads, and of a response that appears twice."""
 
 import itertools
 import json
@@ -146,7 +146,9 @@ def test_a_column_of_another_name_is_mapped(tmp_path, name):
     with pytest.raises(DataError, match="'text'"):
         read(data)
     assert [group.query for group in read(data, columns={"prompt": "text"})] == ["q"]
-    with pytest.raises(DataError, match="columns maps 'promt', which is no column of any shape; did you mean 'prompt'"):
+    with pytest.raises(
+        DataError, match="columns maps 'promt', which is not a column of any shape; did you mean 'prompt'"
+    ):
         read(data, columns={"promt": "text"})
     with pytest.raises(DataError, match="columns maps txt, which the row lacks; it has"):
         read(data, columns={"prompt": "txt"})
@@ -158,7 +160,7 @@ def test_a_mapped_column_beside_one_of_that_name_is_refused(tmp_path):
         read(data, columns={"prompt": "text"})
     (group,) = read(data, columns={"prompt": "text"}, ignore_columns=("prompt",))
     assert group.query == "r"
-    with pytest.raises(ValueError, match="two names are mapped to one column"):
+    with pytest.raises(ValueError, match="two names are mapped to the same column"):
         GroupsData(kind="groups", path=tmp_path, columns={"prompt": "x", "chosen": "x"})
 
 
@@ -292,10 +294,10 @@ def test_each_reply_of_a_conversation_is_shown_after_all_before_it(tmp_path):
 @pytest.mark.parametrize(
     ("turns", "said"),
     [
-        ([("gpt", "Hello"), ("human", "Hi"), ("gpt", "x")], "does not end with a message of the user"),
-        ([("human", "Hi"), ("system", "s"), ("gpt", "x")], "does not end with a message of the user"),
+        ([("gpt", "Hello"), ("human", "Hi"), ("gpt", "x")], "does not end with a user message"),
+        ([("human", "Hi"), ("system", "s"), ("gpt", "x")], "does not end with a user message"),
         ([("human", "Hi"), ("observation", "s")], "a message of conversations must be"),
-        ([("human", "Hi")], "no message of the assistant"),
+        ([("human", "Hi")], "no assistant message"),
     ],
 )
 def test_a_conversation_of_another_order_is_refused(tmp_path, turns, said):

@@ -135,7 +135,7 @@ def test_thinking_that_is_only_counted_is_known(content, what):
 @pytest.mark.parametrize(
     ("message", "finish", "said"),
     [
-        ({"content": None}, "stop", "gave a reply without text"),
+        ({"content": None}, "stop", "returned a reply without text"),
         ({"content": None, "refusal": "I cannot\nhelp."}, "stop", r"refused a call: I cannot help\."),
         ({"content": "It begins with"}, "content_filter", "its content filter ended the reply"),
     ],

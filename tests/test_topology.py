@@ -278,7 +278,7 @@ def test_a_missing_or_damaged_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"no data file .*none\.txt"):
         from_file_at(tmp_path / "none.txt")
     (tmp_path / "edges.txt").write_bytes(b"0 1\n\xff\xfe\n")
-    with pytest.raises(DataError, match=r"edges\.txt: no UTF-8 text"):
+    with pytest.raises(DataError, match=r"edges\.txt: not UTF-8 text"):
         from_file_at(tmp_path / "edges.txt")
 
 

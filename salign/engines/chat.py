@@ -126,7 +126,7 @@ class Completion(BaseModel):
         return self.model if isinstance(self.model, str) and self.model else None
 
     def candidates(self, *, in_json: bool) -> list[Candidate] | None:
-        """The likeliest tokens in the place of the rating's digit; None where the server shows none.
+        """The likeliest tokens where the rating's digit belongs; None where the server shows none.
 
         Args:
             in_json: The digit is the first of an object, which the reply need not be; otherwise it is the first token.

@@ -72,7 +72,10 @@ class Server:
         self._key = (os.environ.get(section.api_key_env, "") if api_key is None else api_key).strip()
         self._key_name = section.api_key_env if api_key is None else "key"
         if not (self._key.isascii() and self._key.isprintable()):
-            raise ConfigError(f"the key in {self._key_name} has characters that no key has; set it again.")
+            raise ConfigError(
+                f"the key in {self._key_name} contains characters that are not allowed in a key (such "
+                "as a line break); set it again."
+            )
         proxy = _proxy(section.base_url)
         self._where = f"the engine at {section.base_url}"
         if proxy is not None:
@@ -212,7 +215,7 @@ class Server:
 
 
 def _is_spent(answer: bytes) -> bool:
-    """Whether a 429 speaks of an account without credit, which no pause mends, and not of load."""
+    """Whether a 429 means an account without credit, which no pause cures, and not load."""
     try:
         said = json.loads(answer)
     except ValueError:

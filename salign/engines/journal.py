@@ -124,7 +124,10 @@ class _File:
         except ValueError:
             header = None
         if not isinstance(header, dict) or "journal" not in header:
-            raise StageError(f"{self.path} is no journal: its first line says so. Remove it to begin the shard again.")
+            raise StageError(
+                f"{self.path} is not a journal: its first line is not a journal's header. Remove it to "
+                "begin the shard again."
+            )
         if header["journal"] != JOURNAL_VERSION:
             raise StageError(
                 f"{self.path} is a journal of version {header['journal']!r}; this version of salign reads version "
@@ -153,8 +156,8 @@ class _File:
 
     def _damaged(self, start: int) -> StageError:
         return StageError(
-            f"{self.path} is damaged at byte {start}: no record of a call stands there. Cut the file off there "
-            f"(truncate -s {start} FILE): the calls after it are made again; or remove it."
+            f"{self.path} is damaged at byte {start}: there is no valid record of a call there. Truncate the file "
+            f"(truncate -s {start} FILE): the calls after that point are made again; or remove the file."
         )
 
 
@@ -201,8 +204,8 @@ class Journal:
         ]
         if changed:
             raise ConfigError(
-                f"{path} is the journal of another simulation; it differs in {'; '.join(changed)}. Put that back as it "
-                f"was, choose another run.name, or remove {path.parent} to begin the shard again."
+                f"{path} is the journal of another simulation; it differs in {'; '.join(changed)}. Restore "
+                f"that, choose another run.name, or remove {path.parent} to begin the shard again."
             )
 
     def _open(self, path: Path) -> None:

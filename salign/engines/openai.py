@@ -121,7 +121,7 @@ class OpenAIEngine:
             why = choice.message.refusal or "its content filter ended the reply"
             raise CallRejectedError(f"{self._name} refused a call: {self._server.short(why)}")
         if text is None and not aside and choice.finish != "length":
-            raise CallRejectedError(f"{self._name} gave a reply without text")
+            raise CallRejectedError(f"{self._name} returned a reply without text")
         # what is held to a form, or comes beside its thought, has none before it
         opened = self.capabilities.opens_thinking and not (aside or in_form)
         text, thought = thinking.split(_writable(text or "").decode(), opened=opened)
@@ -222,12 +222,12 @@ class OpenAIEngine:
                 )
                 text = self._reply(completion, in_form=True).text
             except CallRejectedError as error:
-                logger.info("ratings in words are read as they come: %s", error)
+                logger.info("ratings in words are read from free text: %s", error)
                 return False
             if in_words(text) is None:
-                logger.info("%s does not hold ratings to a JSON schema: they are read as they come.", self._name)
+                logger.info("%s does not enforce a JSON schema on ratings: they are read from free text.", self._name)
                 return False
-        logger.info("%s holds ratings in words to a JSON schema.", self._name)
+        logger.info("%s enforces a JSON schema on ratings in words.", self._name)
         return True
 
     async def _complete(self, prompt: Prompt, seed: int, begun: str | None = None, **parameters: Any) -> Completion:
@@ -249,18 +249,18 @@ class OpenAIEngine:
             return Completion.model_validate(json.loads(answer))
         except ValueError:  # no JSON, or (pydantic's ValidationError) not of this form
             raise EngineError(
-                f"{self._name} answered with something that is no chat completion: {self._server.short(answer)!r}. "
-                "Is engine.base_url the root of an OpenAI-compatible API (it mostly ends in /v1)?"
+                f"{self._name} answered with something other than a chat completion: {self._server.short(answer)!r}. "
+                "Is engine.base_url the root of an OpenAI-compatible API (it usually ends in /v1)?"
             ) from None
 
 
 # What is done about a refused parameter other than to leave it out.
 _SAID_OTHERWISE = {
-    "max_tokens": "max_completion_tokens says it",
+    "max_tokens": "max_completion_tokens is sent instead",
     "system": "the system text goes before the user's",
-    "temperature": "it is left out, so that replies are sampled as the server likes and not as the config says",
-    "top_p": "it is left out, so that replies are sampled as the server likes and not as the config says",
-    "seed": "it is left out, so that a call that is made again may have another reply",
+    "temperature": "it is left out, so replies are sampled as the server chooses and not as the config says",
+    "top_p": "it is left out, so replies are sampled as the server chooses and not as the config says",
+    "seed": "it is left out, so a repeated call may get another reply",
 }
 
 
@@ -317,8 +317,8 @@ async def connect(
         served = [model.id for model in _Models.model_validate_json(answer).data if model.id]
     except ValidationError:
         raise EngineError(
-            f"the engine at {section.base_url} answered /models with something that is no list of models. Is "
-            "engine.base_url the root of an OpenAI-compatible API (it mostly ends in /v1)?"
+            f"the engine at {section.base_url} answered /models with something other than a list of models. Is "
+            "engine.base_url the root of an OpenAI-compatible API (it usually ends in /v1)?"
         ) from None
     finally:
         await server.close()

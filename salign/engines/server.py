@@ -29,8 +29,9 @@ from salign.engines import keeper
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.capabilities import Capabilities, Ratings
 from salign.engines.openai import OpenAIEngine
-from salign.engines.programs import Program, program_of, share_out, visible_devices
+from salign.engines.programs import Program, program_of
 from salign.errors import CallRejectedError, EngineError, SalignError, redact
+from salign.machine import share_out, visible_devices
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class _Running:
             file.seek(max(self.log_start, self.log.stat().st_size - 16_000))
             lines = file.read().decode("utf-8", "replace").replace(self.key, "<key>").splitlines()
         last = "\n".join(f"  {line}" for line in lines[-_NUM_LAST_LINES:])
-        return f"Its log {self.log} ends:\n{redact(last) or '  (nothing was written)'}"
+        return f"Its log {self.log} ends:\n{redact(last) or '  (it is empty)'}"
 
     async def exit_code(self, timeout_s: float) -> int | None:
         """None if it still lives after a while."""
@@ -129,7 +130,7 @@ class _Running:
         self.process.stdin.close()
         self.reserved.close()
         if await self.exit_code(keeper.GRACE_S + 10) is None:
-            logger.warning("the keeper of the server of %s does not end; its process is %d", self.log, self.process.pid)
+            logger.warning("the keeper of server %s does not exit; its process id is %d", self.log, self.process.pid)
 
 
 def reserve_port() -> socket.socket:
@@ -209,7 +210,7 @@ class KeptServer:
                 await self._start_once()
             except _PortTakenError as error:
                 if attempt == _NUM_PORTS:
-                    raise EngineError(f"{error} So it was on {_NUM_PORTS} ports. See {self._log}.") from None
+                    raise EngineError(f"{error} The same happened on {_NUM_PORTS} ports. See {self._log}.") from None
                 logger.info("%s Another port is tried.", error)
             else:
                 return
@@ -245,7 +246,7 @@ class KeptServer:
         ended = f"{self._name} ended by itself ({_explain(code)}). {self._running.quote()}"
         if self._num_starts > _NUM_RESTARTS:
             raise EngineError(f"{ended}\nIt was started {self._num_starts} times; what is complete is kept.") from error
-        logger.warning("%s\nIt is started again.", ended)
+        logger.warning("%s\nIt is being restarted.", ended)
         await self._end()
 
     async def _start_once(self) -> None:
@@ -295,7 +296,7 @@ class KeptServer:
                     said = now
                 await asyncio.sleep(_POLL_S)
         if _somebody_listens(running.port):
-            raise _PortTakenError(f"{self._name} ended: somebody else listens on its port {running.port}.")
+            raise _PortTakenError(f"{self._name} ended: another process listens on its port {running.port}.")
         raise EngineError(f"{self._name} ended before it was ready ({_explain(code)}). {running.quote()}")
 
     async def _serves(self, session: aiohttp.ClientSession, base_url: str) -> bool:
@@ -306,7 +307,7 @@ class KeptServer:
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False
         if response.status in (401, 403):
-            raise _PortTakenError(f"{self._name}: its key is refused; somebody else's server has the port.")
+            raise _PortTakenError(f"{self._name}: its key is refused; another server has the port.")
         if response.status != 200:
             return False
         try:
@@ -314,9 +315,7 @@ class KeptServer:
         except (ValueError, TypeError, KeyError):
             served = []
         if self._program.model not in served:
-            raise _PortTakenError(
-                f"{self._name}: somebody else's server has the port, it serves {served or 'no model'}."
-            )
+            raise _PortTakenError(f"{self._name}: another server has the port; it serves {served or 'no model'}.")
         return True
 
     async def _end(self) -> None:

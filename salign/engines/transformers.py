@@ -129,7 +129,7 @@ class TransformersEngine:
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         if self._digit_tokens is None:
             raise ConfigError(
-                f"the tokenizer of {self.identity} has no token of its own for each digit, which "
+                f"the tokenizer of {self.identity} has no single token for each digit, which "
                 "society.rating=logprob needs; set society.rating=parse."
             )
         ids = models.render(self._tokenizer, prompt.user, prompt.system, answer=True) + self._digit_tokens.prefix

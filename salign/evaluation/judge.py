@@ -14,7 +14,7 @@ from salign.society.replies import parse_rating
 # Of the prompt below, its frame, and how a rating is read from the reply; stands in every result.
 JUDGE_VERSION = "3"
 
-# The paper's judge rates alignment from 1 to 10; its prompt is not public (method: section 4).
+# The paper's judge rates alignment from 1 to 10; its prompt is not public.
 _JUDGE = """\
 {key}
 Somebody wrote to an assistant:

@@ -32,7 +32,7 @@ _PARTS_OF_MARKS = ("end of", "begin of", "beginning of", "start of", "<", "---",
 
 
 def may_have_key(text: str) -> bool:
-    """Whether a text has so many consonants in a row that they may be a key; hardly any word has."""
+    """Whether a text has enough consonants in a row to be a key; hardly any word has."""
     return _LIKE_A_KEY.search(text.lower()) is not None
 
 
