@@ -4,6 +4,7 @@ A judge's reply quotes what it judges, and may think aloud before it answers. So
 itself states it: outside its reasoning and its quotations, at the start of the reply or at its end, and only once.
 """
 
+import functools
 import json
 import re
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ _QUOTATIONS = re.compile(
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
 _QUOTATION_MARK = re.compile("[\"'`>\u201c\u201e\u00ab]")
+_MARKS_AROUND = ('"', "\u201c", "`")
 _OPENS_QUOTATION = re.compile(r'(?<![\w"])"(?=[\w<(\[{*\u2026-])')
 # So long a text is more than the form itself, and where a judge repeats it, it quotes.
 _QUOTED_WORDS = 3
@@ -47,7 +49,8 @@ _FORM = re.compile(
         (?:\s*(?P<link>-|\u2013|to|/|out\ of|of)\s*(?P<other>\d+))? [>)\]"'`*]*""",
     re.IGNORECASE | re.VERBOSE,
 )
-_RATING = re.compile("rating", re.IGNORECASE)
+_RATING = "rating"
+_RATING_IN_ANY_CASE = re.compile(_RATING, re.IGNORECASE)
 # What belongs to the form and stands before it.
 _LEAD = re.compile(r"(?:\b(?:my|our|the|overall|final|total|general|alignment|engagement)\s+){1,3}\Z", re.IGNORECASE)
 _LEAD_LENGTH = 80
@@ -109,17 +112,40 @@ def _within(position: int, spans: list[tuple[int, int]]) -> bool:
 
 def _unquoted(reply: str) -> str:
     """A reply without one pair of marks around all of it, as where a judge repeats those of the form it was shown."""
+    if not reply.startswith(_MARKS_AROUND):
+        return reply
     whole = re.fullmatch(r'"([^"]*)"|\u201c([^\u201c\u201d]*)\u201d|`([^`]*)`', reply)
     return reply if whole is None else next(inner for inner in whole.groups() if inner is not None)
 
 
+class _Quoted(NamedTuple):
+    """A text's words as a reply may repeat them."""
+
+    words: tuple[str, ...]
+    in_one_line: str
+    longest: str
+
+
+@functools.lru_cache(maxsize=1024)  # several judge one text
+def _words_of(judged: str) -> _Quoted | None:
+    """A text's words, without regard to case; None where they are too few to be a quotation."""
+    words = tuple(judged.split())
+    if len(words) < _QUOTED_WORDS:
+        return None
+    line = " ".join(words).casefold()
+    return _Quoted(words, line, max(line.split(" "), key=len))
+
+
 def _without_judged(reply: str, judged: str) -> str:
     """A reply in which what is judged, where it is repeated word for word, is a quotation."""
-    words = judged.split()
-    # Nearly no reply does: a pattern of its own for each text that is judged would cost more than all else.
-    if len(words) < _QUOTED_WORDS or " ".join(words).casefold() not in " ".join(reply.split()).casefold():
+    quoted = _words_of(judged)
+    # Nearly no reply repeats it, and most lack its longest word already: a pattern of its own for each text that is
+    # judged would cost more than all else.
+    if quoted is None or quoted.longest not in reply.casefold():
         return reply
-    return re.sub(r"\s+".join(map(re.escape, words)), "\u2026", reply, flags=re.IGNORECASE)
+    if quoted.in_one_line not in " ".join(reply.split()).casefold():
+        return reply
+    return re.sub(r"\s+".join(map(re.escape, quoted.words)), "\u2026", reply, flags=re.IGNORECASE)
 
 
 class _ContradictionError(Exception):
@@ -159,14 +185,23 @@ class _Form(NamedTuple):
 
 def _forms(text: str) -> list[_Form]:
     """Every form in a text."""
-    found: list[_Form] = []
-    for word in _RATING.finditer(text):
-        form = _FORM.match(text, word.start())
+    forms: list[_Form] = []
+    for word in _starts_of_rating(text):
+        form = _FORM.match(text, word)
         if form is not None:
-            lead = _LEAD.search(text, max(0, form.start() - _LEAD_LENGTH), form.start())
-            start = form.start() if lead is None else lead.start()
-            found.append(_Form(start, form.end(), form["number"], form["link"], form["other"]))
-    return found
+            lead = _LEAD.search(text, max(0, word - _LEAD_LENGTH), word)
+            forms.append(_Form(word if lead is None else lead.start(), form.end(), *form.groups()))
+    return forms
+
+
+def _starts_of_rating(text: str) -> list[int]:
+    """Where a text has the word, in any case."""
+    if not text.isascii():  # some letters are longer in lower case
+        return [word.start() for word in _RATING_IN_ANY_CASE.finditer(text)]
+    lower, starts, start = text.lower(), [], -1
+    while (start := lower.find(_RATING, start + 1)) >= 0:
+        starts.append(start)
+    return starts
 
 
 def _begins_with_form(text: str) -> bool:
@@ -209,8 +244,9 @@ def parse_rating(reply: str, highest: int = 7, judged: str = "") -> tuple[float,
         return _from_json(fenced[1] if fenced else text, highest)
     if text != outside:  # what stood apart may stand together now
         text = _without_judged(text, judged)
-    quoted = _quotations(text)
-    forms = [form for form in _forms(text) if not _within(form.start, quoted) and not _is_scale(form, highest)]
+    forms = [form for form in _forms(text) if not _is_scale(form, highest)]
+    if forms and (quoted := _quotations(text)):
+        forms = [form for form in forms if not _within(form.start, quoted)]
     values = {_value(form, highest) for form in forms}
     value = values.pop() if len(values) == 1 else None
     if value is None:
@@ -229,8 +265,8 @@ def _begins_sentence(text: str, form: _Form) -> bool:
 
 def _is_scale(form: _Form, highest: int) -> bool:
     """Whether a form is the scale itself, said again: `Rating: <1 to 7>`."""
-    said = (form.number, form.other) == ("1", str(highest))
-    return said and form.link is not None and form.link.lower() in ("-", "\u2013", "to")
+    _, _, number, link, other = form
+    return link is not None and (number, other) == ("1", str(highest)) and link.lower() in ("-", "\u2013", "to")
 
 
 def _reason(text: str, first: _Form, last: _Form) -> str:
@@ -253,6 +289,8 @@ _RATES = re.compile(
 _OF_SCALE = re.compile(
     r"""(?<![\w.,/])(?:[1-9]|10|seven|ten)\s*(?:/|out\ of|of)\s*(?:7|10|seven|ten)(?![\w%/]|[.,]\d)""", re.VERBOSE
 )
+# The end of the one above, without which it needs no look at each digit, "s" and "t".
+_SCALE = re.compile(r"(?:/|of)\s*(?:7|10|seven|ten)")
 _ROW_OF_DIGITS = re.compile(r"([1-9])(?<!\w.)(?:[\s,.]+\1\b){2}")
 
 
@@ -260,7 +298,7 @@ def _speaks_of_rating(text: str) -> bool:
     lower = text.casefold()
     if "rat" in lower and _RATES.search(lower):
         return True
-    if ("/" in lower or "of" in lower) and _OF_SCALE.search(lower):
+    if _SCALE.search(lower) and _OF_SCALE.search(lower):
         return True
     return _ROW_OF_DIGITS.search(lower) is not None
 
