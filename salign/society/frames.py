@@ -28,8 +28,7 @@ _LIKE_A_MARK = re.compile(
     r" | </?\s*(?:answer|draft|reason|text)\b[^<>\n]{0,40}> | ^-{3,}\s*$ | ^={3,}\s*$",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
-# What is like a mark has one of these, is like a key, or says one of the others, in lower case.
-_SIGNS_OF_MARKS = ("<", "---", "===")
+# What a mark in words has, in lower case.
 _WORDS_OF_MARKS = ("end of", "begin of", "beginning of", "start of")
 
 
@@ -62,7 +61,7 @@ def imitates_frame(text: str) -> bool:
 
 def _may_imitate_frame(text: str) -> bool:
     """Whether a text has anything of a mark; most have not, and need no closer look."""
-    if any(sign in text for sign in _SIGNS_OF_MARKS) or may_have_key(text):
+    if "<" in text or "---" in text or "===" in text or may_have_key(text):
         return True
     lower = text.lower()
     if "of" not in lower or not ("end" in lower or "begin" in lower or "start" in lower):

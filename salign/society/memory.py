@@ -66,8 +66,8 @@ class QuestionTable:
             units = self._between(question, others)
             least = units.min()
             return int(least) / _UNITS, int(others[units == least].min())
-        coded = self._row(question)[others]
-        code = int(coded[coded.argmin()])
+        coded = self._row(question).take(others)
+        code = coded.item(coded.argmin())
         return (code >> _BITS) / _UNITS, code & _MASK
 
     def _row(self, question: int) -> NDArray[np.uint32]:

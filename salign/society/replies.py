@@ -4,7 +4,6 @@ A judge's reply quotes what it judges, and may think aloud before it answers. So
 itself states it: outside its reasoning and its quotations, at the start of the reply or at its end, and only once.
 """
 
-import functools
 import json
 import re
 from typing import Any, NamedTuple
@@ -98,12 +97,16 @@ def _quotations(text: str) -> list[tuple[int, int]]:
 
     Otherwise one mark in what is quoted would turn inside and outside around for all that follows.
     """
-    if not _QUOTATION_MARK.search(text) and not may_have_key(text):
+    if not _may_quote(text):
         return []
     quotations = list(_QUOTATIONS.finditer(text))
     straight = [found for found in quotations if found.group().startswith('"')]
     paired = text.count('"') % 2 == 0 and all(_OPENS_QUOTATION.match(text, found.start()) for found in straight)
     return [found.span() for found in quotations if paired or found not in straight]
+
+
+def _may_quote(text: str) -> bool:
+    return _QUOTATION_MARK.search(text) is not None or may_have_key(text)
 
 
 def _within(position: int, spans: list[tuple[int, int]]) -> bool:
@@ -118,34 +121,17 @@ def _unquoted(reply: str) -> str:
     return reply if whole is None else next(inner for inner in whole.groups() if inner is not None)
 
 
-class _Quoted(NamedTuple):
-    """A text's words as a reply may repeat them."""
-
-    words: tuple[str, ...]
-    in_one_line: str
-    longest: str
-
-
-@functools.lru_cache(maxsize=1024)  # several judge one text
-def _words_of(judged: str) -> _Quoted | None:
-    """A text's words, without regard to case; None where they are too few to be a quotation."""
-    words = tuple(judged.split())
-    if len(words) < _QUOTED_WORDS:
-        return None
-    line = " ".join(words).casefold()
-    return _Quoted(words, line, max(line.split(" "), key=len))
-
-
 def _without_judged(reply: str, judged: str) -> str:
     """A reply in which what is judged, where it is repeated word for word, is a quotation."""
-    quoted = _words_of(judged)
-    # Nearly no reply repeats it, and most lack its longest word already: a pattern of its own for each text that is
-    # judged would cost more than all else.
-    if quoted is None or quoted.longest not in reply.casefold():
+    # Nearly no reply does, and most lack its last word already: a pattern of its own for each text that is judged would
+    # cost more than all else.
+    *_, last = judged.rsplit(None, 1) or [""]
+    if last.casefold() not in reply.casefold():
         return reply
-    if quoted.in_one_line not in " ".join(reply.split()).casefold():
+    words = judged.split()
+    if len(words) < _QUOTED_WORDS or " ".join(words).casefold() not in " ".join(reply.split()).casefold():
         return reply
-    return re.sub(r"\s+".join(map(re.escape, quoted.words)), "\u2026", reply, flags=re.IGNORECASE)
+    return re.sub(r"\s+".join(map(re.escape, words)), "\u2026", reply, flags=re.IGNORECASE)
 
 
 class _ContradictionError(Exception):
@@ -245,15 +231,16 @@ def parse_rating(reply: str, highest: int = 7, judged: str = "") -> tuple[float,
     if text != outside:  # what stood apart may stand together now
         text = _without_judged(text, judged)
     forms = [form for form in _forms(text) if not _is_scale(form, highest)]
-    if forms and (quoted := _quotations(text)):
+    if forms and _may_quote(text[: forms[-1].start]):  # what is around a form begins before it
+        quoted = _quotations(text)
         forms = [form for form in forms if not _within(form.start, quoted)]
     values = {_value(form, highest) for form in forms}
     value = values.pop() if len(values) == 1 else None
     if value is None:
         return None
     first, last = forms[0], forms[-1]
-    at_end = _begins_sentence(text, last) and _AFTER_ALL.match(text, last.end)
-    if not at_end and not _BEFORE_ALL.match(text[: first.start]):
+    at_start = _BEFORE_ALL.match(text[: first.start])
+    if not at_start and not (_begins_sentence(text, last) and _AFTER_ALL.match(text, last.end)):
         return None
     return float(value), _reason(text, first, last)
 
