@@ -17,6 +17,7 @@ DRAFTING, REVISING = "drafting", "revising"
 # Without vowels a key is no word, and without digits no rating.
 _LETTERS = "bcdfghjklmnpqrstvwxz"
 _NUM_LETTERS = 6
+_POWERS = [len(_LETTERS) ** place for place in range(_NUM_LETTERS)]
 _KEY = rf"(?<!\w)[{_LETTERS}]{{{_NUM_LETTERS}}}(?!\w)"
 # A whole frame, of any key.
 FRAME = rf"(?P<key>{_KEY}).*?(?<!\w)(?P=key)(?!\w)"
@@ -42,11 +43,7 @@ def may_have_key(text: str) -> bool:
 def draw_key(*parts: int | str) -> str:
     """The key of a frame, a function of where it stands; a guess is right once in 64 million times."""
     number = derive(*parts, "frame")
-    letters = []
-    for _ in range(_NUM_LETTERS):
-        number, letter = divmod(number, len(_LETTERS))
-        letters.append(_LETTERS[letter])
-    return "".join(letters)
+    return "".join([_LETTERS[number // power % len(_LETTERS)] for power in _POWERS])
 
 
 def frame(text: str, key: str) -> str:

@@ -234,11 +234,12 @@ def parse_rating(reply: str, highest: int = 7, judged: str = "") -> tuple[float,
     if forms and _may_quote(text[: forms[-1].start]):  # what is around a form begins before it
         quoted = _quotations(text)
         forms = [form for form in forms if not _within(form.start, quoted)]
-    values = {_value(form, highest) for form in forms}
-    value = values.pop() if len(values) == 1 else None
-    if value is None:
+    if not forms:
         return None
-    first, last = forms[0], forms[-1]
+    first, *others = forms
+    last, value = forms[-1], _value(first, highest)
+    if value is None or any(_value(other, highest) != value for other in others):
+        return None
     at_start = _BEFORE_ALL.match(text[: first.start])
     if not at_start and not (_begins_sentence(text, last) and _AFTER_ALL.match(text, last.end)):
         return None
