@@ -182,7 +182,7 @@ class InternalMemory:
         num_known = num_initial + bisect_right(self._since, after_round)
         if not num_known:
             return None
-        known = np.frombuffer(self._numbers, dtype=np.int32, count=num_known)
+        known = np.frombuffer(self._numbers, np.int32, num_known)
         distance, number = table.nearest(question, known)
         if not distance < table.max_distance:
             return None

@@ -48,6 +48,7 @@ _FORM = re.compile(
         (?:\s*(?P<link>-|\u2013|to|/|out\ of|of)\s*(?P<other>\d+))? [>)\]"'`*]*""",
     re.IGNORECASE | re.VERBOSE,
 )
+_PLAIN = re.compile(r"Rating: ([1-7]) Reason: ")
 _RATING = "rating"
 _RATING_IN_ANY_CASE = re.compile(_RATING, re.IGNORECASE)
 # What belongs to the form and stands before it.
@@ -83,8 +84,8 @@ def without_reasoning(reply: str) -> str:
 
 
 def _may_have_tags(text: str) -> bool:
-    """Whether a text has what every tag begins with. Most have not, and need no closer look."""
-    return "<" in text or "[" in text or "◁" in text
+    """Whether a text has what every tag and control token begins with. Most have not, and need no closer look."""
+    return "<" in text or "[" in text or "\uff1c" in text or "\u25c1" in text
 
 
 def _first(pattern: re.Pattern[str], text: str, quoted: list[tuple[int, int]]) -> re.Match[str] | None:
@@ -224,6 +225,8 @@ def parse_rating(reply: str, highest: int = 7, judged: str = "") -> tuple[float,
         None where the judge gives no rating, or several.
     """
     outside = _without_judged(reply, judged)
+    if outside is reply and (plain := _plain_rating(reply.strip())) is not None:
+        return plain
     text = _unquoted(without_reasoning(outside))
     fenced = _FENCE.match(text)
     if fenced or text.startswith("{"):
@@ -246,6 +249,17 @@ def parse_rating(reply: str, highest: int = 7, judged: str = "") -> tuple[float,
     return float(value), _reason(text, first, last)
 
 
+def _plain_rating(text: str) -> tuple[float, str] | None:
+    """The rating of a reply that is what it was asked for, and no more; None for any other, which needs a closer look.
+
+    Most are, and to read them so costs a third.
+    """
+    plain = _PLAIN.match(text)
+    if plain is None or _may_have_tags(text) or len(_starts_of_rating(text)) > 1:
+        return None
+    return float(plain[1]), _stripped(text[plain.end() :])
+
+
 def _begins_sentence(text: str, form: _Form) -> bool:
     """Whether a form is a statement of its own; within a sentence it may speak of somebody else's rating."""
     return _STARTS.search(text[max(0, form.start - _MARKUP) : form.start]) is not None
@@ -262,7 +276,11 @@ def _reason(text: str, first: _Form, last: _Form) -> str:
     behind = text[first.end :]
     said = text[: last.start] if not behind.strip(_AROUND_REASON) else behind
     label = _REASON_LABEL.search(said)
-    return said[label.end() if label else 0 :].lstrip(_AROUND_REASON).rstrip(" \t\r\n*")
+    return _stripped(said[label.end() if label else 0 :])
+
+
+def _stripped(reason: str) -> str:
+    return reason.lstrip(_AROUND_REASON).rstrip(" \t\r\n*")
 
 
 # --- signs ---------------------------------------------------------------------------------------
@@ -308,7 +326,7 @@ def flags_of(reply: Reply, said: str | None = None) -> tuple[Flag, ...]:
         flags.append("imitates_form")
     if imitates_frame(text):
         flags.append("imitates_frame")
-    if spells_control(text) or (_may_have_tags(text) and (_OPENED.search(text) or _CLOSED.search(text))):
+    if _may_have_tags(text) and (spells_control(text) or _OPENED.search(text) or _CLOSED.search(text)):
         flags.append("control_tokens")
     if repeats_prompt(text):
         flags.append("repeats_prompt")
