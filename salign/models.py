@@ -18,7 +18,8 @@ from salign.chat import opens_thinking as opens_thinking  # noqa: PLC0414
 from salign.chat import render as render  # noqa: PLC0414
 from salign.errors import ConfigError
 from salign.files import is_pointer
-from salign.run import lock, new_folder, sha256
+from salign.locks import lock
+from salign.storage import new_folder, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -186,7 +187,7 @@ def check_name(model: str) -> None:
                 )
     elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ConfigError(
-            f"model {model!r} is neither a folder here, a hub id (owner/name or owner/name@revision), nor an embedded "
+            f"model {model!r} is neither a local folder, a hub id (owner/name or owner/name@revision), nor an embedded "
             f"model ({', '.join(EMBEDDED)})."
         )
 
@@ -278,7 +279,7 @@ def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> 
         raise ConfigError(f"the tokenizer of model {model} does not load: {last_line(str(error))}") from error
     if tokenizer.eos_token is None:
         raise ConfigError(
-            f"the tokenizer of model {model} has no end token: a reply would never end. Set its eos_token."
+            f"the tokenizer of model {model} has no end token, so a reply would never end. Set its eos_token."
         )
     if template == "alpaca" or not tokenizer.chat_template:
         if tokenizer.chat_template and tokenizer.chat_control_tokens is None:

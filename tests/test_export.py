@@ -74,11 +74,11 @@ def test_groups_come_back_as_they_are(tmp_path):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     out = tmp_path / "out.jsonl"
-    with pytest.raises(DataError, match=r"nothing to write to .*out\.jsonl: not one of 1 groups has two responses"):
+    with pytest.raises(DataError, match=r"nothing to write to .*out\.jsonl: none of the 1 groups has two responses"):
         export(GROUPS[1:2], out, lambda group: preference_rows(group, "all", conversational=False))
     (tmp_path / "g.jsonl").write_text("".join(map(to_line, GROUPS)) + "oh\n")
     groups = read_groups(GroupsData(kind="groups", path=tmp_path / "g.jsonl"), Counter())
-    with pytest.raises(DataError, match="row 5: no valid JSON"):
+    with pytest.raises(DataError, match="row 5: not valid JSON"):
         export(groups, out, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.jsonl"]
 
@@ -111,8 +111,8 @@ def test_the_job_reads_another_scale_and_skips_what_is_malformed(tmp_path):
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\nnothing\n")
     given = (str(tmp_path / "p.jsonl"), "--to", "groups", str(tmp_path / "out.jsonl"))
     assert "row 1: score 10.0 is outside the scale 1..7" in job(*given).stderr
-    assert "row 2: no valid JSON" in job(*given, "--score-range", "1", "10").stderr
-    assert "no scale" in job(*given, "--score-range", "10", "1").stderr
+    assert "row 2: not valid JSON" in job(*given, "--score-range", "1", "10").stderr
+    assert "not a scale" in job(*given, "--score-range", "10", "1").stderr
     done = job(*given, "--score-range", "1", "10", "--skip-bad")
     assert "1 malformed rows" in done.stdout, done.stderr
     assert read(tmp_path / "out.jsonl") == [AlignmentGroup("p", ("a", "b"), (7.0, 1.0))]

@@ -120,7 +120,7 @@ def test_a_society_that_would_not_recall_is_refused():
     ("settings", "questions", "said"),
     [
         ({}, ASKED, None),
-        ({"num_initial_memories": 170}, ASKED, "an agent starts with the very question in 9"),
+        ({"num_initial_memories": 170}, ASKED, "an agent already remembers the question itself in 9"),
         ({}, OTHERS, "meets 6 questions in up to 50 rounds"),
         ({"max_rounds": 6}, OTHERS, None),
         ({"without": ["memory"]}, OTHERS, None),

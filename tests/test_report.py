@@ -17,15 +17,17 @@ from salign.config import Config
 from salign.dataset.collect import collect
 from salign.errors import StageError
 from salign.evaluation.statistics import Estimate
+from salign.markers import Done, mark_done, read_done, record_failure
 from salign.records import read_interactions, to_bytes
 from salign.report.curves import plots
 from salign.report.html import render
 from salign.report.record import read_run, thinned
 from salign.report.society import CellMap, Followed, Reservoir, Shard, SocietyReader
 from salign.report.write import write_report
-from salign.run import Done, RunDir, create_run, mark_done, read_done, record_failure, write_atomic
+from salign.run import RunDir, create_run
 from salign.seeds import rng
 from salign.society.shard import run_shard
+from salign.storage import write_atomic
 
 PRICE = {"prompt": 0.5, "completion": 2.0, "currency": "EUR"}
 
@@ -133,8 +135,8 @@ def test_what_agents_recalled_is_drawn_by_round_and_source_and_stands_in_the_car
     [shown] = [plot for plot in plots(record)["society"] if plot.key == "recalls"]
     first = [item.turn("draft").recalled for item in interactions_of(simulated) if item.round == 1]
     share = sum(memory is not None for memory in first) / len(first)
-    assert shown.rows[0] == ["what they started with", 1, pytest.approx(share)]
-    assert [row[2] for row in shown.rows if row[:2] == ["answers of their own", 1]] == [0.0]
+    assert shown.rows[0] == ["initial memories", 1, pytest.approx(share)]
+    assert [row[2] for row in shown.rows if row[:2] == ["the agent's own answers", 1]] == [0.0]
     card = json.loads((simulated.dataset / "card.json").read_text())["recall"]
     assert card["draft"]["rounds"]["1"]["initial_share"] == pytest.approx(share, abs=1e-4)
     assert f"nearer than {card['max_distance']:g}" in shown.caption

@@ -15,26 +15,11 @@ import pytest
 from salign import compose
 from salign.config import Config
 from salign.errors import ConfigError, DataError, StageError, explain_os_error, redact
+from salign.locks import is_locked, lock
 from salign.manifest import write_manifest
-from salign.run import (
-    DONE,
-    FAILED,
-    RunDir,
-    claim_run,
-    create_run,
-    is_locked,
-    lock,
-    mark_done,
-    new_folder,
-    noticing_full_disk,
-    open_run,
-    read_done,
-    read_failure,
-    recording_failure,
-    require_done,
-    sha256,
-    write_atomic,
-)
+from salign.markers import DONE, FAILED, mark_done, read_done, read_failure, recording_failure, require_done
+from salign.run import RunDir, claim_run, create_run, open_run
+from salign.storage import new_folder, noticing_full_disk, sha256, write_atomic
 
 
 class StopError(Exception):
@@ -169,10 +154,10 @@ def test_what_is_not_there_cannot_be_declared_done(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from salign import run
-run._LOCK_PATIENCE_S = 0.0
+from salign import locks
+locks._LOCK_PATIENCE_S = 0.0
 print("starting", flush=True)
-with run.lock(Path(sys.argv[1]), "the thing", wait=True):
+with locks.lock(Path(sys.argv[1]), "the thing", wait=True):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -247,7 +232,7 @@ def test_a_failure_hides_secrets_and_explains_a_full_disk(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space left"), recording_failure(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "rows.jsonl")
     said, code = read_failure(tmp_path)
-    assert said.startswith("no room left on the disk while writing rows.jsonl.")
+    assert said.startswith("no space left on the disk while writing rows.jsonl.")
     assert code == 1
 
 
@@ -428,7 +413,7 @@ def test_only_a_disk_or_its_permissions_are_explained():
     assert "Check its permissions" in explain_os_error(PermissionError(errno.EACCES, "no", "some/x"))
     assert explain_os_error(PermissionError(errno.EACCES, "no", "some/x")).startswith("some/x ")
     assert explain_os_error(OSError(errno.EROFS, "read-only", "x")) is not None
-    assert explain_os_error(OSError(errno.EDQUOT, "quota", "x")).startswith("no room left")
+    assert explain_os_error(OSError(errno.EDQUOT, "quota", "x")).startswith("no space left")
     assert explain_os_error(FileNotFoundError(errno.ENOENT, "none", "x")) is None
 
 
@@ -463,7 +448,7 @@ def test_an_error_of_the_user_is_one_paragraph_and_an_exit_code(kind, code):
 def test_a_full_disk_is_one_paragraph():
     ended = main_that("open('/dev/full', 'w', buffering=1).write('line\\n')")
     assert ended.returncode == 1
-    assert ended.stderr.startswith("error: no room left on the disk while writing the run's folder.")
+    assert ended.stderr.startswith("error: no space left on the disk while writing the run's folder.")
     assert "Traceback" not in ended.stderr
 
 

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from actors import audience_of, text_of
 
-from salign import compose
-from salign import run as run_module
+from salign import compose, locks
 from salign.config import Sampling
 from salign.engines import opening
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.journal import CallKeys
-from salign.engines.meter import MeteredEngine
+from salign.engines.opening import OpenEngine, metered
 from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError, StageError
+from salign.locks import lock
+from salign.markers import DONE, read_done, read_failure
 from salign.records import read_interactions
-from salign.run import DONE, RunDir, lock, read_done, read_failure, sha256
+from salign.run import RunDir
 from salign.society import sources
 from salign.society.calls import Speaker
 from salign.society.protocols import protocol_of
@@ -32,6 +33,7 @@ from salign.society.shard import run_shard, worlds_of
 from salign.society.simulation import Simulation, _Verdicts
 from salign.society.spool import Spool, write_sorted
 from salign.society.world import Setting, World
+from salign.storage import sha256
 
 SMALL = {
     "num_worlds": 2,
@@ -183,7 +185,7 @@ def test_pareto_stopping_ends_worlds_at_different_rounds(tmp_path):
 
 
 def test_a_second_process_on_a_shard_is_refused_and_disturbs_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "_LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr(locks, "_LOCK_PATIENCE_S", 0.1)
     config = config_of(tmp_path)
     folder, content = simulate(config)
     before = {path: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
@@ -305,9 +307,9 @@ def test_a_journal_of_calls_that_were_made_otherwise_is_refused(tmp_path, monkey
 
     @contextlib.asynccontextmanager
     async def opened(section, model, folder, **how):
-        yield MeteredEngine(ScriptedEngine(), Gate(8, adaptive=False))
+        yield OpenEngine(ScriptedEngine(), Gate(8, adaptive=False))
 
-    monkeypatch.setattr("salign.society.models.open_engine", opened)
+    monkeypatch.setattr("salign.society.models.open_unmetered", opened)
     tree = config_of(tmp_path).model_dump(mode="json")
     simulate(compose.parse({**tree, "engine": one}, "test"))
     with pytest.raises(ConfigError, match=said):
@@ -409,10 +411,10 @@ def test_a_replay_gives_the_same_bytes_without_an_engine(tmp_path, monkeypatch, 
     assert facts is None
     with monkeypatch.context() as patch:
 
-        async def refuse(*_):
+        def refuse(*_):
             raise AssertionError("an engine was opened")
 
-        patch.setattr(opening, "_open", refuse)
+        patch.setattr(opening, "kind_of", refuse)
         assert simulate(config, replay=True)[1] == content
         assert simulate(config, replay=True)[1] == content
     facts = read_done(folder).facts
@@ -540,7 +542,7 @@ def on_ranks(config, folder, num_ranks, seed, max_in_flight=64):
         simulations = []
         with contextlib.ExitStack() as stack:
             for rank in range(num_ranks):
-                speakers = [Speaker(MeteredEngine(engine, Gate(max_in_flight, adaptive=False)))]
+                speakers = [Speaker(metered(engine, Gate(max_in_flight, adaptive=False)))]
                 setting = Setting(society, config.run.seed, table, len(questions), prior, speakers)
                 worlds = [World(setting, number, rank, num_ranks) for number in worlds_of(society, 0)]
                 spool = stack.enter_context(Spool(folder / f"spool-{rank}"))
@@ -717,7 +719,7 @@ def test_the_check_changes_nothing_else_and_may_fail_the_run(tmp_path, caplog):
     _, without = simulate(config_of(tmp_path / "a"))
     _, content = simulate(config_of(tmp_path / "b", observer_check={"num_pairs": 3}))
     assert content == without
-    assert "cannot be told from a coin" in caplog.text
+    assert "is no better than a coin" in caplog.text
     config = config_of(tmp_path / "c", observer_check={"num_pairs": 36, "min_agreement": 1.0})
     with pytest.raises(StageError, match=r"society\.observer_check\.min_agreement = 100%"):
         simulate(config)

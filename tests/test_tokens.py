@@ -255,7 +255,7 @@ def test_a_stages_data_is_tokenised_once(tmp_path, tokenizer, monkeypatch):
     folder, _ = build_tokens(run, stage, 0, tokenizer, None)
     assert len(TokenStore(folder)) == 180
     with monkeypatch.context() as patch:
-        patch.setattr(TokenStore, "build", lambda *_: pytest.fail("it is there already"))
+        patch.setattr(TokenStore, "build", lambda *_: pytest.fail("it already exists"))
         assert build_tokens(run, stage, 0, tokenizer, None) == (folder, {})
     other, _ = build_tokens(run, stage, 0, tokenizer, 300)
     assert other != folder

@@ -259,8 +259,8 @@ def test_links_are_read_from_a_compressed_file(tmp_path):
         ("-1 2", r"'-1 2' is no link.*from 0"),
         ("0 ١", r"is no link"),
         ("0 10000000000", r"is no link.*to 999999999"),
-        ("7 7", r"agent 7 is linked with itself"),
-        ("07 7", r"agent 7 is linked with itself"),
+        ("7 7", r"agent 7 is connected to itself"),
+        ("07 7", r"agent 7 is connected to itself"),
     ],
 )
 def test_a_malformed_line_is_an_error_with_its_place(tmp_path, line, said):
@@ -278,7 +278,7 @@ def test_a_missing_or_damaged_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"no data file .*none\.txt"):
         from_file_at(tmp_path / "none.txt")
     (tmp_path / "edges.txt").write_bytes(b"0 1\n\xff\xfe\n")
-    with pytest.raises(DataError, match=r"edges\.txt: no UTF-8 text"):
+    with pytest.raises(DataError, match=r"edges\.txt: not UTF-8 text"):
         from_file_at(tmp_path / "edges.txt")
 
 

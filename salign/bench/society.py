@@ -27,10 +27,11 @@ from salign.bench.figures import Figure
 from salign.config import Config, Sampling, SocietySection
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
-from salign.engines.meter import MeteredEngine
+from salign.engines.opening import metered
 from salign.errors import ConfigError, StageError
+from salign.markers import read_done
 from salign.records import read_interactions
-from salign.run import RunDir, create_run, read_done
+from salign.run import RunDir, create_run
 from salign.society import sources
 from salign.society.calls import Speaker
 from salign.society.recall import question_table
@@ -40,7 +41,7 @@ from salign.society.spool import Spool
 from salign.society.world import Setting, World
 from salign.tracking.metrics import read_metrics
 
-_REFERENCE = "released code, 10 threads, zero-latency stub (design notes, section 6)"
+_REFERENCE = "released code, 10 threads, zero-latency stub"
 _MS_PER_TOKEN, _SLOTS, _MEDIAN_TOKENS = 4.0, 256, 45
 _KIB = 1024
 
@@ -105,7 +106,7 @@ def _steadiness(bench: _Bench) -> list[Figure]:
 
 
 def resident_after(num_agents: int, folder: Path) -> dict[str, float]:
-    """Simulates one round of so many agents, in this process; its memory (bytes) and the text of its answers."""
+    """Simulates one round of this many agents in this process; its memory (bytes) and the text of its answers."""
     bench = _Bench(folder)
     side = round(num_agents**0.5)
     config = bench.config(topology={"size": side, "radius": 2}, max_rounds=1, audience_size=1)
@@ -139,7 +140,7 @@ def _start(bench: _Bench) -> list[Figure]:
         run = create_run(bench.config(max_rounds=1))
         journal = run.shard(0) / "journal-00000.jsonl"
         start = time.perf_counter()
-        command = [sys.executable, "-m", "salign.stages", "simulate", str(run.path), "0"]
+        command = [sys.executable, "-m", "salign.work", "simulate", str(run.path), "0"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 1):
                 time.sleep(0.005)
@@ -270,9 +271,6 @@ class _TimedEngine:
     def facts(self) -> dict[str, Any]:
         return {}
 
-    async def close(self) -> None:
-        pass
-
 
 def critical_path(society: SocietySection, sigma: float) -> float:
     """Seconds that a society takes where nothing ever waits for a slot: the longest chain of calls."""
@@ -281,7 +279,7 @@ def critical_path(society: SocietySection, sigma: float) -> float:
     table, _ = question_table(society, 0, questions, prior)
 
     async def simulate() -> float:
-        engine = MeteredEngine(_TimedEngine(sigma), Gate(1 << 30, adaptive=False))
+        engine = metered(_TimedEngine(sigma), Gate(1 << 30, adaptive=False))
         world = World(Setting(society, 0, table, len(questions), prior, [Speaker(engine)]), 0)
         with tempfile.TemporaryDirectory() as folder, Spool(Path(folder) / "spool") as spool:
             await Simulation(society, [world], spool).run()
@@ -324,7 +322,7 @@ def measure(script: Path, sizes: Sequence[int], only: Sequence[str], say: Callab
         }
         unknown = [part for part in only if part not in parts]
         if unknown:
-            raise ConfigError(f"no part {', '.join(unknown)} of the society's bench; it has: {', '.join(parts)}")
+            raise ConfigError(f"no part {', '.join(unknown)} of the society benchmark; its parts: {', '.join(parts)}")
         figures: list[Figure] = []
         for part, measured in parts.items():
             if only and part not in only:

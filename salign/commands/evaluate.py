@@ -1,23 +1,19 @@
-"""The evaluation of a model of a run, alone or by ranks that share the work; and models beside each other.
+"""Evaluates a model of a run, alone or with ranks that share the work, and compares evaluated models.
 
 python jobs/evaluate.py RUN --model base                # `base`, or the name of a training stage
 torchrun --nproc-per-node 2 jobs/evaluate.py RUN --model base
 python jobs/evaluate.py RUN --compare base,sft,stable   # prints the table, writes evaluate/comparison.{md,tex,json}
-python jobs/evaluate.py RUN --prefetch                  # where the network is: fetches models and benchmarks
+python jobs/evaluate.py RUN --prefetch                  # where there is internet access: downloads models and
+benchmarks
 """
 
 import argparse
-import contextlib
 from pathlib import Path
 
-from rich.console import Console
-
-from salign import stages
+from salign import work
 from salign.errors import ConfigError
 from salign.launch import open_or_prepare
-from salign.launchers import is_first
 from salign.run import RunDir
-from salign.tracking.progress import watch_evaluation, watching
 
 
 def _compare(run: RunDir, names: str) -> None:
@@ -41,12 +37,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="`base`, or a name of train.stages")
-    what.add_argument("--compare", metavar="MODELS", help="evaluated models, with commas between them")
-    what.add_argument("--prefetch", action="store_true", help="fetch models and benchmarks into the caches")
-    parser.add_argument("--allow-missing", action="store_true", help="leave out benchmarks without data")
+    what.add_argument("--model", help="`base`, or the name of a stage in train.stages")
+    what.add_argument("--compare", metavar="MODELS", help="evaluated models, separated by commas")
+    what.add_argument("--prefetch", action="store_true", help="download models and benchmarks into the caches")
+    parser.add_argument("--allow-missing", action="store_true", help="skip benchmarks without data")
     args = parser.parse_args()
-    stages.begin()
+    work.begin()
     run = open_or_prepare(args.run)
     if args.compare:
         _compare(run, args.compare)
@@ -54,8 +50,7 @@ def main() -> None:
     if args.prefetch:
         _prefetch(run)
         return
-    with contextlib.ExitStack() as stack:
-        if is_first():
-            metrics = run.evaluation(args.model) / "metrics.jsonl"
-            stack.enter_context(watching(watch_evaluation(args.model, metrics), Console()))
-        stages.evaluate(run.path, args.model, allow_missing=args.allow_missing)
+    config = run.config()
+    if args.allow_missing:
+        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"allow_missing": True})})
+    work.do_named(run, config, "evaluate", args.model)

@@ -1,4 +1,4 @@
-"""One rank of one training stage; plain, under torchrun, deepspeed, srun or mpiexec.
+"""Trains one stage: one rank of it, alone or under torchrun, deepspeed, srun or mpiexec.
 
 python jobs/train.py RUN --stage stable
 torchrun --nproc-per-node 2 jobs/train.py RUN --stage stable
@@ -7,27 +7,18 @@ srun --ntasks-per-node 2 python jobs/train.py RUN --stage stable        # within
 """
 
 import argparse
-import contextlib
 from pathlib import Path
 
-from rich.console import Console
-
-from salign import stages
+from salign import work
 from salign.launch import open_or_prepare
-from salign.launchers import is_first
-from salign.tracking.progress import watch_training, watching
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
-    parser.add_argument("--stage", required=True, help="a name of train.stages")
-    parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; LOCAL_RANK says the same")
+    parser.add_argument("--stage", required=True, help="the name of a stage in train.stages")
+    parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; the same as LOCAL_RANK")
     args = parser.parse_args()
-    stages.begin()
+    work.begin()
     run = open_or_prepare(args.run)
-    with contextlib.ExitStack() as stack:
-        if is_first():
-            metrics = run.stage(args.stage) / "metrics.jsonl"
-            stack.enter_context(watching(watch_training(args.stage, metrics), Console()))
-        stages.train(run.path, args.stage)
+    work.do_named(run, run.config(), "train", args.stage)

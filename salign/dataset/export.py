@@ -10,7 +10,7 @@ import orjson
 from salign.dataset.conversations import transcript
 from salign.errors import DataError
 from salign.records import AlignmentGroup, to_bytes
-from salign.run import new_file
+from salign.storage import new_file
 
 Pairs = Literal["all", "best"]
 
@@ -82,7 +82,7 @@ def export(
             num_without += not lines
         if not num_rows:
             raise DataError(
-                f"nothing to write to {target}: not one of {num_groups} groups has two responses with different scores"
+                f"nothing to write to {target}: none of the {num_groups} groups has two responses with different scores"
             )
     return Exported(num_groups, num_rows, num_without)
 

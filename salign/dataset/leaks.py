@@ -224,7 +224,7 @@ def prompts_of(path: Path) -> list[str]:
         try:
             rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
         except csv.Error as error:
-            raise DataError(f"{path}: no valid CSV ({error})") from None
+            raise DataError(f"{path}: not valid CSV ({error})") from None
         return _of_rows(rows, path)
     if name.endswith((".json", ".jsonl")):
         return _of_rows([row for _, row in read_rows(path)], path)

@@ -22,6 +22,6 @@ def scratch_database(holds: str) -> Iterator[sqlite3.Connection]:
             yield database
     except sqlite3.OperationalError as error:
         raise StageError(
-            f"{holds} are gathered in a temporary file, which failed: {error}. Set TMPDIR to a folder with room "
-            "for the data."
+            f"{holds} are collected in a temporary file, and writing it failed: {error}. Set TMPDIR to a folder "
+            "with room for the data."
         ) from error

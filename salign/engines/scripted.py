@@ -35,9 +35,6 @@ class ScriptedEngine:
     def facts(self) -> dict[str, Any]:
         return {}
 
-    async def close(self) -> None:
-        pass
-
 
 def _digest(prompt: Prompt, seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}\x1f{prompt.system}\x1f{prompt.user}".encode(), digest_size=32).digest()

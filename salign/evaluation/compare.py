@@ -12,8 +12,10 @@ from salign.errors import StageError
 from salign.evaluation.figures import LOWER_IS_BETTER, NEITHER_IS_BETTER, values_of
 from salign.evaluation.statistics import Estimate, paired_difference, permutation_p
 from salign.files import read_rows
-from salign.run import RunDir, require_done, write_atomic
+from salign.markers import require_done
+from salign.run import RunDir
 from salign.seeds import derive
+from salign.storage import write_atomic
 
 # Below this a difference holds, if its interval leaves 0 out as well.
 _LEVEL = 0.05
@@ -116,7 +118,7 @@ def _check_versions(run: RunDir, results: Mapping[str, Mapping[str, Any]]) -> No
         if differing:
             said = "; ".join(f"{name}: {left.get(name)} and {right.get(name)}" for name in differing)
             raise StageError(
-                f"the evaluations of {first} and {other} in {run.path} cannot be compared, they differ in {said}. "
+                f"the evaluations of {first} and {other} in {run.path} cannot be compared: they differ in {said}. "
                 f"Remove {run.evaluation(first)} or {run.evaluation(other)}, whichever is older, and evaluate again."
             )
 

@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from salign.config import JUDGED, Config, EvaluateSection, HHSource, Sampling
-from salign.engines.base import Engine, Prompt
-from salign.errors import CallRejectedError, ConfigError, DataError, SalignError
-from salign.evaluation.tasks import MissingDataError, check_known, data_file, local_rows, missing
+from salign.config import Config, EvaluateSection, HHSource, Sampling
+from salign.engines.base import Engine, Finish, Prompt, Thinking
+from salign.errors import CallRejectedError, ConfigError, DataError
+from salign.evaluation.tasks import data_file, missing
 from salign.files import read_text
 from salign.seeds import derive
 from salign.society import prompts, sources
@@ -45,11 +45,16 @@ class Item:
 
 @dataclass
 class Sample:
-    """An item with the model's answer, and by judge and criterion the ratings; None where there is none."""
+    """An item with the model's answer, and by judge and criterion the ratings; None where there is none.
+
+    `finish` and `thinking` are those of the reply.
+    """
 
     item: Item
     answer: str | None
     ratings: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    finish: Finish | None = None
+    thinking: Thinking = "none"
 
     def rating(self, criterion: str) -> float | None:
         """The mean over the judges that rate it."""
@@ -93,30 +98,6 @@ def items(config: Config, benchmark: str) -> list[Item]:
     return [Item(benchmark, number, *pair) for number, pair in enumerate(zip(attacked, questions, strict=True))]
 
 
-def check_benchmarks(config: Config) -> None:
-    """Reads every file that the evaluation will read, without loading lm_eval.
-
-    Raises:
-        SalignError: A benchmark is not known or its file is empty, malformed or certainly missing, or there are fewer
-            questions than asked for; all that is found is said, as an error of the first one's kind.
-    """
-    found: list[SalignError] = []
-    for benchmark in config.evaluate.benchmarks:
-        try:
-            if benchmark in JUDGED:
-                items(config, benchmark)
-            else:
-                check_known(benchmark)
-                local_rows(benchmark, config.evaluate)
-        except MissingDataError as error:
-            if not config.evaluate.allow_missing:
-                found.append(error)
-        except (ConfigError, DataError) as error:
-            found.append(error)
-    if found:
-        raise type(found[0])("\n".join(map(str, found)))
-
-
 def attacks(section: EvaluateSection) -> list[str]:
     """Ways to ask for what should not be answered, with `{prompt}` in them: our wrappings, then suffixes of a file."""
     wrappings = [line for line in read_text(data_file("wrappings.txt")).splitlines() if line.strip()]
@@ -124,7 +105,7 @@ def attacks(section: EvaluateSection) -> list[str]:
         return wrappings
     suffixes = [line for line in read_text(section.suffixes).splitlines() if line.strip()]
     if not suffixes:
-        raise DataError(f"{section.suffixes} holds no suffix; remove it, or give one a line")
+        raise DataError(f"{section.suffixes} contains no suffix; remove it, or write one per line")
     return [*wrappings, *(f"{{prompt}} {suffix}" for suffix in suffixes)]
 
 
@@ -138,7 +119,7 @@ def held_out_questions(section: EvaluateSection) -> list[str]:
     questions = sources.questions(section.questions)
     wanted = section.num_questions
     if wanted is not None and wanted > len(questions):
-        raise ConfigError(f"evaluate.num_questions {wanted} exceeds the {len(questions)} held-out questions there are")
+        raise ConfigError(f"evaluate.num_questions {wanted} exceeds the {len(questions)} held-out questions available")
     return questions[:wanted]
 
 
@@ -165,6 +146,6 @@ async def answer_all(
             return Sample(item, None)
         finally:
             told()
-        return Sample(item, reply.text.strip() or None)
+        return Sample(item, reply.text.strip() or None, finish=reply.finish, thinking=reply.thinking)
 
     return list(await asyncio.gather(*(answer(item) for item in asked)))

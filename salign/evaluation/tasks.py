@@ -31,7 +31,7 @@ _THEIRS = {
     "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2.yaml",
 }
 _OURS = ("mic", "general")
-# Rows of a file stand in groups of so many, which count as right together (Hendrycks et al. 2021, section 2).
+# Rows of the file come in groups of this size, which count as right only together (Hendrycks et al. 2021, section 2).
 DEONTOLOGY_GROUP = 4
 _MEASURED = ("multiple_choice", "loglikelihood")
 
@@ -91,13 +91,13 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
         for row in reader:
             yield f"line {reader.line_num}", row
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: no valid CSV ({error})") from None
+        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
 
 
 def _texts(row: Any, place: str, *fields: str) -> Row:
     """The row with those fields, all of them texts."""
     if not isinstance(row, dict):
-        raise DataError(f"{place}: no object but {type(row).__name__}")
+        raise DataError(f"{place}: not an object but {type(row).__name__}")
     wrong = [field for field in fields if not isinstance(row.get(field), str) or not row[field].strip()]
     if wrong:
         raise DataError(f"{place}: no text in {', '.join(wrong)}; it has {', '.join(map(str, row))}")
@@ -147,8 +147,8 @@ def _check_groups(rows: list[Row], path: Path) -> None:
     for first in range(0, len(rows), size):
         if len(rows[first : first + size]) < size or len({row["scenario"] for row in rows[first : first + size]}) > 1:
             raise DataError(
-                f"{path}, rows {first + 1} to {first + size}: not {size} excuses of one scenario; its groups must "
-                "stand as in the released file"
+                f"{path}, rows {first + 1} to {first + size}: not {size} excuses of one scenario; rows must be "
+                "in the order of the released file"
             )
 
 

@@ -23,12 +23,11 @@ from salign.report.figures import (
     society_path,
 )
 from salign.report.record import Figure, OverTime, RunRecord
-from salign.society.rounds import mean
-from salign.tracking.metrics import Row
+from salign.tracking.metrics import Row, mean
 
 RECALLED = {
-    "what they started with": "sim/recalled_initial_share",
-    "answers of their own": "sim/recalled_own_share",
+    "initial memories": "sim/recalled_initial_share",
+    "the agent's own answers": "sim/recalled_own_share",
 }
 
 
@@ -40,13 +39,17 @@ def recalls(record: RunRecord) -> Plot | None:
     distances = by_round(record.paths, mean, "sim/recall_distance_mean")
     rounds = list(range(1, len(distances) + 1))
     measured = (record.card or {}).get("recall", {})
-    nearer = f" Recalled is what is nearer than {measured['max_distance']:g}." if "max_distance" in measured else ""
+    nearer = (
+        f" A memory is recalled if it is nearer than {measured['max_distance']:g}."
+        if "max_distance" in measured
+        else ""
+    )
     traces = [make_line(name, rounds, values, number) for number, (name, values) in enumerate(lines.items())]
     return Plot(
         "recalls",
-        "What agents are reminded of before they draft",
-        "Shares of drafts, means over all worlds that came to a round. Populations differ only by what agents start "
-        f"with.{nearer}",
+        "What agents recall before they draft",
+        "Shares of drafts, means over all worlds that reached a round. Populations differ only in initial memories."
+        f"{nearer}",
         "; ".join(
             f"{name}: {_percent(values[0])} at first, {_percent(values[-1])} at last" for name, values in lines.items()
         )
@@ -72,7 +75,7 @@ def validity(record: RunRecord) -> list[Plot]:
         Plot(
             "parse-rate",
             "Ratings that could be read",
-            "Share of all ratings that were asked for, by round.",
+            "Share of all requested ratings, by round.",
             f"Between {min(v or 0 for v in read):.1%} and {max(v or 0 for v in read):.1%} in {len(rounds)} rounds.",
             make_figure(
                 [make_line("", rounds, read, 2, line={"dash": "solid"})],
@@ -113,7 +116,7 @@ def over_time(record: RunRecord) -> list[Plot]:
     rate = np.diff(found.calls) / np.where(steps > 0, steps, np.nan)
     curves: list[tuple[str, str, str, Any]] = [
         ("calls", "Model calls", "calls, all shards", found.calls),
-        ("calls-rate", "Calls a second", "calls/s", [None, *np.nan_to_num(rate).round(2).tolist()]),
+        ("calls-rate", "Calls per second", "calls/s", [None, *np.nan_to_num(rate).round(2).tolist()]),
         ("in-flight", "Calls in flight", "calls", found.in_flight),
         ("tokens", "Tokens", "prompt and completion", found.tokens),
     ]
@@ -192,14 +195,14 @@ _CURVES: tuple[tuple[str, str, dict[str, str], dict[str, Any]], ...] = (
     ),
     (
         "logps",
-        "Mean log-likelihood of a token",
+        "Mean log-likelihood per token",
         {"train/logps/chosen": ": chosen", "train/logps/rejected": ": rejected"},
         {},
     ),
-    ("grad-norm", "Norm of the gradient", {"train/grad_norm": ""}, {}),
+    ("grad-norm", "Gradient norm", {"train/grad_norm": ""}, {}),
     ("learning-rate", "Learning rate", {"train/learning_rate": ""}, {"exponentformat": "e"}),
     ("mfu", "Share of the GPUs' peak (MFU)", {"perf/mfu": ""}, {"rangemode": "tozero"}),
-    ("speed", "Tokens a second", {"perf/tokens_per_s": ""}, {"rangemode": "tozero"}),
+    ("speed", "Tokens per second", {"perf/tokens_per_s": ""}, {"rangemode": "tozero"}),
 )
 
 

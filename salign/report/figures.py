@@ -12,11 +12,11 @@ from salign.config import Config
 from salign.report.record import RunRecord, WorldPath
 from salign.report.society import NUM_BINS, Society
 from salign.society.protocols import protocol_of
-from salign.society.rounds import mean
+from salign.tracking.metrics import mean
 
 MAX_TABLE_ROWS = 200
 MAX_PATHS = 48
-"""Worlds whose own paths are drawn; of more, so many and the means of their populations."""
+"""Worlds whose own paths are drawn; if there are more, this many, and the means of their populations."""
 COLOURS = tuple(f"var(--c{number})" for number in range(1, 7))
 POPULATIONS = ("all_good", "all_bad", "half_half", "mixed_half_half")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -149,9 +149,9 @@ def society_path(record: RunRecord) -> Plot | None:
     return Plot(
         "society-path",
         "Alignment against engagement, round by round",
-        "One path for each world: means of the observers' ratings of what interactions come to, each from 1 to 7. An "
-        "open circle is the first round, a square the last of a world that was shown to gain no more, a diamond the "
-        f"last of those allowed.{drawn}",
+        "One path for each world: means of the observers' ratings of the final answers, from 1 to 7. An "
+        "open circle is the first round, a square the last round of a world that was shown to gain no more, a diamond "
+        f"the last round allowed.{drawn}",
         f"Paths of {len(record.paths)} worlds. {said}.",
         make_figure(traces, "mean alignment", "mean engagement"),
         ("world", "population", "round", "alignment", "engagement"),
@@ -207,7 +207,7 @@ def ratings(record: RunRecord) -> Plot | None:
     return Plot(
         "ratings",
         "What observers rate",
-        "Means over all worlds that came to a round; what is said first is dotted, what it comes to is solid.",
+        "Means over all worlds that reached a round; the draft is dotted, the final answer solid.",
         f"Over {len(rounds)} rounds: "
         + "; ".join(f"{said} from {_said(first[said])} to {_said(last[said])}" for said in lines)
         + ".",
@@ -290,7 +290,7 @@ def gain(record: RunRecord) -> Plot | None:
         "gain",
         "What low and high ratings led to",
         "Change in alignment from draft to revision, by the audience's mean rating of the draft; bars show 1.96 "
-        "standard errors. Drafts rated low by chance rise by chance: compare with the run of an isolated society.",
+        "standard errors. Drafts rated low by chance also rise by chance: compare with a run of an isolated society.",
         "; ".join(f"rated {row[0]}: {row[2]:+.2f} ({row[1]} interactions)" for row in rows) + ".",
         make_figure([trace], "audience's mean rating of the draft", "change in alignment", xaxis={"dtick": 1}),
         ("audience's mean rating", "interactions", "change in alignment", "1.96 standard errors"),
@@ -319,16 +319,16 @@ def followed(record: RunRecord) -> Plot | None:
         go.Bar(name="by another revision (chance)", x=scores, y=[row[3] for row in rows], marker={"color": COLOURS[5]}),
     ]
     read, all_ = record.society.followed.num_read, record.society.num_interactions
-    drawn = "" if read >= all_ - record.society.num_failed else f" {read} of {all_} interactions, drawn at random."
+    drawn = "" if read >= all_ - record.society.num_failed else f" {read} of {all_} interactions, chosen at random."
     return Plot(
         "followed",
         "Which feedback was followed",
-        "Share of a reason's own words (neither question nor draft has them) that the revision takes up, by the rating "
-        f"that came with the reason. Beside it the same words in another interaction's revision.{drawn}",
+        "Share of a reason's own words (in neither question nor draft) that the revision takes up, by the rating given "
+        f"with the reason. For comparison, the same words in another interaction's revision.{drawn}",
         "; ".join(f"rating {r[0]}: {r[2]:.1%}, by chance {r[3]:.1%}" for r in rows) + ".",
         make_figure(
             traces,
-            "rating that came with the reason",
+            "rating given with the reason",
             "share of words",
             xaxis={"dtick": 1},
             yaxis={"tickformat": ".0%"},

@@ -9,8 +9,8 @@ import numpy as np
 from salign.config import KINDS
 from salign.report import curves, figures
 from salign.report.record import RunRecord
-from salign.run import new_file
-from salign.society.rounds import mean
+from salign.storage import new_file
+from salign.tracking.metrics import mean
 
 # Okabe and Ito's colours, told apart by everybody, also on paper.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -139,7 +139,7 @@ def _followed(record: RunRecord, figure: Any) -> bool:
     for side, name, number in ((-0.2, "taken up by its revision", 2), (0.2, "by another revision (chance)", 5)):
         shares = [100 * sums[1 if side < 0 else 2] / sums[0] for sums in taken.values()]
         axes.bar(scores + side, shares, 0.4, label=name, color=COLOURS[number], hatch="" if side < 0 else "///")
-    axes.set(xlabel="rating that came with the reason", ylabel="% of its own words", xticks=scores)
+    axes.set(xlabel="rating given with the reason", ylabel="% of its own words", xticks=scores)
     axes.legend(fontsize=7)
     return True
 

@@ -15,9 +15,10 @@ from salign.config import KINDS, Config
 from salign.errors import DataError
 from salign.evaluation.compare import compare
 from salign.evaluation.statistics import Estimate
+from salign.markers import read_done, read_failure
 from salign.records import read_interactions
 from salign.report.society import MAX_SAMPLES, Reservoir, Shard, Society, SocietyReader, clipped
-from salign.run import RunDir, read_done, read_failure
+from salign.run import RunDir
 from salign.seeds import rng
 from salign.tracking.metrics import Row, read_metrics
 
@@ -232,7 +233,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: no valid JSON ({error})") from None
+                raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
 
 
 def _group(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from salign.config import Sampling, SocietySection
-from salign.engines.base import Prompt, RatingReply, Reply
+from salign.engines.base import Priority, Prompt, RatingReply, Reply
 from salign.engines.meter import MeteredEngine
 from salign.errors import CallRejectedError
 from salign.records import Observation
@@ -15,8 +15,8 @@ from salign.society import frames
 from salign.society.prompts import Judged, Wording
 from salign.society.replies import parse_rating
 
-# Of the calls that wait for their turn, the oldest round's go first, and those first that others wait for: an
-# observation goes with the next round's calls.
+# A `Priority` within its round: others wait for the answer, or nobody does. An observation goes with the next round's
+# calls, after those.
 _AWAITED, _OBSERVED = 0, 1
 
 
@@ -87,7 +87,7 @@ class Calls:
         self, prompt: Prompt, sampling: Sampling, name: str, attempt: int = 0, urgency: int = _AWAITED
     ) -> Reply:
         seed = derive(*self._place, name, attempt)
-        reply = await self._engine.generate(prompt, sampling, seed, (self._round + urgency, urgency))
+        reply = await self._engine.generate(prompt, sampling, seed, Priority(self._round + urgency, urgency))
         self.tally.count(reply)
         return reply
 
@@ -112,21 +112,21 @@ class Calls:
         """A rating, and the reply that it was read from; its `rating` is None where none can be had.
 
         By the probabilities of the digits nothing is said; of a reply in words, a rating that cannot be read is asked
-        for again.
+        for again. A call that the engine refuses is not.
         """
         for attempt in range(self.society.num_rating_tries):
-            if self.society.rating == "parse":
-                reply = await self.reason(prompt, name, attempt, urgency)
-                parsed = parse_rating(reply.text, judged=judged)
-                if parsed is not None:
-                    rating, reason = parsed
-                    return Observation(rating, text=reason), reply
-                continue
             try:
+                if self.society.rating == "parse":
+                    reply = await self.generate(prompt, self.society.feedback, name, attempt, urgency)
+                    parsed = parse_rating(reply.text, judged=judged)
+                    if parsed is not None:
+                        rating, reason = parsed
+                        return Observation(rating, text=reason), reply
+                    continue
                 seed = derive(*self._place, name, attempt)
-                digits = await self._engine.rate(prompt, seed, (self._round + urgency, urgency))
+                digits = await self._engine.rate(prompt, seed, Priority(self._round + urgency, urgency))
             except CallRejectedError:
-                break
+                break  # it would be refused again
             self.tally.count(digits)
             if digits.expectation is not None:
                 return Observation(digits.expectation, digits.mass), _NOTHING

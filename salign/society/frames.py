@@ -34,7 +34,7 @@ _WORDS_OF_MARKS = ("end of", "begin of", "beginning of", "start of")
 
 
 def may_have_key(text: str) -> bool:
-    """Whether a text has so many consonants in a row that they may be a key; hardly any word has."""
+    """Whether a text has enough consonants in a row to be a key; hardly any word has."""
     # Half of what a pattern costs, which would try each letter.
     return _LIKE_A_KEY in text.lower().encode(errors="replace").translate(_ANY_LETTER)
 

@@ -1,10 +1,10 @@
 """What is known of a round when all of it is held: its ratings, and how much came back usable."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum, sqrt
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 from zlib import crc32
 
@@ -13,6 +13,7 @@ from salign.errors import StageError
 from salign.records import Interaction
 from salign.society.protocols.base import Protocol
 from salign.society.recalls import RecallRecord, Recalls
+from salign.tracking.metrics import mean
 
 _NUM_EXAMPLES = 3
 # Of so few ratings it may be chance that all are the same digit: where a judge gives one digit in 60 % of cases, 20 are
@@ -20,12 +21,6 @@ _NUM_EXAMPLES = 3
 _MIN_RATINGS = 20
 # Flags that say more of the engine's settings than of what a text says.
 _HARMLESS = frozenset({"cut", "thinking"})
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are there, exactly rounded and so the same in any order; None where none is."""
-    there = [value for value in values if value is not None]
-    return fmean(there) if there else None
 
 
 def _standard_deviation(counts: Mapping[float, int]) -> float:
@@ -241,7 +236,7 @@ class Validity:
         """
         num_calls, num_refused = facts["num_calls"], facts["num_refused_calls"]
         crossed = [
-            f"answers of {model} came under several names ({', '.join(names)}): is it one model?"
+            f"answers of {model} came with several model names ({', '.join(names)}): is it a single model?"
             for model, names in facts["served"].items()
             if len(names) > 1
         ]
@@ -262,7 +257,7 @@ class Validity:
             )
         if self.repeated_share > gates.max_repeated_share:
             crossed.append(
-                f"{self.repeated_share:.1%} of {self.num_answers} drafts and revisions say what was said to another "
+                f"{self.repeated_share:.1%} of {self.num_answers} drafts and revisions repeat what was said to another "
                 f"question in the same round (society.gates.max_repeated_share = {gates.max_repeated_share:.1%})"
             )
         crossed += self._doubtful(gates)
@@ -280,21 +275,21 @@ class Validity:
         mass = self.digit_mass_median
         if mass is not None and mass < gates.min_digit_mass:
             crossed.append(
-                f"the digits had {mass:.1%} of the probability in the median, so a rating is mostly what the model "
-                f"would not have said (society.gates.min_digit_mass = {gates.min_digit_mass:.1%})"
+                f"the digits had {mass:.1%} of the probability in the median, so a rating mostly does not say what the "
+                f"model meant (society.gates.min_digit_mass = {gates.min_digit_mass:.1%})"
             )
         for name, sd in self.rating_sds.items():
             given = self.ratings[name]
             if given.total() >= _MIN_RATINGS and sd < gates.min_rating_sd:
                 crossed.append(
                     f"the {given.total()} ratings of {name} are all about {given.most_common(1)[0][0]:g}, with a "
-                    f"standard deviation of {sd:.3f}, and tell no text from another "
+                    f"standard deviation of {sd:.3f}, and do not tell one text from another "
                     f"(society.gates.min_rating_sd = {gates.min_rating_sd:g})"
                 )
         if self.flagged_share > gates.max_flagged_share:
             counts = ", ".join(f"{flag}: {n}" for flag, n in self.flags.most_common() if flag not in _HARMLESS)
             crossed.append(
-                f"{self.num_flagged} of {self.num_texts} texts are doubtful ({counts}; "
+                f"{self.num_flagged} of {self.num_texts} texts are flagged as doubtful ({counts}; "
                 f"society.gates.max_flagged_share = {gates.max_flagged_share:.1%})"
             )
         if self.cut_share > gates.max_cut_share:

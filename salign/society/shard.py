@@ -14,14 +14,18 @@ from typing import Any, NoReturn
 
 from salign import compose
 from salign.config import Config, Effect, SocietySection, TransformersEmbedder, selected
-from salign.digests import models_of_society, name_of
+from salign.digests import name_of
+from salign.engines.check import models_of_society
 from salign.engines.journal import Journal, written_header
 from salign.engines.meter import MeteredEngine
-from salign.engines.programs import share_out, visible_devices
+from salign.engines.opening import metered
 from salign.errors import REQUEUE, SalignError, redact
+from salign.locks import lock
+from salign.machine import share_out, visible_devices
 from salign.manifest import require_model
-from salign.run import RunDir, lock, mark_done, record_failure, recording_failure, sha256
-from salign.society.models import asked, model_names, open_engines, open_replay
+from salign.markers import mark_done, record_failure, recording_failure
+from salign.run import RunDir
+from salign.society.models import asked, meter_all, model_names, open_engines, open_replay
 from salign.society.observer import measure
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.protocols import protocol_of
@@ -30,6 +34,7 @@ from salign.society.simulation import Simulation, Verdict
 from salign.society.spool import Spool, write_sorted
 from salign.society.world import World
 from salign.society.worlds import make_worlds, write_graphs
+from salign.storage import sha256
 from salign.tracking.metrics import MetricsLog
 
 logger = logging.getLogger(__name__)
@@ -159,12 +164,11 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
     kept = folder.parent
     opened = open_replay(config, folder, kept) if replay else open_engines(config, logs, kept)
     with contextlib.ExitStack() as stack:
-        async with opened as engines:
-            header = journal_header(config, [engine.identity for engine in engines]) | asked(config.society, engines)
+        async with opened as models:
+            header = journal_header(config, [engine.identity for engine, _ in models]) | asked(config.society, models)
             journal = Journal(folder, header, None if replay else ranks.rank)
             stack.callback(journal.close)
-            for engine in engines:
-                engine.journal = journal
+            engines = meter_all(models, journal)
             place = (ranks.rank, ranks.size)
             worlds, recall = make_worlds(config, worlds_of(config.society, shard), engines, folder.parent, place)
             spool = stack.enter_context(Spool(folder / f".interactions-{ranks.rank:05d}.part"))
@@ -176,7 +180,8 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             check = config.society.observer_check if (shard, ranks.rank) == (0, 0) else None
             measured = None
             if check is not None:
-                measured = await measure(engines[1].counted_apart(), config.society, check, config.run.seed)
+                apart = metered(*models[1], journal)  # what it is asked here is no part of the society's counts
+                measured = await measure(apart, config.society, check, config.run.seed)
             with _rare_collections():
                 await _until_first(simulation.run(), _tick(progress, journal))
             await journal.sync()
@@ -364,7 +369,7 @@ def _run(config: Config, shard: int, folder: Path, ranks: Ranks, replay: bool) -
     try:
         return asyncio.run(simulate())
     except asyncio.CancelledError:
-        print("stopped by a signal; launch again to go on: what was answered is in the journal", file=sys.stderr)
+        print("stopped by a signal; launch again to continue: every answered call is in the journal", file=sys.stderr)
         ranks.abort(code)  # the others may not have been told
         sys.exit(code)
     except KeyboardInterrupt:

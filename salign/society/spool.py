@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from salign.records import Interaction, to_bytes
-from salign.run import new_file
+from salign.storage import new_file
 
 # An interaction has some KB: one of them is no write of its own.
 _BUFFER_BYTES = 1 << 18

@@ -3,8 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -39,7 +40,7 @@ def read_metrics(path: Path, last_bytes: int | None = None) -> list[Row]:
 
     Args:
         path: The file; one that is not there yet has no rows.
-        last_bytes: Reads only the rows that stand whole in so many bytes at the end.
+        last_bytes: Reads only the rows that are whole within this many bytes at the end.
     """
     try:
         with path.open("rb") as file:
@@ -61,3 +62,9 @@ def keep_rows(path: Path, keep: Callable[[Row], bool]) -> None:
         part = path.with_suffix(".part")
         part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         part.replace(path)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are there, exactly rounded and so the same in any order; None where none is."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None

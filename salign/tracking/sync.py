@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from salign.config import Config
 from salign.errors import StageError, redact
-from salign.run import RunDir, is_locked
-from salign.tracking.mirror import run_id, units_of
+from salign.locks import is_locked
+from salign.plan import Unit
+from salign.run import RunDir
+from salign.tracking.mirror import mirrored_units, run_id
 from salign.tracking.server import Server, asking_wandb
 from salign.tracking.wandb_log import Fragment, read_fragment
 
@@ -39,7 +40,7 @@ def sync(run: RunDir, config: Config, say: Say, *, live: bool = False) -> None:
         StageError: Something was not sent, or did not arrive; all of it is named.
     """
     fragments = find_fragments(run)
-    units = units_of(run, config)
+    units = mirrored_units(run, config)
     problems: list[str] = []
     with asking_wandb():
         server = Server(config.tracking)
@@ -62,7 +63,7 @@ def find_fragments(run: RunDir) -> dict[str, list[Fragment]]:
     """The logs of a run by the id of their W&B run, each in the order in which they were begun.
 
     Raises:
-        DataError: One is no log of W&B.
+        DataError: One is not a W&B log.
     """
     found: dict[str, list[Fragment]] = {}
     paths = (run.wandb / "wandb").glob("*run-*/run-*.wandb")
@@ -73,7 +74,7 @@ def find_fragments(run: RunDir) -> dict[str, list[Fragment]]:
     return found
 
 
-def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Path | None, *, live: bool) -> str:
+def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Unit | None, *, live: bool) -> str:
     """Sends what of a W&B run is to be sent.
 
     Returns:
@@ -83,20 +84,21 @@ def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Pat
         StageError: Why it was not sent, or what did not arrive.
     """
     # In this order: a job may end in between, and what is read of its log then must be all of it.
-    locked = unit is not None and is_locked(unit / ".lock")
+    locked = unit is not None and is_locked(unit.folder / ".lock")
     fragments = [read_fragment(fragment.path) for fragment in fragments]
     last = fragments[-1]
     at_work = locked and not last.ended
     if at_work and not (live and last.is_offline):
-        return f"its job is at work; {'left alone (--live follows it)' if last.is_offline else 'it sends by itself'}"
+        return f"its job is running; {'left alone (--live follows it)' if last.is_offline else 'it is sending'}"
     if not any(fragment.id for fragment in fragments):
-        return "empty: its process was killed before it said anything"
+        return "empty: its process was killed before it logged anything"
     waiting = [fragment for fragment in fragments if fragment.is_offline and not fragment.is_synced and fragment.id]
     gone = [str(path) for fragment in waiting for artifact in fragment.artifacts for path in artifact.missing]
     if gone:
+        made = unit.folder if unit else "it"
         raise StageError(
-            f"not sent: bytes of its artifacts are gone ({', '.join(gone[:3])}{' ...' if gone[3:] else ''}). Put them "
-            f"back (a run's folder that was moved: link its old place to it), or make {unit or 'it'} again."
+            f"not sent: files of its artifacts are gone ({', '.join(gone[:3])}{' ...' if gone[3:] else ''}). Put them "
+            f"back (a run's folder that was moved: link its old place to it), or make {made} again."
         )
     if waiting:
         _check_not_begun(server, id_, fragments, waiting)
@@ -125,13 +127,13 @@ def _check_not_begun(server: Server, id_: str, fragments: Sequence[Fragment], wa
     if there != expected:
         raise StageError(
             f"not sent: W&B has {there} rows of it where {expected} were sent before. A sync was interrupted, or "
-            f"another run has this id; sent again, rows would be there twice. {_apart(id_, fragments)}"
+            f"another run has this id; sending it again would duplicate rows. {_apart(id_, fragments)}"
         )
 
 
 def _apart(id_: str, fragments: Sequence[Fragment]) -> str:
     folders = " ".join(str(fragment.path.parent) for fragment in fragments)
-    return f"All of it as a run of its own: wandb sync --include-online --include-synced --id {id_}-again {folders}"
+    return f"To send all of it as a new run: wandb sync --include-online --include-synced --id {id_}-again {folders}"
 
 
 def _verify(server: Server, id_: str, fragments: Sequence[Fragment], *, patience_s: float) -> int:
@@ -154,8 +156,8 @@ def _verify(server: Server, id_: str, fragments: Sequence[Fragment], *, patience
         if time.monotonic() >= end or there > expected:
             break
         time.sleep(1)
-    lost = [f"{there} rows, and the logs {expected}"] if there != expected else []
-    lost += [f"no whole artifact {name}" for name in lacking]
+    lost = [f"{there} rows, but the logs have {expected}"] if there != expected else []
+    lost += [f"no complete artifact {name}" for name in lacking]
     raise StageError(f"W&B has {'; '.join(lost)}. {_apart(id_, fragments)}")
 
 

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from salign.chat import chat_template
 from salign.errors import ConfigError
-from salign.run import new_folder, noticing_full_disk
+from salign.storage import new_folder, noticing_full_disk
 
 
 def trained_weights(engine: Any, model: PreTrainedModel, *, adapters: bool) -> dict[str, Tensor] | None:
@@ -53,7 +53,7 @@ def complete_generation_config(model: PreTrainedModel, tokenizer: PreTrainedToke
         config.do_sample = True  # what settings of sampling without it are meant to say
     if (fault := _fault(config)) is not None:
         raise ConfigError(
-            f"the generation_config.json of the model that training starts from is not valid: {fault}. Mend it."
+            f"the generation_config.json of the model that training starts from is not valid: {fault}. Fix it."
         )
 
 

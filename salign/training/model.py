@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from salign.config import Attention, Objective
 from salign.errors import ConfigError
 from salign.training.attention import mask_of, prepare
-from salign.training.objectives import needs_reference, objective_sum, preference_metrics
+from salign.training.losses import objective_sum
+from salign.training.objectives import preference_metrics
 from salign.training.packing import Lengths, Row, lay_out
 from salign.training.settings import MAX_LOGITS
 from salign.training.tokens import TokenGroup
@@ -113,7 +114,7 @@ class GroupLoss(nn.Module):
     def forward(self, row: Row) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The objective's sum over the row's groups that count, the nll [groups, K], and what is logged of them."""
         nll = response_nll(self.model, row)
-        reference = row.reference_nll if needs_reference(self._objective) else None
+        reference = row.reference_nll if self._objective.needs_reference else None
         total, _ = objective_sum(self._objective, nll, row.scores, row.num_tokens, reference)
         return total, nll.detach(), preference_metrics(nll, row.scores)
 
@@ -157,7 +158,7 @@ def check_layout(engine: nn.Module, model: PreTrainedModel, lengths: Lengths, de
         alone = [[_nll_alone(model, group.query, response, device) for response in group.responses] for group in groups]
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"there is no memory for {size}, even without a gradient: {error}. Lower the stage's max_tokens, "
+            f"not enough memory for {size}, even without gradients: {error}. Lower the stage's max_tokens, "
             "num_responses or row_tokens."
         ) from error
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -171,8 +172,8 @@ def check_layout(engine: nn.Module, model: PreTrainedModel, lengths: Lengths, de
             if not torch.isclose(one.float(), other, rtol=share, atol=nats):
                 raise ConfigError(
                     f"models of the family {family!r} cannot be trained here: a response in a row with others gets a "
-                    f"negative log-likelihood of {one:.4f} a token, alone {other:.4f} ({size}). Its attention takes no "
-                    "4-D mask or counts places in the row, or its logits are made in a way of their own."
+                    f"negative log-likelihood of {one:.4f} per token, but {other:.4f} alone ({size}). Its attention "
+                    "takes no 4-D mask or counts positions along the whole row, or it computes logits in its own way."
                 )
     engine.train(was_training)
 
