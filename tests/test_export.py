@@ -1,17 +1,21 @@
 """Groups as files for other trainers, and back."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from salign.commands.export import main
 from salign.config import GroupsData
 from salign.dataset.export import export, preference_rows, unpaired_rows
 from salign.dataset.groups import read_groups
-from salign.errors import DataError
+from salign.errors import DataError, exit_code_of
 from salign.records import AlignmentGroup, Message, to_line
 
 ROOT = Path(__file__).parents[1]
@@ -84,8 +88,15 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 
 def job(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / "export.py"), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    """What jobs/export.py does, in this process."""
+    out, error = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["export.py", *args]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
+        code = exit_code_of(main)
+    return subprocess.CompletedProcess(args, code, out.getvalue(), error.getvalue())
 
 
 def test_the_job_exports_a_file(tmp_path):
@@ -95,7 +106,9 @@ def test_the_job_exports_a_file(tmp_path):
         "scores": [5, 2, -1],
     }
     (tmp_path / "sandbox.json").write_text(json.dumps([released]))
-    done = job(str(tmp_path / "sandbox.json"), "--to", "preference", str(tmp_path / "out.jsonl"), "--pairs", "best")
+    given = (str(tmp_path / "sandbox.json"), "--to", "preference", str(tmp_path / "out.jsonl"), "--pairs", "best")
+    command = [sys.executable, str(ROOT / "jobs" / "export.py"), *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split(": ", 1)[1] == (
         "1 rows of 1 groups; left out: 1 unrated responses, 0 repeated responses, 0 malformed rows, 0 groups without a "

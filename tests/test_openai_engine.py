@@ -162,7 +162,7 @@ def test_a_call_that_hangs_is_made_again(quick):
     server = Server(HANG, says)
     start = time.monotonic()
     assert server.ask(timeout_s=0.3).text == "Hello."
-    assert 0.3 < time.monotonic() - start < 3
+    assert time.monotonic() - start > 0.3
     assert (len(server.times), server.num_pushed_back) == (2, 1)
 
 

@@ -13,7 +13,7 @@ from salign.config import EvaluateSection
 from salign.errors import ConfigError, DataError
 from salign.evaluation.lm import RowLM
 from salign.evaluation.resume import Scores, forget_measured, open_measured
-from salign.evaluation.tasks import load_task, local_rows
+from salign.evaluation.tasks import check_known, load_task, local_rows, task_files
 from salign.training.distributed import Ranks
 
 STORY = {"norm": "n", "situation": "s", "intention": "i", "moral_action": "m", "immoral_action": "w"}
@@ -118,6 +118,20 @@ def test_tasks_say_what_lm_evals_files_say(tmp_path):
 def test_a_benchmark_that_is_not_known(tmp_path):
     with pytest.raises(ConfigError, match="has a benchmark 'moral_storeis'; did you mean 'moral_stories'"):
         load_task("moral_storeis", section(tmp_path))
+
+
+def test_tasks_are_known_as_lm_eval_knows_them():
+    """Also where its file quotes the key, as those of aexams do, or names a group of several."""
+    from lm_eval import tasks as theirs
+    from lm_eval.tasks._index import Kind, TaskIndex
+
+    for name in ("aexams", "hendrycks_ethics", "glue"):
+        folder = Path(theirs.__file__).parent / name
+        entries = TaskIndex.build([folder]).values()
+        expected = {entry.name: entry.yaml_path for entry in entries if entry.kind is Kind.TASK}
+        assert task_files(folder) == expected
+        assert len(expected) >= 5
+    check_known("aexams_Biology")
 
 
 # --- likelihoods ---------------------------------------------------------------------------------

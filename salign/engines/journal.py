@@ -24,6 +24,8 @@ from salign.errors import CallRejectedError, ConfigError, StageError
 JOURNAL_VERSION = 2
 _KEY_BYTES = 16
 _TAIL_BYTES = 1 << 16
+# A society has a handful of samplings.
+_MAX_BEGUN = 64
 _BEGIN = b'{"key":"'
 _KEY_START = len(_BEGIN)
 _KEY_END = _KEY_START + 2 * _KEY_BYTES
@@ -36,20 +38,26 @@ class CallKeys:
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
-        self._begun: dict[Sampling | None, Any] = {}
+        # By the sampling's own number, and with it, so that no other can have it: to compare the fields costs more than
+        # all else.
+        self._begun: dict[int, tuple[Sampling | None, Any]] = {}
 
     def of(self, prompt: Prompt, sampling: Sampling | None, seed: int) -> bytes:
         """The key of a call; `sampling` is None for a rating by the digits' probabilities."""
-        begun = self._begun.get(sampling)
-        if begun is None:
-            asked = None if sampling is None else list(sampling.model_dump().values())
-            text = json.dumps([JOURNAL_VERSION, self._identity, asked])
-            begun = self._begun[sampling] = hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES)
+        _, begun = self._begun.get(id(sampling)) or self._begin(sampling)
         hasher = begun.copy()
         # The user's text last: nothing in it can be taken for another part.
         hasher.update(f"\0{seed}\0{prompt.form}\0{prompt.system!r}\0{prompt.user}".encode("utf-8", "surrogatepass"))
         digest: bytes = hasher.digest()
         return digest
+
+    def _begin(self, sampling: Sampling | None) -> tuple[Sampling | None, Any]:
+        asked = None if sampling is None else list(sampling.model_dump().values())
+        text = json.dumps([JOURNAL_VERSION, self._identity, asked])
+        if len(self._begun) >= _MAX_BEGUN:
+            self._begun.clear()
+        begun = self._begun[id(sampling)] = sampling, hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES)
+        return begun
 
 
 def _record(key: bytes, answer: Answer, seconds: float) -> bytes:

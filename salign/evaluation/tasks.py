@@ -5,6 +5,7 @@ Their data are local files (`evaluate.data_dir`), ours, or what is in the cache 
 
 import csv
 import difflib
+import functools
 import importlib.resources
 import importlib.util
 import io
@@ -33,6 +34,8 @@ _THEIRS = {
 _OURS = ("mic", "general")
 # Rows of the file come in groups of this size, which count as right only together (Hendrycks et al. 2021, section 2).
 DEONTOLOGY_GROUP = 4
+# What names the task in a task file; in some of them key and name are quoted.
+_TASK = re.compile(r"""^["']?task["']?:[ \t]*["']?(\w[^\s"',#]*)""", re.MULTILINE)
 _MEASURED = ("multiple_choice", "loglikelihood")
 
 
@@ -166,13 +169,21 @@ def check_known(benchmark: str) -> None:
         raise ConfigError(f"benchmark {benchmark} needs the package lm_eval: pip install 'salign[lm_eval]'")
     if benchmark in _THEIRS or benchmark in _OURS:
         return
-    names = set()
-    for path in Path(found.submodule_search_locations[0], "tasks").rglob("*.yaml"):
-        names.update(re.findall(r"^task:\s*[\"']?([\w.-]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    names = task_files(Path(found.submodule_search_locations[0], "tasks"))
     if benchmark not in names:
         near = difflib.get_close_matches(benchmark, [*names, *JUDGED, *_OURS], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"evaluate.benchmarks: neither lm_eval nor salign has a benchmark {benchmark!r}{hint}")
+
+
+@functools.cache
+def task_files(folder: Path) -> dict[str, Path]:
+    """Each of lm_eval's tasks, and the file that defines it; of several the first, as lm_eval has it."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
+        for name in _TASK.findall(path.read_text(encoding="utf-8")):
+            files.setdefault(name, path)
+    return files
 
 
 # --- tasks ---------------------------------------------------------------------------------------
@@ -218,10 +229,15 @@ def _task_file(benchmark: str) -> Row:
 
 
 def _from_hub(benchmark: str, section: EvaluateSection) -> "Task":
-    from lm_eval.tasks import TaskManager
+    from lm_eval import tasks
 
+    if benchmark in _OURS:
+        raise missing(benchmark, section)
+    folder = Path(tasks.__file__).parent
+    file = folder / _THEIRS[benchmark] if benchmark in _THEIRS else task_files(folder)[benchmark]
     try:
-        task = TaskManager().load([benchmark])["tasks"][benchmark]
+        # With its default folder the manager would parse all of its 14,000 task files, which takes ten seconds.
+        task = tasks.TaskManager(include_defaults=False, include_path=file.parent).load([benchmark])["tasks"][benchmark]
     except (OSError, ValueError, RuntimeError) as error:  # what datasets raises where nothing is cached
         said = str(error).strip().splitlines()[0][:200]
         raise missing(benchmark, section, f", nor has the hub's cache ({said})") from error

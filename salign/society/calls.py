@@ -1,7 +1,7 @@
 """The model calls of one interaction: each with a name, by which it is seeded, and counted."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,19 +36,27 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    def add(self, other: "Tally | Reply | RatingReply") -> None:
-        self.num_calls += other.num_calls if isinstance(other, Tally) else 1
+    def add(self, other: "Tally") -> None:
+        """Adds another's calls and tokens."""
+        self.num_calls += other.num_calls
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
+
+    def count(self, reply: Reply | RatingReply) -> None:
+        """Adds one call."""
+        self.num_calls += 1
+        self.prompt_tokens += reply.prompt_tokens
+        self.completion_tokens += reply.completion_tokens
 
 
 class UnansweredError(Exception):
     """An interaction cannot be brought to its end, since what it needs was not said; the run goes on."""
 
 
-async def together(*calls: Awaitable[Any]) -> list[Any]:
+async def together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
     """Waits for every call. The first error, which ends the run, is raised at once and ends the other calls."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(call) for call in calls]
     try:
         return await asyncio.gather(*tasks)
     except BaseException:
@@ -80,7 +88,7 @@ class Calls:
     ) -> Reply:
         seed = derive(*self._place, name, attempt)
         reply = await self._engine.generate(prompt, sampling, seed, Priority(self._round + urgency, urgency))
-        self.tally.add(reply)
+        self.tally.count(reply)
         return reply
 
     def key(self, role: str) -> str:
@@ -119,21 +127,16 @@ class Calls:
                 digits = await self._engine.rate(prompt, seed, Priority(self._round + urgency, urgency))
             except CallRejectedError:
                 break  # it would be refused again
-            self.tally.add(digits)
+            self.tally.count(digits)
             if digits.expectation is not None:
                 return Observation(digits.expectation, digits.mass), _NOTHING
         return Observation(None), _NOTHING
 
-    async def observe(self, question: str, answer: str, role: str, criteria: Sequence[str]) -> dict[str, Observation]:
-        """An observer's ratings of an answer, said as `role`, by each criterion; observers have no memory."""
-        judged = self.judged(question, answer, role)
-        given = await together(
-            *(
-                self.rating(self.wording.observe(judged, criterion), answer, f"observe:{role}:{criterion}", _OBSERVED)
-                for criterion in criteria
-            )
-        )
-        return {criterion: observation for criterion, (observation, _) in zip(criteria, given, strict=True)}
+    async def observe(self, judged: Judged, role: str, criterion: str) -> Observation:
+        """An observer's rating of an answer, said as `role`, by a criterion; observers have no memory."""
+        asked = self.wording.observe(judged, criterion)
+        observation, _ = await self.rating(asked, judged.answer, f"observe:{role}:{criterion}", _OBSERVED)
+        return observation
 
 
 def spoken(reply: Reply, role: str) -> Reply:
