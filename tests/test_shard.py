@@ -26,6 +26,7 @@ from salign.records import read_interactions
 from salign.run import RunDir
 from salign.society import sources
 from salign.society.calls import Speaker
+from salign.society.messages import Goodbye
 from salign.society.protocols import protocol_of
 from salign.society.recall import question_table
 from salign.society.rounds import Round
@@ -511,7 +512,7 @@ class Rank:
             mail = self._wires.mail.get((sender, self.rank))
             for _ in range(len(mail) if mail and self._wires.arrives() else 0):
                 message = mail.popleft()
-                if message == ("bye",):
+                if isinstance(message, Goodbye):
                     self._gone.add(sender)
                 else:
                     handle(sender, message)
@@ -524,7 +525,7 @@ class Rank:
     async def part(self, handle):
         for rank in range(self.size):
             if rank != self.rank:
-                self.send(rank, ("bye",))
+                self.send(rank, Goodbye())
         while len(self._gone) < self.size - 1:
             self._take(handle)
             await asyncio.sleep(0)
