@@ -1,6 +1,7 @@
 """Measures what README quotes; each figure with what it is to reach and what others reach.
 
 python jobs/bench.py society [--json FILE] [--only PART ...] [--agents N ...]
+python jobs/bench.py streams [--json FILE] [--only PART ...] [--num N]
 python jobs/bench.py training [--json FILE] [--only PART ...]
 python jobs/bench.py validity [--json FILE] [--only PART ...]
 """
@@ -20,10 +21,11 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["society", "training", "validity"])
+    parser.add_argument("what", choices=["society", "streams", "training", "validity"])
     parser.add_argument("--json", type=Path, help="also write the figures and the machine to a file")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="some parts of it")
     parser.add_argument("--agents", nargs="+", type=int, default=[10_000, 100_000], help="society: sizes for memory")
+    parser.add_argument("--num", type=int, default=100_000, help="streams: interactions that are read")
     parser.add_argument(
         "--mock-engine", type=Path, default=SHARED / "yardstick" / "mock_engine.py", help="society: the neutral engine"
     )
@@ -41,6 +43,10 @@ def main() -> None:
         from salign.bench import society
 
         figures = society.measure(args.mock_engine, args.agents, args.only, say)
+    elif args.what == "streams":
+        from salign.bench import streams
+
+        figures = streams.measure(args.num, args.only, say)
     elif args.what == "validity":
         from salign.bench.validity import parts
         from salign.bench.validity.context import Context
