@@ -83,8 +83,8 @@ def test_every_group_knows_its_question_and_its_interactions():
     )
     assert all(group.provenance["question"] == "Q?" for group in groups)
     origins = {(group.kind, group.responses[0]): group.provenance["interactions"] for group in groups}
-    assert origins["imitation", "draft"] == [(0, 2, 4), (3, 2, 5)]
-    assert origins["self_critic", "why"] == [(3, 2, 5)]
+    assert origins["imitation", "draft"] == [[0, 2, 4], [3, 2, 5]]
+    assert origins["self_critic", "why"] == [[3, 2, 5]]
 
 
 def test_equal_queries_become_one_group():

@@ -1,16 +1,13 @@
 """What interactions give becomes groups: rows with the same query as one, gathered outside of memory."""
 
-import hashlib
-import itertools
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from salign.config import KINDS, DatasetSection, Flag, Kind, Ratio
 from salign.dataset.rated import mean_score
-from salign.dataset.scratch import scratch_database
+from salign.dataset.scratch import Gathering, gathering
 from salign.records import AlignmentGroup, Interaction, Turn
 from salign.seeds import rng
 from salign.society.protocols.base import Protocol, Row
@@ -18,13 +15,6 @@ from salign.society.protocols.base import Protocol, Row
 # Flags that leave a text what it is: nothing is missing of it, or its end, which `_without_cut_best` minds.
 _KEPT: tuple[Flag, ...] = ("cut", "thinking")
 
-_SCHEMA = """
-    CREATE TABLE query (id INTEGER PRIMARY KEY, key BLOB UNIQUE, kind INTEGER, text TEXT, topic TEXT);
-    CREATE TABLE origin (query INTEGER, world INTEGER, round INTEGER, agent INTEGER);
-    CREATE TABLE said (query INTEGER, text TEXT, score REAL, whole INTEGER);
-"""
-# Interactions that are taken up together: many small statements cost more than a few large ones.
-_BATCH = 500
 LEFT_OUT = ("unrated", "empty", "duplicate", "flagged", "cut", "cut_best_groups")
 
 
@@ -32,8 +22,8 @@ LEFT_OUT = ("unrated", "empty", "duplicate", "flagged", "cut", "cut_best_groups"
 class _Response:
     """The scores of one text, and whether it was ever whole, so that it may be the best."""
 
-    scores: list[float] = field(default_factory=list)
-    whole: bool = False
+    scores: list[float]
+    whole: bool
 
 
 def _rows(
@@ -51,54 +41,41 @@ def _rows(
     return protocol.rows(interaction, kept, section.min_realignment_score)
 
 
-class _Store:
-    """A temporary database of queries and what was said to them."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-        db.executescript(_SCHEMA)
-
-    def take(
-        self,
-        interactions: Iterable[Interaction],
-        protocol: Protocol[Any],
-        section: DatasetSection,
-        left_out: Counter[str],
-    ) -> None:
-        queries, origins, said = [], [], []
-        for interaction in interactions:
-            for row in _rows(interaction, protocol, section, left_out):
-                if row.kind not in section.kinds:
+def _gather(
+    rows: Gathering,
+    interactions: Iterable[Interaction],
+    protocol: Protocol[Any],
+    section: DatasetSection,
+    left_out: Counter[str],
+) -> None:
+    """Puts in what can be learnt: of each query its topic, the interaction, and responses with score and `whole`."""
+    ranks = {kind: KINDS.index(kind) for kind in section.kinds}
+    for interaction in interactions:
+        for row in _rows(interaction, protocol, section, left_out):
+            rank = ranks.get(row.kind)
+            if rank is None:
+                continue
+            given = []
+            for turn, score in row.responses:
+                text = turn.text.strip()
+                if score is None or not text:
+                    left_out["unrated" if score is None else "empty"] += 1
                     continue
-                key = hashlib.blake2b(f"{row.kind}\0{row.query}".encode(), digest_size=16).digest()
-                queries.append((key, KINDS.index(row.kind), row.query, interaction.topic))
-                origins.append((key, *interaction.key))
-                for turn, score in row.responses:
-                    text = turn.text.strip()
-                    if score is None or not text:
-                        left_out["unrated" if score is None else "empty"] += 1
-                        continue
-                    whole = "cut" not in turn.flags or "cut" in section.keep_flagged
-                    said.append((key, text, score, whole))
-        of = "(SELECT id FROM query WHERE key = ?)"
-        self._db.executemany("INSERT OR IGNORE INTO query (key, kind, text, topic) VALUES (?, ?, ?, ?)", queries)
-        self._db.executemany(f"INSERT INTO origin VALUES ({of}, ?, ?, ?)", origins)  # noqa: S608 (no value in it)
-        self._db.executemany(f"INSERT INTO said VALUES ({of}, ?, ?, ?)", said)  # noqa: S608
+                given.append((text, score, "cut" not in turn.flags or "cut" in section.keep_flagged))
+            rows.add(rank, row.query, (interaction.topic, interaction.key, given))
 
-    def gathered(self) -> Iterator[tuple[Kind, str, str, list[tuple[int, int, int]], dict[str, _Response]]]:
-        """Kind, query and topic, origins and responses, by kind and then by first appearance."""
-        self._db.execute("CREATE INDEX said_to ON said (query)")
-        self._db.execute("CREATE INDEX origin_of ON origin (query)")
-        ordered = "SELECT id, kind, text, topic FROM query ORDER BY kind, id"
-        for number, kind, query, topic in self._db.execute(ordered):
-            given = self._db.execute("SELECT text, score, whole FROM said WHERE query = ? ORDER BY rowid", (number,))
-            there: dict[str, _Response] = {}
-            for text, score, whole in given:
-                response = there.setdefault(text, _Response())
+
+def _responses(rows: Iterable[tuple[str, Any, list[tuple[str, float, bool]]]]) -> dict[str, _Response]:
+    there: dict[str, _Response] = {}
+    for _, _, given in rows:
+        for text, score, whole in given:
+            response = there.get(text)
+            if response is None:
+                there[text] = _Response([score], whole)
+            else:
                 response.scores.append(score)
-                response.whole |= bool(whole)
-            places = "SELECT world, round, agent FROM origin WHERE query = ? ORDER BY rowid"
-            yield KINDS[kind], query, topic, self._db.execute(places, (number,)).fetchall(), there
+                response.whole |= whole
+    return there
 
 
 def build_groups(
@@ -111,7 +88,8 @@ def build_groups(
     one is better than that: another would be learnt as the best. A response that is given to one query several times
     stands in its group once, with the mean of its ratings.
 
-    Rows wait in a temporary file: memory holds one group at a time.
+    Rows wait in a temporary file: memory holds one group at a time, and 17 bytes of each row (some 80 while they are
+    sorted).
 
     Args:
         interactions: In canonical order.
@@ -126,20 +104,19 @@ def build_groups(
         StageError: There is no room for the temporary file.
     """
     left_out.update(dict.fromkeys(LEFT_OUT, 0))
-    with scratch_database("rows with the same query") as database:
-        store, iterator = _Store(database), iter(interactions)
-        while batch := list(itertools.islice(iterator, _BATCH)):
-            store.take(batch, protocol, section, left_out)
-        for kind, query, topic, origins, there in store.gathered():
-            left_out["duplicate"] += sum(len(given.scores) - 1 for given in there.values())
+    with gathering("rows with the same query") as rows:
+        _gather(rows, interactions, protocol, section, left_out)
+        for rank, query, same in rows.gathered():
+            there = _responses(same)
+            left_out["duplicate"] += sum([len(given.scores) - 1 for given in there.values()])
             if not there:
                 continue
             scores = _without_cut_best(there)
             left_out["cut"] += len(there) - len(scores)
             left_out["cut_best_groups"] += not scores
             if scores:
-                provenance = {"question": topic, "interactions": origins}
-                yield AlignmentGroup(query, tuple(scores), tuple(scores.values()), kind, provenance)
+                provenance = {"question": same[0][0], "interactions": [key for _, key, _ in same]}
+                yield AlignmentGroup(query, tuple(scores), tuple(scores.values()), KINDS[rank], provenance)
 
 
 def _without_cut_best(responses: dict[str, _Response]) -> dict[str, float]:
