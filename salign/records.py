@@ -21,6 +21,7 @@ INTERACTION_VERSION = 3
 MIN_SCORE, MAX_SCORE = 1.0, 7.0
 
 _Part = TypeVar("_Part")
+_new, _set = object.__new__, object.__setattr__
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,14 @@ class Interaction:
 
     def turns_of(self, role: str) -> tuple[Turn, ...]:
         """The turns of one role, in order."""
-        return tuple(turn for turn in self.turns if turn.role == role)
+        return tuple([turn for turn in self.turns if turn.role == role])
 
     def turn(self, role: str) -> Turn | None:
         """The last turn of a role; None where it did not come to one."""
-        return next((turn for turn in reversed(self.turns) if turn.role == role), None)
+        for turn in reversed(self.turns):
+            if turn.role == role:
+                return turn
+        return None
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Interaction":
@@ -155,8 +159,8 @@ def _taken_over(part: type[_Part], row: dict[str, Any]) -> _Part:
     """An object whose fields are a decoded row, without copying them; TypeError where those are not its fields."""
     if row.keys() != _FIELDS[part]:
         return part(**row)
-    made = object.__new__(part)
-    object.__setattr__(made, "__dict__", row)
+    made = _new(part)
+    _set(made, "__dict__", row)
     return made
 
 
@@ -191,7 +195,7 @@ class AlignmentGroup:
             raise ValueError(
                 f"{len(self.responses)} responses and {len(self.scores)} scores; as many of each are needed"
             )
-        if any(not response.strip() for response in self.responses):
+        if not all(map(str.strip, self.responses)):
             raise ValueError("a response is empty")
         wrong = [score for score in self.scores if not MIN_SCORE <= score <= MAX_SCORE]
         if wrong:

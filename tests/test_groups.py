@@ -89,13 +89,13 @@ ONE = [{"prompt": "p", "completion": "a", "label": True}]
 
 def test_a_temporary_file_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    with pytest.raises(StageError, match="rows with the same prompt are gathered .* none.* Set TMPDIR"):
+    with pytest.raises(StageError, match=r"rows with the same prompt are gathered .*none.* Set TMPDIR"):
         read(lines(tmp_path / "k.jsonl", ONE))
 
 
 def test_a_temporary_file_that_there_is_no_room_for_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("r+b"))
-    with pytest.raises(StageError, match="No space left on device. Set TMPDIR"):
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("r+b"))  # noqa: SIM115
+    with pytest.raises(StageError, match=r"No space left on device\. Set TMPDIR"):
         read(lines(tmp_path / "k.jsonl", ONE))
 
 

@@ -1,4 +1,4 @@
-"""Readers of a large society's interactions, each in a process of its own: what a second of a core reads, and memory."""
+"""What reads a large society's interactions, each reader in a process of its own: interactions a second, and memory."""
 
 import functools
 import json

@@ -1,8 +1,7 @@
 """What interactions give becomes groups: rows with the same query as one, gathered outside of memory."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from salign.config import KINDS, DatasetSection, Flag, Kind, Ratio
@@ -10,35 +9,12 @@ from salign.dataset.rated import mean_score
 from salign.dataset.scratch import Gathering, gathering
 from salign.records import AlignmentGroup, Interaction, Turn
 from salign.seeds import rng
-from salign.society.protocols.base import Protocol, Row
+from salign.society.protocols.base import Protocol
 
 # Flags that leave a text what it is: nothing is missing of it, or its end, which `_without_cut_best` minds.
 _KEPT: tuple[Flag, ...] = ("cut", "thinking")
 
 LEFT_OUT = ("unrated", "empty", "duplicate", "flagged", "cut", "cut_best_groups")
-
-
-@dataclass(slots=True)
-class _Response:
-    """The scores of one text, and whether it was ever whole, so that it may be the best."""
-
-    scores: list[float]
-    whole: bool
-
-
-def _rows(
-    interaction: Interaction, protocol: Protocol[Any], section: DatasetSection, left_out: Counter[str]
-) -> Iterator[Row]:
-    """What can be learnt from an interaction; neither flagged texts nor what was said of them."""
-    learnt = {*_KEPT, *section.keep_flagged}
-
-    def kept(turns: Iterable[Turn]) -> list[Turn]:
-        there = list(turns)
-        clean = [turn for turn in there if learnt.issuperset(turn.flags)]
-        left_out["flagged"] += len(there) - len(clean)
-        return clean
-
-    return protocol.rows(interaction, kept, section.min_realignment_score)
 
 
 def _gather(
@@ -48,34 +24,33 @@ def _gather(
     section: DatasetSection,
     left_out: Counter[str],
 ) -> None:
-    """Puts in what can be learnt: of each query its topic, the interaction, and responses with score and `whole`."""
+    """Adds what can be learnt: neither flagged texts nor what was said of them.
+
+    A row is the topic, the interaction, and responses, each with its score and whether it is whole, so that it may be
+    the best.
+    """
     ranks = {kind: KINDS.index(kind) for kind in section.kinds}
+    learnt = {*_KEPT, *section.keep_flagged}
+    cut_is_whole = "cut" in section.keep_flagged
+
+    def kept(turns: Iterable[Turn]) -> list[Turn]:
+        there = list(turns)
+        clean = [turn for turn in there if not turn.flags or learnt.issuperset(turn.flags)]
+        left_out["flagged"] += len(there) - len(clean)
+        return clean
+
     for interaction in interactions:
-        for row in _rows(interaction, protocol, section, left_out):
-            rank = ranks.get(row.kind)
-            if rank is None:
+        for kind, query, responses in protocol.rows(interaction, kept, section.min_realignment_score):
+            if kind not in ranks:
                 continue
             given = []
-            for turn, score in row.responses:
+            for turn, score in responses:
                 text = turn.text.strip()
                 if score is None or not text:
                     left_out["unrated" if score is None else "empty"] += 1
-                    continue
-                given.append((text, score, "cut" not in turn.flags or "cut" in section.keep_flagged))
-            rows.add(rank, row.query, (interaction.topic, interaction.key, given))
-
-
-def _responses(rows: Iterable[tuple[str, Any, list[tuple[str, float, bool]]]]) -> dict[str, _Response]:
-    there: dict[str, _Response] = {}
-    for _, _, given in rows:
-        for text, score, whole in given:
-            response = there.get(text)
-            if response is None:
-                there[text] = _Response([score], whole)
-            else:
-                response.scores.append(score)
-                response.whole |= whole
-    return there
+                else:
+                    given.append((text, score, cut_is_whole or "cut" not in turn.flags))
+            rows.add(ranks[kind], query, (interaction.topic, interaction.key, given))
 
 
 def build_groups(
@@ -107,25 +82,33 @@ def build_groups(
     with gathering("rows with the same query") as rows:
         _gather(rows, interactions, protocol, section, left_out)
         for rank, query, same in rows.gathered():
-            there = _responses(same)
-            left_out["duplicate"] += sum([len(given.scores) - 1 for given in there.values()])
-            if not there:
+            scores: dict[str, list[float]] = {}
+            whole = set()
+            for _, _, given in same:
+                for text, score, is_whole in given:
+                    scores.setdefault(text, []).append(score)
+                    if is_whole:
+                        whole.add(text)
+            if not scores:
                 continue
-            scores = _without_cut_best(there)
-            left_out["cut"] += len(there) - len(scores)
-            left_out["cut_best_groups"] += not scores
-            if scores:
+            means = {text: mean_score(given) for text, given in scores.items()}
+            learnt = _without_cut_best(means, whole)
+            left_out["duplicate"] += sum(map(len, scores.values())) - len(scores)
+            left_out["cut"] += len(means) - len(learnt)
+            left_out["cut_best_groups"] += not learnt
+            if learnt:
                 provenance = {"question": same[0][0], "interactions": [key for _, key, _ in same]}
-                yield AlignmentGroup(query, tuple(scores), tuple(scores.values()), KINDS[rank], provenance)
+                yield AlignmentGroup(query, tuple(learnt), tuple(learnt.values()), KINDS[rank], provenance)
 
 
-def _without_cut_best(responses: dict[str, _Response]) -> dict[str, float]:
+def _without_cut_best(scores: dict[str, float], whole: Collection[str]) -> dict[str, float]:
     """Scores by text, without texts that were cut and are as good as the best; none where no whole one is the best."""
-    scores = {text: mean_score(given.scores) for text, given in responses.items()}
+    if len(whole) == len(scores):
+        return scores
     best = max(scores.values())
-    if not any(score == best and responses[text].whole for text, score in scores.items()):
+    if not any(score == best and text in whole for text, score in scores.items()):
         return {}
-    return {text: score for text, score in scores.items() if responses[text].whole or score < best}
+    return {text: score for text, score in scores.items() if text in whole or score < best}
 
 
 def kind_of(group: AlignmentGroup) -> Kind:

@@ -9,7 +9,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from salign.config import Kind, SocietySection
 from salign.engines.base import Reply
@@ -42,8 +42,7 @@ class Query:
     about: int
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """Responses to one query with their scores, None where one is missing."""
 
     kind: Kind
