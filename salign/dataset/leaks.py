@@ -32,7 +32,7 @@ CANNOT_FIND = (
 # What so many prompts have in common is the form of a benchmark, and no trace of one of them.
 _MAX_PROMPTS_OF_RUN = 50
 # Characters that are compared at a time.
-_BATCH = 1_000_000
+_BATCH = 300_000
 _MAX_NAMED = 20
 _MAX_TABLE_BITS = 26
 _PROMPT_FIELDS = ("question", "Question", "prompt", "query", "chosen", "situation", "scenario", "Q")
