@@ -81,7 +81,7 @@ def test_counts_and_means_are_those_of_the_record(simulated):
     for name in ("draft", "revision"):
         for criterion in ("alignment", "engagement"):
             values = [getattr(observed_of(i, name), criterion) for i in everything]
-            assert society.means[f"{name} {criterion}"] == pytest.approx(np.mean(values))
+            assert society.means[name, criterion] == pytest.approx(np.mean(values))
     assert society.before_after.sum() == len(everything)
     pairs = [(observed_of(i, "draft").alignment, observed_of(i, "revision").alignment) for i in everything]
     assert society.num_higher == sum(after > before for before, after in pairs)
@@ -156,7 +156,7 @@ def test_the_cost_is_tokens_times_price_and_absent_without_one(simulated):
 
 
 def test_feedback_counts_as_followed_by_its_own_words_alone():
-    followed = Followed(("draft", "revision"))
+    followed = Followed("draft", "revision")
     one = interaction(
         question="Should neighbours borrow tools?",
         draft="Perhaps.",

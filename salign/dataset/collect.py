@@ -17,7 +17,7 @@ from salign.dataset.gathering import build_groups, chosen, kind_of
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import Match, Text, find_leaks, prompts_of
 from salign.errors import StageError
-from salign.records import AlignmentGroup, Interaction, Turn, read_interactions, to_bytes
+from salign.records import AlignmentGroup, Interaction, read_interactions, to_bytes
 from salign.run import RunDir, lock, mark_done, new_file, read_done, recording_failure, require_done, write_atomic
 from salign.society import sources
 from salign.society.protocols import protocol_of
@@ -298,10 +298,6 @@ def _missing_shards(run: RunDir, config: Config) -> list[int]:
     return missing
 
 
-def _alignment(turn: Turn | None) -> float | None:
-    return None if turn is None else turn.observed_rating("alignment")
-
-
 def _mirror(
     run: RunDir, config: Config, seen: _InteractionCounts, card: dict[str, Any], protocol: Protocol[Any]
 ) -> None:
@@ -327,12 +323,12 @@ def _mirror(
         observer = None if first is None else first.facts.get("observer")
         if observer is not None:
             mirror.summarize({f"observer/{name}": observer[name] for name in ("agreement", "length_correlation")})
-        roles = protocol.observed
-        columns = ["world", "round", "agent", "question", *roles, *(f"{role} alignment" for role in roles)]
-        rated = [
-            [*item.key, item.topic, *(turn and turn.text for turn in turns), *(_alignment(turn) for turn in turns)]
-            for item in seen.samples
-            for turns in [[item.turn(role) for role in roles]]
-        ]
-        mirror.table("sim/samples", columns, rated)
+        roles, criterion = protocol.observed, protocol.criteria[0]
+        columns = ["world", "round", "agent", "question", *roles, *(f"{role} {criterion}" for role in roles)]
+        samples = []
+        for item in seen.samples:
+            turns = [item.turn(role) for role in roles]
+            ratings = [turn and turn.observed_rating(criterion) for turn in turns]
+            samples.append([*item.key, item.topic, *(turn and turn.text for turn in turns), *ratings])
+        mirror.table("sim/samples", columns, samples)
         mirror.artifact(f"{config.run.name}-data", "dataset", [run.dataset / "groups.jsonl", run.dataset / "card.json"])

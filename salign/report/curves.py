@@ -23,6 +23,7 @@ from salign.report.figures import (
     society_path,
 )
 from salign.report.record import Figure, OverTime, RunRecord
+from salign.society.protocols import protocol_of
 from salign.society.rounds import mean
 from salign.tracking.metrics import Row
 
@@ -33,9 +34,10 @@ RECALLED = {
 
 
 def recalls(record: RunRecord) -> Plot | None:
-    """What agents were reminded of before they drafted, by round."""
+    """What agents were reminded of before they first spoke, by round."""
     if not record.paths:
         return None
+    role = protocol_of(record.config.society).reminded[0]
     lines = {name: by_round(record.paths, mean, metric) for name, metric in RECALLED.items()}
     distances = by_round(record.paths, mean, "sim/recall_distance_mean")
     rounds = list(range(1, len(distances) + 1))
@@ -44,14 +46,14 @@ def recalls(record: RunRecord) -> Plot | None:
     traces = [make_line(name, rounds, values, number) for number, (name, values) in enumerate(lines.items())]
     return Plot(
         "recalls",
-        "What agents are reminded of before they draft",
-        "Shares of drafts, means over all worlds that came to a round. Populations differ only by what agents start "
+        f"What agents are reminded of before their {role}s",
+        f"Shares of {role}s, means over all worlds that came to a round. Populations differ only by what agents start "
         f"with.{nearer}",
         "; ".join(
             f"{name}: {_percent(values[0])} at first, {_percent(values[-1])} at last" for name, values in lines.items()
         )
         + ".",
-        make_figure(traces, "round", "share of drafts", xaxis=round_axis(rounds), yaxis={"range": [0, 1]}),
+        make_figure(traces, "round", f"share of {role}s", xaxis=round_axis(rounds), yaxis={"range": [0, 1]}),
         ("what", "round", "share or distance"),
         long_rows([(name, rounds, v) for name, v in {**lines, "mean cosine distance": distances}.items()]),
     )

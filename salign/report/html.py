@@ -92,10 +92,10 @@ def _cell(value: Any) -> str:
 
 
 def _map(record: RunRecord) -> dict[str, Any] | None:
-    """The map's ratings: of each world three bytes a cell and round, 0 for none, else 1 + 250 (rating - 1) / 6."""
-    cells = None if record.society is None else record.society.cells
-    if cells is None:
+    """The map's ratings: for each measure a byte a cell and round, 0 for none, else 1 + 250 (rating - 1) / 6."""
+    if record.society is None:
         return None
+    cells = record.society.cells
     populations = record.config.society.populations
     worlds = []
     for world, last in cells.lasts.items():
@@ -114,6 +114,7 @@ def _map(record: RunRecord) -> dict[str, Any] | None:
         "block": cells.block,
         "is_grid": cells.is_grid,
         "rounds": cells.rounds,
+        "criteria": [criterion for _, criterion in cells.measures],
         "worlds": worlds,
     }
 
@@ -127,8 +128,8 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
     if society is not None:
         remark = f"{society.num_failed:,} failed" if society.num_failed else "none failed"
         tiles.append(("interactions", f"{society.num_interactions:,}", remark))
-        for criterion in ("alignment", "engagement"):
-            means = [society.means[f"{role} {criterion}"] for role in society.observed]
+        for criterion in society.criteria:
+            means = [society.means[role, criterion] for role in society.observed]
             there = [f"{mean:.2f}" for mean in means if mean is not None]
             if len(there) == len(means):
                 tiles.append((criterion, " → ".join(there), " → ".join(f"{role}s" for role in society.observed)))
@@ -174,7 +175,7 @@ def _bounds(record: RunRecord) -> list[str]:
     """What of a large run the page leaves out."""
     said = []
     society = record.society
-    if society is not None and society.cells is not None:
+    if society is not None:
         said += _map_bounds(society.cells)
         if society.num_interactions > len(society.samples):
             said.append(

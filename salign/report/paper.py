@@ -10,6 +10,7 @@ from salign.config import KINDS
 from salign.report import curves, figures
 from salign.report.record import RunRecord
 from salign.run import new_file
+from salign.society.protocols import protocol_of
 from salign.society.rounds import mean
 
 # Okabe and Ito's colours, told apart by everybody, also on paper.
@@ -62,19 +63,20 @@ def draw_figures(record: RunRecord, folder: Path) -> list[Path]:
 
 
 def _society(record: RunRecord, figure: Any) -> bool:
-    if not record.paths:
+    criteria = figures.path_axes(record.config)
+    if not record.paths or criteria is None:
         return False
     axes, seen = figure.add_subplot(), set()
     for path in figures.drawn_paths(record.paths):
         number = figures.POPULATIONS.index(path.population)
-        x, y = path.values("sim/alignment_mean"), path.values("sim/engagement_mean")
+        x, y = (path.values(figures.mean_of(criterion)) for criterion in criteria)
         name = None if path.population in seen else path.population
         axes.plot(x, y, STYLES[number], color=COLOURS[number], lw=0.9, marker=".", ms=3, label=name, alpha=0.8)
         axes.plot(x[:1], y[:1], "o", mfc="none", color=COLOURS[number], ms=5)
         if path.stop is not None:
             axes.plot(x[-1:], y[-1:], "D" if path.stop == "max_rounds" else "s", color=COLOURS[number], ms=4)
         seen.add(path.population)
-    axes.set(xlabel="mean alignment", ylabel="mean engagement")
+    axes.set(xlabel=f"mean {criteria[0]}", ylabel=f"mean {criteria[1]}")
     axes.legend(fontsize=7)
     return True
 
@@ -83,10 +85,12 @@ def _ratings(record: RunRecord, figure: Any) -> bool:
     if not record.paths:
         return False
     axes = figure.add_subplot()
-    for place, (said, name) in enumerate(figures.rated(record.config).items()):
+    num_roles = len(protocol_of(record.config.society).observed)
+    for position, (line, name) in enumerate(figures.rated(record.config).items()):
         values = figures.by_round(record.paths, mean, name)
         rounds = range(1, len(values) + 1)
-        axes.plot(rounds, values, (":", "-")[place % 2], color=COLOURS[place // 2], lw=1.2, marker=".", label=said)
+        style = ":" if position % num_roles < num_roles - 1 else "-"
+        axes.plot(rounds, values, style, color=COLOURS[position // num_roles], lw=1.2, marker=".", label=line)
     axes.set(xlabel="round", ylabel="mean rating, 1 to 7")
     axes.legend(fontsize=7)
     return True
@@ -105,16 +109,17 @@ def _before_after(record: RunRecord, figure: Any) -> bool:
     norm = LogNorm(1, max(2, counts.max()))
     image = axes.imshow(shown, origin="lower", extent=(*ends, *ends), cmap="cividis", norm=norm)
     axes.plot(ends, ends, ":", color="black", lw=0.8)
-    axes.set(xlabel="draft's alignment", ylabel="revision's alignment")
+    first, outcome, criterion = record.society.observed[0], record.society.observed[-1], record.society.criteria[0]
+    axes.set(xlabel=f"{first}'s {criterion}", ylabel=f"{outcome}'s {criterion}")
     figure.colorbar(image, label="interactions")
     return True
 
 
 def _map(record: RunRecord, figure: Any) -> bool:
     """The first world, in its first, middle and last round."""
-    cells = None if record.society is None else record.society.cells
-    if cells is None:
+    if record.society is None:
         return False
+    cells = record.society.cells
     world, last = next(iter(cells.lasts.items()))
     values = cells.values(world)[0]
     places = [place for place, round_ in enumerate(cells.rounds) if round_ <= last]
@@ -127,16 +132,18 @@ def _map(record: RunRecord, figure: Any) -> bool:
         square = values[place].reshape(cells.side, cells.side)
         image = axes.imshow(square, cmap="cividis", vmin=low, vmax=high)
         axes.set(xticks=[], yticks=[], title=f"round {cells.rounds[place]}")
-    figure.colorbar(image, ax=figure.axes, label="alignment")
+    figure.colorbar(image, ax=figure.axes, label=cells.measures[0][1])
     return True
 
 
 def _followed(record: RunRecord, figure: Any) -> bool:
-    taken = {} if record.society is None else {k: v for k, v in record.society.followed.taken.items() if v[0]}
-    if not taken:
+    society = record.society
+    taken = {} if society is None else {k: v for k, v in society.followed.taken.items() if v[0]}
+    if society is None or not taken:
         return False
     axes, scores = figure.add_subplot(), np.array(list(taken))
-    for side, name, number in ((-0.2, "taken up by its revision", 2), (0.2, "by another revision (chance)", 5)):
+    own, chance = figures.taken_up(society.observed[-1])
+    for side, name, number in ((-0.2, own, 2), (0.2, chance, 5)):
         shares = [100 * sums[1 if side < 0 else 2] / sums[0] for sums in taken.values()]
         axes.bar(scores + side, shares, 0.4, label=name, color=COLOURS[number], hatch="" if side < 0 else "///")
     axes.set(xlabel="rating that came with the reason", ylabel="% of its own words", xticks=scores)
