@@ -58,7 +58,7 @@ class DatasetSection(Section):
     of which it is the best is left out), and one with another flag but `thinking` is in no group, nor is anything that
     was said of it."""
     leak_check: Annotated[tuple[AbsolutePath, ...], Effect.INPUT] = ()
-    """Further evaluation files (text, JSON, JSON Lines, CSV) whose prompts must not be in the training data."""
+    """Further evaluation files (text, JSON, CSV, Parquet) whose prompts must not be in the training data."""
 
     @model_validator(mode="after")
     def _possible(self) -> "DatasetSection":

@@ -1,7 +1,5 @@
 """Whether prompts of the evaluation are in the training data, word for word or nearly."""
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 
 from salign.dataset.shingles import Hashes, Words, normalise, shingles, whole, words_of
 from salign.errors import DataError
-from salign.files import read_rows, read_text
+from salign.files import format_of, read_rows, read_text
 
 MIN_CONTAINED = 30
 """Characters of a prompt that is looked for inside texts; a few words may well stand in any."""
@@ -148,7 +146,7 @@ class _Index:
             if self._normals:
                 self._compare(batch)
         near = {prompt: match for prompt, match in self._near.items() if prompt not in self._exact}
-        leaks.exact, leaks.near = ([found[prompt] for prompt in sorted(found)] for found in (self._exact, near))
+        leaks.exact, leaks.near = ([matches[prompt] for prompt in sorted(matches)] for matches in (self._exact, near))
         return leaks
 
     def _compare(self, batch: Sequence[Text]) -> None:
@@ -181,9 +179,9 @@ class _Index:
     def _take(self, prompt: int, text: Text, share: float) -> None:
         if prompt in self._exact:
             return
-        normal, found = self._normals[prompt], normalise(text.text)
+        wanted, normal = self._normals[prompt], normalise(text.text)
         match = Match(self._prompts[prompt], text.place, share)
-        if found == normal or (share == 1 and len(normal) >= MIN_CONTAINED and f" {normal} " in f" {found} "):
+        if normal == wanted or (share == 1 and len(wanted) >= MIN_CONTAINED and f" {wanted} " in f" {normal} "):
             self._exact[prompt] = match
             self._least[prompt] = np.inf  # not looked for again
         elif self._least[prompt] == MIN_NEAR_SHARE and share > self._nearest[prompt]:
@@ -214,28 +212,18 @@ def _found(known: Hashes, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def prompts_of(path: Path) -> list[str]:
-    """The evaluation prompts of a file: text (one a line), JSON, JSON Lines or CSV (also .gz).
+    """The evaluation prompts of a file: text (one a line), or rows of JSON, CSV or Parquet.
 
     Raises:
         DataError: It is missing or malformed.
     """
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".csv"):
-        try:
-            rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-        except csv.Error as error:
-            raise DataError(f"{path}: no valid CSV ({error})") from None
-        return _of_rows(rows, path)
-    if name.endswith((".json", ".jsonl")):
-        return _of_rows([row for _, row in read_rows(path)], path)
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-
-
-def _of_rows(rows: list[Any], path: Path) -> list[str]:
-    found = [prompt for row in rows for prompt in prompts_in(row)]
-    if rows and not found:
+    if format_of(path) == "text":
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    rows = [row for _, row in read_rows(path)]
+    prompts = [prompt for row in rows for prompt in prompts_in(row)]
+    if rows and not prompts:
         raise DataError(f"{path}: no row has a prompt in one of the fields {', '.join(_PROMPT_FIELDS)}")
-    return found
+    return prompts
 
 
 def prompts_in(row: Any) -> list[str]:

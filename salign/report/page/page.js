@@ -157,7 +157,9 @@
 
   function turn({ role, agent, text, rating: given, observed, recalled, judges, taken }, number, turns) {
     const made = [];
-    if (recalled !== null && !judges) {
+    const before = turns[number - 1]?.recalled;
+    const again = recalled && before && before.question === recalled.question && before.answer === recalled.answer;
+    if (recalled !== null && !judges && !again) {
       const { question, answer, source, distance } = recalled;
       const whose = source === "initial" ? "that it began with" : "of its own";
       made.push(saying("", `Remembered, an answer ${whose} to “${question}” (distance ${distance.toFixed(2)})`, answer));
