@@ -19,7 +19,8 @@ society
 cluster dataset
 training
 evaluation
-stages report bench
+stages report
+bench
 launch
 commands
 __main__
