@@ -16,7 +16,7 @@ from typing import Any
 
 from salign import models
 from salign.config import Config, Embedder, EngineSection, ServerEngine, TransformersEmbedder, TransformersEngine
-from salign.run import sha256, write_atomic
+from salign.storage import sha256, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class ModelDigest:
 
     Attributes:
         revision: The commit of the hub that they are of; None for a folder, a file or an embedded model.
-        files: Name to bytes and sha256, as in a marker of `salign.run`.
+        files: Name to bytes and sha256, as in a marker of `salign.markers`.
     """
 
     revision: str | None

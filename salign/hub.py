@@ -7,7 +7,7 @@ from typing import Any
 
 from salign.errors import DataError
 from salign.files import is_pointer
-from salign.run import sha256
+from salign.storage import sha256
 
 # What `save_to_disk` leaves.
 _SAVED = ("dataset_dict.json", "state.json")

@@ -10,42 +10,29 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from salign import compose, models, stages
-from salign.cluster.check import check_cluster
+from salign import compose, models
 from salign.cluster.estimate import estimate, print_estimate
 from salign.cluster.follow import follow
-from salign.cluster.jobs import Job, batch_file, chain, submit, suffix_of, was_submitted
-from salign.cluster.local import run_locally
-from salign.cluster.plan import Unit, complete, state, to_run, units
-from salign.cluster.slurm import Slurm
+from salign.cluster.scheduler import Scheduler
+from salign.cluster.schedulers import all_schedulers, scheduler_of
 from salign.cluster.status import describe_failure
-from salign.config import (
-    Config,
-    DatasetSource,
-    EdgesTopology,
-    EverydaySource,
-    OpenAIEngine,
-    ServerEngine,
-    SlurmCluster,
-    Source,
-)
-from salign.dataset.collect import check_leaks
-from salign.dataset.groups import demonstrations
+from salign.config import Config, OpenAIEngine, ServerEngine
+from salign.dataset.check import check_dataset
 from salign.digests import ModelDigest, identify, loaded_by, models_of
 from salign.engines.programs import program_of
 from salign.errors import StageError
-from salign.evaluation.judged import check_benchmarks
-from salign.manifest import take_snapshot, write_manifest
+from salign.evaluation.check import check_evaluation
+from salign.manifest import write_manifest
+from salign.plan import Unit, complete, state, to_run, units
 from salign.report.summary import print_summary, summarize
 from salign.report.write import write_report
-from salign.run import RunDir, check_run, claim_run, open_run, sha256
+from salign.run import RunDir, check_run, claim_run, open_run
 from salign.society.check import check_society
+from salign.storage import sha256
+from salign.training.check import check_training
 from salign.training.memory import print_memory
-from salign.training.settings import deepspeed_config
 
 _CANCEL_PATIENCE_S = 60.0
-# Slurm's own, where the cluster's is not known.
-_USUAL_ARRAY_SIZE = 1001
 # Of failed units, so many are named.
 _MAX_FAILURES = 3
 
@@ -57,29 +44,14 @@ def check_inputs(config: Config) -> dict[str, str]:
         The sha256 of each.
 
     Raises:
-        DataError: A file is missing or malformed, or has too little in it.
-        ConfigError: A DeepSpeed file is, there are fewer held-out questions than asked for, a part of the mixture is
-            nobody, or agents would hardly recall what they start with.
-        StageError: Evaluation prompts are in what is trained on or remembered.
+        SalignError: As the checks of society, evaluation, training and data.
     """
-    used: list[Source] = [config.society.questions, config.society.prior, config.evaluate.questions]
-    files = list(config.dataset.leak_check)
-    check_society(config.society, config.run.seed)
-    if isinstance(config.society.topology, EdgesTopology):
-        files.append(config.society.topology.path)
-    check_benchmarks(config)
-    for stage in config.train.stages:
-        deepspeed_config(stage, config.cluster.num_ranks)
-        files.append(stage.deepspeed)
-        for part in stage.parts:
-            if part.kind == "groups":
-                files.append(part.path)  # check_leaks reads it
-            elif part.kind == "answers":
-                demonstrations(part)
-                used.append(part.source)
-    files += config.evaluate.files
-    check_leaks(config, groups=())
-    files += [source.path for source in used if not isinstance(source, EverydaySource | DatasetSource)]
+    files = [
+        *check_society(config.society, config.run.seed),
+        *check_evaluation(config),
+        *check_training(config),
+        *check_dataset(config),
+    ]
     return {str(file): sha256(file) for file in files}
 
 
@@ -145,7 +117,7 @@ def print_plan(run: RunDir, config: Config, console: Console) -> None:
         table.add_column(column)
     for unit in everything:
         needs = ", ".join(unit.needs) if len(unit.needs) <= 3 else f"{unit.needs[0]} .. {unit.needs[-1]}"
-        table.add_row(" ".join(unit.command), state(unit, done)[0], needs)
+        table.add_row(unit.name, state(unit, done)[0], needs)
     console.print(table)
 
 
@@ -172,10 +144,9 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
     Raises:
         SalignError: Whatever stands in the way, with its remedy.
     """
-    slurm = Slurm()
-    by_slurm = isinstance(config.cluster, SlurmCluster)
     run = check_run(config)
     left = to_run(units(run, config))
+    scheduler = scheduler_of(run, config)
     if options.dry_run:  # also where the files are not there yet
         print_estimate(estimate(run, config, left), console)
         print_memory(config, console)
@@ -183,8 +154,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
     check_models(config, fetch=False)
     if options.dry_run:
         print_plan(run, config, console)
-        if by_slurm:
-            _show_chain(run, config, left, slurm, console)
+        _show_jobs(scheduler, config, left, console)
         return
     if options.prepare:
         prepare(config, hashes)
@@ -193,17 +163,16 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
     if left:
         check_models(config, fetch=True)
     with claim_run(config):
-        _refuse_live_jobs(run, slurm, replace=options.replace)
+        _refuse_live_jobs(run, replace=options.replace)
         write_manifest(run, config, hashes, _identify_models(config))
-        if not by_slurm:
-            run_locally(run, config, console)
-        elif left:
-            _submit_chain(run, config, left, slurm, console)
-    if by_slurm and left:
+        if left:
+            _say_notes(scheduler.check(config, left), console)
+            scheduler.submit(config, left, console)
+    if left and not scheduler.is_here:
         if not options.wait:
             console.print(f"python jobs/status.py {run.path} --watch", markup=False, highlight=False, soft_wrap=True)
             return
-        _wait(run, config, slurm, console)
+        _wait(run, config, console)
     if not left:
         console.print(f"Everything in {run.path} is done; there was nothing to run.", highlight=False)
     summary = summarize(run, config)
@@ -236,72 +205,52 @@ def open_or_prepare(path: Path) -> RunDir:
     return prepare(compose.load(path)) if path.suffix in (".yaml", ".yml") else open_run(path)
 
 
-# --- Slurm ---------------------------------------------------------------------------------------
+# --- jobs of a scheduler -------------------------------------------------------------------------
 
 
-def _refuse_live_jobs(run: RunDir, slurm: Slurm, *, replace: bool) -> None:
-    """Raises a StageError while jobs of the run are in the queue; with `replace`, cancels them and waits."""
-    if not slurm.is_here() or not was_submitted(run):
-        return
-    end = time.monotonic() + _CANCEL_PATIENCE_S
-    told: set[str] = set()
-    while live := {job.job_id for job in slurm.live_jobs(suffix_of(run))}:
-        ids = " ".join(sorted(live))
-        if not replace:
-            raise StageError(
-                f"the run {run.path} has live jobs: {ids}. Wait for them (python jobs/status.py {run.path}), or launch "
-                "with --replace, which cancels them first."
-            )
-        if time.monotonic() > end:
-            raise StageError(f"the jobs {ids} were cancelled, and Slurm has not ended them yet. Launch again later.")
-        if live - told:
-            slurm.cancel(sorted(live - told))
-            told |= live
-        time.sleep(1.0)
+def _refuse_live_jobs(run: RunDir, *, replace: bool) -> None:
+    """Raises a StageError while jobs of the run are in a queue; with `replace`, cancels them and waits."""
+    for scheduler in all_schedulers(run):
+        end = time.monotonic() + _CANCEL_PATIENCE_S
+        cancelled: set[str] = set()
+        while live := {task.job_id for task in scheduler.live()}:
+            ids = " ".join(sorted(live))
+            if not replace:
+                raise StageError(
+                    f"the run {run.path} has live jobs: {ids}. Wait for them (python jobs/status.py {run.path}), or "
+                    "launch with --replace, which cancels them first."
+                )
+            if time.monotonic() > end:
+                raise StageError(
+                    f"the jobs {ids} were cancelled, and {scheduler.name} has not ended them yet. Launch again later."
+                )
+            if live - cancelled:
+                scheduler.cancel(sorted(live - cancelled))
+                cancelled |= live
+            time.sleep(1.0)
 
 
-def _chain(run: RunDir, config: Config, left: Sequence[Unit], slurm: Slurm, console: Console) -> list[Job]:
-    """The jobs that do what is left, once the cluster is known to have what they ask for."""
-    assert isinstance(config.cluster, SlurmCluster)
-    jobs = chain(config.cluster, left, slurm.max_array_size())
-    for note in check_cluster(run, config, jobs, slurm):
+def _say_notes(notes: Sequence[str], console: Console) -> None:
+    for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    return jobs
 
 
-def _submit_chain(run: RunDir, config: Config, left: Sequence[Unit], slurm: Slurm, console: Console) -> None:
-    jobs = _chain(run, config, left, slurm, console)
-    submitted = submit(run, config, jobs, code=take_snapshot(run), work=stages.work, slurm=slurm)
-    names = {one.job_id: one.name for one in submitted}
-    table = Table(title=f"Run {run.path}: submitted", title_justify="left")
-    for column in ("job", "name", "tasks", "waits for"):
-        table.add_column(column, overflow="fold")
-    for one in submitted:
-        waits = ", ".join(f"{job_id} ({names[job_id]})" for job_id in one.after)
-        table.add_row(one.job_id, one.name, str(len(one.tasks)), waits)
-    console.print(table)
-    console.print(slurm.said(), highlight=False)
-
-
-def _show_chain(run: RunDir, config: Config, left: Sequence[Unit], slurm: Slurm, console: Console) -> None:
-    assert isinstance(config.cluster, SlurmCluster)
+def _show_jobs(scheduler: Scheduler, config: Config, left: Sequence[Unit], console: Console) -> None:
+    """What a launch would submit, also from a machine that cannot ask the scheduler."""
     try:
-        if not slurm.is_here():
-            raise StageError("there is no Slurm here")
-        jobs = _chain(run, config, left, slurm, console)
-    except StageError as error:  # of Slurm itself; what the cluster lacks is a ConfigError
-        jobs = chain(config.cluster, left, _USUAL_ARRAY_SIZE)
-        console.print(f"note: what the cluster has was not checked: {error}", markup=False, highlight=False)
-    for job in jobs:
-        after = [f"<{name}>" for name in job.after]
-        text = batch_file(run, config, job, code=run.code / "<version>", after=after)
-        console.rule(job.name)
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if not scheduler.is_reachable():
+            raise StageError(f"there is no {scheduler.name} here")
+        _say_notes(scheduler.check(config, left), console)
+    except StageError as error:  # of the scheduler itself; what the cluster lacks is a ConfigError
+        _say_notes([f"what the cluster has was not checked: {error}"], console)
+    for name, batch_file in scheduler.describe(config, left):
+        console.rule(name)
+        console.print(batch_file, markup=False, highlight=False, soft_wrap=True)
 
 
-def _wait(run: RunDir, config: Config, slurm: Slurm, console: Console) -> None:
+def _wait(run: RunDir, config: Config, console: Console) -> None:
     try:
-        board = follow(run, config, console, slurm)
+        board = follow(run, config, console)
     except KeyboardInterrupt:
         console.print(f"the jobs go on: python jobs/status.py {run.path} --watch", highlight=False, soft_wrap=True)
         raise SystemExit(130) from None
@@ -313,5 +262,5 @@ def _wait(run: RunDir, config: Config, slurm: Slurm, console: Console) -> None:
     counts = ", ".join(f"{count} {word}" for word, count in board.counts().items())
     listed = "".join(f"\n{line}" for line in failed)
     raise StageError(
-        f"the run {run.path} stands still: {counts}.{listed}\nMend it and launch again; what is complete is kept."
+        f"the run {run.path} has stopped: {counts}.{listed}\nMend that and launch again; what is complete is kept."
     )

@@ -1,4 +1,4 @@
-"""Who a process is among those that a launcher (torchrun, deepspeed, mpiexec, srun) started together.
+"""Who a process is among those that a launcher (torchrun, deepspeed, mpiexec, srun) started together; and in which job.
 
 Known from the environment, before any library is loaded that makes them know each other.
 """
@@ -7,6 +7,9 @@ import os
 from collections.abc import Sequence
 
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE")
+# Set in a job of a scheduler that starts it again: its id, and how often it was started again.
+_JOB_IDS = ("SLURM_JOB_ID",)
+_RESTART_COUNTS = ("SLURM_RESTART_COUNT",)
 MPI_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 
 
@@ -31,3 +34,13 @@ def rank_here() -> int:
 def is_first() -> bool:
     """Whether this process is rank 0, or alone."""
     return rank_here() == 0
+
+
+def is_in_job() -> bool:
+    """Whether this process is part of a scheduler's job."""
+    return any(name in os.environ for name in _JOB_IDS)
+
+
+def num_restarts() -> int:
+    """How often the scheduler has started this process's job again."""
+    return number_in(_RESTART_COUNTS, 0)

@@ -15,8 +15,11 @@ from salign import __version__
 from salign.config import Config
 from salign.digests import ModelDigest, identify
 from salign.errors import ConfigError
+from salign.locks import lock
+from salign.markers import DONE
 from salign.models import find_local, resolve
-from salign.run import DONE, RunDir, lock, new_folder, write_atomic
+from salign.run import RunDir
+from salign.storage import new_folder, write_atomic
 
 PACKAGES = ("torch", "transformers", "deepspeed", "submitit", "mpi4py", "wandb", "openai", "numpy", "scipy", "networkx")
 _PACKAGE = Path(__file__).parent

@@ -18,7 +18,8 @@ from salign.chat import opens_thinking as opens_thinking  # noqa: PLC0414
 from salign.chat import render as render  # noqa: PLC0414
 from salign.errors import ConfigError
 from salign.files import is_pointer
-from salign.run import lock, new_folder, sha256
+from salign.locks import lock
+from salign.storage import new_folder, sha256
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ import pytest
 
 from salign import compose
 from salign.cluster.estimate import estimate
-from salign.cluster.plan import units
+from salign.plan import units
 from salign.run import RunDir
 from salign.tracking.sync import lineage
 from salign.training.card import Facts, model_card

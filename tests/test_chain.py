@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 
 from salign import compose
-from salign.cluster.check import _compare
-from salign.cluster.jobs import Submission, _note, batch_file, chain, submissions, suffix_of
-from salign.cluster.plan import to_run, units
-from salign.cluster.restarts import check_restart
-from salign.cluster.slurm import Node, Slurm, _minutes, _node, _num_gpus, _telling_states, clean_environment
+from salign.cluster.slurm.batch import batch_file
+from salign.cluster.slurm.check import _compare
+from salign.cluster.slurm.commands import Node, Slurm, _minutes, _node, _num_gpus, _telling_states, clean_environment
+from salign.cluster.slurm.jobs import chain, suffix_of
+from salign.cluster.slurm.submission import Submission, _note, submissions
 from salign.config import SlurmCluster
 from salign.errors import ConfigError, StageError, exit_code_of
-from salign.run import RunDir, mark_done
+from salign.markers import mark_done
+from salign.plan import to_run, units
+from salign.restarts import check_restart
+from salign.run import RunDir
 
 
 def config(root: Path, **given):
@@ -313,7 +316,7 @@ def start(monkeypatch, unit, count: int) -> None:
 def test_a_unit_that_gets_no_further_is_given_up(monkeypatch, unit):
     for count in range(3):
         start(monkeypatch, unit, count)
-    with pytest.raises(StageError, match="simulate 0 was started 4 times by Slurm without getting further"):
+    with pytest.raises(StageError, match="simulate 0 was started 4 times by the scheduler without getting further"):
         start(monkeypatch, unit, 3)
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from salign.config import TrainStage
 from salign.errors import ConfigError, StageError
-from salign.run import mark_done
+from salign.markers import mark_done
 from salign.training import checkpoint
 from salign.training.checkpoint import Found, Store
 from salign.training.distributed import Ranks

@@ -10,7 +10,9 @@ from salign.errors import ConfigError, StageError
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.figures import estimates
 from salign.evaluation.statistics import krippendorff_alpha, permutation_p, spearman
-from salign.run import create_run, mark_done, write_atomic
+from salign.markers import mark_done
+from salign.run import create_run
+from salign.storage import write_atomic
 
 
 @pytest.fixture

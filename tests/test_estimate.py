@@ -7,7 +7,7 @@ from rich.console import Console
 
 from salign import compose
 from salign.cluster.estimate import estimate, print_estimate
-from salign.cluster.plan import units
+from salign.plan import units
 from salign.run import RunDir
 from salign.tracking.metrics import MetricsLog
 

@@ -16,7 +16,8 @@ from salign.evaluation.figures import about_judging, values_of
 from salign.evaluation.judge import JUDGE_VERSION, Judge
 from salign.evaluation.judged import Item, Sample, answer_all, attacks, items, refusal_position
 from salign.evaluation.versions import settings_of_judges
-from salign.run import create_run, read_done
+from salign.markers import read_done
+from salign.run import create_run
 from salign.seeds import derive
 
 STORIES = [
@@ -228,7 +229,7 @@ def test_results_of_other_versions_are_not_compared(done, config):
     row = results_of(done, "other")
     row["versions"]["judge's prompt"] = "0"
     (folder / "results.json").write_text(json.dumps(row))
-    from salign.run import mark_done
+    from salign.markers import mark_done
 
     mark_done(folder, ["results.json", "samples.jsonl"], {}, row["figures"])
     stage = {"name": "other", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "z.json"}

@@ -10,17 +10,22 @@ LAYERS = """
 errors launchers architecture seeds
 chat files config
 columns records compose
+machine storage locks
+markers
 run
+plan
 hub models tracking
+restarts
 digests
 manifest
 engines
 society
-cluster dataset
+dataset
 training
 evaluation
 stages report
-bench
+work
+cluster bench
 launch
 commands
 __main__

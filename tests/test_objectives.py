@@ -18,20 +18,11 @@ from salign.config import (
     SFTObjective,
     StableObjective,
 )
+from salign.config.effects import sections_in
 from salign.records import AlignmentGroup
 from salign.training.hindsight import BAD, GOOD, chain_of_hindsight
-from salign.training.objectives import (
-    counted_groups,
-    dpo_losses,
-    implicit_rewards,
-    listwise_dpo_losses,
-    needs_reference,
-    objective_loss,
-    objective_losses,
-    objective_sum,
-    preference_metrics,
-    stable_loss,
-)
+from salign.training.losses import LOSSES, counted_groups, objective_loss, objective_losses, objective_sum
+from salign.training.objectives import dpo_losses, implicit_rewards, listwise_dpo_losses, preference_metrics
 
 SFT = SFTObjective(kind="sft")
 COH = CoHObjective(kind="coh")
@@ -56,6 +47,14 @@ OBJECTIVES = [
     RRHFObjective(kind="rrhf", sft_weight=0.3),
 ]
 NAN = math.nan
+
+
+def stable_loss(nll, scores, **settings):
+    return objective_loss(StableObjective(kind="stable", **settings), nll, scores)
+
+
+def test_every_objective_of_a_config_has_a_loss():
+    assert set(LOSSES) == set(sections_in(Objective))
 
 
 def reference_stable(nll, scores, *, ratio, margin, scale, hinge, max_flow):
@@ -540,7 +539,7 @@ def test_what_an_objective_needs_is_asked_for():
         objective_loss(DPO, batch.nll, batch.scores, batch.num_tokens, batch.reference_nll.fill_(NAN))
     with pytest.raises(ValueError, match=r"reference_nll \(1, 1\).* must all be"):
         objective_loss(DPO, batch.nll, batch.scores, batch.num_tokens, torch.zeros(1, 1))
-    assert [objective.kind for objective in OBJECTIVES if not needs_reference(objective)] == [
+    assert [objective.kind for objective in OBJECTIVES if not objective.needs_reference] == [
         "sft",
         "coh",
         "stable",

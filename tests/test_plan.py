@@ -8,10 +8,12 @@ import pytest
 from rich.console import Console
 
 from salign import compose
-from salign.cluster.plan import complete, state, units
-from salign.cluster.slurm import Slurm
 from salign.cluster.status import print_status
-from salign.run import RunDir, lock, mark_done, read_done, recording_failure
+from salign.errors import ConfigError
+from salign.locks import lock
+from salign.markers import mark_done, read_done, recording_failure
+from salign.plan import Unit, complete, find_unit, state, units
+from salign.run import RunDir
 from salign.tracking.metrics import MetricsLog
 from salign.tracking.progress import watch_simulation, watching
 
@@ -78,6 +80,19 @@ def test_stages_that_start_from_the_base_need_no_other(run, config):
     }
 
 
+def test_a_unit_is_named_by_stage_and_argument(run, config):
+    everything = units(run, config)
+    assert find_unit(everything, "simulate", "1").folder == run.shard(1)
+    assert find_unit(everything, "collect").key == "dataset"
+    for words, message in {
+        ("simulate", "2"): "no unit `simulate 2`; there are: 0, 1",
+        ("train", "sfd"): "no unit `train sfd`; there are: sft, stable",
+        ("evaluate", "sft"): "no unit `evaluate sft`; there are: base, stable",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            find_unit(everything, *words)
+
+
 def test_everything_done_is_complete(run, config):
     keys = finish_all(run, config)
     assert complete(units(run, config)) == set(keys)
@@ -123,7 +138,7 @@ def test_status_shows_the_error_the_log_and_how_to_go_on(run, config):
         raise OSError("boom")
     (run.logs / unit.log_name).write_text("first\n" * 9 + "the last line\n")
     said = io.StringIO()
-    print_status(run, config, Console(file=said, width=200), Slurm())
+    print_status(run, config, Console(file=said, width=200))
     for words in (
         "simulate 1 failed: boom",
         "the last line",
@@ -136,9 +151,10 @@ def test_status_shows_the_error_the_log_and_how_to_go_on(run, config):
 
 def test_where_there_is_no_terminal_progress_is_plain_lines(tmp_path, monkeypatch):
     monkeypatch.setattr("salign.tracking.progress._LINE_EVERY_S", 0.05)
-    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    shards = [Unit("simulate", name, tmp_path / name) for name in ("0", "1")]
+    files = [shard.folder / "metrics.jsonl" for shard in shards]
     said = io.StringIO()
-    with watching(watch_simulation(files), Console(file=said, width=20)):
+    with watching(watch_simulation(shards), Console(file=said, width=20)):
         for number, file in enumerate(files):
             with MetricsLog(file) as log:
                 log.log({"sim/calls": 3 + number, "sim/calls_most": 10, "sim/tokens": 50, "sim/round": 1 + number})

@@ -17,15 +17,17 @@ from salign.config import Config
 from salign.dataset.collect import collect
 from salign.errors import StageError
 from salign.evaluation.statistics import Estimate
+from salign.markers import Done, mark_done, read_done, record_failure
 from salign.records import read_interactions, to_bytes
 from salign.report.curves import plots
 from salign.report.html import render
 from salign.report.record import read_run, thinned
 from salign.report.society import CellMap, Followed, Reservoir, Shard, SocietyReader
 from salign.report.write import write_report
-from salign.run import Done, RunDir, create_run, mark_done, read_done, record_failure, write_atomic
+from salign.run import RunDir, create_run
 from salign.seeds import rng
 from salign.society.shard import run_shard
+from salign.storage import write_atomic
 
 PRICE = {"prompt": 0.5, "completion": 2.0, "currency": "EUR"}
 

@@ -15,26 +15,11 @@ import pytest
 from salign import compose
 from salign.config import Config
 from salign.errors import ConfigError, DataError, StageError, explain_os_error, redact
+from salign.locks import is_locked, lock
 from salign.manifest import write_manifest
-from salign.run import (
-    DONE,
-    FAILED,
-    RunDir,
-    claim_run,
-    create_run,
-    is_locked,
-    lock,
-    mark_done,
-    new_folder,
-    noticing_full_disk,
-    open_run,
-    read_done,
-    read_failure,
-    recording_failure,
-    require_done,
-    sha256,
-    write_atomic,
-)
+from salign.markers import DONE, FAILED, mark_done, read_done, read_failure, recording_failure, require_done
+from salign.run import RunDir, claim_run, create_run, open_run
+from salign.storage import new_folder, noticing_full_disk, sha256, write_atomic
 
 
 class StopError(Exception):
@@ -169,10 +154,10 @@ def test_what_is_not_there_cannot_be_declared_done(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from salign import run
-run._LOCK_PATIENCE_S = 0.0
+from salign import locks
+locks._LOCK_PATIENCE_S = 0.0
 print("starting", flush=True)
-with run.lock(Path(sys.argv[1]), "the thing", wait=True):
+with locks.lock(Path(sys.argv[1]), "the thing", wait=True):
     print("held", flush=True)
     time.sleep(600)
 """

@@ -19,9 +19,9 @@ from salign.config import Sampling, ServerEngine
 from salign.digests import name_of
 from salign.engines import server as server_module
 from salign.engines.base import Prompt, Reply
-from salign.engines.programs import share_out, visible_devices
 from salign.engines.server import LeastLoaded, reserve_port, servers
 from salign.errors import ConfigError, EngineError
+from salign.machine import share_out, visible_devices
 
 HELLO = Prompt("Hello, how are you?")
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from actors import audience_of, text_of
 
-from salign import compose
-from salign import run as run_module
+from salign import compose, locks
 from salign.config import Sampling
 from salign.engines import opening
 from salign.engines.base import Prompt, RatingReply, Reply
@@ -21,8 +20,10 @@ from salign.engines.journal import CallKeys
 from salign.engines.meter import MeteredEngine
 from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError, StageError
+from salign.locks import lock
+from salign.markers import DONE, read_done, read_failure
 from salign.records import read_interactions
-from salign.run import DONE, RunDir, lock, read_done, read_failure, sha256
+from salign.run import RunDir
 from salign.society import sources
 from salign.society.calls import Speaker
 from salign.society.protocols import protocol_of
@@ -32,6 +33,7 @@ from salign.society.shard import run_shard, worlds_of
 from salign.society.simulation import Simulation, _Verdicts
 from salign.society.spool import Spool, write_sorted
 from salign.society.world import Setting, World
+from salign.storage import sha256
 
 SMALL = {
     "num_worlds": 2,
@@ -183,7 +185,7 @@ def test_pareto_stopping_ends_worlds_at_different_rounds(tmp_path):
 
 
 def test_a_second_process_on_a_shard_is_refused_and_disturbs_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "_LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr(locks, "_LOCK_PATIENCE_S", 0.1)
     config = config_of(tmp_path)
     folder, content = simulate(config)
     before = {path: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}

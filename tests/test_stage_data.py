@@ -7,7 +7,8 @@ import pytest
 
 from salign import compose
 from salign.errors import DataError
-from salign.run import RunDir, create_run, mark_done
+from salign.markers import mark_done
+from salign.run import RunDir, create_run
 from salign.training.data import stage_groups
 
 STORY = {"norm": "n", "situation": "S.", "intention": "I.", "moral_action": "good", "immoral_action": "bad"}

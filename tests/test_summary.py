@@ -7,8 +7,10 @@ from rich.console import Console
 
 from salign import compose
 from salign.evaluation.statistics import bootstrap_mean
+from salign.markers import mark_done
 from salign.report.summary import print_summary, summarize
-from salign.run import create_run, mark_done, write_atomic
+from salign.run import create_run
+from salign.storage import write_atomic
 
 
 def test_a_run_on_files_alone_has_no_society_in_its_table(tmp_path):

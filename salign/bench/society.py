@@ -29,8 +29,9 @@ from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
 from salign.errors import ConfigError, StageError
+from salign.markers import read_done
 from salign.records import read_interactions
-from salign.run import RunDir, create_run, read_done
+from salign.run import RunDir, create_run
 from salign.society import sources
 from salign.society.calls import Speaker
 from salign.society.recall import question_table
@@ -139,7 +140,7 @@ def _start(bench: _Bench) -> list[Figure]:
         run = create_run(bench.config(max_rounds=1))
         journal = run.shard(0) / "journal-00000.jsonl"
         start = time.perf_counter()
-        command = [sys.executable, "-m", "salign.stages", "simulate", str(run.path), "0"]
+        command = [sys.executable, "-m", "salign.work", "simulate", str(run.path), "0"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 1):
                 time.sleep(0.005)

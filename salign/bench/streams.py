@@ -16,7 +16,8 @@ from salign import compose
 from salign.bench.figures import Figure, measure_parts
 from salign.config import Config
 from salign.errors import StageError
-from salign.run import Done, RunDir, create_run, mark_done, read_done
+from salign.markers import Done, mark_done, read_done
+from salign.run import RunDir, create_run
 from salign.society.shard import run_shard
 from salign.tracking.metrics import read_metrics
 

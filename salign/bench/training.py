@@ -44,8 +44,8 @@ def layout_cost(layout: str) -> dict[str, float]:
     from salign import models
     from salign.config import StableObjective
     from salign.training.flops import Arithmetic, peak_flops
+    from salign.training.losses import objective_loss
     from salign.training.model import GroupLoss
-    from salign.training.objectives import stable_loss
     from salign.training.packing import lay_out
 
     on_gpu = torch.cuda.is_available()
@@ -53,7 +53,8 @@ def layout_cost(layout: str) -> dict[str, float]:
     model = models.load_model(MODEL, getattr(torch, dtype)).train().to(device)
     groups = bench_groups()
     loaded = _peak_mib()
-    loss_of = GroupLoss(model, StableObjective(kind="stable"))
+    objective = StableObjective(kind="stable")
+    loss_of = GroupLoss(model, objective)
     scores = torch.tensor([group.scores for group in groups], device=device)
     ids = torch.tensor([[*group.query, *response] for group in groups for response in group.responses], device=device)
 
@@ -65,7 +66,7 @@ def layout_cost(layout: str) -> dict[str, float]:
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1].float()
         token_nll = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
         nll = token_nll[:, QUERY - 1 :].mean(1).view_as(scores)
-        stable_loss(nll, scores, ratio=0.2, margin=1.0, scale=7.0).backward()
+        objective_loss(objective, nll, scores).backward()
 
     run = packed if layout == "packed" else naive
     seconds, cpu = [], []

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from salign.cluster.plan import Unit
-from salign.config import Config, SlurmCluster, SlurmResources, Throughput, TrainStage, num_agents_of
+from salign.config import Config, TrainStage, num_agents_of
+from salign.plan import Unit
 from salign.run import RunDir
 from salign.society.protocols import protocol_of
 from salign.society.shard import worlds_of
@@ -62,18 +62,14 @@ def _simulation(run: RunDir, config: Config, shards: int) -> Estimate:
     rate, tokens_per_call = _measured_calls(run, config)
     source = "measured in this run"
     if rate is None:
-        stated = cluster.throughput if isinstance(cluster, SlurmCluster) else Throughput()
+        stated = cluster.throughput
         rate, tokens_per_call, source = stated.calls_per_s, stated.tokens_per_call, "cluster.throughput"
     tokens = None if tokens_per_call is None else tokens_per_call * per_shard * shards
     hours = gpu_hours = None
     if rate is not None:
         shard_hours = per_shard / rate / 3600
-        if isinstance(cluster, SlurmCluster):
-            at_once = min(math.ceil(shards / cluster.shards_per_task), cluster.max_parallel) * cluster.shards_per_task
-        else:
-            at_once = min(shards, cluster.num_workers)
-        hours = math.ceil(shards / at_once) * shard_hours if shards else 0.0
-        gpu_hours = shard_hours * shards * _gpus(config, "simulate")
+        hours = math.ceil(shards / cluster.num_shards_at_once(shards)) * shard_hours if shards else 0.0
+        gpu_hours = shard_hours * shards * cluster.num_gpus("simulate")
     return Estimate(
         "simulate", f"{per_shard * shards:,} calls", tokens, hours, gpu_hours, _said(source, rate, "calls/s")
     )
@@ -112,11 +108,10 @@ def _training(run: RunDir, config: Config, stage: TrainStage) -> Estimate:
         tokens = last["train/num_tokens"] / last["train/global_step"] * last["train/steps_most"]
         rate = last.get("perf/tokens_per_s")
     if rate is None:
-        stated = cluster.throughput if isinstance(cluster, SlurmCluster) else Throughput()
-        rate, source = stated.train_tokens_per_s, "cluster.throughput"
+        rate, source = cluster.throughput.train_tokens_per_s, "cluster.throughput"
         tokens = most_tokens(stage)
     hours = tokens / rate / 3600 if tokens is not None and rate is not None else None
-    gpu_hours = None if hours is None else hours * _gpus(config, "train")
+    gpu_hours = None if hours is None else hours * cluster.num_gpus("train")
     if steps is not None:
         amount = f"{steps:,} steps"
     elif stage.num_tokens is not None:
@@ -124,13 +119,6 @@ def _training(run: RunDir, config: Config, stage: TrainStage) -> Estimate:
     else:
         amount = "steps: known when the data is there"
     return Estimate(f"train {stage.name}", amount, tokens, hours, gpu_hours, _said(source, rate, "tokens/s"))
-
-
-def _gpus(config: Config, stage: str) -> int:
-    if not isinstance(config.cluster, SlurmCluster):
-        return 0
-    resources: SlurmResources = config.cluster.by_stage[stage]
-    return resources.nodes * resources.gpus_per_node
 
 
 def _said(source: str, rate: float | None, unit: str) -> str:
@@ -163,7 +151,7 @@ def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
     console.print(table)
     if any(one.hours is None for one in estimates):
         console.print(
-            "Rates come from the run itself once it has begun, or from cluster.throughput (kind slurm).",
+            "Rates come from the run itself once it has begun, or from cluster.throughput.",
             highlight=False,
         )
 

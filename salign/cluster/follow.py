@@ -8,36 +8,28 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from salign.cluster.plan import Unit
-from salign.cluster.slurm import Slurm
 from salign.cluster.status import Board
 from salign.config import Config
+from salign.plan import Unit
 from salign.run import RunDir
-from salign.tracking.progress import Watched, reached, watch_evaluation, watch_simulation, watch_training
+from salign.stages import stage_of
+from salign.tracking.progress import Watched, reached
 
 _LOOK_EVERY_S = 1.0
 _LINE_EVERY_S = 10.0
 # Files are read again so many a second at most.
 _FILES_PER_S = 100
-# Slurm is asked after a pause that grows: sites count.
+# Schedulers are asked after a pause that grows: sites count.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 30.0
 _WORDS = ("pending", "running", "done", "failed", "cancelled", "interrupted", "to do")
 
 
 def _watched(board: Board) -> list[tuple[str, list[Unit], Watched | None]]:
-    """The stages with their units, and what of them is shown."""
-    shards = [unit for unit in board.units if unit.stage == "simulate"]
-    files = [unit.folder / "metrics.jsonl" for unit in shards]
-    found: list[tuple[str, list[Unit], Watched | None]] = [("simulate", shards, watch_simulation(files))]
-    for unit in board.units:
-        file = unit.folder / "metrics.jsonl"
-        if unit.stage == "train":
-            found.append((" ".join(unit.command), [unit], watch_training(unit.command[1], file)))
-        elif unit.stage == "evaluate":
-            found.append((" ".join(unit.command), [unit], watch_evaluation(unit.command[1], file)))
-        elif unit.stage == "collect":
-            found.append(("collect", [unit], None))
-    return found
+    """The rows of a view, each with its units and what of them is shown: an array is one row."""
+    array = [unit for unit in board.units if stage_of(unit).is_array]
+    groups = [(stage_of(array[0]).name, array)] if array else []
+    groups += [(unit.name, [unit]) for unit in board.units if not stage_of(unit).is_array]
+    return [(name, group, watch(group) if (watch := stage_of(group[0]).watch) else None) for name, group in groups]
 
 
 class _View:
@@ -107,13 +99,13 @@ def _drawing(view: _View, console: Console) -> Iterator[Callable[[], None]]:
     print_lines()
 
 
-def follow(run: RunDir, config: Config, console: Console, slurm: Slurm) -> Board:
+def follow(run: RunDir, config: Config, console: Console) -> Board:
     """Shows a run until everything is done, or nothing of it is at work any more.
 
     Returns:
         The board as it stands then.
     """
-    board = Board(run, config, slurm)
+    board = Board(run, config)
     board.look()
     view = _View(board)
     pause, asked = _FIRST_PAUSE_S, time.monotonic()

@@ -1,4 +1,4 @@
-"""Runs what is left of a run on this machine: a pool of processes, stage after stage."""
+"""This machine as a scheduler: a pool of processes, stage after stage."""
 
 import os
 import shutil
@@ -10,41 +10,40 @@ from pathlib import Path
 
 from rich.console import Console
 
-from salign.cluster.plan import Unit, complete, units
+from salign.cluster.scheduler import Scheduler
 from salign.config import Config, LocalCluster
-from salign.engines.programs import share_out, visible_devices
 from salign.errors import ConfigError, StageError, explain_os_error
-from salign.run import RunDir, forget, full_disk, read_failure
+from salign.machine import share_out, visible_devices
+from salign.markers import forget, read_failure
+from salign.plan import Unit, complete, units
+from salign.run import RunDir
+from salign.stages import stage_of
+from salign.storage import full_disk
 from salign.tracking.mirror import prepare_environment
-from salign.tracking.progress import Watched, watch_evaluation, watch_simulation, watch_training, watching
+from salign.tracking.progress import watching
 
 _POLL_S = 0.1
 # A training stage saves first.
 _STOP_S = 60.0
 
 
-def _watched(stage: str, group: Sequence[Unit]) -> Watched:
-    files = [unit.folder / "metrics.jsonl" for unit in group]
-    if stage == "simulate":
-        return watch_simulation(files)
-    if stage == "train":
-        return watch_training(group[0].command[1], files[0])
-    return watch_evaluation(group[0].command[1], files[0])
-
-
 def _command(unit: Unit, run: RunDir, config: Config) -> list[str]:
-    stage = ["-m", "salign.stages", "--attended", unit.stage, str(run.path), *unit.command[1:]]
+    work = ["-m", "salign.work", "--attended", unit.stage, str(run.path), *filter(None, [unit.argument])]
     if (num_ranks := _num_ranks(unit, config)) > 1:
         ranks = ["--standalone", "--nproc-per-node", str(num_ranks)]
-        return [sys.executable, "-m", "torch.distributed.run", *ranks, *stage]
-    if unit.stage == "simulate" and config.cluster.ranks_per_shard > 1:
-        return [_mpiexec(), "-n", str(config.cluster.ranks_per_shard), sys.executable, *stage]
-    return [sys.executable, *stage]
+        return [sys.executable, "-m", "torch.distributed.run", *ranks, *work]
+    if _is_by_mpi(unit, config):
+        return [_mpiexec(), "-n", str(config.cluster.ranks_per_shard), sys.executable, *work]
+    return [sys.executable, *work]
+
+
+def _is_by_mpi(unit: Unit, config: Config) -> bool:
+    return stage_of(unit).ranks == "mpi" and config.cluster.ranks_per_shard > 1
 
 
 def _num_ranks(unit: Unit, config: Config) -> int:
     """Ranks of torch; an evaluation, which comes out the same for any number, takes no more than there are GPUs."""
-    if unit.stage not in ("train", "evaluate"):
+    if stage_of(unit).ranks != "torch":
         return 1
     devices = visible_devices() if unit.stage == "evaluate" else []
     return min(config.cluster.num_ranks, len(devices)) if devices else config.cluster.num_ranks
@@ -94,8 +93,7 @@ def _failure(unit: Unit, run: RunDir, code: int) -> StageError | ConfigError:
         last = (errors or lines or ["nothing"])[-1]
         said = f"it ended with exit code {code}; its log says: {last.removeprefix('error: ')}"
     kind = ConfigError if code == ConfigError.exit_code else StageError
-    name = " ".join(unit.command)
-    return kind(f"{name} failed: {said}\nIts log: {log}. Launch again to go on; what is complete is kept.")
+    return kind(f"{unit.name} failed: {said}\nIts log: {log}. Launch again to go on; what is complete is kept.")
 
 
 def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: int) -> None:
@@ -109,7 +107,7 @@ def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: 
     num_at_once = max(_num_ranks(pending[0], config), min(num_workers, len(pending)))
     places = list(range(min(num_workers, len(pending))))
     devices = visible_devices() if len(places) > 1 else []
-    if pending[0].stage == "simulate":
+    if _is_by_mpi(pending[0], config):
         num_at_once *= config.cluster.ranks_per_shard
     try:
         while waiting or running:
@@ -133,32 +131,40 @@ def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: 
         _stop(list(running))
 
 
-def run_locally(run: RunDir, config: Config, console: Console) -> None:
-    """Runs every unit that is not complete, and shows how far each stage is.
+class LocalScheduler(Scheduler):
+    """This machine: a pool of processes, stage after stage, while the launcher waits."""
 
-    Raises:
-        StageError: A unit failed.
-    """
-    cluster = config.cluster
-    assert isinstance(cluster, LocalCluster)
-    prepare_environment(run, config)
-    everything = units(run, config)
-    groups: list[list[Unit]] = []
-    for unit in everything:
-        if unit.stage == "simulate" and groups:
-            groups[0].append(unit)  # shards need nothing of each other
-        else:
-            groups.append([unit])
-    for group in groups:
-        done = complete(everything)
-        left = [unit for unit in group if unit.key not in done]
-        if not left:
-            continue
-        if group[0].stage == "simulate":
-            console.print(f"simulate: {len(left)} of {len(group)} shards are left", highlight=False)
-        if group[0].stage == "collect":
-            console.print("collect", highlight=False)
-            _run_all(left, run, config, 1)
-            continue
-        with watching(_watched(group[0].stage, group), console):
-            _run_all(left, run, config, cluster.num_workers)
+    name = "this machine"
+    is_here = True
+
+    def check(self, config: Config, left: Sequence[Unit]) -> list[str]:
+        if any(_is_by_mpi(unit, config) for unit in left):
+            _mpiexec()
+        return []
+
+    def submit(self, config: Config, left: Sequence[Unit], console: Console) -> None:
+        assert isinstance(config.cluster, LocalCluster)
+        run, everything = self.run, units(self.run, config)
+        prepare_environment(run, config)
+        for group in _groups(everything):
+            # Some of what was left may be complete after all: what it needs came out as before.
+            done = complete(everything)
+            pending = [unit for unit in group if unit.key not in done]
+            if not pending:
+                continue
+            stage = stage_of(group[0])
+            if stage.is_array:
+                console.print(f"{stage.name}: {len(pending)} of {len(group)} shards are left", highlight=False)
+            if stage.watch is None:
+                console.print(group[0].name, highlight=False)
+                _run_all(pending, run, config, 1)
+                continue
+            with watching(stage.watch(group), console):
+                _run_all(pending, run, config, config.cluster.num_workers)
+
+
+def _groups(everything: Sequence[Unit]) -> list[list[Unit]]:
+    """Units that run at the same time: those of an array; any other by itself."""
+    array = [unit for unit in everything if stage_of(unit).is_array]
+    others = [[unit] for unit in everything if not stage_of(unit).is_array]
+    return [array, *others] if array else others

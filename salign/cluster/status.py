@@ -9,16 +9,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from salign.cluster.jobs import submissions, suffix_of, was_submitted
-from salign.cluster.plan import Unit, complete, state, units
-from salign.cluster.slurm import LiveJob, Slurm
+from salign.cluster.scheduler import Ended, LiveTask, Placement, Scheduler
+from salign.cluster.schedulers import all_schedulers
 from salign.config import Config
-from salign.run import RunDir, is_locked, require_done
+from salign.locks import is_locked
+from salign.markers import require_done
+from salign.plan import Unit, complete, state, units
+from salign.run import RunDir
 
 _LAST_LINES = 5
 # Of failed units, so many are shown in full.
 _MAX_FAILURES = 5
-_WELL = ("COMPLETED", "PENDING", "RUNNING", "REQUEUED", "COMPLETING")
 
 
 def digest(run: RunDir, config: Config) -> str:
@@ -45,74 +46,99 @@ class Standing:
 
     Attributes:
         word: `done`, `running`, `pending`, `failed`, `cancelled`, `interrupted` or `to do`.
-        detail: The node where it runs, why it pends, or what the accounting says of how it ended.
+        detail: The node where it runs, why it pends, or what the scheduler says of how it ended.
         error: As the unit recorded it.
-        job: Slurm's id of its last job's task, where it had one.
+        task: The scheduler's id of its last task, where it had one.
         log: Its last log, where there is one.
+        scheduler: The name of who says the detail.
     """
 
     word: str
     detail: str = ""
     error: str | None = None
-    job: str | None = None
+    task: str | None = None
     log: Path | None = None
+    scheduler: str = ""
 
 
 class Board:
-    """All units of a run and where they stand; asks Slurm only if the run has been there."""
+    """All units of a run and where they stand, by their markers and by what schedulers say of their tasks."""
 
-    def __init__(self, run: RunDir, config: Config, slurm: Slurm) -> None:
+    def __init__(self, run: RunDir, config: Config) -> None:
         self.run = run
         self.units: Sequence[Unit] = units(run, config)
         self._min_shards = config.cluster.min_shards
-        self.live: list[LiveJob] = []
-        self.has_accounting = True
-        self._slurm = slurm
+        self._schedulers = all_schedulers(run)
+        self.live: list[LiveTask] = []
+        self.without_accounting: list[str] = []
         self.standings: dict[str, Standing] = {}
-        self._places: dict[str, tuple[str, Path]] = {}
-        self._ended: Mapping[str, str] = {}
+        self._ended: dict[str, Ended] = {}
 
     def look(self, *, ask: bool = True) -> None:
-        """Looks again at the markers; with `ask` also at Slurm's queue, and at its accounting for what has ended."""
-        self._places = {}
-        for one in submissions(self.run):
-            for number, keys in enumerate(one.tasks):
-                self._places |= dict.fromkeys(keys, (one.task_id(number), one.log(self.run, number)))
-        asked = ask and self._slurm.is_here() and was_submitted(self.run)
-        if asked:
-            self.live = self._slurm.live_jobs(suffix_of(self.run))
-        live = {job.id: job for job in self.live}
+        """Looks again at the markers; with `ask` also asks schedulers what is live, and how the rest ended."""
+        placements: dict[str, tuple[Scheduler, Placement]] = {}
+        for scheduler in self._schedulers:
+            placements |= {key: (scheduler, placement) for key, placement in scheduler.placements().items()}
+        if ask:
+            self.live = [task for scheduler in self._schedulers for task in scheduler.live()]
+        live = {task.id: task for task in self.live}
         done = complete(self.units)
         states = {unit.key: state(unit, done) for unit in self.units}
-        over = {
-            self._places[key][0]
-            for key, (word, _) in states.items()
-            if word != "done" and key in self._places and self._places[key][0] not in live
+        if ask:
+            over = {
+                placement.task: scheduler
+                for key, (scheduler, placement) in placements.items()
+                if placement.task is not None and placement.task not in live and states.get(key, ("done",))[0] != "done"
+            }
+            self._ask_how_they_ended(over)
+        self.standings = {
+            unit.key: self._standing(unit, *states[unit.key], live, placements.get(unit.key)) for unit in self.units
         }
-        if asked and over:
-            found = self._slurm.ended_states(job.split("_")[0] for job in over)
-            self.has_accounting, self._ended = found is not None, found or {}
-        self.standings = {unit.key: self._standing(unit, *states[unit.key], live) for unit in self.units}
+
+    def _ask_how_they_ended(self, over: Mapping[str, Scheduler]) -> None:
+        self._ended, self.without_accounting = {}, []
+        for scheduler in self._schedulers:
+            tasks = [task for task, its in over.items() if its is scheduler]
+            ended = scheduler.ended(tasks) if tasks else {}
+            if ended is None:
+                self.without_accounting.append(scheduler.name)
+            else:
+                self._ended |= ended
 
     @property
     def is_at_work(self) -> bool:
         """Whether anything of the run may still get further by itself."""
         return bool(self.live) or self.counts()["running"] > 0 or is_locked(self.run.launch_lock)
 
-    def _standing(self, unit: Unit, word: str, error: str | None, live: Mapping[str, LiveJob]) -> Standing:
-        job, place = self._places.get(unit.key, (None, self.run.logs / unit.log_name))
-        log = place if place.exists() else None
-        if word == "done":
-            return Standing("done", job=job, log=log)
-        if job is not None and job in live:
-            known = live[job]
-            word = "running" if known.is_running else "pending"
-            return Standing(word, known.node_list if known.is_running else known.reason, None, job, log)
-        said = self._ended.get(job, "") if job is not None else ""
-        if word != "running" and said and said not in _WELL:
-            # What waits for something that failed is cancelled by Slurm.
-            word = "cancelled" if said == "CANCELLED" and error is None else "failed"
-        return Standing(word, said if word == "failed" else "", error, job, log)
+    def _standing(
+        self,
+        unit: Unit,
+        word: str,
+        error: str | None,
+        live: Mapping[str, LiveTask],
+        placed: tuple[Scheduler, Placement] | None,
+    ) -> Standing:
+        if placed is None:
+            log = self.run.logs / unit.log_name
+            return Standing(word, "", error, None, log if log.exists() else None)
+        name, task = placed[0].name, placed[1].task
+        log = placed[1].log
+        there = log if log.exists() else None
+        if word == "done" or task is None:
+            return Standing(word, "", None if word == "done" else error, task, there, name)
+        if task in live:
+            now = live[task]
+            return Standing("running" if now.is_running else "pending", now.detail, None, task, there, name)
+        ended = self._ended.get(task)
+        if word == "running" or ended is None:
+            return Standing(word, "", error, task, there, name)
+        if ended.word == "cancelled" and error is None:
+            return Standing("cancelled", "", None, task, there, name)
+        return Standing("failed", ended.detail, error, task, there, name)
+
+    def usage(self) -> str:
+        """How often schedulers were asked."""
+        return "; ".join(filter(None, (scheduler.usage() for scheduler in self._schedulers)))
 
     def counts(self, stage: str | None = None) -> Counter[str]:
         """How many units stand where."""
@@ -138,31 +164,31 @@ def describe_failure(unit: Unit, standing: Standing) -> str:
     if error is None and standing.log is not None:
         lines = standing.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         error = next((line for line in reversed(lines) if line.startswith("error: ")), "").removeprefix("error: ")
-    by_slurm = f" (Slurm says {standing.detail})" if standing.detail else ""
+    how = f" ({standing.scheduler} says {standing.detail})" if standing.detail else ""
     log = f"\nIts log: {standing.log}" if standing.log is not None else ""
-    return f"{' '.join(unit.command)} failed{by_slurm}: {error or 'it left no word'}{log}"
+    return f"{unit.name} failed{how}: {error or 'no error was recorded'}{log}"
 
 
 def _rows(board: Board) -> list[tuple[str, Standing]]:
     """Units with where they stand; a run of shards that stand alike is one row."""
     rows: list[tuple[str, Standing]] = []
-    many = sum(unit.stage == "simulate" for unit in board.units) > 20
+    many = board.counts("simulate").total() > 20
     first = ""
     for unit in board.units:
-        name, standing = " ".join(unit.command), board.standings[unit.key]
+        name, standing = unit.name, board.standings[unit.key]
         last = rows[-1][1] if rows else None
         alike = last is not None and (last.word, last.detail) == (standing.word, standing.detail)
         if many and unit.stage == "simulate" and alike and standing.word != "failed":
-            rows[-1] = f"{first} .. {unit.command[1]}", Standing(standing.word, standing.detail)
+            rows[-1] = f"{first} .. {unit.argument}", Standing(standing.word, standing.detail)
         else:
             first = name
             rows.append((name, standing))
     return rows
 
 
-def print_status(run: RunDir, config: Config, console: Console, slurm: Slurm) -> None:
+def print_status(run: RunDir, config: Config, console: Console) -> None:
     """Prints a table of units, then the errors and last log lines of what failed, then how to go on."""
-    board = Board(run, config, slurm)
+    board = Board(run, config)
     board.look()
     table = Table(title=f"Run {run.path}", title_justify="left")
     for column in ("unit", "state", "job", "log"):
@@ -170,7 +196,7 @@ def print_status(run: RunDir, config: Config, console: Console, slurm: Slurm) ->
     for name, standing in _rows(board):
         word = f"{standing.word} ({standing.detail})" if standing.detail else standing.word
         log = "" if standing.log is None else str(standing.log.relative_to(run.path))
-        table.add_row(name, word, standing.job or "", log)
+        table.add_row(name, word, standing.task or "", log)
     console.print(table)
     failed = board.failed()
     for unit, standing in failed[:_MAX_FAILURES]:
@@ -182,16 +208,16 @@ def print_status(run: RunDir, config: Config, console: Console, slurm: Slurm) ->
         console.print(f"{len(failed) - _MAX_FAILURES} more failed", highlight=False)
     counts = board.counts()
     console.print(", ".join(f"{count} {word}" for word, count in counts.items()), highlight=False)
-    if not board.has_accounting:
+    for name in board.without_accounting:
         console.print(
-            "This cluster keeps no accounting (sacct): how a job ended is known from the run's folder alone, and "
-            "OUT_OF_MEMORY or NODE_FAIL cannot be told from other failures.",
+            f"{name} keeps no accounting here: how a job ended is known from the run's folder alone, and a job that "
+            "ran out of memory or lost its node cannot be told from other failures.",
             highlight=False,
         )
     if counts["done"] < len(board.units):
         console.print(f"to go on: {_how_to_go_on(run, board)}", markup=False, highlight=False, soft_wrap=True)
-    if slurm.num_commands:
-        console.print(slurm.said(), highlight=False)
+    if usage := board.usage():
+        console.print(usage, highlight=False)
 
 
 def _how_to_go_on(run: RunDir, board: Board) -> str:

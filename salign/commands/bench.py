@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from salign.bench.figures import as_json, machine
-from salign.run import write_atomic
+from salign.storage import write_atomic
 
 SHARED = Path(__file__).parents[3] / "shared"
 

@@ -6,7 +6,7 @@ python jobs/collect.py RUN
 import argparse
 from pathlib import Path
 
-from salign import stages
+from salign import work
 from salign.launch import open_or_prepare
 
 
@@ -14,6 +14,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     args = parser.parse_args()
-    stages.begin()
+    work.begin()
     run = open_or_prepare(args.run)
-    stages.collect(run.path)
+    work.do_named(run, run.config(), "collect")

@@ -7,17 +7,12 @@ python jobs/evaluate.py RUN --prefetch                  # where the network is: 
 """
 
 import argparse
-import contextlib
 from pathlib import Path
 
-from rich.console import Console
-
-from salign import stages
+from salign import work
 from salign.errors import ConfigError
 from salign.launch import open_or_prepare
-from salign.launchers import is_first
 from salign.run import RunDir
-from salign.tracking.progress import watch_evaluation, watching
 
 
 def _compare(run: RunDir, names: str) -> None:
@@ -46,7 +41,7 @@ def main() -> None:
     what.add_argument("--prefetch", action="store_true", help="fetch models and benchmarks into the caches")
     parser.add_argument("--allow-missing", action="store_true", help="leave out benchmarks without data")
     args = parser.parse_args()
-    stages.begin()
+    work.begin()
     run = open_or_prepare(args.run)
     if args.compare:
         _compare(run, args.compare)
@@ -54,8 +49,7 @@ def main() -> None:
     if args.prefetch:
         _prefetch(run)
         return
-    with contextlib.ExitStack() as stack:
-        if is_first():
-            metrics = run.evaluation(args.model) / "metrics.jsonl"
-            stack.enter_context(watching(watch_evaluation(args.model, metrics), Console()))
-        stages.evaluate(run.path, args.model, allow_missing=args.allow_missing)
+    config = run.config()
+    if args.allow_missing:
+        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"allow_missing": True})})
+    work.do_named(run, config, "evaluate", args.model)

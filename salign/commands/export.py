@@ -17,7 +17,8 @@ from salign.config import GroupsData
 from salign.dataset.export import export, preference_rows, unpaired_rows
 from salign.dataset.groups import read_groups
 from salign.errors import ConfigError
-from salign.run import open_run, require_done
+from salign.markers import require_done
+from salign.run import open_run
 
 
 def _groups_file(source: Path) -> Path:

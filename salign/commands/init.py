@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from salign.errors import ConfigError
-from salign.run import write_atomic
+from salign.storage import write_atomic
 
 _STARTER = """\
 # A run of salign. What is not said here is as in the shipped quickstart.yaml. `salign launch {path} --dry-run`

@@ -12,7 +12,7 @@ from rich.console import Console
 from salign import compose
 from salign.errors import ConfigError
 from salign.launch import LaunchOptions, launch
-from salign.stages import begin
+from salign.work import begin
 
 
 def main() -> None:

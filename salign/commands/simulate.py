@@ -5,15 +5,11 @@ mpiexec -n 4 python jobs/simulate.py RUN --shard 0      # with cluster.ranks_per
 """
 
 import argparse
-import contextlib
 from pathlib import Path
 
-from rich.console import Console
-
-from salign import stages
+from salign import work
 from salign.launch import open_or_prepare
-from salign.launchers import is_first
-from salign.tracking.progress import watch_simulation, watching
+from salign.plan import find_unit, units
 
 
 def main() -> None:
@@ -22,9 +18,13 @@ def main() -> None:
     parser.add_argument("--shard", type=int, required=True)
     parser.add_argument("--replay", action="store_true", help="make it anew from its journal, without an engine")
     args = parser.parse_args()
-    stages.begin()
+    work.begin()
     run = open_or_prepare(args.run)
-    metrics = run.shard(args.shard) / "metrics.jsonl"
-    shown = watching(watch_simulation([metrics]), Console()) if is_first() else contextlib.nullcontext()
-    with shown:
-        stages.simulate(run.path, args.shard, replay=args.replay)
+    config, shard = run.config(), str(args.shard)
+    if not args.replay:
+        work.do_named(run, config, "simulate", shard)
+        return
+    from salign.society.shard import run_shard
+
+    with work.showing(find_unit(units(run, config), "simulate", shard)):
+        run_shard(run, config, args.shard, replay=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.console import Console
 
 from salign.cluster.follow import follow
-from salign.cluster.slurm import Slurm
 from salign.cluster.status import digest, print_status
 from salign.run import open_run
 
@@ -24,7 +23,7 @@ def main() -> None:
     if args.digest:
         print(digest(run, run.config()))
         return
-    console, slurm = Console(), Slurm()
+    console = Console()
     if args.watch:
-        follow(run, run.config(), console, slurm)
-    print_status(run, run.config(), console, slurm)
+        follow(run, run.config(), console)
+    print_status(run, run.config(), console)

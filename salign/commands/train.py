@@ -7,15 +7,10 @@ srun --ntasks-per-node 2 python jobs/train.py RUN --stage stable        # within
 """
 
 import argparse
-import contextlib
 from pathlib import Path
 
-from rich.console import Console
-
-from salign import stages
+from salign import work
 from salign.launch import open_or_prepare
-from salign.launchers import is_first
-from salign.tracking.progress import watch_training, watching
 
 
 def main() -> None:
@@ -24,10 +19,6 @@ def main() -> None:
     parser.add_argument("--stage", required=True, help="a name of train.stages")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; LOCAL_RANK says the same")
     args = parser.parse_args()
-    stages.begin()
+    work.begin()
     run = open_or_prepare(args.run)
-    with contextlib.ExitStack() as stack:
-        if is_first():
-            metrics = run.stage(args.stage) / "metrics.jsonl"
-            stack.enter_context(watching(watch_training(args.stage, metrics), Console()))
-        stages.train(run.path, args.stage)
+    work.do_named(run, run.config(), "train", args.stage)

@@ -29,6 +29,15 @@ from salign.config.engines import (
     TransformersEngine,
 )
 from salign.config.evaluation import JUDGED, EvaluateSection, Judge
+from salign.config.objectives import (
+    CoHObjective,
+    DPOObjective,
+    ListwiseDPOObjective,
+    Objective,
+    RRHFObjective,
+    SFTObjective,
+    StableObjective,
+)
 from salign.config.protocols import BackScatterProtocol, ProtocolSection, SampleProtocol
 from salign.config.society import (
     Ablation,
@@ -72,24 +81,17 @@ from salign.config.training import (
     KINDS,
     AnswersData,
     Attention,
-    CoHObjective,
     DataPart,
     DatasetData,
     DatasetSection,
-    DPOObjective,
     Flag,
     GroupsData,
     Kind,
-    ListwiseDPOObjective,
     LoRA,
-    Objective,
     RatedData,
     Ratio,
-    RRHFObjective,
     RunData,
     SeveralData,
-    SFTObjective,
-    StableObjective,
     TrainingData,
     TrainSection,
     TrainStage,

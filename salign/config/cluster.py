@@ -1,5 +1,6 @@
 """Where a run is executed: on this machine, or by Slurm."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -15,7 +16,33 @@ _ENVIRONMENT = (
 )
 
 
-class LocalCluster(Section):
+class Throughput(Section):
+    """Rates for the estimate of `--dry-run`; a run's own measured ones win over them."""
+
+    calls_per_s: Positive | None = None
+    """Model calls of one shard."""
+    tokens_per_call: Positive | None = None
+    """Read and written."""
+    train_tokens_per_s: Positive | None = None
+    """Of all ranks together."""
+
+
+class _Cluster(Section):
+    """What every kind has; and, as a field or a property, `num_ranks`, `ranks_per_shard` and `min_shards`."""
+
+    throughput: Throughput = Throughput()
+    """What a shard is taken to do, for the estimate, until the run has figures of its own."""
+
+    def num_shards_at_once(self, num_shards: int) -> int:
+        """How many of so many shards are simulated at a time."""
+        raise NotImplementedError
+
+    def num_gpus(self, stage: str) -> int:
+        """GPUs that a unit of a stage is given; 0 where it takes what the machine has."""
+        return 0
+
+
+class LocalCluster(_Cluster):
     kind: Literal["local"] = "local"
     num_workers: Count = 2
     """Shards that run at a time."""
@@ -27,6 +54,9 @@ class LocalCluster(Section):
     @property
     def min_shards(self) -> None:
         """All of them: nothing here goes on without one that failed."""
+
+    def num_shards_at_once(self, num_shards: int) -> int:
+        return min(num_shards, self.num_workers)
 
 
 class SlurmResources(Section):
@@ -52,18 +82,7 @@ class SlurmResources(Section):
         return self.nodes * self.tasks_per_node
 
 
-class Throughput(Section):
-    """Rates for the estimate of `--dry-run`; a run's own measured ones win over them."""
-
-    calls_per_s: Positive | None = None
-    """Model calls of one shard."""
-    tokens_per_call: Positive | None = None
-    """Read and written."""
-    train_tokens_per_s: Positive | None = None
-    """Of all ranks together."""
-
-
-class SlurmCluster(Section):
+class SlurmCluster(_Cluster):
     """A chain of jobs: the array of shards, the collector, the training stages, the evaluations."""
 
     kind: Literal["slurm"]
@@ -101,13 +120,17 @@ class SlurmCluster(Section):
     """The variables of the launcher's environment that jobs get, and no other; engines' `api_key_env` are added."""
     sbatch: dict[str, str | int | bool] = Field(default={})
     """Further options of sbatch, such as {exclude: "n[3-4]", comment: "..."}."""
-    throughput: Throughput = Throughput()
-    """What a shard is taken to do, for the estimate, until the run has figures of its own."""
 
     @property
     def num_ranks(self) -> int:
         """Training ranks."""
         return self.train.num_tasks
+
+    def num_shards_at_once(self, num_shards: int) -> int:
+        return min(math.ceil(num_shards / self.shards_per_task), self.max_parallel) * self.shards_per_task
+
+    def num_gpus(self, stage: str) -> int:
+        return self.by_stage[stage].nodes * self.by_stage[stage].gpus_per_node
 
     @property
     def ranks_per_shard(self) -> int:

@@ -19,6 +19,7 @@ from salign.config.base import (
     unless,
 )
 from salign.config.effects import Effect
+from salign.config.objectives import Objective
 from salign.config.sources import EverydaySource, HubRows, Rows, Source
 
 Kind = Literal["imitation", "self_critic", "realignment"]
@@ -68,77 +69,6 @@ class DatasetSection(Section):
         if self.ratio is not None and not any(getattr(self.ratio, kind) > 0 for kind in self.kinds):
             mistakes.append("ratio leaves no data: at least one of the named kinds needs a share above 0")
         return unless(self, mistakes)
-
-
-class SFTObjective(Section):
-    """The likelihood of each group's best response."""
-
-    kind: Literal["sft"]
-
-
-class StableObjective(Section):
-    """Stable Alignment: the best response's likelihood, and a margin over the others (method: section 3)."""
-
-    kind: Literal["stable"]
-    ratio: NotNegative = 0.2
-    """Weight of the contrast beside the best response's negative log-likelihood."""
-    margin: NotNegative = 1.0
-    """How far apart, in nats a token, responses at the ends of the scale should be."""
-    scale: Positive = 7.0
-    """The scale's length."""
-    hinge: Literal["mean", "each"] = "mean"
-    """Whether a contrast that is met already counts as 0 for the mean of all (the released code), or for each response
-    (the paper's formula)."""
-    max_flow: bool = False
-    """Takes the response that is farthest from its margin, in the place of the mean over all."""
-
-
-class DPOObjective(Section):
-    """Direct preference optimization: the better of two responses gains on the worse, measured from the model at start.
-
-    Rafailov et al. 2023, arXiv 2305.18290.
-    """
-
-    kind: Literal["dpo"]
-    beta: Positive = 0.1
-    """How strongly the model is held to where it started; in nats over a whole response."""
-    pairs: Literal["all", "best"] = "all"
-    """Pairs of a group: all with different scores, or the best response with each that is rated lower."""
-    label_smoothing: Annotated[float, NotBool, Field(ge=0, lt=0.5)] = 0.0
-    """The share of pairs that are taken to be rated the wrong way round (conservative DPO)."""
-
-
-class ListwiseDPOObjective(Section):
-    """DPO over the whole ranking of a group at once, under Plackett and Luce's model (its paper's appendix A.3)."""
-
-    kind: Literal["listwise_dpo"]
-    beta: Positive = 0.1
-
-
-class RRHFObjective(Section):
-    """RRHF: a response rated higher is to be likelier by the token, and the best one is learnt.
-
-    Yuan et al. 2023, arXiv 2304.05302.
-    """
-
-    kind: Literal["rrhf"]
-    sft_weight: NotNegative = 1.0
-    """Weight of the best response's likelihood, which is a sum over its tokens as in the paper."""
-
-
-class CoHObjective(Section):
-    """Chain of Hindsight: the best and the worst response in one text, each after a word on it; the text is learnt.
-
-    Liu et al. 2023, arXiv 2302.02676.
-    """
-
-    kind: Literal["coh"]
-
-
-Objective = Annotated[
-    SFTObjective | StableObjective | DPOObjective | ListwiseDPOObjective | RRHFObjective | CoHObjective,
-    Field(discriminator="kind"),
-]
 
 
 class RunData(Section):
@@ -305,8 +235,7 @@ class TrainStage(Section):
 
     @model_validator(mode="after")
     def _has_pairs(self) -> "TrainStage":
-        compares = self.objective.kind in ("dpo", "listwise_dpo")
-        if compares and self.max_responses < 2:
+        if self.objective.compares and self.max_responses < 2:
             raise ValueError(
                 f"the objective {self.objective.kind} compares responses: num_responses must be at least 2, and data "
                 "of kind answers has one a group"
@@ -332,7 +261,7 @@ class TrainStage(Section):
     @property
     def max_responses(self) -> int:
         """The most responses that a group has in one step: one where hindsight puts them into one text."""
-        single = self.objective.kind == "coh" or all(part.kind == "answers" for part in self.parts)
+        single = self.objective.in_one_text or all(part.kind == "answers" for part in self.parts)
         return 1 if single else self.num_responses
 
 

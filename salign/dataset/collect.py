@@ -17,14 +17,16 @@ from salign.dataset.gathering import build_groups, chosen, kind_of
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import Match, Text, find_leaks, prompts_of
 from salign.errors import StageError
+from salign.locks import lock
+from salign.markers import mark_done, read_done, recording_failure, require_done
 from salign.records import AlignmentGroup, Interaction, read_interactions, to_bytes
-from salign.run import RunDir, lock, mark_done, new_file, read_done, recording_failure, require_done, write_atomic
+from salign.run import RunDir
 from salign.society import sources
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Protocol
 from salign.society.recalls import RecallRecord
-from salign.society.rounds import mean
-from salign.tracking.metrics import read_metrics
+from salign.storage import new_file, write_atomic
+from salign.tracking.metrics import mean, read_metrics
 from salign.tracking.mirror import open_mirror
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import orjson
 from salign.dataset.conversations import transcript
 from salign.errors import DataError
 from salign.records import AlignmentGroup, to_bytes
-from salign.run import new_file
+from salign.storage import new_file
 
 Pairs = Literal["all", "best"]
 

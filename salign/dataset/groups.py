@@ -20,8 +20,8 @@ from salign.dataset.scratch import gathering
 from salign.errors import DataError
 from salign.files import Mistakes, RowError, stream_rows
 from salign.records import MAX_SCORE, MIN_SCORE, AlignmentGroup, Message
-from salign.run import sha256
 from salign.society import sources
+from salign.storage import sha256
 
 
 def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Iterator[AlignmentGroup]:

@@ -3,9 +3,8 @@
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,28 +114,3 @@ def program_of(section: ServerEngine, model: str) -> Program:
         ConfigError: The program or the model cannot be had here.
     """
     return _PROGRAMS[section.program](section, model)
-
-
-# --- GPUs ----------------------------------------------------------------------------------------
-
-
-def visible_devices() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none if there are none."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        devices = [device.strip() for device in named.split(",")]
-        return [] if devices[0] in ("", "-1", "NoDevFiles") else devices
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(index) for index in range(len(gpus))]
-
-
-def share_out(devices: Sequence[str], num_servers: int) -> list[list[str]]:
-    """The devices of each server: each its share, or one in turn where there are fewer than servers."""
-    return [
-        list(devices[index::num_servers] or devices[index % len(devices) :][:1]) if devices else []
-        for index in range(num_servers)
-    ]

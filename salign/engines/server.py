@@ -29,8 +29,9 @@ from salign.engines import keeper
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.capabilities import Capabilities, Ratings
 from salign.engines.openai import OpenAIEngine
-from salign.engines.programs import Program, program_of, share_out, visible_devices
+from salign.engines.programs import Program, program_of
 from salign.errors import CallRejectedError, EngineError, SalignError, redact
+from salign.machine import share_out, visible_devices
 
 logger = logging.getLogger(__name__)
 

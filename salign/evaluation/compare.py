@@ -12,8 +12,10 @@ from salign.errors import StageError
 from salign.evaluation.figures import LOWER_IS_BETTER, NEITHER_IS_BETTER, values_of
 from salign.evaluation.statistics import Estimate, paired_difference, permutation_p
 from salign.files import read_rows
-from salign.run import RunDir, require_done, write_atomic
+from salign.markers import require_done
+from salign.run import RunDir
 from salign.seeds import derive
+from salign.storage import write_atomic
 
 # Below this a difference holds, if its interval leaves 0 out as well.
 _LEVEL = 0.05

@@ -34,17 +34,12 @@ from salign.evaluation.judged import (
 from salign.evaluation.resume import Measured, forget_measured, open_measured
 from salign.evaluation.tasks import MissingDataError, load_task
 from salign.evaluation.versions import code_digest, settings_of_judges, versions_of
+from salign.locks import lock
 from salign.manifest import code_version, require_model
+from salign.markers import mark_done, read_done, recording_failure, require_done
 from salign.records import AlignmentGroup
-from salign.run import (
-    RunDir,
-    lock,
-    mark_done,
-    read_done,
-    recording_failure,
-    require_done,
-    write_atomic,
-)
+from salign.run import RunDir
+from salign.storage import write_atomic
 from salign.tracking.metrics import MetricsLog
 from salign.tracking.mirror import open_mirror
 from salign.training.distributed import Ranks, alone, gather, init_ranks, leave_ranks

@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from salign.config import JUDGED, Config, EvaluateSection, HHSource, Sampling
+from salign.config import Config, EvaluateSection, HHSource, Sampling
 from salign.engines.base import Engine, Prompt
-from salign.errors import CallRejectedError, ConfigError, DataError, SalignError
-from salign.evaluation.tasks import MissingDataError, check_known, data_file, local_rows, missing
+from salign.errors import CallRejectedError, ConfigError, DataError
+from salign.evaluation.tasks import data_file, missing
 from salign.files import read_text
 from salign.seeds import derive
 from salign.society import prompts, sources
@@ -91,30 +91,6 @@ def items(config: Config, benchmark: str) -> list[Item]:
     ways = attacks(section)
     attacked = [ways[number % len(ways)].replace("{prompt}", text) for number, text in enumerate(questions)]
     return [Item(benchmark, number, *pair) for number, pair in enumerate(zip(attacked, questions, strict=True))]
-
-
-def check_benchmarks(config: Config) -> None:
-    """Reads every file that the evaluation will read, without loading lm_eval.
-
-    Raises:
-        SalignError: A benchmark is not known or its file is empty, malformed or certainly missing, or there are fewer
-            questions than asked for; all that is found is said, as an error of the first one's kind.
-    """
-    found: list[SalignError] = []
-    for benchmark in config.evaluate.benchmarks:
-        try:
-            if benchmark in JUDGED:
-                items(config, benchmark)
-            else:
-                check_known(benchmark)
-                local_rows(benchmark, config.evaluate)
-        except MissingDataError as error:
-            if not config.evaluate.allow_missing:
-                found.append(error)
-        except (ConfigError, DataError) as error:
-            found.append(error)
-    if found:
-        raise type(found[0])("\n".join(map(str, found)))
 
 
 def attacks(section: EvaluateSection) -> list[str]:

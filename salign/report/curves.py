@@ -24,8 +24,7 @@ from salign.report.figures import (
 )
 from salign.report.record import Figure, OverTime, RunRecord
 from salign.society.protocols import protocol_of
-from salign.society.rounds import mean
-from salign.tracking.metrics import Row
+from salign.tracking.metrics import Row, mean
 
 RECALLED = {
     "what they started with": "sim/recalled_initial_share",

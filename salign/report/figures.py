@@ -12,7 +12,7 @@ from salign.config import Config
 from salign.report.record import RunRecord, WorldPath
 from salign.report.society import NUM_BINS, Society
 from salign.society.protocols import protocol_of
-from salign.society.rounds import mean
+from salign.tracking.metrics import mean
 
 MAX_TABLE_ROWS = 200
 MAX_PATHS = 48

@@ -9,9 +9,9 @@ import numpy as np
 from salign.config import KINDS
 from salign.report import curves, figures
 from salign.report.record import RunRecord
-from salign.run import new_file
 from salign.society.protocols import protocol_of
-from salign.society.rounds import mean
+from salign.storage import new_file
+from salign.tracking.metrics import mean
 
 # Okabe and Ito's colours, told apart by everybody, also on paper.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

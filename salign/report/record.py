@@ -16,9 +16,10 @@ from salign.config import KINDS, Config
 from salign.errors import DataError
 from salign.evaluation.compare import compare
 from salign.evaluation.statistics import Estimate
+from salign.markers import read_done, read_failure
 from salign.records import read_interactions
 from salign.report.society import MAX_SAMPLES, Reservoir, Shard, Society, SocietyReader, clipped
-from salign.run import RunDir, read_done, read_failure
+from salign.run import RunDir
 from salign.seeds import rng
 from salign.tracking.metrics import Row, read_metrics
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salign.config import Config, GridTopology
+from salign.markers import Done
 from salign.records import MAX_SCORE, MIN_SCORE, Interaction, Turn
-from salign.run import Done
 from salign.seeds import rng
 from salign.society.protocols import protocol_of
 

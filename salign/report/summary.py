@@ -13,13 +13,14 @@ from rich.table import Table
 from salign.config import KINDS, Config
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.statistics import Estimate
+from salign.markers import read_done
 from salign.records import Interaction, read_interactions
-from salign.run import RunDir, read_done, write_atomic
+from salign.run import RunDir
 from salign.society.observer import in_words
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Protocol
-from salign.society.rounds import mean
-from salign.tracking.metrics import read_metrics
+from salign.storage import write_atomic
+from salign.tracking.metrics import mean, read_metrics
 
 
 def _society(interactions: Iterable[Interaction], protocol: Protocol[Any]) -> dict[str, Any]:

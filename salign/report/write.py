@@ -6,7 +6,8 @@ from salign.config import Config
 from salign.report.html import render
 from salign.report.paper import draw_figures
 from salign.report.record import RunRecord, read_run
-from salign.run import RunDir, write_atomic
+from salign.run import RunDir
+from salign.storage import write_atomic
 
 
 def write_report(run: RunDir, config: Config) -> tuple[Path, RunRecord]:

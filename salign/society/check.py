@@ -1,6 +1,7 @@
 """What can be known of a society before it is simulated: is it what its config says?"""
 
 import logging
+from pathlib import Path
 
 from salign.config import EdgesTopology, SocietySection, empty_parts
 from salign.errors import ConfigError
@@ -12,12 +13,15 @@ from salign.society.topology import make_topology
 logger = logging.getLogger(__name__)
 
 
-def check_society(society: SocietySection, seed: int) -> None:
+def check_society(society: SocietySection, seed: int) -> list[Path]:
     """Reads its questions, prior and links, and looks at what would do nothing.
 
     Args:
         society: The run's.
         seed: The run's.
+
+    Returns:
+        The files that were read.
 
     Raises:
         DataError: A file is missing or malformed, or has too little in it.
@@ -39,3 +43,5 @@ def check_society(society: SocietySection, seed: int) -> None:
         if mistakes:
             raise ConfigError(f"society.{'; '.join(mistakes)}")
     check_recall(society, seed, questions, prior)
+    links = [society.topology.path] if isinstance(society.topology, EdgesTopology) else []
+    return [*sources.files_of(society.questions), *sources.files_of(society.prior), *links]

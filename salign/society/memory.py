@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from salign.config import Effect, Embedder, HashingEmbedder, TransformersEmbedder, selected
 from salign.digests import name_of
-from salign.run import lock, new_file
+from salign.locks import lock
 from salign.society.embedders import embed
+from salign.storage import new_file
 
 # Distances are whole numbers of hundred-thousandths: compared exactly, and the same on every machine.
 _UNITS = 100_000

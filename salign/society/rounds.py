@@ -1,9 +1,9 @@
 """What is known of a round when all of it is held: its ratings, and how much came back usable."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median, pstdev
+from statistics import median, pstdev
 from typing import Any
 from zlib import crc32
 
@@ -12,6 +12,7 @@ from salign.errors import StageError
 from salign.records import Interaction
 from salign.society.protocols.base import Protocol
 from salign.society.recalls import RecallRecord, Recalls
+from salign.tracking.metrics import mean
 
 _NUM_EXAMPLES = 3
 # Of so few ratings it may be chance that all are the same digit: where a judge gives one digit in 60 % of cases, 20 are
@@ -19,12 +20,6 @@ _NUM_EXAMPLES = 3
 _MIN_RATINGS = 20
 # Flags that say more of the engine's settings than of what a text says.
 _HARMLESS = frozenset({"cut", "thinking"})
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are there, exactly rounded and so the same in any order; None where none is."""
-    there = [value for value in values if value is not None]
-    return fmean(there) if there else None
 
 
 @dataclass

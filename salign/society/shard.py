@@ -16,10 +16,12 @@ from salign.config import Config, Effect, SocietySection, TransformersEmbedder, 
 from salign.digests import models_of_society, name_of
 from salign.engines.journal import Journal, written_header
 from salign.engines.meter import MeteredEngine
-from salign.engines.programs import share_out, visible_devices
 from salign.errors import REQUEUE, SalignError, redact
+from salign.locks import lock
+from salign.machine import share_out, visible_devices
 from salign.manifest import require_model
-from salign.run import RunDir, lock, mark_done, record_failure, recording_failure, sha256
+from salign.markers import mark_done, record_failure, recording_failure
+from salign.run import RunDir
 from salign.society.models import asked, model_names, open_engines, open_replay
 from salign.society.observer import measure
 from salign.society.prompts import PROMPTS_VERSION
@@ -29,6 +31,7 @@ from salign.society.simulation import Simulation, Verdict
 from salign.society.spool import Spool, write_sorted
 from salign.society.world import World
 from salign.society.worlds import make_worlds, write_graphs
+from salign.storage import sha256
 from salign.tracking.metrics import MetricsLog
 
 logger = logging.getLogger(__name__)

@@ -227,3 +227,8 @@ def _moral_stories(row: dict[str, Any]) -> Iterator[Exemplar]:
 def questions(source: Source) -> list[str]:
     """The distinct questions of a source, in its order."""
     return list(dict.fromkeys(exemplar.question for exemplar in load(source)))
+
+
+def files_of(source: Source) -> list[Path]:
+    """The file that a source reads, where it reads one: neither the embedded set nor a hub's dataset is a file."""
+    return [] if isinstance(source, EverydaySource | DatasetSource) else [source.path]

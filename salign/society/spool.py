@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from salign.records import Interaction, to_bytes
-from salign.run import new_file
+from salign.storage import new_file
 
 # Of the interactions of one world and round: agents, offsets and lengths in the spool's file.
 Index = Mapping[tuple[int, int], tuple["array[int]", "array[int]", "array[int]"]]

@@ -25,8 +25,8 @@ from salign.config import (
 )
 from salign.errors import DataError
 from salign.files import read_text
-from salign.run import write_atomic
 from salign.seeds import derive, rng
+from salign.storage import write_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -61,3 +62,9 @@ def keep_rows(path: Path, keep: Callable[[Row], bool]) -> None:
         part = path.with_suffix(".part")
         part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         part.replace(path)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are there, exactly rounded and so the same in any order; None where none is."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None

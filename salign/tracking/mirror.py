@@ -15,13 +15,17 @@ from urllib.parse import urlsplit
 
 from salign.config import Config
 from salign.errors import redact
-from salign.run import RunDir, write_atomic
+from salign.plan import Unit, units
+from salign.run import RunDir
+from salign.storage import write_atomic
 from salign.tracking.names import X_AXES, JobType
 
 logger = logging.getLogger(__name__)
 
 # How long the start of a W&B run may hold the work up; its end: tracking.finish_timeout_s.
 _INIT_TIMEOUT_S = 10.0
+# Of the stages that have W&B runs. Shards have none: the collector shows them all.
+_JOB_TYPES: dict[str, JobType] = {"collect": "simulate", "train": "train", "evaluate": "evaluate"}
 
 
 def has_key() -> bool:
@@ -61,12 +65,13 @@ def _folder(run: RunDir, job_type: JobType, parts: Sequence[str]) -> Path:
     return run.stage(parts[0]) if job_type == "train" else run.evaluation(parts[0])
 
 
-def units_of(run: RunDir, config: Config) -> dict[str, Path]:
-    """The W&B runs that a run has or will have, in the order in which they are made: id to the unit's folder."""
-    named: list[tuple[JobType, list[str]]] = [("simulate", [])]
-    named += [("train", [stage.name]) for stage in config.train.stages]
-    named += [("evaluate", [model]) for model in config.evaluated_models]
-    return {run_id(run, config, job_type, *parts): _folder(run, job_type, parts) for job_type, parts in named}
+def mirrored_units(run: RunDir, config: Config) -> dict[str, Unit]:
+    """The units that a W&B run shows, by its id, in the order in which they are done."""
+    return {
+        run_id(run, config, job_type, *filter(None, [unit.argument])): unit
+        for unit in units(run, config)
+        if (job_type := _JOB_TYPES.get(unit.stage)) is not None
+    }
 
 
 def run_id(run: RunDir, config: Config, job_type: JobType, *parts: str) -> str:

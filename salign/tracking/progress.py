@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from salign.plan import Unit
 from salign.tracking.metrics import Row, read_metrics
 
 _DRAW_EVERY_S = 0.5
@@ -34,11 +35,15 @@ class Watched:
     lasts: Mapping[str, str] = field(default_factory=dict)
 
 
-def watch_simulation(files: Sequence[Path]) -> Watched:
+def _metrics(units: Sequence[Unit]) -> list[Path]:
+    return [unit.folder / "metrics.jsonl" for unit in units]
+
+
+def watch_simulation(shards: Sequence[Unit]) -> Watched:
     """What is shown of shards."""
     return Watched(
         "simulate",
-        files,
+        _metrics(shards),
         "sim/calls",
         "sim/calls_most",
         "calls",
@@ -51,11 +56,11 @@ def watch_simulation(files: Sequence[Path]) -> Watched:
     )
 
 
-def watch_training(stage: str, file: Path) -> Watched:
+def watch_training(units: Sequence[Unit]) -> Watched:
     """What is shown of a training stage."""
     return Watched(
-        f"train {stage}",
-        [file],
+        units[0].name,
+        _metrics(units),
         "train/global_step",
         "train/steps_most",
         "steps",
@@ -64,11 +69,11 @@ def watch_training(stage: str, file: Path) -> Watched:
     )
 
 
-def watch_evaluation(model: str, file: Path) -> Watched:
+def watch_evaluation(units: Sequence[Unit]) -> Watched:
     """What is shown of an evaluation."""
     return Watched(
-        f"evaluate {model}",
-        [file],
+        units[0].name,
+        _metrics(units),
         "eval/calls",
         "eval/calls_most",
         "calls",

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from salign.config import Config
 from salign.errors import StageError, redact
-from salign.run import RunDir, is_locked
-from salign.tracking.mirror import run_id, units_of
+from salign.locks import is_locked
+from salign.plan import Unit
+from salign.run import RunDir
+from salign.tracking.mirror import mirrored_units, run_id
 from salign.tracking.server import Server, asking_wandb
 from salign.tracking.wandb_log import Fragment, read_fragment
 
@@ -39,7 +40,7 @@ def sync(run: RunDir, config: Config, say: Say, *, live: bool = False) -> None:
         StageError: Something was not sent, or did not arrive; all of it is named.
     """
     fragments = find_fragments(run)
-    units = units_of(run, config)
+    units = mirrored_units(run, config)
     problems: list[str] = []
     with asking_wandb():
         server = Server(config.tracking)
@@ -73,7 +74,7 @@ def find_fragments(run: RunDir) -> dict[str, list[Fragment]]:
     return found
 
 
-def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Path | None, *, live: bool) -> str:
+def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Unit | None, *, live: bool) -> str:
     """Sends what of a W&B run is to be sent.
 
     Returns:
@@ -83,7 +84,7 @@ def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Pat
         StageError: Why it was not sent, or what did not arrive.
     """
     # In this order: a job may end in between, and what is read of its log then must be all of it.
-    locked = unit is not None and is_locked(unit / ".lock")
+    locked = unit is not None and is_locked(unit.folder / ".lock")
     fragments = [read_fragment(fragment.path) for fragment in fragments]
     last = fragments[-1]
     at_work = locked and not last.ended
@@ -94,9 +95,10 @@ def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Pat
     waiting = [fragment for fragment in fragments if fragment.is_offline and not fragment.is_synced and fragment.id]
     gone = [str(path) for fragment in waiting for artifact in fragment.artifacts for path in artifact.missing]
     if gone:
+        made = unit.folder if unit else "it"
         raise StageError(
             f"not sent: bytes of its artifacts are gone ({', '.join(gone[:3])}{' ...' if gone[3:] else ''}). Put them "
-            f"back (a run's folder that was moved: link its old place to it), or make {unit or 'it'} again."
+            f"back (a run's folder that was moved: link its old place to it), or make {made} again."
         )
     if waiting:
         _check_not_begun(server, id_, fragments, waiting)

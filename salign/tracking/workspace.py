@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from salign.config import KINDS, TrackingSection
-from salign.run import write_atomic
+from salign.storage import write_atomic
 from salign.tracking.names import LOGGED
 from salign.tracking.server import Server, asking_wandb
 

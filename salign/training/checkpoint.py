@@ -14,7 +14,8 @@ import torch.distributed as dist
 from salign.compose import leaves
 from salign.config import Effect, TrainStage, selected
 from salign.errors import ConfigError, StageError
-from salign.run import Done, mark_done, new_folder, noticing_full_disk, read_done, sha256
+from salign.markers import Done, mark_done, read_done
+from salign.storage import new_folder, noticing_full_disk, sha256
 from salign.training.distributed import Ranks, share_from_main
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ from salign import architecture, models
 from salign.config import KINDS, AnswersData, DataPart, GroupsData, RunData, TrainStage
 from salign.dataset.groups import demonstrations, digest_of, read_groups
 from salign.errors import DataError
+from salign.markers import require_done
 from salign.records import AlignmentGroup
-from salign.run import RunDir, require_done
+from salign.run import RunDir
 from salign.seeds import rng
 from salign.training.hindsight import HINDSIGHT_VERSION, chain_of_hindsight
-from salign.training.objectives import needs_reference
 from salign.training.packing import Lengths, sample_responses
 from salign.training.tokens import TokenGroup, TokenStore, store_key
 
@@ -89,7 +89,7 @@ def context_length(model: str) -> int | None:
 
 def longest(store: TokenStore, stage: TrainStage) -> Lengths:
     """The longest text, and the longest row, that a stage will have out of its data."""
-    whole_groups = stage.held_out_share > 0 or needs_reference(stage.objective)
+    whole_groups = stage.held_out_share > 0 or stage.objective.needs_reference
     text, group = store.longest(None if whole_groups else stage.num_responses)
     return Lengths(text, max(group, min(stage.row_tokens or 0, group * stage.groups_per_step)))
 
@@ -116,7 +116,7 @@ def build_tokens(
     max_tokens = stage.max_tokens if context is None else min(stage.max_tokens, context)
     left_out: Counter[str] = Counter()
     groups, digest, inputs = stage_groups(run, stage, left_out)
-    if stage.objective.kind == "coh":
+    if stage.objective.in_one_text:
         groups = (chain_of_hindsight(group, seed, stage.name, number) for number, group in enumerate(groups))
         digest = f"{digest}-{HINDSIGHT_VERSION}-{seed}"
     folder = run.stage(stage.name) / f"tokens-{store_key(tokenizer, max_tokens, digest)}"
@@ -146,7 +146,7 @@ def split(groups: Groups, stage: TrainStage, seed: int) -> tuple[NDArray[np.uint
         DataError: Nothing is left to train on.
     """
     numbers = shuffled(len(groups), seed, stage.name, "held_out")
-    if stage.objective.kind in ("dpo", "listwise_dpo"):
+    if stage.objective.compares:
         pairs = (groups[int(number)].scores for number in numbers)
         numbers = numbers[np.fromiter((max(scores) > min(scores) for scores in pairs), dtype=bool)]
     num_held_out = round(stage.held_out_share * len(numbers))
@@ -154,7 +154,7 @@ def split(groups: Groups, stage: TrainStage, seed: int) -> tuple[NDArray[np.uint
         raise DataError(
             f"train stage {stage.name}: none of its {len(groups)} groups is left to train on. The objective "
             f"{stage.objective.kind} needs groups with "
-            + ("responses of different scores" if stage.objective.kind.endswith("dpo") else "a response")
+            + ("responses of different scores" if stage.objective.compares else "a response")
             + f", and held_out_share is {stage.held_out_share:g}."
         )
     return np.sort(numbers[num_held_out:]), np.sort(numbers[:num_held_out])

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from salign.chat import chat_template
 from salign.errors import ConfigError
-from salign.run import new_folder, noticing_full_disk
+from salign.storage import new_folder, noticing_full_disk
 
 
 def trained_weights(engine: Any, model: PreTrainedModel, *, adapters: bool) -> dict[str, Tensor] | None:

@@ -14,8 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from salign import models
 from salign.config import Config, TrainStage
 from salign.errors import REQUEUE
+from salign.locks import lock
 from salign.manifest import noted_model, require_model
-from salign.run import RunDir, lock, mark_done, recording_failure, require_done
+from salign.markers import mark_done, recording_failure, require_done
+from salign.run import RunDir
 from salign.seeds import derive
 from salign.tracking.metrics import MetricsLog, keep_rows, read_metrics
 from salign.tracking.mirror import Mirror, open_mirror
@@ -26,7 +28,6 @@ from salign.training.data import Groups, Order, build_tokens, context_length, lo
 from salign.training.distributed import Ranks, StopSignal, init_ranks, leave_ranks, share_from_main
 from salign.training.export import complete_generation_config, trained_weights, write_model
 from salign.training.lora import add_adapters, merge, require_peft
-from salign.training.objectives import needs_reference
 from salign.training.reference import reference_path, with_references
 from salign.training.settings import deepspeed_config
 from salign.training.tokens import TokenStore
@@ -164,7 +165,7 @@ def train(run: RunDir, config: Config, name: str) -> None:
         model = _load(job, origin, settings)
         trainer = Trainer(stage, ranks, model, settings, num_steps=num_steps, lengths=longest(data, stage))
         groups: Groups = data
-        if needs_reference(stage.objective):
+        if stage.objective.needs_reference:
             path = reference_path(origin.tokens, origin.inputs, stage.dtype)
             groups = with_references(data, path, ranks, trainer.nll_of)
         order = Order(groups, stage, seed, trained)

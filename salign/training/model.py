@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from salign.config import Attention, Objective
 from salign.errors import ConfigError
 from salign.training.attention import mask_of, prepare
-from salign.training.objectives import needs_reference, objective_sum, preference_metrics
+from salign.training.losses import objective_sum
+from salign.training.objectives import preference_metrics
 from salign.training.packing import Lengths, Row, lay_out
 from salign.training.settings import MAX_LOGITS
 from salign.training.tokens import TokenGroup
@@ -113,7 +114,7 @@ class GroupLoss(nn.Module):
     def forward(self, row: Row) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The objective's sum over the row's groups that count, the nll [groups, K], and what is logged of them."""
         nll = response_nll(self.model, row)
-        reference = row.reference_nll if needs_reference(self._objective) else None
+        reference = row.reference_nll if self._objective.needs_reference else None
         total, _ = objective_sum(self._objective, nll, row.scores, row.num_tokens, reference)
         return total, nll.detach(), preference_metrics(nll, row.scores)
 

@@ -2,7 +2,7 @@
 
 What all of them share: tensors are [groups, K]. A response whose nll or score is NaN is not there, and takes no part. A
 group's best response has the highest score, of equal ones it is the first. `*_losses` give each group's loss, [groups],
-and 0 where a group has nothing that the objective is about; `counted_groups` says which have.
+and 0 where a group has nothing that the objective is about; `salign.training.losses.counted_groups` says which have.
 """
 
 from typing import Literal
@@ -10,16 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from salign.config import (
-    CoHObjective,
-    DPOObjective,
-    ListwiseDPOObjective,
-    Objective,
-    RRHFObjective,
-    SFTObjective,
-    StableObjective,
-)
 
 
 def _check_shapes(**tensors: Tensor) -> None:
@@ -104,28 +94,6 @@ def stable_losses(
     else:
         merged = (flow * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
     return best_nll.squeeze(1) + ratio * merged.clamp(min=0)
-
-
-def stable_loss(
-    nll: Tensor,
-    scores: Tensor,
-    *,
-    ratio: float,
-    margin: float,
-    scale: float,
-    hinge: Literal["mean", "each"] = "mean",
-    max_flow: bool = False,
-) -> Tensor:
-    """The mean over groups of `stable_losses`; a group in which nothing is there does not count.
-
-    Returns:
-        A scalar of nll's dtype.
-
-    Raises:
-        ValueError: The shapes differ, or no group has a rated response.
-    """
-    objective = StableObjective(kind="stable", ratio=ratio, margin=margin, scale=scale, hinge=hinge, max_flow=max_flow)
-    return objective_loss(objective, nll, scores)
 
 
 def rrhf_losses(nll: Tensor, scores: Tensor, num_tokens: Tensor, *, sft_weight: float) -> Tensor:
@@ -225,114 +193,6 @@ def listwise_dpo_losses(rewards: Tensor, scores: Tensor) -> Tensor:
     alternatives = _rated_above(there, scores) | itself
     total = rewards[:, None, :].masked_fill(~alternatives, -torch.inf).logsumexp(dim=2)
     return (total - rewards).sum(dim=1)
-
-
-def needs_reference(objective: Objective) -> bool:
-    """Whether the objective compares with the model that training started from."""
-    return isinstance(objective, DPOObjective | ListwiseDPOObjective)
-
-
-def counted_groups(objective: Objective, scores: Tensor) -> Tensor:
-    """Which groups count in the objective's mean: a function of the scores alone, known before the model has run.
-
-    Args:
-        objective: Which.
-        scores: [groups, K]; NaN where a response is not there.
-
-    Returns:
-        Bool [groups]. For `dpo` and `listwise_dpo`, groups with two responses of different scores; for the others,
-        groups with a response.
-    """
-    there = ~scores.isnan()
-    if isinstance(objective, DPOObjective | ListwiseDPOObjective):
-        highest = scores.masked_fill(~there, -torch.inf).amax(dim=1)
-        return highest > scores.masked_fill(~there, torch.inf).amin(dim=1)
-    return there.any(dim=1)
-
-
-def objective_losses(
-    objective: Objective,
-    nll: Tensor,
-    scores: Tensor,
-    num_tokens: Tensor | None = None,
-    reference_nll: Tensor | None = None,
-) -> Tensor:
-    """Each group's loss under a configured objective, [groups]; 0 where the group does not count.
-
-    Args:
-        objective: Which.
-        nll: [groups, K], mean over a response's tokens of -log p(token | query, earlier tokens); NaN where a group has
-            fewer responses.
-        scores: [groups, K], ratings; NaN where there is none.
-        num_tokens: [groups, K], tokens of each response, 0 where there is none; `rrhf`, `dpo` and `listwise_dpo` need
-            it.
-        reference_nll: nll under the model that training started from; where `needs_reference`.
-
-    Raises:
-        ValueError: The shapes differ, or what the objective needs is not given.
-    """
-    if isinstance(objective, SFTObjective | CoHObjective):  # Chain of Hindsight is in the text: `training.hindsight`
-        return sft_losses(nll, scores)
-    if isinstance(objective, StableObjective):
-        return stable_losses(
-            nll,
-            scores,
-            ratio=objective.ratio,
-            margin=objective.margin,
-            scale=objective.scale,
-            hinge=objective.hinge,
-            max_flow=objective.max_flow,
-        )
-    if num_tokens is None:
-        raise ValueError(f"objective {objective.kind} needs num_tokens")
-    if isinstance(objective, RRHFObjective):
-        return rrhf_losses(nll, scores, num_tokens, sft_weight=objective.sft_weight)
-    if reference_nll is None:
-        raise ValueError(f"objective {objective.kind} needs reference_nll")
-    rewards = implicit_rewards(nll, reference_nll, num_tokens, beta=objective.beta)
-    if isinstance(objective, ListwiseDPOObjective):
-        return listwise_dpo_losses(rewards, scores)
-    return dpo_losses(rewards, scores, pairs=objective.pairs, label_smoothing=objective.label_smoothing)
-
-
-def objective_sum(
-    objective: Objective,
-    nll: Tensor,
-    scores: Tensor,
-    num_tokens: Tensor | None = None,
-    reference_nll: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The loss summed over the groups that count, and how many do: both can be added up over rows and ranks.
-
-    Args and errors are those of `objective_losses`.
-
-    Returns:
-        A scalar of nll's dtype, which has a gradient (of 0) also where no group counts, and an int64 scalar.
-    """
-    losses = objective_losses(objective, nll, scores, num_tokens, reference_nll)
-    counted = counted_groups(objective, scores.masked_fill(nll.isnan(), torch.nan))
-    return losses.sum(), counted.sum()
-
-
-def objective_loss(
-    objective: Objective,
-    nll: Tensor,
-    scores: Tensor,
-    num_tokens: Tensor | None = None,
-    reference_nll: Tensor | None = None,
-) -> Tensor:
-    """The loss of a configured objective, mean over the groups that count: a scalar.
-
-    Args are those of `objective_losses`.
-
-    Raises:
-        ValueError: As there; or no group counts.
-    """
-    total, count = objective_sum(objective, nll, scores, num_tokens, reference_nll)
-    if not bool(count):
-        what = "two responses of different scores" if needs_reference(objective) else "a rated response"
-        raise ValueError(f"no group has {what}, which objective {objective.kind} needs")
-    return total / count
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from salign.run import new_file
+from salign.storage import new_file
 from salign.training.distributed import Ranks
 from salign.training.tokens import TokenGroup, TokenStore
 

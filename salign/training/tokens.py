@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from salign.chat import ChatTemplate, chat_template, conversation
 from salign.errors import DataError, StageError
 from salign.records import AlignmentGroup
-from salign.run import new_folder
+from salign.storage import new_folder
 
 _VERSION = 2
 _BATCH = 512  # groups that are tokenised together

@@ -15,8 +15,8 @@ from salign.config import TrainStage
 from salign.errors import StageError
 from salign.training.distributed import Ranks, sum_over_ranks
 from salign.training.flops import Arithmetic, peak_flops
+from salign.training.losses import counted_groups
 from salign.training.model import GroupLoss, check_layout, decayed_apart, recompute
-from salign.training.objectives import counted_groups
 from salign.training.packing import Lengths, lay_out
 from salign.training.rows import deal
 from salign.training.settings import learning_rate_share

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from salign import compose, stages
-from salign.cluster.plan import units
+from salign import compose, work
 from salign.config import Config
 from salign.launch import prepare
+from salign.plan import units
 from salign.training import loop
 
 SCRIPTED = "{kind: scripted}"
@@ -47,7 +47,7 @@ def in_small(path: Path, model: str, folder: Path) -> Config:
 
 def main() -> None:
     model, folder, *examples = sys.argv[1:]
-    stages.begin()
+    work.begin()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     loop.init_ranks = functools.cache(loop.init_ranks)  # one process is the only rank of all
     leave_ranks, loop.leave_ranks = loop.leave_ranks, lambda: None
@@ -56,9 +56,9 @@ def main() -> None:
         run = prepare(in_small(Path(example), model, Path(folder)))
         for unit in units(run, run.config()):
             # What trains here leaves a rank's place in the environment, for which others would look for more ranks.
-            trains = unit.command[0] == "train"
+            trains = unit.stage == "train"
             with contextlib.nullcontext() if trains else mock.patch.dict(os.environ, before, clear=True):
-                stages.run_unit(run.path, unit.command)
+                work.do_unit(run, run.config(), unit)
         print(run.path, flush=True)
     leave_ranks()
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment, launch
 
-from salign.run import RunDir, read_done
+from salign.markers import read_done
+from salign.run import RunDir
 
 pytestmark = pytest.mark.integration
 

@@ -14,8 +14,9 @@ from conftest import ROOT, environment, launch, small_config
 
 from salign import models
 from salign.errors import ConfigError
+from salign.markers import read_done
 from salign.records import read_interactions
-from salign.run import RunDir, read_done
+from salign.run import RunDir
 
 pytestmark = pytest.mark.integration
 

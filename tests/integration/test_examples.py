@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
-from salign.cluster.plan import is_complete, units
+from salign.plan import is_complete, units
 from salign.records import read_interactions
 from salign.run import open_run
 

@@ -13,8 +13,10 @@ import pytest
 from conftest import ROOT, environment, launch
 
 from salign.dataset.groups import load_groups
+from salign.markers import read_done
 from salign.records import read_interactions
-from salign.run import RunDir, read_done, sha256
+from salign.run import RunDir
+from salign.storage import sha256
 from salign.tracking.wandb_log import history, records
 
 pytestmark = pytest.mark.integration

@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT, environment
 
 from salign import compose
-from salign.run import RunDir, create_run, mark_done
+from salign.markers import mark_done
+from salign.run import RunDir, create_run
 
 pytestmark = pytest.mark.integration
 

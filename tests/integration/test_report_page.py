@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from chromium import Page, browsing, find_chromium
 
+from salign.markers import mark_done, read_done
 from salign.report.write import write_report
-from salign.run import RunDir, mark_done, read_done
+from salign.run import RunDir
 
 pytestmark = pytest.mark.integration
 

@@ -20,8 +20,9 @@ from salign import compose
 from salign.config import Sampling
 from salign.engines.base import Prompt
 from salign.engines.journal import CallKeys
+from salign.markers import read_done, read_failure
 from salign.records import read_interactions
-from salign.run import RunDir, create_run, read_done, read_failure
+from salign.run import RunDir, create_run
 
 pytestmark = pytest.mark.integration
 

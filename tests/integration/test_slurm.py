@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from conftest import OPEN_GATES, ROOT, Devcluster, environment, launch
 
-from salign.cluster.jobs import submissions
+from salign.cluster.slurm.submission import submissions
 from salign.cluster.status import digest
-from salign.run import RunDir, read_done
+from salign.markers import read_done
+from salign.run import RunDir
 from salign.tracking.metrics import read_metrics
 
 pytestmark = pytest.mark.integration
@@ -47,8 +48,8 @@ def simulated_here(config: Path, *overrides: str) -> str:
     """The digest of the same society simulated in one process on this machine."""
     assert launch(str(config), *overrides, "run.name=here", "--prepare").returncode == 0
     run = RunDir(config.parent / "runs" / "here")
-    code = "import sys; from pathlib import Path; from salign import stages; run = Path(sys.argv[1])\n"
-    code += f"for shard in range({run.config().society.num_shards}): stages.simulate(run, shard)"
+    shards = [("simulate", str(shard)) for shard in range(run.config().society.num_shards)]
+    code = f"import sys; from pathlib import Path; from salign.work import do_all; do_all(Path(sys.argv[1]), {shards})"
     done = subprocess.run(
         [sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, env=environment(), check=False
     )

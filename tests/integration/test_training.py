@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from salign import compose, models
-from salign.run import RunDir, create_run, read_done
+from salign.markers import read_done
+from salign.run import RunDir, create_run
 from salign.tracking.metrics import read_metrics
 from salign.training.data import Order, build_tokens, split
 from salign.training.objectives import stable_losses

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from salign import stages
+from salign import work
 from salign.errors import StageError
+from salign.plan import find_unit, units
+from salign.run import open_run
 from salign.training import loop, model
 from salign.training.trainer import Trainer
 
@@ -48,7 +50,9 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     model._MAX_LOGITS = 0 if task.get("chunk") else max_logits
     code, error = 0, ""
     try:
-        stages.train(Path(task["run"]), STAGE)
+        run = open_run(Path(task["run"]))
+        config = run.config()
+        work.do_unit(run, config, find_unit(units(run, config), "train", STAGE))
     except SystemExit as stopped:
         code = int(str(stopped.code))
     except StageError as failed:  # of all ranks
@@ -60,7 +64,7 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    stages.begin()
+    work.begin()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     tasks = Path(sys.argv[1])
     # The ranks stay together between the runs.

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from salign.run import lock, open_run
+from salign.locks import lock
+from salign.run import open_run
 from salign.tracking.metrics import MetricsLog
 from salign.tracking.mirror import open_mirror
 

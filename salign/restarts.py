@@ -1,12 +1,12 @@
-"""A unit whose job Slurm starts again and again must get further each time, or it would be started for ever."""
+"""A unit whose job is started again and again must get further each time, or its job would never end."""
 
 import contextlib
 import json
-import os
 
-from salign.cluster.plan import Unit
 from salign.errors import StageError
-from salign.run import write_atomic
+from salign.launchers import is_in_job, num_restarts
+from salign.plan import Unit
+from salign.storage import write_atomic
 
 _MAX_IDLE_RESTARTS = 3
 
@@ -24,11 +24,11 @@ def check_restart(unit: Unit) -> None:
     Raises:
         StageError: There were too many.
     """
-    if "SLURM_JOB_ID" not in os.environ:
+    if not is_in_job():
         return
     file = unit.folder / ".restarts.json"
     before, num_idle = None, 0
-    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
+    if num_restarts() > 0:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             row = json.loads(file.read_text())
             before, num_idle = row["progress"], row["num_idle"]
@@ -36,7 +36,7 @@ def check_restart(unit: Unit) -> None:
     num_idle = num_idle + 1 if now == before else 0
     if num_idle >= _MAX_IDLE_RESTARTS:
         raise StageError(
-            f"{' '.join(unit.command)} was started {num_idle + 1} times by Slurm without getting further. Give it more "
+            f"{unit.name} was started {num_idle + 1} times by the scheduler without getting further. Give it more "
             f"time or memory (cluster.{unit.stage}.timeout_min, cluster.{unit.stage}.mem_gb; for training also a "
             "smaller checkpoint_every_steps), or look at its log; then launch again."
         )

@@ -54,14 +54,17 @@ class Slurm:
 
     def __init__(self) -> None:
         self.num_commands: Counter[str] = Counter()
+        self._max_array_size: int | None = None
 
     @staticmethod
     def is_here() -> bool:
         """Whether this machine has Slurm's commands."""
         return shutil.which("sbatch") is not None
 
-    def said(self) -> str:
-        """How often Slurm was asked."""
+    def usage(self) -> str:
+        """How often Slurm was asked; "" where it was not."""
+        if not self.num_commands:
+            return ""
         return "Slurm was asked: " + ", ".join(f"{count}x {name}" for name, count in self.num_commands.items())
 
     def _run(self, *command: str) -> str:
@@ -93,7 +96,12 @@ class Slurm:
         return [_node(line.split("|")) for line in self._run("sinfo", "-h", "-N", "-o", form).splitlines()]
 
     def max_array_size(self) -> int:
-        """How many tasks an array may have."""
+        """How many tasks an array may have; asked once."""
+        if self._max_array_size is None:
+            self._max_array_size = self._ask_max_array_size()
+        return self._max_array_size
+
+    def _ask_max_array_size(self) -> int:
         for line in self._run("scontrol", "show", "config").splitlines():
             name, _, value = line.partition("=")
             if name.strip() == "MaxArraySize":

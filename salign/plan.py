@@ -1,53 +1,87 @@
-"""What a run consists of, and what of it is left to do."""
+"""The units of work in a run, which of them are complete, and which are left: told by their markers alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from salign.config import Config
-from salign.run import RunDir, is_locked, read_done, read_failure
+from salign.errors import ConfigError
+from salign.locks import is_locked
+from salign.markers import read_done, read_failure
+from salign.run import RunDir
+
+# An error message names at most so many units.
+_MAX_NAMED = 8
 
 
 @dataclass(frozen=True)
 class Unit:
     """One piece of work: a shard, the collector, a training stage, an evaluation.
 
-    `key` is how other units' markers name it; `command` is what `python -m salign.stages` is given after the run.
+    Attributes:
+        stage: Which kind of work; see `salign.stages`.
+        argument: Which of its kind: a shard's number, a training stage's or a model's name; "" where there is one.
+        folder: Where its results and its marker are.
+        needs: Keys of the units whose results it reads.
     """
 
-    key: str
+    stage: str
+    argument: str
     folder: Path
-    command: tuple[str, ...]
-    needs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
 
     @property
-    def stage(self) -> str:
-        """`simulate`, `collect`, `train` or `evaluate`."""
-        return self.command[0]
+    def key(self) -> str:
+        """How the markers of other units name it."""
+        return "dataset" if self.stage == "collect" else f"{self.stage}/{self.argument}"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Stage and argument, as on the command line of `python -m salign.work`."""
+        return (self.stage, self.argument) if self.argument else (self.stage,)
+
+    @property
+    def name(self) -> str:
+        """As a user reads it."""
+        return " ".join(self.words)
 
     @property
     def log_name(self) -> str:
-        return "-".join(self.command) + ".log"
+        return "-".join(self.words) + ".log"
 
 
 def units(run: RunDir, config: Config) -> list[Unit]:
     """Every unit of a run, each after those that it needs; no society where nothing is trained on its data."""
-    shards = [
-        Unit(f"simulate/{shard}", run.shard(shard), ("simulate", str(shard)), ())
-        for shard in range(config.society.num_shards)
-    ]
-    dataset = Unit("dataset", run.dataset, ("collect",), tuple(shard.key for shard in shards))
-    found = [*shards, dataset] if config.has_society else []
+    plan: list[Unit] = []
+    if config.has_society:
+        plan += [Unit("simulate", str(shard), run.shard(shard)) for shard in range(config.society.num_shards)]
+        plan.append(Unit("collect", "", run.dataset, tuple(shard.key for shard in plan)))
     for stage in config.train.stages:
         start = config.train.start_of(stage.name)
         needs: tuple[str, ...] = () if start == "base" else (f"train/{start}",)
         if stage.uses_society:
             needs += ("dataset",)
-        found.append(Unit(f"train/{stage.name}", run.stage(stage.name), ("train", stage.name), needs))
+        plan.append(Unit("train", stage.name, run.stage(stage.name), needs))
     for model in config.evaluated_models:
         needs = () if model == "base" else (f"train/{model}",)
-        found.append(Unit(f"evaluate/{model}", run.evaluation(model), ("evaluate", model), needs))
-    return found
+        plan.append(Unit("evaluate", model, run.evaluation(model), needs))
+    return plan
+
+
+def find_unit(everything: Sequence[Unit], stage: str, argument: str = "") -> Unit:
+    """The unit that a user names.
+
+    Raises:
+        ConfigError: There is none; those that there are get named.
+    """
+    for unit in everything:
+        if (unit.stage, unit.argument) == (stage, argument):
+            return unit
+    there = [unit.argument for unit in everything if unit.stage == stage]
+    if len(there) > _MAX_NAMED:
+        there = [*there[: _MAX_NAMED - 2], "...", there[-1]]
+    known = f"there are: {', '.join(there)}" if there else "the run has none, as no stage trains on a society's data"
+    raise ConfigError(f"the run has no unit `{stage} {argument}`; {known}" if argument else f"no {stage} here: {known}")
 
 
 def complete(everything: Sequence[Unit]) -> set[str]:

@@ -1,11 +1,12 @@
-"""Whether the cluster has what a chain asks for: said at the launch, for Slurm would let it pend for ever."""
+"""Whether the cluster has what a chain asks for: said at the launch, since Slurm would let such a job pend."""
 
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from salign.cluster.jobs import Job, batch_file
-from salign.cluster.slurm import Node, Slurm
+from salign.cluster.slurm.batch import batch_file
+from salign.cluster.slurm.commands import Node, Slurm
+from salign.cluster.slurm.jobs import Job
 from salign.config import Config, SlurmCluster, SlurmResources
 from salign.errors import ConfigError
 from salign.run import RunDir
@@ -26,7 +27,7 @@ def check_cluster(run: RunDir, config: Config, jobs: Sequence[Job], slurm: Slurm
     nodes, notes, mistakes = slurm.nodes(), [], []
     kinds: dict[str, Job] = {}
     for job in jobs:
-        kinds.setdefault(job.tasks[0][0].stage, job)
+        kinds.setdefault(job.stage.name, job)
     for stage in kinds:
         found, said = _compare(stage, cluster.by_stage[stage], cluster, nodes)
         mistakes += found

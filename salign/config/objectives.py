@@ -1,0 +1,103 @@
+"""What is learnt from a group of responses."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from salign.config.base import NotBool, NotNegative, Positive, Section
+
+
+class _Objective(Section):
+    """What is learnt from a group; its loss is the one that `salign.training.losses.LOSSES` has for its kind."""
+
+    compares: ClassVar[bool] = False
+    """Whether a group counts only with two responses of different scores."""
+    needs_reference: ClassVar[bool] = False
+    """Whether the loss needs the likelihoods under the model that training started from."""
+    needs_lengths: ClassVar[bool] = False
+    """Whether the loss sums over the tokens of a response, and so needs to know how many there are."""
+    in_one_text: ClassVar[bool] = False
+    """Whether a group's responses are put into one text, by `salign.training.hindsight`."""
+
+
+class SFTObjective(_Objective):
+    """The likelihood of each group's best response."""
+
+    kind: Literal["sft"]
+
+
+class StableObjective(_Objective):
+    """Stable Alignment: the best response's likelihood, and a margin over the others (method: section 3)."""
+
+    kind: Literal["stable"]
+    ratio: NotNegative = 0.2
+    """Weight of the contrast beside the best response's negative log-likelihood."""
+    margin: NotNegative = 1.0
+    """How far apart, in nats a token, responses at the ends of the scale should be."""
+    scale: Positive = 7.0
+    """The scale's length."""
+    hinge: Literal["mean", "each"] = "mean"
+    """Whether a contrast that is met already counts as 0 for the mean of all (the released code), or for each response
+    (the paper's formula)."""
+    max_flow: bool = False
+    """Takes the response that is farthest from its margin, in the place of the mean over all."""
+
+
+class DPOObjective(_Objective):
+    """Direct preference optimization: the better of two responses gains on the worse, measured from the model at start.
+
+    Rafailov et al. 2023, arXiv 2305.18290.
+    """
+
+    compares = True
+    needs_reference = True
+    needs_lengths = True
+
+    kind: Literal["dpo"]
+    beta: Positive = 0.1
+    """How strongly the model is held to where it started; in nats over a whole response."""
+    pairs: Literal["all", "best"] = "all"
+    """Pairs of a group: all with different scores, or the best response with each that is rated lower."""
+    label_smoothing: Annotated[float, NotBool, Field(ge=0, lt=0.5)] = 0.0
+    """The share of pairs that are taken to be rated the wrong way round (conservative DPO)."""
+
+
+class ListwiseDPOObjective(_Objective):
+    """DPO over the whole ranking of a group at once, under Plackett and Luce's model (its paper's appendix A.3)."""
+
+    compares = True
+    needs_reference = True
+    needs_lengths = True
+
+    kind: Literal["listwise_dpo"]
+    beta: Positive = 0.1
+
+
+class RRHFObjective(_Objective):
+    """RRHF: a response rated higher is to be likelier by the token, and the best one is learnt.
+
+    Yuan et al. 2023, arXiv 2304.05302.
+    """
+
+    needs_lengths = True
+
+    kind: Literal["rrhf"]
+    sft_weight: NotNegative = 1.0
+    """Weight of the best response's likelihood, which is a sum over its tokens as in the paper."""
+
+
+class CoHObjective(_Objective):
+    """Chain of Hindsight: the best and the worst response in one text, each after a word on it; the text is learnt.
+
+    Liu et al. 2023, arXiv 2302.02676.
+    """
+
+    in_one_text = True
+
+    kind: Literal["coh"]
+
+
+Objective = Annotated[
+    SFTObjective | StableObjective | DPOObjective | ListwiseDPOObjective | RRHFObjective | CoHObjective,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,40 @@
+"""What this machine has: its name, cores and GPUs."""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def this_machine() -> dict[str, Any]:
+    """Where this process runs: host, cores and, as NVIDIA's driver names them, GPUs."""
+    gpus = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        named = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
+        gpus.append(named.group(1) if named else "GPU")
+    return {"host": platform.node(), "cores": os.cpu_count(), "gpus": gpus}
+
+
+def visible_devices() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none if there are none."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        devices = [device.strip() for device in named.split(",")]
+        return [] if devices[0] in ("", "-1", "NoDevFiles") else devices
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(index) for index in range(len(gpus))]
+
+
+def share_out(devices: Sequence[str], num_parts: int) -> list[list[str]]:
+    """The devices of each part: its share of them, or one in turn where there are fewer devices than parts."""
+    return [
+        list(devices[index::num_parts] or devices[index % len(devices) :][:1]) if devices else []
+        for index in range(num_parts)
+    ]

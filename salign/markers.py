@@ -1,0 +1,113 @@
+"""The markers of a unit's folder: `done.json` says what is complete, `failed.json` why it is not."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from salign.errors import SalignError, StageError, explain_os_error, redact
+from salign.machine import this_machine
+from salign.storage import sha256, write_atomic
+
+DONE = "done.json"
+FAILED = "failed.json"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a complete stage vouches for: facts, its files (bytes, sha256) and the digests of what it was made from.
+
+    `machine` is where it was made, empty in the markers of older versions.
+    """
+
+    facts: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    inputs: dict[str, str]
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """One hash for all of the stage's files."""
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
+
+
+def mark_done(folder: Path, names: list[str], inputs: Mapping[str, str], facts: Mapping[str, Any]) -> Done:
+    """Declares a stage complete; written last.
+
+    Args:
+        folder: The stage's folder.
+        names: Its files, relative to the folder.
+        inputs: Name to digest of each stage that it was made from.
+        facts: Counts and figures.
+    """
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+    done = Done(dict(facts), files, dict(inputs), this_machine())
+    text = json.dumps(dataclasses.asdict(done), indent=2) + "\n"
+    write_atomic(folder / DONE, text)
+    (folder / FAILED).unlink(missing_ok=True)
+    return done
+
+
+def read_done(folder: Path) -> Done | None:
+    """The stage's marker; None where there is none, or where one of its files is missing or has another size."""
+    try:
+        row = json.loads((folder / DONE).read_text())
+        done = Done(row["facts"], row["files"], row["inputs"], row.get("machine", {}))
+        sizes = {folder / name: seen["bytes"] for name, seen in done.files.items()}
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    whole = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
+    return done if whole else None
+
+
+def require_done(folder: Path, what: str, remedy: str) -> Done:
+    """The marker of a stage that another needs, its files verified by hash.
+
+    Raises:
+        StageError: It is not complete, or a file is not what the marker vouches for.
+    """
+    done = read_done(folder)
+    if done is None:
+        raise StageError(f"{what} is not complete ({folder / DONE} is missing or does not match its files). {remedy}")
+    for name, seen in done.files.items():
+        if sha256(folder / name) != seen["sha256"]:
+            raise StageError(f"{folder / name} has changed since {what} was done. Remove {folder} and launch again.")
+    return done
+
+
+def forget(folder: Path) -> None:
+    """Removes the markers of an earlier try."""
+    (folder / FAILED).unlink(missing_ok=True)
+    (folder / DONE).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def recording_failure(folder: Path) -> Iterator[None]:
+    """Begins a unit anew, without an old marker; where the block raises, leaves `failed.json`. The error goes on."""
+    forget(folder)
+    try:
+        yield
+    except (SalignError, OSError) as error:
+        record_failure(folder, error)
+        raise
+
+
+def record_failure(folder: Path, error: SalignError | OSError) -> None:
+    """Leaves `failed.json`, if there is room for it."""
+    with contextlib.suppress(OSError):  # a full disk is already the error being reported
+        code = error.exit_code if isinstance(error, SalignError) else 1
+        said = (explain_os_error(error) if isinstance(error, OSError) else None) or str(error)
+        write_atomic(folder / FAILED, json.dumps({"error": redact(said), "exit_code": code}) + "\n")
+
+
+def read_failure(folder: Path) -> tuple[str, int] | None:
+    """The error that `recording_failure` left, and its exit code."""
+    try:
+        row = json.loads((folder / FAILED).read_text())
+        return str(row["error"]), int(row["exit_code"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None

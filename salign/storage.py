@@ -1,0 +1,73 @@
+"""Files and folders that appear whole or not at all, their digests, and what a full disk is."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+_NO_ROOM_BYTES = 1 << 20
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name only when the block has written it without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with new_file(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when the block has filled it without an error."""
+    for left in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.exists():
+            shutil.rmtree(path)
+        part.replace(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def full_disk(folder: Path) -> OSError | None:
+    """The error of a full disk, where the folder's disk is full."""
+    if shutil.disk_usage(folder).free >= _NO_ROOM_BYTES:
+        return None
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+@contextlib.contextmanager
+def noticing_full_disk(folder: Path) -> Iterator[None]:
+    """Turns whatever a library raises in the block into the OSError of a full disk, where the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        if (full := full_disk(folder)) is not None:
+            raise full from error
+        raise

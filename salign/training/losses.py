@@ -1,0 +1,161 @@
+"""The loss of a configured objective; the functions themselves are in `salign.training.objectives`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salign.config import (
+    CoHObjective,
+    DPOObjective,
+    ListwiseDPOObjective,
+    Objective,
+    RRHFObjective,
+    SFTObjective,
+    StableObjective,
+)
+from salign.training.objectives import (
+    dpo_losses,
+    implicit_rewards,
+    listwise_dpo_losses,
+    rrhf_losses,
+    sft_losses,
+    stable_losses,
+)
+
+
+def counted_groups(objective: Objective, scores: Tensor) -> Tensor:
+    """Which groups count in the objective's mean: a function of the scores alone, known before the model has run.
+
+    Args:
+        objective: Which.
+        scores: [groups, K]; NaN where a response is not there.
+
+    Returns:
+        Bool [groups]: groups with two responses of different scores for an objective that compares; else groups with
+        a response.
+    """
+    there = ~scores.isnan()
+    if objective.compares:
+        highest = scores.masked_fill(~there, -torch.inf).amax(dim=1)
+        return highest > scores.masked_fill(~there, torch.inf).amin(dim=1)
+    return there.any(dim=1)
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """What losses are made from: the tensors of `objective_losses`; those that an objective does not need are empty."""
+
+    nll: Tensor
+    scores: Tensor
+    num_tokens: Tensor
+    reference_nll: Tensor
+
+    def rewards(self, beta: float) -> Tensor:
+        """See `implicit_rewards`."""
+        return implicit_rewards(self.nll, self.reference_nll, self.num_tokens, beta=beta)
+
+
+def _sft(_: SFTObjective | CoHObjective, given: Likelihoods) -> Tensor:
+    return sft_losses(given.nll, given.scores)
+
+
+def _stable(objective: StableObjective, given: Likelihoods) -> Tensor:
+    settings = objective.model_dump(include={"ratio", "margin", "scale", "hinge", "max_flow"})
+    return stable_losses(given.nll, given.scores, **settings)
+
+
+def _rrhf(objective: RRHFObjective, given: Likelihoods) -> Tensor:
+    return rrhf_losses(given.nll, given.scores, given.num_tokens, sft_weight=objective.sft_weight)
+
+
+def _dpo(objective: DPOObjective, given: Likelihoods) -> Tensor:
+    rewards = given.rewards(objective.beta)
+    return dpo_losses(rewards, given.scores, pairs=objective.pairs, label_smoothing=objective.label_smoothing)
+
+
+def _listwise_dpo(objective: ListwiseDPOObjective, given: Likelihoods) -> Tensor:
+    return listwise_dpo_losses(given.rewards(objective.beta), given.scores)
+
+
+LOSSES: dict[type, Callable[[Any, Likelihoods], Tensor]] = {
+    SFTObjective: _sft,
+    CoHObjective: _sft,  # on the text that `training.hindsight` makes of a group
+    StableObjective: _stable,
+    RRHFObjective: _rrhf,
+    DPOObjective: _dpo,
+    ListwiseDPOObjective: _listwise_dpo,
+}
+"""Each group's loss, [groups], by the section of its objective."""
+
+
+def objective_losses(
+    objective: Objective,
+    nll: Tensor,
+    scores: Tensor,
+    num_tokens: Tensor | None = None,
+    reference_nll: Tensor | None = None,
+) -> Tensor:
+    """Each group's loss under a configured objective, [groups]; 0 where the group does not count.
+
+    Args:
+        objective: Which.
+        nll: [groups, K], mean over a response's tokens of -log p(token | query, earlier tokens); NaN where a group has
+            fewer responses.
+        scores: [groups, K], ratings; NaN where there is none.
+        num_tokens: [groups, K], tokens of each response, 0 where there is none; where the objective `needs_lengths`.
+        reference_nll: nll under the model that training started from; where it `needs_reference`.
+
+    Raises:
+        ValueError: The shapes differ, or what the objective needs is not given.
+    """
+    if num_tokens is None and objective.needs_lengths:
+        raise ValueError(f"objective {objective.kind} needs num_tokens")
+    if reference_nll is None and objective.needs_reference:
+        raise ValueError(f"objective {objective.kind} needs reference_nll")
+    nothing = nll.new_empty(0)
+    lengths = nothing if num_tokens is None else num_tokens
+    reference = nothing if reference_nll is None else reference_nll
+    return LOSSES[type(objective)](objective, Likelihoods(nll, scores, lengths, reference))
+
+
+def objective_sum(
+    objective: Objective,
+    nll: Tensor,
+    scores: Tensor,
+    num_tokens: Tensor | None = None,
+    reference_nll: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss summed over the groups that count, and how many do: both can be added up over rows and ranks.
+
+    Args and errors are those of `objective_losses`.
+
+    Returns:
+        A scalar of nll's dtype, which has a gradient (of 0) also where no group counts, and an int64 scalar.
+    """
+    losses = objective_losses(objective, nll, scores, num_tokens, reference_nll)
+    counted = counted_groups(objective, scores.masked_fill(nll.isnan(), torch.nan))
+    return losses.sum(), counted.sum()
+
+
+def objective_loss(
+    objective: Objective,
+    nll: Tensor,
+    scores: Tensor,
+    num_tokens: Tensor | None = None,
+    reference_nll: Tensor | None = None,
+) -> Tensor:
+    """The loss of a configured objective, mean over the groups that count: a scalar.
+
+    Args are those of `objective_losses`.
+
+    Raises:
+        ValueError: As there; or no group counts.
+    """
+    total, count = objective_sum(objective, nll, scores, num_tokens, reference_nll)
+    if not bool(count):
+        what = "two responses of different scores" if objective.compares else "a rated response"
+        raise ValueError(f"no group has {what}, which objective {objective.kind} needs")
+    return total / count

@@ -1,0 +1,132 @@
+"""Does units of a run, each unless it is done: `python -m salign.work STAGE RUN [ARGUMENT]`, and what a job calls."""
+
+import argparse
+import contextlib
+import functools
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from salign.config import Config
+from salign.errors import SalignError, end_on_signals, exit_code_of, run_main
+from salign.launchers import is_first
+from salign.markers import record_failure
+from salign.plan import Unit, find_unit, is_complete, units
+from salign.restarts import check_restart
+from salign.run import RunDir, open_run
+from salign.stages import STAGES, stage_of
+from salign.tracking.progress import watching
+
+logger = logging.getLogger(__name__)
+
+
+def do_unit(run: RunDir, config: Config, unit: Unit) -> None:
+    """Does one unit of a run's plan, unless it is done.
+
+    Raises:
+        StageError: The scheduler has started it again and again, and it got no further.
+        SalignError: Whatever the stage raises.
+    """
+    if is_complete(unit, units(run, config)):
+        logger.info("%s of %s is done; remove %s to do it again", unit.name, run.path, unit.folder)
+        return
+    if is_first():
+        check_restart(unit)
+    stage_of(unit).run(run, config, unit.argument)
+
+
+def do_named(run: RunDir, config: Config, stage: str, argument: str = "") -> None:
+    """Does the unit that a user names, and shows how far it is.
+
+    Raises:
+        ConfigError: There is no such unit.
+        SalignError: As `do_unit`.
+    """
+    unit = find_unit(units(run, config), stage, argument)
+    with showing(unit):
+        do_unit(run, config, unit)
+
+
+@contextlib.contextmanager
+def showing(unit: Unit) -> Iterator[None]:
+    """Shows how far a unit is while the block runs; of several ranks, the first does."""
+    watch = stage_of(unit).watch
+    if watch is None or not is_first():
+        yield
+        return
+    with watching(watch([unit]), Console()):
+        yield
+
+
+def do_all(run_path: Path, named: Sequence[tuple[str, ...]]) -> None:
+    """What a task of a job does: its units, one after the other; one that fails does not keep the next back.
+
+    Args:
+        run_path: The run's folder.
+        named: The words of each unit, as the plan was when the job was submitted.
+
+    Raises:
+        SystemExit: Unless all went well.
+    """
+    begin()
+    run = open_run(run_path)
+    config = run.config()
+
+    def one(words: tuple[str, ...]) -> None:
+        unit = find_unit(units(run, config), *words)
+        try:
+            do_unit(run, config, unit)
+        except (SalignError, OSError) as error:  # of whichever rank
+            record_failure(unit.folder, error)
+            raise
+
+    codes = [exit_code_of(functools.partial(one, words)) for words in named]
+    if any(codes):
+        sys.exit(max(codes))
+
+
+def begin() -> None:
+    """What every process of a stage begins with: log lines with their time, and an orderly end when it is asked to.
+
+    SIGUSR2, by which a scheduler warns of a time limit or a preemption, ends it with the exit code that asks for
+    another start. A stage that has something to save installs a handler of its own.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("salign").setLevel(logging.INFO)
+    end_on_signals()
+
+
+def _end_with_launcher() -> None:
+    """Ends this process when the launcher, which holds the other end of its standard input, is gone."""
+
+    def wait() -> None:
+        while os.read(0, 1):  # not sys.stdin, whose lock would be held when the interpreter ends
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m salign.work", description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("argument", nargs="?", default="", help="shard, training stage or model")
+    parser.add_argument("--attended", action="store_true", help="end when standard input does")
+    args = parser.parse_args()
+    # A launcher of ranks hands its standard input to the first; torch's to each.
+    if args.attended and (STAGES[args.stage].ranks != "mpi" or is_first()):
+        _end_with_launcher()
+    begin()
+    run = open_run(args.run)
+    config = run.config()
+    do_unit(run, config, find_unit(units(run, config), args.stage, args.argument))
+
+
+if __name__ == "__main__":
+    run_main(_main)
