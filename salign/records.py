@@ -138,14 +138,7 @@ class Interaction:
         if not row["agents"]:
             raise ValueError("agents is empty")
         row["agents"] = tuple([_taken_over(Member, member) for member in row["agents"]])
-        for turn in row["turns"]:
-            observed, recalled = turn["observed"], turn["recalled"]
-            for criterion in observed:
-                observed[criterion] = _taken_over(Observation, observed[criterion])
-            if recalled is not None:
-                turn["recalled"] = _taken_over(Recalled, recalled)
-            turn["flags"] = tuple(turn["flags"])
-        row["turns"] = tuple([_taken_over(Turn, turn) for turn in row["turns"]])
+        row["turns"] = tuple(map(_turn, row["turns"]))
         return _taken_over(cls, row)
 
 
@@ -153,6 +146,17 @@ _FIELDS: dict[type, set[str]] = {
     part: {field.name for field in dataclasses.fields(part)}
     for part in (Recalled, Observation, Turn, Member, Interaction)
 }
+
+
+def _turn(row: dict[str, Any]) -> Turn:
+    observed, recalled = row["observed"], row["recalled"]
+    if observed:
+        for criterion, observation in observed.items():
+            observed[criterion] = _taken_over(Observation, observation)
+    if recalled is not None:
+        row["recalled"] = _taken_over(Recalled, recalled)
+    row["flags"] = tuple(row["flags"])
+    return _taken_over(Turn, row)
 
 
 def _taken_over(part: type[_Part], row: dict[str, Any]) -> _Part:

@@ -1,7 +1,7 @@
 """What interactions give becomes groups: rows with the same query as one, gathered outside of memory."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from salign.config import KINDS, DatasetSection, Flag, Kind, Ratio
@@ -33,10 +33,9 @@ def _gather(
     learnt = {*_KEPT, *section.keep_flagged}
     cut_is_whole = "cut" in section.keep_flagged
 
-    def kept(turns: Iterable[Turn]) -> list[Turn]:
-        there = list(turns)
-        clean = [turn for turn in there if not turn.flags or learnt.issuperset(turn.flags)]
-        left_out["flagged"] += len(there) - len(clean)
+    def kept(turns: Sequence[Turn]) -> list[Turn]:
+        clean = [turn for turn in turns if not turn.flags or learnt.issuperset(turn.flags)]
+        left_out["flagged"] += len(turns) - len(clean)
         return clean
 
     for interaction in interactions:

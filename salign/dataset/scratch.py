@@ -1,12 +1,10 @@
 """Rows with the same key as one, wherever they stand in a stream that does not fit into memory."""
 
 import contextlib
-import itertools
 import os
 import tempfile
 from array import array
 from collections.abc import Iterator
-from operator import itemgetter
 from typing import IO, Any
 
 import numpy as np
@@ -56,12 +54,15 @@ class Gathering:
         if not self._hashes:
             return
         places = self._places()
-        for place, same in itertools.groupby(self._read(places), key=itemgetter(0)):
-            by_key: dict[str, list[Any]] = {}
-            for _, key, row in same:
-                by_key.setdefault(key, []).append(row)
-            for key, rows in by_key.items():
-                yield place >> _RANK, key, rows
+        current, by_key = -1, dict[str, list[Any]]()
+        for place, key, row in self._read(places):
+            if place != current:
+                for known, rows in by_key.items():
+                    yield current >> _RANK, known, rows
+                current, by_key = place, {}
+            by_key.setdefault(key, []).append(row)
+        for known, rows in by_key.items():
+            yield current >> _RANK, known, rows
 
     def _places(self) -> NDArray[np.int64]:
         """[rows]: where the first row with the same key stands among all; those of a rank follow those of a lower."""

@@ -130,4 +130,4 @@ def shingles(words: Words, size: int) -> tuple[Hashes, NDArray[np.int64]]:
     for place in range(size):
         hashes += words.hashes[place : place + num] * np.uint64(pow(_BASES[0], place, 1 << 64))
     inside = text_of[:num] == text_of[size - 1 :]
-    return _mixed(hashes[inside]), text_of[:num][inside]
+    return hashes[inside], text_of[:num][inside]

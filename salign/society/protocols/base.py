@@ -7,7 +7,7 @@ state as it stood after round r-1, and writes the state of its own agent alone, 
 import asyncio
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
@@ -109,7 +109,7 @@ class Protocol(ABC, Generic[Section]):
 
     @abstractmethod
     def rows(
-        self, interaction: Interaction, kept: Callable[[Iterable[Turn]], list[Turn]], min_score: float
+        self, interaction: Interaction, kept: Callable[[Sequence[Turn]], list[Turn]], min_score: float
     ) -> Iterator[Row]:
         """What can be learnt from an interaction.
 
