@@ -133,11 +133,8 @@ class _Index:
         self._runs, self._first, self._count = np.unique(hashes, return_index=True, return_counts=True)
         self._prompt_of = prompt_of
         self._num_runs = np.maximum(np.bincount(prompt_of, minlength=num_prompts), 1)
-        # Of the runs of a text, a table tells at once nearly all that are in no prompt.
-        bits = min(max(10, (32 * len(self._runs)).bit_length()), _MAX_TABLE_BITS)
-        self._shift = np.uint64(64 - bits)
-        self._table = np.zeros(1 << bits, np.bool_)
-        self._table[self._runs >> self._shift] = True
+        # Of the words and runs of a text, tables tell at once nearly all that are in no prompt.
+        self._word_table, self._run_table = _Table(words.hashes), _Table(self._runs)
 
     def search(self, texts: Iterable[Text]) -> Leaks:
         leaks = Leaks(self._num_given)
@@ -160,8 +157,8 @@ class _Index:
 
     def _shares(self, words: Words) -> Iterator[tuple[int, int, float]]:
         """Text, prompt, and how much of the prompt the text has, where that is enough to look at."""
-        hashes, text_of = shingles(words, RUN)
-        maybe = np.flatnonzero(self._table[hashes >> self._shift])
+        hashes, text_of = shingles(words, RUN, self._word_table.may_have(words.hashes))
+        maybe = np.flatnonzero(self._run_table.may_have(hashes))
         place, run = _found(self._runs, hashes[maybe])
         # Each run once a text, then each prompt that has it.
         both = np.unique(text_of[maybe][place] * len(self._runs) + run)
@@ -187,6 +184,20 @@ class _Index:
         elif self._least[prompt] == MIN_NEAR_SHARE and share > self._nearest[prompt]:
             self._near[prompt] = match
             self._nearest[prompt] = share
+
+
+class _Table:
+    """Tells of nearly all hashes that are not among the known that they are not."""
+
+    def __init__(self, known: Hashes) -> None:
+        bits = min(max(10, (32 * len(known)).bit_length()), _MAX_TABLE_BITS)
+        self._shift = np.uint64(64 - bits)
+        self._is_known = np.zeros(1 << bits, np.bool_)
+        self._is_known[known >> self._shift] = True
+
+    def may_have(self, hashes: Hashes) -> NDArray[np.bool_]:
+        may_have: NDArray[np.bool_] = self._is_known[hashes >> self._shift]
+        return may_have
 
 
 def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:

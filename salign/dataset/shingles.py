@@ -34,11 +34,6 @@ class Words:
     starts: NDArray[np.int64]
     """[texts + 1]: where each text's words begin, and the end."""
 
-    @property
-    def text_of(self) -> NDArray[np.int64]:
-        """[words]: the number of its text."""
-        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
-
 
 class _Powers:
     """b^0, b^1, ... and their inverses modulo 2^64, as many as were needed so far."""
@@ -120,14 +115,26 @@ def whole(words: Words) -> Hashes:
     return _mixed(_sums_between(words.hashes, words.starts[:-1], words.starts[1:], _WORD_POWERS))
 
 
-def shingles(words: Words, size: int) -> tuple[Hashes, NDArray[np.int64]]:
-    """Every run of `size` words: its hash, and the number of its text; both [runs]."""
-    text_of = words.text_of
+def shingles(words: Words, size: int, known: NDArray[np.bool_] | None = None) -> tuple[Hashes, NDArray[np.int64]]:
+    """Every run of `size` words: its hash, and the number of its text; both [runs].
+
+    Args:
+        words: Of some texts.
+        size: Of a run.
+        known: [words]: leaves out runs with a word for which this is false.
+    """
     num = len(words.hashes) - size + 1
     if num <= 0:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    hashes = np.zeros(num, np.uint64)
-    for place in range(size):
-        hashes += words.hashes[place : place + num] * np.uint64(pow(_BASES[0], place, 1 << 64))
-    inside = text_of[:num] == text_of[size - 1 :]
-    return hashes[inside], text_of[:num][inside]
+    whole_run = np.ones(num, np.bool_)
+    if known is not None:
+        for offset in range(size):
+            whole_run &= known[offset : offset + num]
+    first = np.flatnonzero(whole_run)
+    text_of = np.searchsorted(words.starts, first, side="right") - 1
+    inside = first + size <= words.starts[text_of + 1]
+    first, text_of = first[inside], text_of[inside]
+    hashes = np.zeros(len(first), np.uint64)
+    for offset in range(size):
+        hashes += words.hashes[first + offset] * np.uint64(pow(_BASES[0], offset, 1 << 64))
+    return hashes, text_of
