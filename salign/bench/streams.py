@@ -26,7 +26,7 @@ _WORLD = {"topology": {"size": 10, "radius": 2}, "rating": "parse", "stopping": 
 _NUM_OF_WORLD = 1_000
 _WORLDS_OF_SHARD = 50
 _OPEN = {"min_rated_share": 0.0, "max_failed_share": 1.0, "max_refused_call_share": 1.0, "max_repeated_share": 1.0}
-_RATIO = {"imitation": 1, "self_critic": 2, "realignment": 2}
+_RATIO = {"imitation": 1, "self_critic": 5_000, "realignment": 1_500}
 # What ends a text of the scripted engine; no two texts end in the same.
 _MARK = re.compile(rb"\(([0-9a-f]{6})\)")
 READERS = ("collect", "collect with dataset.ratio", "summary", "report")
