@@ -100,17 +100,19 @@ def read(reader: str, run: RunDir) -> dict[str, float]:
 
 
 def _measured(reader: str, run: RunDir) -> list[Figure]:
+    if reader in ("summary", "report") and read_done(run.dataset) is None:
+        read("collect", run)
     command = [sys.executable, "-m", "salign.bench.streams", reader, str(run.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StageError(f"{reader} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    usage: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     shards = (read_done(run.shard(shard)) for shard in range(run.config().society.num_shards))
     num = sum(done.facts["num_interactions"] for done in shards if done is not None)
-    note = f"{found['processor']:.1f} s of a core in {found['seconds']:.1f} s"
+    note = f"{usage['processor']:.1f} s of a core in {usage['seconds']:.1f} s"
     return [
-        Figure(f"{reader}: {num:,} interactions", num / found["processor"], "/s of a core", ">= 20,000", note=note),
-        Figure(f"{reader}: peak memory", found["peak"] / _MIB, "MiB", "<= 512"),
+        Figure(f"{reader}: {num:,} interactions", num / usage["processor"], "/s of a core", ">= 20,000", note=note),
+        Figure(f"{reader}: peak memory", usage["peak"] / _MIB, "MiB", "<= 512"),
     ]
 
 

@@ -267,19 +267,19 @@ def _chosen_groups(
             counts[kind_of(group)] += 1
             file.write(to_bytes(group))
         file.seek(0)
-        places = chosen(counts, ratio, config.run.seed)
-        yield _of_lines(file, places)
+        yield _read_chosen(file, counts, chosen(counts, ratio, config.run.seed))
 
 
-def _of_lines(lines: Iterable[bytes], places: Mapping[Kind, Collection[int]]) -> Iterator[AlignmentGroup]:
-    seen: Counter[Kind] = Counter()
-    for line in lines:
-        row = orjson.loads(line)
-        kind = row["kind"]
-        if seen[kind] in places[kind]:
-            responses, scores = tuple(row["responses"]), tuple(row["scores"])
-            yield AlignmentGroup(row["query"], responses, scores, kind, row["provenance"])
-        seen[kind] += 1
+def _read_chosen(
+    lines: Iterator[bytes], counts: Mapping[Kind, int], positions: Mapping[Kind, Collection[int]]
+) -> Iterator[AlignmentGroup]:
+    """The groups at some positions of each kind; the kinds follow each other."""
+    for kind, num in counts.items():
+        for position, line in enumerate(itertools.islice(lines, num)):
+            if position in positions[kind]:
+                row = orjson.loads(line)
+                responses, scores = tuple(row["responses"]), tuple(row["scores"])
+                yield AlignmentGroup(row["query"], responses, scores, kind, row["provenance"])
 
 
 def _missing_shards(run: RunDir, config: Config) -> list[int]:

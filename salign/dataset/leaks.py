@@ -149,7 +149,7 @@ class _Index:
     def _compare(self, batch: Sequence[Text]) -> None:
         words = words_of([item.text for item in batch])
         hashes = whole(words)
-        text_of, whole_of = _found(self._wholes, hashes)
+        text_of, whole_of = _among(self._wholes, hashes)
         for text, prompt in zip(text_of.tolist(), self._prompt_of_whole[whole_of].tolist(), strict=True):
             self._take(prompt, batch[text], 1.0)
         for text, prompt, share in self._shares(words):
@@ -159,9 +159,9 @@ class _Index:
         """Text, prompt, and how much of the prompt the text has, where that is enough to look at."""
         hashes, text_of = shingles(words, RUN, self._word_table.may_have(words.hashes))
         maybe = np.flatnonzero(self._run_table.may_have(hashes))
-        place, run = _found(self._runs, hashes[maybe])
+        match, run = _among(self._runs, hashes[maybe])
         # Each run once a text, then each prompt that has it.
-        both = np.unique(text_of[maybe][place] * len(self._runs) + run)
+        both = np.unique(text_of[maybe][match] * len(self._runs) + run)
         text, run = np.divmod(both, max(len(self._runs), 1))
         count = self._count[run]
         offsets = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
@@ -213,8 +213,8 @@ def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
         yield batch
 
 
-def _found(known: Hashes, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which of the hashes are among the known (sorted), and the place there of each of them."""
+def _among(known: Hashes, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which of the hashes are among the known (sorted), and the position there of each of them."""
     if not len(known):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)

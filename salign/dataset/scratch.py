@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from salign.errors import StageError
 
-# Rows whose places are looked up together.
+# Rows that are looked up together.
 _BATCH = 1 << 14
-# Bits of a place that tell the rows of a rank apart.
+# Bits of an order that tell the rows of a rank apart.
 _RANK = 40
 
 
@@ -53,37 +53,36 @@ class Gathering:
         """
         if not self._hashes:
             return
-        places = self._places()
         current, by_key = -1, dict[str, list[Any]]()
-        for place, key, row in self._read(places):
-            if place != current:
+        for order, key, row in self._read(self._orders()):
+            if order != current:
                 for known, rows in by_key.items():
                     yield current >> _RANK, known, rows
-                current, by_key = place, {}
+                current, by_key = order, {}
             by_key.setdefault(key, []).append(row)
         for known, rows in by_key.items():
             yield current >> _RANK, known, rows
 
-    def _places(self) -> NDArray[np.int64]:
-        """[rows]: where the first row with the same key stands among all; those of a rank follow those of a lower."""
+    def _orders(self) -> NDArray[np.int64]:
+        """[rows]: what they are sorted by, their rank and the number of the first row with the same key."""
         hashes = np.frombuffer(self._hashes, np.int64)
         _, first, key_of = np.unique(hashes, return_index=True, return_inverse=True)
-        places: NDArray[np.int64] = first[key_of]
-        places += np.frombuffer(self._ranks, np.int8).astype(np.int64) << _RANK
-        return places
+        orders: NDArray[np.int64] = first[key_of]
+        orders += np.frombuffer(self._ranks, np.int8).astype(np.int64) << _RANK
+        return orders
 
-    def _read(self, places: NDArray[np.int64]) -> Iterator[tuple[int, str, Any]]:
-        """Place, key and row of all rows, by place."""
-        order = np.argsort(places, kind="stable")
+    def _read(self, orders: NDArray[np.int64]) -> Iterator[tuple[int, str, Any]]:
+        """Order, key and row of all rows, sorted."""
+        numbers = np.argsort(orders, kind="stable")
         starts = np.frombuffer(self._starts, np.int64)
         try:
             self._file.flush()
-            for batch in range(0, len(order), _BATCH):
-                rows = order[batch : batch + _BATCH]
-                there = zip(places[rows].tolist(), starts[rows].tolist(), starts[rows + 1].tolist(), strict=True)
-                for place, start, end in there:
+            for batch in range(0, len(numbers), _BATCH):
+                rows = numbers[batch : batch + _BATCH]
+                spans = zip(orders[rows].tolist(), starts[rows].tolist(), starts[rows + 1].tolist(), strict=True)
+                for order, start, end in spans:
                     key, row = orjson.loads(os.pread(self._file.fileno(), end - start, start))
-                    yield place, key, row
+                    yield order, key, row
         except OSError as error:
             raise _failed(self._what, error) from error
 

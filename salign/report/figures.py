@@ -89,8 +89,8 @@ def _shown(value: float | None) -> str:
 
 def drawn_paths(paths: Sequence[WorldPath]) -> list[WorldPath]:
     """The worlds whose own paths are drawn, evenly over all."""
-    places = sorted({round(place) for place in np.linspace(0, len(paths) - 1, min(len(paths), MAX_PATHS))})
-    return [paths[place] for place in places]
+    drawn = sorted({round(number) for number in np.linspace(0, len(paths) - 1, min(len(paths), MAX_PATHS))})
+    return [paths[number] for number in drawn]
 
 
 def path_axes(config: Config) -> tuple[str, str] | None:
@@ -109,7 +109,7 @@ def population_means(
         most = max((len(path.rounds) for path in mine), default=0)
         if most:
             both = [
-                [mean(path.rounds[place][name] for path in mine if place < len(path.rounds)) for place in range(most)]
+                [mean(path.rounds[n][name] for path in mine if n < len(path.rounds)) for n in range(most)]
                 for name in map(mean_of, axes)
             ]
             means.append((population, both[0], both[1]))

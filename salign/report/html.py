@@ -166,39 +166,39 @@ def _difference(estimate: Estimate) -> tuple[str, str]:
 
 def _evaluation_table(record: RunRecord) -> list[tuple[str, list[str]]]:
     return [
-        (task, [curves.evaluation_cell(found.get(task)) for found in record.evaluation.values()])
+        (task, [curves.evaluation_cell(by_task.get(task)) for by_task in record.evaluation.values()])
         for task in curves.tasks(record)
     ]
 
 
 def _bounds(record: RunRecord) -> list[str]:
     """What of a large run the page leaves out."""
-    said = []
+    bounds = []
     society = record.society
     if society is not None:
-        said += _map_bounds(society.cells)
+        bounds += _map_bounds(society.cells)
         if society.num_interactions > len(society.samples):
-            said.append(
+            bounds.append(
                 f"{len(society.samples)} of {society.num_interactions:,} interactions can be read here, drawn at "
                 "random."
             )
     if record.card is not None and record.card["num_groups"] > len(record.groups):
-        said.append(
+        bounds.append(
             f"{len(record.groups)} of {record.card['num_groups']:,} groups of the alignment data can be read here, "
             f"drawn at random, at most {MAX_SAMPLES // len(KINDS)} of a kind."
         )
-    return said
+    return bounds
 
 
 def _map_bounds(cells: CellMap) -> list[str]:
-    said = []
+    bounds = []
     if len(cells.lasts) < cells.num_worlds:
-        said.append(f"The map has the first {len(cells.lasts)} of {cells.num_worlds:,} worlds.")
+        bounds.append(f"The map has the first {len(cells.lasts)} of {cells.num_worlds:,} worlds.")
     if len(cells.rounds) < max(cells.lasts.values()):
-        said.append(f"The map has {len(cells.rounds)} of {max(cells.lasts.values()):,} rounds.")
+        bounds.append(f"The map has {len(cells.rounds)} of {max(cells.lasts.values()):,} rounds.")
     if cells.block > 1:
-        said.append(f"A cell of the map is the mean of a block of {cells.block} x {cells.block} agents.")
-    return said
+        bounds.append(f"A cell of the map is the mean of a block of {cells.block} x {cells.block} agents.")
+    return bounds
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -221,7 +221,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     for unit, machine in record.machines.items():
         gpus = f", {len(machine['gpus'])} x {machine['gpus'][0]}" if machine["gpus"] else ", no GPU"
         by_machine.setdefault(f"{machine['host']}: {machine['cores']} cores{gpus}", []).append(unit)
-    for place, units in by_machine.items():
+    for host, units in by_machine.items():
         named = ", ".join(units) if len(units) <= 8 else f"{units[0]} .. {units[-1]} ({len(units)} units)"
-        facts.append((f"on {place}", named))
+        facts.append((f"on {host}", named))
     return [*facts, *((f"input {name}", f"sha256 {digest}") for name, digest in manifest.get("inputs", {}).items())]

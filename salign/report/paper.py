@@ -122,16 +122,16 @@ def _map(record: RunRecord, figure: Any) -> bool:
     cells = record.society.cells
     world, last = next(iter(cells.lasts.items()))
     values = cells.values(world)[0]
-    places = [place for place, round_ in enumerate(cells.rounds) if round_ <= last]
-    chosen = sorted({places[0], places[len(places) // 2], places[-1]})
+    held = [number for number, round_ in enumerate(cells.rounds) if round_ <= last]
+    chosen = sorted({held[0], held[len(held) // 2], held[-1]})
     if np.isnan(values[chosen]).all():
         return False
     low, high = np.nanmin(values[chosen]), np.nanmax(values[chosen])
     figure.set_size_inches(2.0 * len(chosen) + 0.6, 2.1)
-    for axes, place in zip(np.atleast_1d(figure.subplots(1, len(chosen))), chosen, strict=True):
-        square = values[place].reshape(cells.side, cells.side)
+    for axes, number in zip(np.atleast_1d(figure.subplots(1, len(chosen))), chosen, strict=True):
+        square = values[number].reshape(cells.side, cells.side)
         image = axes.imshow(square, cmap="cividis", vmin=low, vmax=high)
-        axes.set(xticks=[], yticks=[], title=f"round {cells.rounds[place]}")
+        axes.set(xticks=[], yticks=[], title=f"round {cells.rounds[number]}")
     figure.colorbar(image, ax=figure.axes, label=cells.measures[0][1])
     return True
 
@@ -190,11 +190,11 @@ def _evaluation(record: RunRecord, figure: Any) -> bool:
         return False
     figure.set_size_inches(3.4, 0.45 + len(tasks) * (0.35 + 0.17 * len(record.evaluation)))
     for axes, task in zip(np.atleast_1d(figure.subplots(len(tasks), 1)), tasks, strict=True):
-        found = [(model, row[task]) for model, row in record.evaluation.items() if task in row]
-        for place, (_, one) in enumerate(found):
-            axes.plot([one.mean], [place], "o", color=COLOURS[place % 6], ms=4)
+        rows = [(model, row[task]) for model, row in record.evaluation.items() if task in row]
+        for number, (_, one) in enumerate(rows):
+            axes.plot([one.mean], [number], "o", color=COLOURS[number % 6], ms=4)
             if one.low is not None and one.high is not None:
-                axes.plot([one.low, one.high], [place, place], color=COLOURS[place % 6], lw=1.2)
-        axes.set(yticks=range(len(found)), yticklabels=[model for model, _ in found], ylim=(len(found) - 0.5, -0.5))
+                axes.plot([one.low, one.high], [number, number], color=COLOURS[number % 6], lw=1.2)
+        axes.set(yticks=range(len(rows)), yticklabels=[model for model, _ in rows], ylim=(len(rows) - 0.5, -0.5))
         axes.set_title(task, fontsize=8)
     return True

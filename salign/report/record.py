@@ -225,9 +225,9 @@ def _read_data(run: RunDir, config: Config, record: RunRecord) -> None:
         for kind in KINDS:  # in the file one after the other, as many as the card says
             reservoir = Reservoir(MAX_SAMPLES // len(KINDS), rng(config.run.seed, "report", kind))
             for number, line in itertools.islice(lines, record.card["kinds"][kind]["num_groups"]):
-                position = reservoir.place()
-                if position is not None:
-                    reservoir.keep(position, _group(_decoded(line, f"{path}, line {number}")))
+                slot = reservoir.draw()
+                if slot is not None:
+                    reservoir.keep(slot, _group(_decoded(line, f"{path}, line {number}")))
             record.groups += reservoir.in_order()
 
 

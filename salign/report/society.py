@@ -87,22 +87,22 @@ class CellMap:
         # The first worlds, in which populations come by turns.
         self.lasts = dict(list(lasts.items())[:kept])
         self.num_worlds = len(lasts)
-        self._place = {number: place for place, number in enumerate(self.rounds)}
+        self._number_of_round = {round_: number for number, round_ in enumerate(self.rounds)}
         shape = (len(self.measures), len(self.rounds), num_cells)
         self._sums: dict[int, NDArray[np.float32]] = {world: np.zeros(shape, np.float32) for world in self.lasts}
         self._counts: dict[int, NDArray[np.int32]] = {world: np.zeros(shape, np.int32) for world in self.lasts}
 
     def add(self, interaction: Interaction) -> None:
-        place = self._place.get(interaction.round)
-        if interaction.world not in self.lasts or place is None:
+        number = self._number_of_round.get(interaction.round)
+        if interaction.world not in self.lasts or number is None:
             return
         cell = self._cell[interaction.agent]
         for measure, (role, criterion) in enumerate(self.measures):
             for turn in interaction.turns_of(role):
                 value = turn.observed_rating(criterion)
                 if value is not None:
-                    self._sums[interaction.world][measure, place, cell] += value
-                    self._counts[interaction.world][measure, place, cell] += 1
+                    self._sums[interaction.world][measure, number, cell] += value
+                    self._counts[interaction.world][measure, number, cell] += 1
 
     def values(self, world: int) -> NDArray[np.float32]:
         """[measures, rounds, cells], NaN where nothing is known."""
@@ -172,8 +172,8 @@ class Reservoir:
         self.items: list[tuple[int, Any]] = []
         self.num_seen = 0
 
-    def place(self) -> int | None:
-        """Where the next of the stream is to be kept, if it is."""
+    def draw(self) -> int | None:
+        """Which slot the next of the stream is to be kept in, if it is."""
         self.num_seen += 1
         if len(self.items) < self._size:
             self.items.append((self.num_seen, None))
@@ -181,8 +181,8 @@ class Reservoir:
         drawn = self._rng.randrange(self.num_seen)
         return drawn if drawn < self._size else None
 
-    def keep(self, place: int, item: Any) -> None:
-        self.items[place] = (self.num_seen, item)
+    def keep(self, slot: int, item: Any) -> None:
+        self.items[slot] = (self.num_seen, item)
 
     def in_order(self) -> list[Any]:
         return [item for _, item in sorted(self.items, key=lambda pair: pair[0])]
@@ -254,11 +254,11 @@ class SocietyReader:
                 society.failures[interaction.failure] += 1
         society.cells.add(interaction)
         self._rate(interaction)
-        place = self._samples.place()
-        if place is not None or self._rng.random() < self._closely:
+        slot = self._samples.draw()
+        if slot is not None or self._rng.random() < self._closely:
             taken = society.followed.add(interaction) if self._has_audience else []
-            if place is not None:
-                self._samples.keep(place, self._sample(interaction, taken))
+            if slot is not None:
+                self._samples.keep(slot, self._sample(interaction, taken))
 
     def _rate(self, interaction: Interaction) -> None:
         society = self.society
