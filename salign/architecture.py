@@ -16,7 +16,7 @@ class Reach:
     chunk: int | None = None
 
     def within(self, num_positions: int) -> "Reach":
-        """What it comes to in texts of so many positions: nothing, where they are no longer than that."""
+        """The window's effect on texts of this many positions: None if they are no longer than the window."""
         if min(self.window or num_positions, self.chunk or num_positions) >= num_positions:
             return Reach()
         return self

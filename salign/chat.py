@@ -77,8 +77,8 @@ def _frozen(source: str, name: str) -> str:
     frozen = _NOW.sub(lambda found: f"{found['quote']}{DATE.strftime(found['format'])}{found['quote']}", source)
     if re.search(r"strftime_now\s*\(", frozen):
         raise ConfigError(
-            f"the chat template of model {name} asks for the time in a way that cannot be held still: its prompts "
-            "would differ from day to day. Write the format of strftime_now as a plain string into its "
+            f"the chat template of model {name} asks for the time in a way that cannot be fixed to one date: its "
+            "prompts would differ from day to day. Write the format of strftime_now as a plain string into its "
             "chat_template.jinja."
         )
     return frozen
@@ -120,9 +120,9 @@ class ChatTemplate:
         begun = self._apply([[user]])[0]
         if _USER not in begun:
             raise ConfigError(
-                f"the chat template of model {self._name} does not write what the user says: it may be one for texts "
-                "in parts, as models of images have. Give the model a template for plain texts (chat_template.jinja), "
-                "or take another model."
+                f"the chat template of model {self._name} does not contain the user's message: it may expect messages "
+                "in parts, as multimodal models do. Give the model a template for plain text (chat_template.jinja), "
+                "or use another model."
             )
         system = self._try([{"role": "system", "content": _SYSTEM}, user])
         self.has_system = _SYSTEM in system and _USER in system
@@ -167,8 +167,8 @@ class ChatTemplate:
         except Exception as error:  # whatever a template leads to
             said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
             raise ConfigError(
-                f"the chat template of model {self._name} fails: {said}. Mend its chat_template.jinja; for training "
-                "and evaluation, train.template=alpaca takes another."
+                f"the chat template of model {self._name} fails: {said}. Fix its chat_template.jinja; in training "
+                "and evaluation, train.template=alpaca replaces it."
             ) from error
         return list(texts)
 

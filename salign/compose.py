@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(
                     "while reading a mapping",
                     node.start_mark,
-                    f"the key {key!r} stands there twice",
+                    f"the key {key!r} appears twice",
                     key_node.start_mark,
                 )
             seen.append(key)
@@ -87,7 +87,7 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is no valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -115,7 +115,9 @@ def _override(tree: Tree, override: str) -> Tree:
     try:
         value = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"the value of override {name!r} is no valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"the value of override {name!r} is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
     return _set(tree, keys, _anchor(value, Path.cwd()), name)
 
 
@@ -130,7 +132,7 @@ def _set(tree: Tree, keys: Sequence[str], value: Any, name: str) -> Tree:
     names = [item.get("name") if isinstance(item, dict) else None for item in below]
     if rest[0] not in names or len(rest) < 2:
         known = ", ".join(str(item) for item in names)
-        raise ConfigError(f"override {name!r}: {key} is a list, entered by an item's name; it has: {known}")
+        raise ConfigError(f"override {name!r}: {key} is a list whose items are addressed by name; it has: {known}")
     position = names.index(rest[0])
     changed = _set(below[position], rest[1:], value, name)
     return {**tree, key: [*below[:position], changed, *below[position + 1 :]]}
@@ -185,7 +187,7 @@ def _describe(error: ErrorDetails, tree: Tree) -> str:
         kinds, given = [kind for model in holders for kind in _kinds_at(model, path)], error["ctx"]["tag"]
         near = difflib.get_close_matches(given, kinds, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(kinds)}"
-        return f"{path}.kind: there is no kind {given!r}; {hint}"
+        return f"{path}.kind: unknown kind {given!r}; {hint}"
     if error["type"] in ("model_type", "model_attributes_type"):
         return f"{path}: expected a section, `name: value` lines, not {type(error['input']).__name__}"
     message = error["msg"].removeprefix("Value error, ")

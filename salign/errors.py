@@ -78,7 +78,7 @@ def explain_os_error(error: OSError) -> str | None:
     place = error.filename or "the run's folder"
     if error.errno in NO_ROOM:
         return (
-            f"no room left on the disk while writing {place}. Nothing half-written counts as done: free some space "
+            f"no space left on the disk while writing {place}. No partial file counts as done: free some space "
             "(or set run.root to a larger disk) and launch again; what is complete is kept."
         )
     if error.errno in _PERMISSION_ERRORS:
@@ -100,7 +100,7 @@ def exit_code_of(main: Callable[[], None]) -> int:
             raise
         return _say(explanation, 1)
     except KeyboardInterrupt:
-        print("interrupted; launch again to go on from what is complete", file=sys.stderr)
+        print("interrupted; launch again to continue from what is complete", file=sys.stderr)
         return 130
     return 0
 

@@ -147,7 +147,7 @@ def format_of(path: Path) -> Format:
     try:
         head, _ = _head_of(path)
     except UNREADABLE as error:
-        raise DataError(f"{path}: no UTF-8 text, or damaged ({error})") from None
+        raise DataError(f"{path}: not UTF-8 text, or damaged ({error})") from None
     if head.startswith(_PARQUET):
         return "parquet"
     return _ENDINGS.get(Path(path.name.removesuffix(".gz")).suffix.lower(), "text")
@@ -166,11 +166,11 @@ def open_text(path: Path, newline: str | None = None) -> IO[str]:
     head, compressed = _head_of(path)
     for magic, name in _OTHER_COMPRESSION.items():
         if head.startswith(magic):
-            raise DataError(f"{path}: no UTF-8 text, but {name} data; unpack it, or compress it with gzip")
+            raise DataError(f"{path}: not UTF-8 text, but {name} data; unpack it, or compress it with gzip")
     encoding = next((encoding for mark, encoding in _MARKS if head.startswith(mark)), "utf-8")
     if encoding in ("utf-8", "utf-8-sig") and b"\0" in head:
         raise DataError(
-            f"{path}: no UTF-8 text, or damaged (it holds NUL bytes: UTF-16 without a byte order mark, or no text)"
+            f"{path}: not UTF-8 text, or damaged (it holds NUL bytes: UTF-16 without a byte order mark, or no text)"
         )
     if compressed:
         return gzip.open(path, "rt", encoding=encoding, newline=newline)
@@ -187,7 +187,7 @@ def read_text(path: Path) -> str:
         with open_text(path) as file:
             return file.read()
     except UNREADABLE as error:
-        raise DataError(f"{path}: no UTF-8 text, or damaged ({error})") from None
+        raise DataError(f"{path}: not UTF-8 text, or damaged ({error})") from None
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def stream_rows(path: Path) -> Iterator[tuple[int, object]]:
         else:
             yield from _json_rows(path)
     except UNREADABLE as error:
-        raise DataError(f"{path}: no UTF-8 text, or damaged ({error})") from None
+        raise DataError(f"{path}: not UTF-8 text, or damaged ({error})") from None
 
 
 def read_rows(path: Path) -> list[tuple[int, Any]]:
@@ -254,9 +254,9 @@ def _decoded(text: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        return RowError(f"no valid JSON ({error.msg} at column {error.colno})")
+        return RowError(f"not valid JSON ({error.msg} at column {error.colno})")
     except RecursionError:
-        return RowError("no valid JSON (too deeply nested)")
+        return RowError("not valid JSON (too deeply nested)")
 
 
 def _elements(file: IO[str], path: Path, line: int) -> Iterator[tuple[int, object]]:
@@ -283,7 +283,7 @@ def _elements(file: IO[str], path: Path, line: int) -> Iterator[tuple[int, objec
                     break
                 continue
         except RecursionError:
-            raise DataError(f"{path}: no valid JSON (row {number + 1} is too deeply nested)") from None
+            raise DataError(f"{path}: not valid JSON (row {number + 1} is too deeply nested)") from None
         except json.JSONDecodeError as found:
             error = f"{found.msg} in row {number + 1}"
             wrong_line = line + found.lineno - 1
@@ -291,7 +291,7 @@ def _elements(file: IO[str], path: Path, line: int) -> Iterator[tuple[int, objec
             wrong_line = line + text.count("\n")
         more = file.read(size)
         if not more:
-            raise DataError(f"{path}, line {wrong_line}: no valid JSON ({error})")
+            raise DataError(f"{path}, line {wrong_line}: not valid JSON ({error})")
         size = 2 * size if text and start == 0 else _CHUNK  # so that one long row is not begun too often
         line += text.count("\n", 0, start)
         text, start = text[start:] + more, 0
@@ -323,7 +323,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, object]]:
                 else:
                     yield number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: no valid CSV ({error})") from None
+            raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
 
 
 def _check_header(header: list[str], path: Path) -> None:

@@ -43,7 +43,9 @@ class HubDataset:
         if folder.is_file():
             raise DataError(f"the dataset {path} is a file; data of kind `groups`, and sources of kind `json`, read it")
         if folder.is_dir() and revision is not None:
-            raise DataError(f"the dataset {path} is a folder, of which there is no revision {revision!r}; leave it out")
+            raise DataError(
+                f"the dataset {path} is a folder, and a folder has no revision ({revision!r}); leave revision out"
+            )
         try:
             if not folder.is_dir():
                 self._rows = datasets.load_dataset(path, name, data_dir=data_dir, split=split, revision=revision)

@@ -111,7 +111,7 @@ def write_manifest(
         if changed:
             raise ConfigError(
                 f"{', '.join(changed)} changed since a part of the run {run.path} was made from it. Choose another "
-                "run.name, or put the file back as it was."
+                "run.name, or restore the file."
             )
         manifest.setdefault("models", {})
         for name, model in (models or {}).items():
@@ -167,7 +167,7 @@ def _check_model(run: RunDir, name: str, noted: Mapping[str, Any] | None, now: M
     else:
         what = f"the model {name} changed since the run {run.path} was begun with it ({', '.join(changed[:3])}"
         what += f"{' ...' if changed[3:] else ''})"
-        remedy = "Put the files back as they were"
+        remedy = "Restore the files"
     raise ConfigError(f"{what}. {remedy}, or choose another run.name for the model as it is now.")
 
 

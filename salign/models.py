@@ -187,7 +187,7 @@ def check_name(model: str) -> None:
                 )
     elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ConfigError(
-            f"model {model!r} is neither a folder here, a hub id (owner/name or owner/name@revision), nor an embedded "
+            f"model {model!r} is neither a local folder, a hub id (owner/name or owner/name@revision), nor an embedded "
             f"model ({', '.join(EMBEDDED)})."
         )
 
@@ -279,7 +279,7 @@ def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> 
         raise ConfigError(f"the tokenizer of model {model} does not load: {last_line(str(error))}") from error
     if tokenizer.eos_token is None:
         raise ConfigError(
-            f"the tokenizer of model {model} has no end token: a reply would never end. Set its eos_token."
+            f"the tokenizer of model {model} has no end token, so a reply would never end. Set its eos_token."
         )
     if template == "alpaca" or not tokenizer.chat_template:
         if tokenizer.chat_template and tokenizer.chat_control_tokens is None:

@@ -197,7 +197,7 @@ class AlignmentGroup:
             raise ValueError("the query is empty")
         if not self.responses or len(self.responses) != len(self.scores):
             raise ValueError(
-                f"{len(self.responses)} responses and {len(self.scores)} scores; as many of each are needed"
+                f"{len(self.responses)} responses and {len(self.scores)} scores; the numbers must be equal"
             )
         if not all(map(str.strip, self.responses)):
             raise ValueError("a response is empty")
@@ -235,8 +235,10 @@ def read_interactions(path: Path) -> Iterator[Interaction]:
             try:
                 yield Interaction.from_json(orjson.loads(line))
             except orjson.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: no valid JSON ({error.msg} at column {error.colno})") from None
+                raise DataError(
+                    f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})"
+                ) from None
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
             except (KeyError, TypeError, AttributeError) as error:
-                raise DataError(f"{path}, line {number}: no interaction ({error!r})") from error
+                raise DataError(f"{path}, line {number}: not an interaction ({error!r})") from error

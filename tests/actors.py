@@ -1,6 +1,7 @@
 """What the tests of the society share: virtual time, an engine that acts as it is told, and worlds that live by it."""
 
 import asyncio
+import functools
 import gc
 import hashlib
 import pickle
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 from salign.config import Sampling, SocietySection
+from salign.engines import opening
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
@@ -20,6 +22,7 @@ from salign.records import Interaction, Member, Observation, Recalled, Turn, rea
 from salign.seeds import derive
 from salign.society import calls
 from salign.society.calls import Speaker
+from salign.society.memory import QuestionTable
 from salign.society.recall import question_table
 from salign.society.rounds import Round
 from salign.society.simulation import Simulation, Verdict
@@ -263,9 +266,6 @@ class Actor:
     def facts(self):
         return {}
 
-    async def close(self) -> None:
-        pass
-
 
 def random_delay(seed: int, longest: float = 1.0) -> Callable[[Call], float]:
     """Another delay for each call, some of them none."""
@@ -274,7 +274,7 @@ def random_delay(seed: int, longest: float = 1.0) -> Callable[[Call], float]:
 
 
 def metered(engine: Actor, gate: int = 64) -> MeteredEngine:
-    return MeteredEngine(engine, Gate(gate, adaptive=False))
+    return opening.metered(engine, Gate(gate, adaptive=False))
 
 
 # --- worlds --------------------------------------------------------------------------------------
@@ -342,9 +342,19 @@ class Life:
         return [item for item in self.interactions if item.round == number]
 
 
-def make_setting(speakers, *, seed=0, questions=QUESTIONS, prior=PRIOR, observer=None, **settings) -> Setting:
-    society = SocietySection(**{**SMALL, **settings})
-    table, _ = question_table(society, seed, questions, prior)
+@functools.lru_cache(maxsize=8)
+def _table(section: str, seed: int, questions: tuple[str, ...], prior: tuple[Exemplar, ...]) -> QuestionTable:
+    return question_table(SocietySection.model_validate_json(section), seed, questions, prior)[0]
+
+
+def make_setting(
+    speakers, *, society=None, seed=0, questions=QUESTIONS, prior=PRIOR, observer=None, **settings
+) -> Setting:
+    """Of a whole section of a config, or of settings that differ from `SMALL`."""
+    society = society or SocietySection(**{**SMALL, **settings})
+    # Made once for the many ways in which a society may be held.
+    decides = society.model_dump_json(exclude={"schedule", "max_alive"})
+    table = _table(decides, seed, tuple(questions), tuple(prior))
     return Setting(society, seed, table, len(questions), prior, speakers, observer)
 
 

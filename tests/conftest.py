@@ -1,5 +1,6 @@
 """What tests share: a small real model, made here, and the place of third-party data."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+# Two test files run at a time, and their models are so small that a second thread only waits for the first.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -18,6 +21,12 @@ _LONG = ("test_slurm.py", "test_launch.py", "test_training.py", "test_embedded_m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; within a file and between the others the order stays."""
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+
+
+def pytest_collection_finish() -> None:
+    """What imports left is not gone through again by every collection of garbage: some two million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

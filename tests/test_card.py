@@ -89,7 +89,7 @@ def test_the_licence_is_that_of_what_it_started_from(tmp_path):
     assert front["license"] == "unknown"
     assert "base_model" not in front
     assert str(tmp_path) not in text
-    assert "Find it out before you pass this model on" in text
+    assert "Find out before you distribute this model" in text
     for written, licence in (
         ("---\nlicense: mit\n---\nx", "mit"),
         ("---\nlicense: [\n---\n", None),

@@ -285,7 +285,7 @@ def test_without_a_default_partition_one_must_be_named():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"collect": {"nodes": 2}}, "collect: one process does it, not 2"),
+        ({"collect": {"nodes": 2}}, "collect: runs in one process, not 2"),
         ({"train": {"timeout_min": 1}}, "train.timeout_min 1 is no longer than signal_delay_s 120"),
         ({"sbatch": {"dependency": "x", "nice": 5}}, "sbatch.dependency is set by salign"),
         ({"environment": ["A=B"]}, "environment"),

@@ -115,7 +115,7 @@ def test_one_that_is_damaged_is_passed_over_with_a_warning(tmp_path, ranks, capl
     damage(store.folder / "step-0000004")
     with caplog.at_level(logging.WARNING):
         assert step_of(checkpoint.find(store, ranks, 2)) == 2
-    assert "step-0000004 is damaged (state.json); it is passed over" in caplog.text
+    assert "step-0000004 is damaged (state.json) and is skipped" in caplog.text
     damage(store.folder / "step-0000002")
     assert checkpoint.find(store, ranks, 2) is None
 
@@ -153,9 +153,7 @@ def test_another_zero_stage_is_refused_with_the_remedy_unless_it_converts(tmp_pa
     if (before, now) == (1, 2):
         assert checkpoint.find(store, ranks, now) == Found(store.folder / "universal-step-0000002", universal=True)
     else:
-        said = (
-            rf"was written under ZeRO stage {before}, now it is {now}.* with stage {before}, or remove {store.folder}"
-        )
+        said = rf"under ZeRO stage {before}, now it is {now}.* with ZeRO stage {before}, or remove {store.folder}"
         with pytest.raises(ConfigError, match=said):
             checkpoint.find(store, ranks, now)
 
@@ -164,7 +162,7 @@ def test_one_of_other_ranks_under_zero_3_is_refused_but_for_adapters(tmp_path, r
     monkeypatch.setattr(checkpoint, "_universal", lambda folder, *_: folder.with_name(f"universal-{folder.name}"))
     store = Store(tmp_path / "checkpoints", {}, 2, decays=True)
     written(store, 2, 2, 3)
-    with pytest.raises(ConfigError, match=r"by 2 ranks under ZeRO stage 3, now there are 1.* Go on with 2 ranks"):
+    with pytest.raises(ConfigError, match=r"by 2 ranks under ZeRO stage 3, now there are 1.* Use 2 ranks again"):
         checkpoint.find(store, ranks, 3)
     assert checkpoint.find(Store(store.folder, {}, 2, adapters=True), ranks, 3) is not None
     assert checkpoint.find(Store(store.folder, {}, 2), ranks, 3) is not None  # without weight decay
@@ -207,7 +205,7 @@ def test_one_that_cannot_be_converted_is_named_and_leaves_nothing_half(tmp_path,
         return subprocess.CompletedProcess(command, 1, "", "Traceback ...\nKeyError: 'optimizer_state_dict'\n")
 
     monkeypatch.setattr(subprocess, "run", fail)
-    with pytest.raises(StageError, match=r"of 4 ranks cannot be converted for 1: KeyError.*Go on with 4 ranks"):
+    with pytest.raises(StageError, match=r"of 4 ranks cannot be converted for 1: KeyError.*Continue with 4 ranks"):
         checkpoint.find(store, ranks, 2)
     assert names(store) == ["step-0000002"]
 

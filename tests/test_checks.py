@@ -93,7 +93,7 @@ def test_malformed_rows_of_all_rated_sources_are_skipped_and_counted_if_that_is_
         check_inputs(made)
     with caplog.at_level("WARNING"):
         check_inputs(compose.skipping_bad(made))
-    assert f"2 malformed rows of the training data {path} are left out (skip_bad)" in caplog.text
+    assert f"2 malformed rows of the training data {path} were skipped (skip_bad)" in caplog.text
     answers = config(tmp_path, train=stage(tmp_path, data={"kind": "answers"}))
     assert compose.skipping_bad(answers) == answers
     assert compose.differences(made, compose.skipping_bad(made)) == ["train.stages.s.data.skip_bad"]

@@ -51,7 +51,7 @@ def test_a_config_to_begin_with_is_one_that_can_be_launched(monkeypatch, tmp_pat
     config = compose.load(tmp_path / "my first-run" / "config.yaml")
     assert config.run.name == "myfirst-run"
     assert [stage.name for stage in config.train.stages] == ["sft", "stable"]
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         init.main()
 
 

@@ -101,7 +101,7 @@ def test_a_name_like_no_other_lists_the_known_ones():
             {"society": {"topology": {"kind": "complete", "num_agents": 4}}},
             "audience_size 4 is larger than the rest of the society: a topology of 4 agents leaves 3 others",
         ),
-        ({"society": {"topology": {"radius": 0.5}}}, "topology.radius 0.5 leaves nobody an audience"),
+        ({"society": {"topology": {"radius": 0.5}}}, "topology.radius 0.5 leaves every agent without an audience"),
         (
             {"society": {"topology": {"kind": "small_world", "num_agents": 8, "num_neighbours": 8}}},
             "topology.num_neighbours 8 must be less than topology.num_agents 8",
@@ -112,7 +112,10 @@ def test_a_name_like_no_other_lists_the_known_ones():
         ),
         ({"society": {"topology": {"kind": "complete"}}}, r"society\.topology\..*num_agents: field required"),
         ({"society": {"mixture": [{"name": "a", "share": 0.6}, {"name": "b", "share": 0.5}]}}, "sum to more than 1"),
-        ({"society": {"mixture": [{"name": "a", "share": 0.1}] * 2}}, "two parts of the mixture have one name: a, a"),
+        (
+            {"society": {"mixture": [{"name": "a", "share": 0.1}] * 2}},
+            "two parts of the mixture have the same name: a, a",
+        ),
         ({"society": {"num_worlds": 2, "num_shards": 3}}, "num_shards 3 exceeds num_worlds 2"),
         ({"society": {"populations": []}}, "populations is empty"),
         ({"society": {"populations": ["all_good", "angels"]}}, "society.populations.1: .*'half_half'"),
@@ -131,17 +134,17 @@ def test_a_name_like_no_other_lists_the_known_ones():
             {"evaluate": {"judges": [{"name": "j", "engine": {"kind": "openai"}}]}},
             "evaluate.judges.j.engine.base_url: field required",
         ),
-        ({"evaluate": {"benchmarks": []}}, "evaluate.benchmarks: no benchmark is named"),
+        ({"evaluate": {"benchmarks": []}}, "evaluate.benchmarks: name at least one benchmark"),
         (
             {"evaluate": {"judges": [{"name": "j", "engine": {"kind": "scripted"}}] * 2}},
-            "two judges have one name: j, j",
+            "two judges have the same name: j, j",
         ),
         ({"train": {"stages": [stage("a", start="b"), stage("b")]}}, "stages.a.start is 'b'; it may be: base"),
         ({"train": {"defaults": {"name": "x"}}}, "but not its name"),
         ({"train": {"defaults": {"max_step": 3}, "stages": [stage("a")]}}, "train.stages.a.max_step: unknown name"),
         ({"evaluate": {"models": ["stabel"]}}, "evaluate.models names stabel; known: base"),
         ({"evaluate": {"num_resamples": 10}}, "evaluate.num_resamples: .*100"),
-        ({"train": {"stages": [stage("a"), stage("a")]}}, "two stages have one name: a, a"),
+        ({"train": {"stages": [stage("a"), stage("a")]}}, "two stages have the same name: a, a"),
         ({"train": {"stages": [stage("base")]}}, "train.stages.base.name: 'base' names the model"),
         (
             {"train": {"stages": [stage("a", groups_per_step=3)]}, "cluster": {"num_ranks": 4}},
@@ -153,7 +156,7 @@ def test_a_name_like_no_other_lists_the_known_ones():
         ),
         (
             {"train": {"stages": [stage("a", objective={"kind": "listwise_dpo"}, data={"kind": "answers"})]}},
-            "train.stages.a: the objective listwise_dpo compares responses: .*kind answers has one a group",
+            "train.stages.a: the objective listwise_dpo compares responses: .*kind answers has only one per group",
         ),
         (
             {"train": {"stages": [stage("a", held_out_share=1.5)]}},
@@ -304,13 +307,13 @@ def test_a_home_is_expanded(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("society: {max_rounds: 1", r"c\.yaml is no valid YAML: .*line 1"),
+        ("society: {max_rounds: 1", r"c\.yaml is not valid YAML: .*line 1"),
         ("- society", r"c\.yaml must hold a mapping at the top, not list"),
         ("just words", r"c\.yaml must hold a mapping at the top, not str"),
         ("bases: low.yaml", r"c\.yaml: `bases` must be a list"),
         ("bases: [{low: yaml}]", r"c\.yaml: `bases` must be a list"),
         ("bases: [none.yaml]", r"no config file .*none\.yaml, named in the bases of .*c\.yaml"),
-        ("run: {seed: !!python/object/apply:os.getcwd []}", r"c\.yaml is no valid YAML"),
+        ("run: {seed: !!python/object/apply:os.getcwd []}", r"c\.yaml is not valid YAML"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(tmp_path, text, said):
@@ -342,7 +345,7 @@ def test_a_key_said_twice_is_refused_with_its_line(tmp_path):
           max_rounds: 2
         """,
     )
-    with pytest.raises(ConfigError, match="'max_rounds' stands there twice") as caught:
+    with pytest.raises(ConfigError, match="'max_rounds' appears twice") as caught:
         compose.load(path)
     assert "line 4" in str(caught.value)
 
@@ -412,9 +415,9 @@ def test_an_override_may_be_any_yaml(staged):
         ("=3", "must have the form key.sub=value"),
         ("society..max_rounds=3", "must have the form key.sub=value"),
         (".max_rounds=3", "must have the form key.sub=value"),
-        ("society.populations=[all_good", "the value of override 'society.populations' is no valid YAML"),
+        ("society.populations=[all_good", "the value of override 'society.populations' is not valid YAML"),
         ("train.stages.stabel.max_steps=3", "override 'train.stages.stabel.max_steps': .*it has: sft, stable"),
-        ("train.stages.0.max_steps=3", "entered by an item's name; it has: sft, stable"),
+        ("train.stages.0.max_steps=3", "items are addressed by name; it has: sft, stable"),
         ("train.stages.stable=3", "override 'train.stages.stable'"),
         ("society.max_round=3", "society.max_round: unknown name; did you mean 'max_rounds'"),
         ("model.name=x", "model: "),

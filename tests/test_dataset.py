@@ -331,10 +331,10 @@ def test_groups_may_be_lines_and_compressed(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ([], "no object but list"),
+        ([], "not an object but list"),
         ({"query": "q", "responses": ["a"]}, "scores missing"),
         ({"text": "q"}, "responses, scores missing"),
-        ({**GROUP, "query": 3}, "query is no text"),
+        ({**GROUP, "query": 3}, "query is neither a text"),
         ({**GROUP, "query": "### Instruction:\n\n\n### Response:"}, "the query is empty"),
         ({**GROUP, "responses": "ab"}, "responses must be a list of texts"),
         ({**GROUP, "responses": ["a", None]}, "responses must be a list of texts"),
@@ -358,7 +358,7 @@ def test_a_malformed_group_is_named_with_the_reason(tmp_path, row, reason):
 def test_a_file_without_a_rated_response_is_an_error(tmp_path):
     for rows in ([], [{**GROUP, "scores": [-1, None]}]):
         (tmp_path / "g.json").write_text(json.dumps(rows))
-        with pytest.raises(DataError, match=r"g\.json holds no group with a rated response"):
+        with pytest.raises(DataError, match=r"g\.json contains no group with a rated response"):
             load_groups(tmp_path / "g.json")
     with pytest.raises(DataError, match="no data file"):
         load_groups(tmp_path / "none.json")

@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from salign import compose, digests, models
-from salign.digests import identify, models_of, models_of_society, name_of
+from salign.digests import identify, name_of
+from salign.engines.check import models_of, models_of_society
 from salign.errors import ConfigError, StageError
 from salign.evaluation.evaluate import model_path
 from salign.launch import prepare
@@ -178,7 +179,7 @@ def test_they_are_noticed_before_they_are_evaluated_or_trained_on(folder, tmp_pa
     assert base_model(run, made, made.stage("s")) == (made.model, {"model": digest})
     overwrite(folder)
     for use in (lambda: model_path(run, made, "base"), lambda: base_model(run, made, made.stage("s"))):
-        with pytest.raises(ConfigError, match=r"Put the files back as they were, or choose another run\.name"):
+        with pytest.raises(ConfigError, match=r"Restore the files, or choose another run\.name"):
             use()
 
 

@@ -188,7 +188,7 @@ def test_an_embedding_model_that_does_not_load(tiny_encoder, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"society\.embedder\.model .*incomplete does not load.*safetensors"):
         with_model(folder, ["Why?"])
-    with pytest.raises(ConfigError, match="neither a folder here"):
+    with pytest.raises(ConfigError, match="neither a local folder"):
         with_model("no-such-model", ["Why?"])
 
 
@@ -206,7 +206,7 @@ def test_an_encoder_with_a_decoder_is_refused(tiny_encoder, tmp_path):
     T5ForConditionalGeneration(config).save_pretrained(folder)
     for file in tiny_encoder.glob("tokenizer*"):
         shutil.copy(file, folder)
-    with pytest.raises(ConfigError, match="is an encoder with a decoder"):
+    with pytest.raises(ConfigError, match="is an encoder-decoder model"):
         with_model(folder, ["Why?"])
 
 
@@ -296,7 +296,7 @@ def test_the_key_comes_from_the_environment(stub, monkeypatch):
     embed(section(stub, api_key_env="MY_KEY"), ["a"])
     assert stub.keys == ["Bearer none", "Bearer sk-12345678"]
     monkeypatch.setenv("MY_KEY", "sk-ключ")
-    with pytest.raises(ConfigError, match="the key in MY_KEY has characters"):
+    with pytest.raises(ConfigError, match="the key in MY_KEY contains characters"):
         embed(section(stub, api_key_env="MY_KEY"), ["a"])
 
 
@@ -306,17 +306,17 @@ def test_the_key_comes_from_the_environment(stub, monkeypatch):
         ({"data": [vector(0, "a")]}, "gave 1 embeddings, not one for each of 2 texts"),
         ({"data": [vector(0, "a")] * 2}, "not one for each of 2 texts"),
         ({"data": [vector(1, "a"), vector(2, "a")]}, "not one for each of 2 texts"),
-        ({"data": [vector(0, "a"), {"index": 1, "embedding": [1.0]}]}, "not all of one length"),
-        ({"data": [{"index": 0, "embedding": []}, {"index": 1, "embedding": []}]}, "not all of one length"),
+        ({"data": [vector(0, "a"), {"index": 1, "embedding": [1.0]}]}, "differ in length"),
+        ({"data": [{"index": 0, "embedding": []}, {"index": 1, "embedding": []}]}, "differ in length"),
         ({"data": [{"index": number, "embedding": [math.nan, 1.0]} for number in (0, 1)]}, "not all finite"),
         ({"data": [{"index": number, "embedding": [math.inf, 1.0]} for number in (0, 1)]}, "not all finite"),
-        ({"data": [{"index": number, "embedding": ["x"]} for number in (0, 1)]}, "no list of embeddings"),
-        ({"data": [{"index": number} for number in (0, 1)]}, "no list of embeddings"),
+        ({"data": [{"index": number, "embedding": ["x"]} for number in (0, 1)]}, "other than a list of embeddings"),
+        ({"data": [{"index": number} for number in (0, 1)]}, "other than a list of embeddings"),
         ({"data": []}, "not one for each of 2 texts"),
-        ({"data": None}, "no list of embeddings"),
-        ({"error": "no"}, "no list of embeddings"),
-        ([], "no list of embeddings"),
-        ("<html>hello</html>", "no list of embeddings.*hello"),
+        ({"data": None}, "other than a list of embeddings"),
+        ({"error": "no"}, "other than a list of embeddings"),
+        ([], "other than a list of embeddings"),
+        ("<html>hello</html>", "other than a list of embeddings.*hello"),
     ],
 )
 def test_an_answer_that_is_no_embedding(stub, body, said):
@@ -331,7 +331,7 @@ def test_vectors_of_different_calls_have_one_length(stub):
         200,
         {"data": [{"index": number, "embedding": [1.0] * (1 + len(texts) % 2)} for number in range(len(texts))]},
     )
-    with pytest.raises(EngineError, match="not all of one length"):
+    with pytest.raises(EngineError, match="differ in length"):
         embed(section(stub), ["a"] * 257)
 
 

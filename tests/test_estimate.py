@@ -70,5 +70,5 @@ def test_what_is_unknown_is_said(tmp_path):
     assert all(one.hours is None for one in found)
     said = io.StringIO()
     print_estimate(found, Console(file=said, width=140))
-    assert "no rate known" in said.getvalue()
+    assert "rate unknown" in said.getvalue()
     assert "cluster.throughput" in said.getvalue()

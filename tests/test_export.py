@@ -1,17 +1,21 @@
 """Groups as files for other trainers, and back."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from salign.commands.export import main
 from salign.config import GroupsData
 from salign.dataset.export import export, preference_rows, unpaired_rows
 from salign.dataset.groups import read_groups
-from salign.errors import DataError
+from salign.errors import DataError, exit_code_of
 from salign.records import AlignmentGroup, Message, to_line
 
 ROOT = Path(__file__).parents[1]
@@ -74,18 +78,25 @@ def test_groups_come_back_as_they_are(tmp_path):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     out = tmp_path / "out.jsonl"
-    with pytest.raises(DataError, match=r"nothing to write to .*out\.jsonl: not one of 1 groups has two responses"):
+    with pytest.raises(DataError, match=r"nothing to write to .*out\.jsonl: none of the 1 groups has two responses"):
         export(GROUPS[1:2], out, lambda group: preference_rows(group, "all", conversational=False))
     (tmp_path / "g.jsonl").write_text("".join(map(to_line, GROUPS)) + "oh\n")
     groups = read_groups(GroupsData(kind="groups", path=tmp_path / "g.jsonl"), Counter())
-    with pytest.raises(DataError, match="row 5: no valid JSON"):
+    with pytest.raises(DataError, match="row 5: not valid JSON"):
         export(groups, out, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.jsonl"]
 
 
 def job(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / "export.py"), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    """What jobs/export.py does, in this process."""
+    out, error = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["export.py", *args]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
+        code = exit_code_of(main)
+    return subprocess.CompletedProcess(args, code, out.getvalue(), error.getvalue())
 
 
 def test_the_job_exports_a_file(tmp_path):
@@ -95,7 +106,9 @@ def test_the_job_exports_a_file(tmp_path):
         "scores": [5, 2, -1],
     }
     (tmp_path / "sandbox.json").write_text(json.dumps([released]))
-    done = job(str(tmp_path / "sandbox.json"), "--to", "preference", str(tmp_path / "out.jsonl"), "--pairs", "best")
+    given = (str(tmp_path / "sandbox.json"), "--to", "preference", str(tmp_path / "out.jsonl"), "--pairs", "best")
+    command = [sys.executable, str(ROOT / "jobs" / "export.py"), *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split(": ", 1)[1] == (
         "1 rows of 1 groups; left out: 1 unrated responses, 0 repeated responses, 0 malformed rows, 0 groups without a "
@@ -111,8 +124,8 @@ def test_the_job_reads_another_scale_and_skips_what_is_malformed(tmp_path):
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\nnothing\n")
     given = (str(tmp_path / "p.jsonl"), "--to", "groups", str(tmp_path / "out.jsonl"))
     assert "row 1: score 10.0 is outside the scale 1..7" in job(*given).stderr
-    assert "row 2: no valid JSON" in job(*given, "--score-range", "1", "10").stderr
-    assert "no scale" in job(*given, "--score-range", "10", "1").stderr
+    assert "row 2: not valid JSON" in job(*given, "--score-range", "1", "10").stderr
+    assert "not a scale" in job(*given, "--score-range", "10", "1").stderr
     done = job(*given, "--score-range", "1", "10", "--skip-bad")
     assert "1 malformed rows" in done.stdout, done.stderr
     assert read(tmp_path / "out.jsonl") == [AlignmentGroup("p", ("a", "b"), (7.0, 1.0))]

@@ -56,7 +56,7 @@ def test_a_folder_is_no_file(tmp_path):
     ("magic", "name"), [(b"PK\x03\x04", "zip"), (b"\x28\xb5\x2f\xfd", "Zstandard"), (b"BZh", "bz")]
 )
 def test_other_compression_is_named(tmp_path, magic, name):
-    with pytest.raises(DataError, match=f"no UTF-8 text, but {name}"):
+    with pytest.raises(DataError, match=f"not UTF-8 text, but {name}"):
         read_rows(write(tmp_path / "q.jsonl", magic + b"\0" * 20))
 
 
@@ -122,7 +122,7 @@ def test_a_table_that_is_malformed_is_named(tmp_path):
     ]
     with pytest.raises(DataError, match=r"q\.csv, line 3: 1 cells"):
         read_rows(path)
-    with pytest.raises(DataError, match=r"line 3: no valid CSV"):
+    with pytest.raises(DataError, match=r"line 3: not valid CSV"):
         read_rows(write(path, 'q,a\n1,2\n"1,2\n'))
     with pytest.raises(DataError, match="names the column 'q' twice"):
         read_rows(write(path, "q,q\n1,2\n"))

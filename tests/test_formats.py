@@ -60,13 +60,13 @@ def test_an_array_is_read_by_pieces_of_any_size(tmp_path, monkeypatch, chunk, in
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[1,\n {]\n, 3]", "line 2: no valid JSON (Expecting property name enclosed in double quotes in row 2)"),
-        ("[1,\n2 3]", "line 2: no valid JSON (Expecting ',' delimiter in row 2)"),
-        ("[1,\n2,\n", "line 3: no valid JSON (Expecting value in row 3)"),
-        ('[1,\n2,\n{"a": "x', "line 3: no valid JSON (Unterminated string starting at in row 3)"),
-        ("[1,\n2", "line 2: no valid JSON (the array does not end)"),
-        ("[", "line 1: no valid JSON (Expecting value in row 1)"),
-        ("[1,]", "line 1: no valid JSON (Expecting value in row 2)"),
+        ("[1,\n {]\n, 3]", "line 2: not valid JSON (Expecting property name enclosed in double quotes in row 2)"),
+        ("[1,\n2 3]", "line 2: not valid JSON (Expecting ',' delimiter in row 2)"),
+        ("[1,\n2,\n", "line 3: not valid JSON (Expecting value in row 3)"),
+        ('[1,\n2,\n{"a": "x', "line 3: not valid JSON (Unterminated string starting at in row 3)"),
+        ("[1,\n2", "line 2: not valid JSON (the array does not end)"),
+        ("[", "line 1: not valid JSON (Expecting value in row 1)"),
+        ("[1,]", "line 1: not valid JSON (Expecting value in row 2)"),
         ("[1] 2", ": there is more after the end of the array"),
         ('[]\n{"a": 1}', ": there is more after the end of the array"),
     ],
@@ -92,7 +92,7 @@ def test_lines_are_numbered_as_they_stand_in_the_file(tmp_path, compressed):
 def test_a_line_that_is_no_json_comes_as_an_error_and_the_next_is_read(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": 1\n{"a": 2}\n')
     (_, broken), second = rows(tmp_path / "a.jsonl")
-    assert "no valid JSON (Expecting ',' delimiter at column" in str(broken)
+    assert "not valid JSON (Expecting ',' delimiter at column" in str(broken)
     assert second == (2, {"a": 2})
 
 
@@ -111,7 +111,7 @@ def test_a_damaged_file_is_named(tmp_path):
         ("latin.jsonl", '{}\n"ü"'.encode("latin-1")),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=f"{name}: no UTF-8 text, or damaged"):
+        with pytest.raises(DataError, match=f"{name}: not UTF-8 text, or damaged"):
             rows(tmp_path / name)
 
 
@@ -141,7 +141,7 @@ def test_the_columns_tell_the_shape():
     [
         ({"text": "a", "id": 1}, "it has the columns text, id; wanted are responses, scores (groups); situation, "),
         ({}, "it has the columns (none)"),
-        (["a"], "no object but list; wanted are the columns responses"),
+        (["a"], "not an object but list; wanted are the columns responses"),
         (
             {"prompt": "a", "chosen": "b", "rejekted": "c"},
             "it has the columns prompt, chosen, rejekted; preference is nearest and lacks rejected, perhaps columns: "
@@ -251,7 +251,7 @@ def test_what_an_instruction_is_about_belongs_to_it():
     row = {"instruction": "Sum up.", "input": "A text.", "chosen": "a", "rejected": "b"}
     assert read(row).query == "Sum up.\n\nInput:\nA text."
     assert read({**row, "input": ""}).query == "Sum up."
-    with pytest.raises(RowError, match="an input stands beside a prompt of several messages"):
+    with pytest.raises(RowError, match="a prompt of several messages, and it is ambiguous"):
         read({**row, "history": [["x", "y"]], "instruction": [user("a"), assistant("b"), user("c")]})
 
 
@@ -289,16 +289,16 @@ ONE = {"prompt": "p", "completion": "a", "label": True}
         ({**CHOICE, "rejected": ""}, "a response is empty"),
         ({**CHOICE, "prompt": " "}, "the query is empty"),
         ({**CHOICE, "prompt": ""}, "there is no prompt"),
-        ({**CHOICE, "prompt": 3}, "prompt is no text and no list of messages"),
-        ({**CHOICE, "chosen": None}, "chosen is no text and no list of messages"),
-        ({**CHOICE, "chosen": [assistant("a")]}, "one of chosen and rejected is a conversation and the other a text"),
-        ({**CHOICE, "chosen": [user("a")], "rejected": [user("b")]}, "and comes to user"),
-        ({**CHOICE, "chosen": [], "rejected": []}, "and comes to none"),
+        ({**CHOICE, "prompt": 3}, "prompt is neither a text nor a list of messages"),
+        ({**CHOICE, "chosen": None}, "chosen is neither a text nor a list of messages"),
+        ({**CHOICE, "chosen": [assistant("a")]}, "of chosen and rejected, one is a conversation and the other a text"),
+        ({**CHOICE, "chosen": [user("a")], "rejected": [user("b")]}, "but has user"),
+        ({**CHOICE, "chosen": [], "rejected": []}, "but has none"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "there is no prompt"),
-        ({"prompt": [GOOD], "chosen": [GOOD], "rejected": [BAD]}, "the prompt does not end with a message of the user"),
+        ({"prompt": [GOOD], "chosen": [GOOD], "rejected": [BAD]}, "the prompt does not end with a user message"),
         (
             {"chosen": [ASKED, GOOD, ASKED, GOOD], "rejected": [ASKED, BAD]},
-            "one message of the assistant after the prompt, and comes to assistant, user, assistant",
+            "one assistant message after the prompt, but has assistant, user, assistant",
         ),
         ({**CHOICE, "chosen": [{"role": "tool", "content": "x"}]}, "a message of chosen must be {role, content}"),
         ({**CHOICE, "chosen": [{"role": "user", "content": [{"text": "x"}]}]}, "a message of chosen must be"),
@@ -309,15 +309,15 @@ ONE = {"prompt": "p", "completion": "a", "label": True}
         ({**CHOICE, "score_chosen": 2, "score_rejected": 3.5}, "score_chosen 2 is below score_rejected 3.5"),
         (
             {**CHOICE, "score_chosen": 9.5, "score_rejected": 1},
-            "score 9.5 is outside the scale 1..7; say the file's own",
+            "score 9.5 is outside the scale 1..7; state the file's own",
         ),
         ({**CHOICE, "score_chosen": float("nan"), "score_rejected": 1}, "score nan is outside the scale"),
-        ({**CHOICE, "chosen": "half \ud800"}, "the text holds half of a character"),
+        ({**CHOICE, "chosen": "half \ud800"}, "the text contains half a character"),
         ({**ONE, "label": 2}, "the label is 2; it must be true or false, or 1 or 0"),
         ({**ONE, "label": None}, "the label is None"),
         ({"completion": "a", "label": True}, "there is no prompt"),
-        ({**ONE, "completion": [user("a")]}, "completion must come to one message of the assistant"),
-        ({**ONE, "completion": 3}, "completion is no text"),
+        ({**ONE, "completion": [user("a")]}, "completion must have exactly one assistant message"),
+        ({**ONE, "completion": 3}, "completion is neither a text"),
     ],
 )
 def test_a_malformed_row_is_told_why(row, said):
@@ -331,7 +331,7 @@ def test_a_row_of_another_shape_than_the_files_is_malformed():
         parsed({"query": "q", "responses": ["a"]}, "groups")
     with pytest.raises(ValueError, match="chosen, rejected missing"):
         parsed(ONE, "preference")
-    with pytest.raises(ValueError, match="no object but str"):
+    with pytest.raises(ValueError, match="not an object but str"):
         parsed("text", "unpaired")
 
 
@@ -355,4 +355,4 @@ def test_transcripts_of_hh_are_read(shared_data):
         assert "Assistant:" not in group.query
         assert bool(group.context) == (row["chosen"].count("\n\nHuman:") > 1)
     assert read_ > 2200
-    assert not [said for said in refused if "and comes to" not in said and "empty" not in said and "same" not in said]
+    assert not [said for said in refused if "but has" not in said and "empty" not in said and "same" not in said]

@@ -89,7 +89,7 @@ ONE = [{"prompt": "p", "completion": "a", "label": True}]
 
 def test_a_temporary_file_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    with pytest.raises(StageError, match=r"rows with the same prompt are gathered .*none.* Set TMPDIR"):
+    with pytest.raises(StageError, match=r"rows with the same prompt are collected .*none.* Set TMPDIR"):
         read(lines(tmp_path / "k.jsonl", ONE))
 
 
@@ -100,12 +100,12 @@ def test_a_temporary_file_that_there_is_no_room_for_is_named(tmp_path, monkeypat
 
 
 BAD = [
-    ('{"query": "q"\n', "row 2: no valid JSON"),
+    ('{"query": "q"\n', "row 2: not valid JSON"),
     ({**GROUP, "scores": [1]}, "row 2: 2 responses and 1 scores"),
     ({**GROUP, "responses": ["a", " "]}, "row 2: a response is empty"),
     ({**GROUP, "scores": [1, 9]}, "row 2: score 9.0 is outside the scale 1..7"),
     (PAIR, "row 2: responses, scores missing"),
-    (["x"], "row 2: no object but list"),
+    (["x"], "row 2: not an object but list"),
 ]
 
 
@@ -122,7 +122,7 @@ def test_a_malformed_row_is_an_error_or_counted(tmp_path, row, said):
 
 def test_rows_before_the_first_of_a_shape_may_be_skipped(tmp_path):
     data = lines(tmp_path / "g.jsonl", ["oh\n", {"text": "x"}, PAIR, GROUP])
-    with pytest.raises(DataError, match=r"g\.jsonl, row 1: no valid JSON"):
+    with pytest.raises(DataError, match=r"g\.jsonl, row 1: not valid JSON"):
         read(data)
     skipping = data.model_copy(update={"skip_bad": True})
     assert read(skipping) == ([AlignmentGroup("p", ("a", "b"), (7.0, 1.0))], {**NONE, "bad_rows": 3})
@@ -136,14 +136,16 @@ def test_rows_before_the_first_of_a_shape_may_be_skipped(tmp_path):
 def test_a_file_of_which_nothing_remains_is_an_error_also_when_skipping(tmp_path):
     for rows in ([], ["oh\n"], [{**GROUP, "scores": [None, 8]}], [{**PAIR, "chosen": ""}]):
         data = lines(tmp_path / "g.jsonl", rows).model_copy(update={"skip_bad": True})
-        with pytest.raises(DataError, match=r"g\.jsonl holds no group with a rated response"):
+        with pytest.raises(DataError, match=r"g\.jsonl contains no group with a rated response"):
             read(data)
 
 
 def test_a_scale_of_ones_own(tmp_path):
     rows = [{**GROUP, "scores": [0, 10]}, {**GROUP, "scores": [8, 5]}]
     data = lines(tmp_path / "g.jsonl", rows)
-    with pytest.raises(DataError, match=r"row 1: score 0.0 is outside the scale 1..7; say the file's own with score_"):
+    with pytest.raises(
+        DataError, match=r"row 1: score 0.0 is outside the scale 1..7; state the file's own scale with score_"
+    ):
         read(data)
     groups, _ = read(data.model_copy(update={"score_range": (0.0, 10.0)}))
     assert [group.scores for group in groups] == [(1.0, 7.0), (pytest.approx(5.8), 4.0)]

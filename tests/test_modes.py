@@ -43,7 +43,7 @@ from salign.errors import ConfigError, EngineError
 def test_each_family_has_the_fastest_mode_that_is_right(family, mode, caplog):
     with caplog.at_level(logging.WARNING):
         assert modes.find_mode(families.build(family)) == mode
-    assert ("answer one call after the other here" in caplog.text) == (mode == "alone")
+    assert ("process one call at a time here" in caplog.text) == (mode == "alone")
 
 
 def test_an_encoder_is_refused_with_its_family_and_the_reasons():
@@ -65,7 +65,7 @@ def test_want_of_memory_is_no_fault_of_the_family(monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(model, "forward", fail)
-    with pytest.raises(EngineError, match="no memory for a text of 30 tokens beside the model: out of memory"):
+    with pytest.raises(EngineError, match="not enough memory for a text of 30 tokens beside the model: out of memory"):
         modes.find_mode(model)
 
 

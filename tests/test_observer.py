@@ -82,7 +82,9 @@ def test_the_default_pairs_are_the_held_out_ones():
 def test_a_source_without_labels_is_refused(tmp_path):
     file = tmp_path / "questions.txt"
     file.write_text("Why?\n")
-    with pytest.raises(DataError, match=r"society\.observer_check\.pairs has no question with a good and a bad answer"):
+    with pytest.raises(
+        DataError, match=r"society\.observer_check\.pairs has no question with both a good and a bad answer"
+    ):
         labelled_pairs(ObserverCheck(pairs=TextSource(kind="text", path=file)))
 
 
@@ -90,7 +92,7 @@ def test_what_cannot_be_told_from_a_coin_is_said_and_may_fail(caplog):
     coin = {"model": "m", **figures(PAIRS, given(5, 5, 5, 5), given(4, 6, 4, 6))}
     with caplog.at_level(logging.WARNING):
         observer._judge(coin, ObserverCheck())
-    assert "the observer m cannot be told from a coin" in caplog.text
-    with pytest.raises(StageError, match="in 50% of 4 labelled pairs; by chance it were 50%"):
+    assert "the observer m is no better than a coin" in caplog.text
+    with pytest.raises(StageError, match="in 50% of 4 labelled pairs; chance is 50%"):
         observer._judge(coin, ObserverCheck(min_agreement=0.6))
     observer._judge(coin, ObserverCheck(min_agreement=0.5))

@@ -168,7 +168,7 @@ def test_a_mixture_has_its_shares(shares, num_agents, counts):
 
 @pytest.mark.parametrize(("shares", "num_agents"), [((0.05,), 9), ((0.05, 0.05), 9), ((0.01, 0.5), 40)])
 def test_a_share_that_is_nobody_is_refused(shares, num_agents):
-    with pytest.raises(ConfigError, match=f"the share .* is nobody of {num_agents} agents; raise it to"):
+    with pytest.raises(ConfigError, match=f"the share .* rounds to no agent of {num_agents}; raise it to"):
         parts(mixture(*shares), num_agents, 0, 0)
 
 

@@ -135,8 +135,8 @@ def test_what_agents_recalled_is_drawn_by_round_and_source_and_stands_in_the_car
     [shown] = [plot for plot in plots(record)["society"] if plot.key == "recalls"]
     first = [item.turn("draft").recalled for item in interactions_of(simulated) if item.round == 1]
     share = sum(memory is not None for memory in first) / len(first)
-    assert shown.rows[0] == ["what they started with", 1, pytest.approx(share)]
-    assert [row[2] for row in shown.rows if row[:2] == ["answers of their own", 1]] == [0.0]
+    assert shown.rows[0] == ["initial memories", 1, pytest.approx(share)]
+    assert [row[2] for row in shown.rows if row[:2] == ["the agent's own answers", 1]] == [0.0]
     card = json.loads((simulated.dataset / "card.json").read_text())["recall"]
     assert card["draft"]["rounds"]["1"]["initial_share"] == pytest.approx(share, abs=1e-4)
     assert f"nearer than {card['max_distance']:g}" in shown.caption

@@ -229,7 +229,7 @@ def poor() -> Validity:
             "max_repeated_share",
             0.49,
             0.5,
-            "50.0% of 4 drafts and revisions say what was said to another question in the same round "
+            "50.0% of 4 drafts and revisions repeat what was said to another question in the same round "
             "(society.gates.max_repeated_share = 49.0%)",
         ),
     ],
@@ -246,7 +246,7 @@ def test_a_society_that_hardly_recalls_what_it_starts_with_does_not_count():
     heard = (Feedback(4, 5.0, "why", Recalled("q", "a", "initial", 0.5)), Feedback(5, 5.0, "why"))
     made = validity_of(
         round_of(interaction(recalled=None, feedback=heard)),  # 1 of 3 turns
-        round_of(interaction(), number=2),  # later rounds have answers of their own
+        round_of(interaction(), number=2),  # later rounds have the agent's own answers
     )
     gates = {**OPEN, "max_repeated_share": 1.0}
     made.check(Gates(**gates, min_initial_recall_share=0.33), 7, expected)
@@ -257,7 +257,9 @@ def test_a_society_that_hardly_recalls_what_it_starts_with_does_not_count():
 
 def test_answers_of_one_model_under_two_names_do_not_count():
     two = {**CALLS, "served": {"a-model": ["a-model-0613", "a-model-1106"], "other": ["other"]}}
-    with pytest.raises(StageError, match=r"answers of a-model came under several names \(a-model-0613, a-model-1106\)"):
+    with pytest.raises(
+        StageError, match=r"answers of a-model came with several model names \(a-model-0613, a-model-1106\)"
+    ):
         poor().check(Gates(**OPEN), 7, two)
 
 
@@ -328,7 +330,7 @@ def test_flagged_and_cut_texts_are_counted_and_gated():
     flagged = drafts_rated(1.0, 2.0, 3.0, 4.0, flags=("imitates_form", "control_tokens"))
     assert flagged.figures()["flagged_share"] == 0.5
     assert flagged.figures()["flags"]["control_tokens"] == 2
-    assert "2 of 4 texts are doubtful (" in crossed(flagged, max_flagged_share=0.49)
+    assert "2 of 4 texts are flagged as doubtful (" in crossed(flagged, max_flagged_share=0.49)
     assert crossed(flagged, max_flagged_share=0.5) == ""
     cut = drafts_rated(1.0, 2.0, 3.0, 4.0, flags=("cut", "thinking"))
     assert cut.figures()["flagged_share"] == 0.0

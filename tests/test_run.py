@@ -232,7 +232,7 @@ def test_a_failure_hides_secrets_and_explains_a_full_disk(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space left"), recording_failure(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "rows.jsonl")
     said, code = read_failure(tmp_path)
-    assert said.startswith("no room left on the disk while writing rows.jsonl.")
+    assert said.startswith("no space left on the disk while writing rows.jsonl.")
     assert code == 1
 
 
@@ -413,7 +413,7 @@ def test_only_a_disk_or_its_permissions_are_explained():
     assert "Check its permissions" in explain_os_error(PermissionError(errno.EACCES, "no", "some/x"))
     assert explain_os_error(PermissionError(errno.EACCES, "no", "some/x")).startswith("some/x ")
     assert explain_os_error(OSError(errno.EROFS, "read-only", "x")) is not None
-    assert explain_os_error(OSError(errno.EDQUOT, "quota", "x")).startswith("no room left")
+    assert explain_os_error(OSError(errno.EDQUOT, "quota", "x")).startswith("no space left")
     assert explain_os_error(FileNotFoundError(errno.ENOENT, "none", "x")) is None
 
 
@@ -448,7 +448,7 @@ def test_an_error_of_the_user_is_one_paragraph_and_an_exit_code(kind, code):
 def test_a_full_disk_is_one_paragraph():
     ended = main_that("open('/dev/full', 'w', buffering=1).write('line\\n')")
     assert ended.returncode == 1
-    assert ended.stderr.startswith("error: no room left on the disk while writing the run's folder.")
+    assert ended.stderr.startswith("error: no space left on the disk while writing the run's folder.")
     assert "Traceback" not in ended.stderr
 
 

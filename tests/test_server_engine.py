@@ -28,8 +28,8 @@ HELLO = Prompt("Hello, how are you?")
 # `vllm serve MODEL ...`: hears the same words, asks for the same key, and leaves in $STUB what it was started with.
 STUB = """#!{python}
 import json, os, signal, subprocess, sys, tempfile, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from aiohttp import web
 
 words, key, facts = sys.argv[1:], os.environ["VLLM_API_KEY"], Path(os.environ["STUB"])
 option = dict(zip(words[2::2], words[3::2]))
@@ -47,27 +47,41 @@ if behaviour == "fail":
 if behaviour == "slow":
     time.sleep(600)
 
-@web.middleware
-async def guard(request, handler):
-    if request.headers.get("Authorization") != f"Bearer {{key}}":
-        return web.json_response({{"error": "Unauthorized"}}, status=401)
-    return await handler(request)
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-async def models(request):
-    return web.json_response({{"object": "list", "data": [{{"id": option["--served-model-name"]}}]}})
+    def answer(self, status, body):
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
-async def complete(request):
-    asked = await request.json()
-    if asked["messages"][-1]["content"] == "crash":
-        os._exit(9)
-    choice = {{"index": 0, "message": {{"role": "assistant", "content": f"port {{option['--port']}}"}}}}
-    usage = {{"prompt_tokens": 3, "completion_tokens": 2}}
-    return web.json_response({{"model": asked["model"], "choices": [choice], "usage": usage}})
+    def body(self):
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Authorization") == f"Bearer {{key}}":
+            return content
+        self.answer(401, {{"error": "Unauthorized"}})
 
-app = web.Application(middlewares=[guard])
-app.router.add_get("/v1/models", models)
-app.router.add_post("/v1/chat/completions", complete)
-web.run_app(app, host=option["--host"], port=int(option["--port"]), handle_signals=False, print=None)
+    def do_GET(self):
+        if self.body() is not None:
+            self.answer(200, {{"object": "list", "data": [{{"id": option["--served-model-name"]}}]}})
+
+    def do_POST(self):
+        if (content := self.body()) is None:
+            return
+        asked = json.loads(content)
+        if asked["messages"][-1]["content"] == "crash":
+            os._exit(9)
+        choice = {{"index": 0, "message": {{"role": "assistant", "content": f"port {{option['--port']}}"}}}}
+        usage = {{"prompt_tokens": 3, "completion_tokens": 2}}
+        self.answer(200, {{"model": asked["model"], "choices": [choice], "usage": usage}})
+
+    def log_message(self, *_):
+        pass
+
+ThreadingHTTPServer((option["--host"], int(option["--port"])), Handler).serve_forever()
 """
 
 # A simulation's shard, as far as servers see it.
@@ -106,8 +120,8 @@ class Stub:
         return servers(self.section(**settings), self.model, self.logs)
 
     def all_ended(self) -> bool:
-        """All processes of all servers, and their folders, within some seconds."""
-        until = time.monotonic() + 15
+        """All processes of all servers, and their folders, soon."""
+        until = time.monotonic() + 1800
         while time.monotonic() < until:
             left = [pid for one in self.started for pid in one["pids"] if alive(pid)]
             if not left and not any(Path(one["tmp"]).exists() for one in self.started):
@@ -219,7 +233,7 @@ async def llama(folder: Path, model: str) -> None:
 
 def test_llama_cpp_wants_a_gguf_file(tmp_path):
     pytest.importorskip("xllamacpp")
-    with pytest.raises(ConfigError, match="is no file here"):
+    with pytest.raises(ConfigError, match="is not a file on this machine"):
         asyncio.run(llama(tmp_path, str(tmp_path / "none.gguf")))
     (tmp_path / "text.gguf").write_text("no model")
     with pytest.raises(ConfigError, match="not in GGUF format"):
@@ -340,7 +354,7 @@ def test_ports_are_tried_a_few_times_only(stub, monkeypatch):
     monkeypatch.setattr(server_module, "_NUM_PORTS", 2)
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         on_taken_ports(monkeypatch, somebody.getsockname()[1], 9)
-        with pytest.raises(EngineError, match="So it was on 2 ports"):
+        with pytest.raises(EngineError, match="The same happened on 2 ports"):
             asyncio.run(opened(stub))
     assert len(stub.started) == 2
     assert stub.all_ended()
@@ -388,7 +402,7 @@ def shard(stub):
 def test_a_shard_that_is_killed_leaves_nothing(stub, shard, number):
     assert all(alive(pid) for one in stub.started for pid in one["pids"])
     os.kill(shard.pid, number)
-    shard.wait(20)
+    shard.wait(1800)
     assert stub.all_ended()
 
 
@@ -455,7 +469,6 @@ class Waiting:
 
     def __init__(self):
         self.calls = []
-        self.closed = False
 
     async def generate(self, prompt, sampling, seed):
         self.calls.append(asyncio.get_running_loop().create_future())
@@ -467,9 +480,6 @@ class Waiting:
 
     def facts(self):
         return {}
-
-    async def close(self):
-        self.closed = True
 
 
 def test_a_call_goes_where_the_fewest_are():
@@ -492,13 +502,11 @@ def test_a_call_goes_where_the_fewest_are():
         for future in (f for engine in engines for f in engine.calls if not f.done()):
             future.set_result(None)
         await asyncio.gather(*tasks)
-        await least.close()
-        return counts, least.identity, [engine.closed for engine in engines]
+        return counts, least.identity
 
-    counts, identity, closed = asyncio.run(run())
+    counts, identity = asyncio.run(run())
     assert counts == [[1, 0], [1, 1], [2, 1], [2, 2]]
     assert identity == "waiting"
-    assert closed == [True, True]
 
 
 def test_the_calls_are_shared_by_the_servers(stub):

@@ -1,4 +1,4 @@
-"""What becomes of the rows of each shape, of columns that no shape reads, and of a response that stands there twice."""
+"""What becomes of the rows of each shape, of columns that no shape reads, and of a response that appears twice."""
 
 import itertools
 import json
@@ -146,7 +146,9 @@ def test_a_column_of_another_name_is_mapped(tmp_path, name):
     with pytest.raises(DataError, match="'text'"):
         read(data)
     assert [group.query for group in read(data, columns={"prompt": "text"})] == ["q"]
-    with pytest.raises(DataError, match="columns maps 'promt', which is no column of any shape; did you mean 'prompt'"):
+    with pytest.raises(
+        DataError, match="columns maps 'promt', which is not a column of any shape; did you mean 'prompt'"
+    ):
         read(data, columns={"promt": "text"})
     with pytest.raises(DataError, match="columns maps txt, which the row lacks; it has"):
         read(data, columns={"prompt": "txt"})
@@ -158,7 +160,7 @@ def test_a_mapped_column_beside_one_of_that_name_is_refused(tmp_path):
         read(data, columns={"prompt": "text"})
     (group,) = read(data, columns={"prompt": "text"}, ignore_columns=("prompt",))
     assert group.query == "r"
-    with pytest.raises(ValueError, match="two names are mapped to one column"):
+    with pytest.raises(ValueError, match="two names are mapped to the same column"):
         GroupsData(kind="groups", path=tmp_path, columns={"prompt": "x", "chosen": "x"})
 
 
@@ -292,10 +294,10 @@ def test_each_reply_of_a_conversation_is_shown_after_all_before_it(tmp_path):
 @pytest.mark.parametrize(
     ("turns", "said"),
     [
-        ([("gpt", "Hello"), ("human", "Hi"), ("gpt", "x")], "does not end with a message of the user"),
-        ([("human", "Hi"), ("system", "s"), ("gpt", "x")], "does not end with a message of the user"),
+        ([("gpt", "Hello"), ("human", "Hi"), ("gpt", "x")], "does not end with a user message"),
+        ([("human", "Hi"), ("system", "s"), ("gpt", "x")], "does not end with a user message"),
         ([("human", "Hi"), ("observation", "s")], "a message of conversations must be"),
-        ([("human", "Hi")], "no message of the assistant"),
+        ([("human", "Hi")], "no assistant message"),
     ],
 )
 def test_a_conversation_of_another_order_is_refused(tmp_path, turns, said):
@@ -360,7 +362,7 @@ def test_a_folder_as_downloaded_is_read_in_place(tmp_path, monkeypatch):
     assert [group.query for group in read(data, split="test")] == ["q"]
     with pytest.raises(DataError, match="has no split 'dev'; it has train, test"):
         read(data, split="dev")
-    with pytest.raises(DataError, match="is a folder, of which there is no revision 'main'"):
+    with pytest.raises(DataError, match=r"is a folder, and a folder has no revision \('main'\)"):
         read(data, revision="main")
     file = folder / "data" / "train-00000-of-00001.parquet"
     file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
@@ -404,7 +406,7 @@ def test_all_mistakes_are_said_with_counts(tmp_path):
     with pytest.raises(DataError) as caught:
         read(write(tmp_path / "g.jsonl", rows))
     said = str(caught.value)
-    assert said.startswith(f"{tmp_path / 'g.jsonl'}, row 2: score 9.0 is outside the scale 1..7; say")
+    assert said.startswith(f"{tmp_path / 'g.jsonl'}, row 2: score 9.0 is outside the scale 1..7; state")
     assert "(2 rows); row 4: a response is empty. Correct the file" in said
     with pytest.raises(DataError, match="and 3 more mistakes, in 8 rows altogether"):
         read(write(tmp_path / "g.jsonl", [good, *({**good, "scores": [9 + n]} for n in range(8))]))

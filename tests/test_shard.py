@@ -1,7 +1,6 @@
 """A shard: its marker, its resume and its replay; and ranks and schedules that change nothing, in one process."""
 
 import asyncio
-import collections
 import contextlib
 import json
 import random
@@ -9,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from actors import audience_of, text_of
+from actors import audience_of, live, text_of
 
 from salign import compose, locks
 from salign.config import Sampling
@@ -17,7 +16,7 @@ from salign.engines import opening
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.journal import CallKeys
-from salign.engines.meter import MeteredEngine
+from salign.engines.opening import OpenEngine
 from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError, StageError
 from salign.locks import lock
@@ -25,14 +24,10 @@ from salign.markers import DONE, read_done, read_failure
 from salign.records import read_interactions
 from salign.run import RunDir
 from salign.society import sources
-from salign.society.calls import Speaker
 from salign.society.protocols import protocol_of
-from salign.society.recall import question_table
 from salign.society.rounds import Round
 from salign.society.shard import run_shard, worlds_of
-from salign.society.simulation import Simulation, _Verdicts
-from salign.society.spool import Spool, write_sorted
-from salign.society.world import Setting, World
+from salign.society.simulation import _Verdicts
 from salign.storage import sha256
 
 SMALL = {
@@ -241,7 +236,7 @@ def test_a_society_that_stops_is_resumed_to_the_same_bytes(tmp_path, asked):
     config = config_of(tmp_path, **STOPPING)
     folder, content = simulate(config)
     header, records = records_of(folder)
-    for seed in range(10):
+    for seed in range(5):
         chance = random.Random(seed)
         kept = chance.sample(records, chance.randrange(len(records)))
         rewrite(folder, header, kept)
@@ -307,9 +302,9 @@ def test_a_journal_of_calls_that_were_made_otherwise_is_refused(tmp_path, monkey
 
     @contextlib.asynccontextmanager
     async def opened(section, model, folder, **how):
-        yield MeteredEngine(ScriptedEngine(), Gate(8, adaptive=False))
+        yield OpenEngine(ScriptedEngine(), Gate(8, adaptive=False))
 
-    monkeypatch.setattr("salign.society.models.open_engine", opened)
+    monkeypatch.setattr("salign.society.models.open_unmetered", opened)
     tree = config_of(tmp_path).model_dump(mode="json")
     simulate(compose.parse({**tree, "engine": one}, "test"))
     with pytest.raises(ConfigError, match=said):
@@ -411,10 +406,10 @@ def test_a_replay_gives_the_same_bytes_without_an_engine(tmp_path, monkeypatch, 
     assert facts is None
     with monkeypatch.context() as patch:
 
-        async def refuse(*_):
+        def refuse(*_):
             raise AssertionError("an engine was opened")
 
-        patch.setattr(opening, "_open", refuse)
+        patch.setattr(opening, "kind_of", refuse)
         assert simulate(config, replay=True)[1] == content
         assert simulate(config, replay=True)[1] == content
     facts = read_done(folder).facts
@@ -458,7 +453,7 @@ def test_a_replay_of_another_config_is_refused(tmp_path):
 
 
 class Slow:
-    """The scripted engine, whose calls take times of chance."""
+    """The scripted engine, whose calls take virtual seconds of chance, many of them none."""
 
     identity = "scripted"
 
@@ -470,8 +465,7 @@ class Slow:
     async def _wait(self):
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
-        for _ in range(int(self._chance.paretovariate(0.7)) % 50):
-            await asyncio.sleep(0)
+        await asyncio.sleep((int(self._chance.paretovariate(0.7)) - 1) % 50 / 50)
         self._in_flight -= 1
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
@@ -486,78 +480,21 @@ class Slow:
         return {}
 
 
-class Wires:
-    """Messages among ranks in one event loop. Each pair's keep their order, and come in bursts of chance."""
-
-    def __init__(self, size, seed):
-        self.size = size
-        self._chance = random.Random(seed)
-        self.mail = {(a, b): collections.deque() for a in range(size) for b in range(size) if a != b}
-
-    def arrives(self):
-        return self._chance.random() < 0.03
-
-
-class Rank:
-    def __init__(self, wires, rank):
-        self._wires, self.rank, self.size = wires, rank, wires.size
-        self._gone = set()
-
-    def send(self, to, message):
-        self._wires.mail[self.rank, to].append(message)
-
-    def _take(self, handle):
-        for sender in range(self.size):
-            mail = self._wires.mail.get((sender, self.rank))
-            for _ in range(len(mail) if mail and self._wires.arrives() else 0):
-                message = mail.popleft()
-                if message == ("bye",):
-                    self._gone.add(sender)
-                else:
-                    handle(sender, message)
-
-    async def receive(self, handle):
-        while True:
-            self._take(handle)
-            await asyncio.sleep(0)
-
-    async def part(self, handle):
-        for rank in range(self.size):
-            if rank != self.rank:
-                self.send(rank, ("bye",))
-        while len(self._gone) < self.size - 1:
-            self._take(handle)
-            await asyncio.sleep(0)
-
-
-def on_ranks(config, folder, num_ranks, seed, max_in_flight=64):
-    """A shard as several ranks simulate it: its bytes, its rounds, and the engine."""
+def on_ranks(config, num_ranks, seed, max_in_flight=64):
+    """What shard 0 records where so many ranks simulate it, and the engine."""
     society = config.society
-    questions, prior = sources.questions(society.questions), sources.load(society.prior)
-    table, _ = question_table(society, config.run.seed, questions, prior)
     engine = Slow(seed)
-
-    async def run():
-        wires = Wires(num_ranks, seed)
-        simulations = []
-        with contextlib.ExitStack() as stack:
-            for rank in range(num_ranks):
-                speakers = [Speaker(MeteredEngine(engine, Gate(max_in_flight, adaptive=False)))]
-                setting = Setting(society, config.run.seed, table, len(questions), prior, speakers)
-                worlds = [World(setting, number, rank, num_ranks) for number in worlds_of(society, 0)]
-                spool = stack.enter_context(Spool(folder / f"spool-{rank}"))
-                ranks = Rank(wires, rank) if num_ranks > 1 else None
-                simulations.append((Simulation(society, worlds, spool, ranks=ranks), spool))
-            await asyncio.wait_for(asyncio.gather(*(simulation.run() for simulation, _ in simulations)), 20)
-            for _, spool in simulations:
-                spool.flush()
-            (last_rounds,) = {tuple(sorted(simulation.last_rounds.items())) for simulation, _ in simulations}
-            rounds = [(number, round_) for number, last in last_rounds for round_ in range(1, last + 1)]
-            path = folder / "interactions.jsonl"
-            write_sorted(path, [(spool.path, spool.index) for _, spool in simulations], rounds)
-            return path.read_bytes(), dict(last_rounds), simulations[0][0].validity.num_interactions
-
-    return *asyncio.run(run()), engine
+    life = live(
+        engine,
+        numbers=worlds_of(society, 0),
+        num_ranks=num_ranks,
+        gate=max_in_flight,
+        society=society,
+        seed=config.run.seed,
+        questions=sources.questions(society.questions),
+        prior=sources.load(society.prior),
+    )
+    return life, engine
 
 
 def asked_again(folder):
@@ -587,28 +524,29 @@ def test_no_timing_of_calls_and_messages_changes_the_bytes(tmp_path, topology, n
     changes = {**asked_again(tmp_path), "topology": TOPOLOGIES[topology]}
     folder, content = simulate(config_of(tmp_path, schedule="lockstep", **changes))
     rounds = {int(world): last for world, last in read_done(folder).facts["rounds"].items()}
-    for seed in range(6):
-        max_alive = (1024, 3, 1, 1024, 1024, 1024)[seed]
-        config = config_of(tmp_path, schedule=("dependency", "lockstep")[seed == 5], max_alive=max_alive, **changes)
-        again, last_rounds, num_interactions, _ = on_ranks(config, tmp_path, num_ranks, seed)
-        assert last_rounds == rounds
-        assert again == content
-        assert num_interactions == content.count(b"\n")
+    ways = [("dependency", 1024), ("dependency", 3), ("dependency", 1), ("lockstep", 1024)]
+    for seed, (schedule, max_alive) in enumerate(ways):
+        config = config_of(tmp_path, schedule=schedule, max_alive=max_alive, **changes)
+        life, _ = on_ranks(config, num_ranks, seed)
+        assert life.simulation.last_rounds == rounds, seed
+        assert life.file == content, seed
+        assert life.simulation.validity.num_interactions == content.count(b"\n"), seed
 
 
 def test_more_ranks_than_agents_leave_some_without_work(tmp_path):
     changes = {"topology": {"kind": "complete", "num_agents": 2}, "audience_size": 1, **STOPPING}
     _, content = simulate(config_of(tmp_path, **changes))
     for schedule in ("dependency", "lockstep"):
-        assert on_ranks(config_of(tmp_path, schedule=schedule, **changes), tmp_path, 3, 0)[0] == content
+        life, _ = on_ranks(config_of(tmp_path, schedule=schedule, **changes), 3, 0)
+        assert life.file == content
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 5])
 def test_no_more_calls_are_in_flight_than_allowed(tmp_path, max_in_flight):
     config = config_of(tmp_path)
     _, content = simulate(config)
-    again, *_, engine = on_ranks(config, tmp_path, 1, 0, max_in_flight)
-    assert again == content
+    life, engine = on_ranks(config, 1, 0, max_in_flight)
+    assert life.file == content
     assert engine.most_in_flight == max_in_flight
 
 
@@ -719,7 +657,7 @@ def test_the_check_changes_nothing_else_and_may_fail_the_run(tmp_path, caplog):
     _, without = simulate(config_of(tmp_path / "a"))
     _, content = simulate(config_of(tmp_path / "b", observer_check={"num_pairs": 3}))
     assert content == without
-    assert "cannot be told from a coin" in caplog.text
+    assert "is no better than a coin" in caplog.text
     config = config_of(tmp_path / "c", observer_check={"num_pairs": 36, "min_agreement": 1.0})
     with pytest.raises(StageError, match=r"society\.observer_check\.min_agreement = 100%"):
         simulate(config)

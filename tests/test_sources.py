@@ -91,7 +91,7 @@ def test_a_text_has_one_question_a_line(tmp_path, name):
 @pytest.mark.parametrize("text", ["", "\n  \n"])
 def test_a_text_without_questions_is_an_error(tmp_path, text):
     (tmp_path / "q.txt").write_text(text)
-    with pytest.raises(DataError, match=r"q\.txt holds no question at all"):
+    with pytest.raises(DataError, match=r"q\.txt contains no question"):
         load(TextSource(kind="text", path=tmp_path / "q.txt"))
 
 
@@ -142,8 +142,8 @@ def test_rows_may_hold_questions_alone(tmp_path):
         ({"question": "a?", "answer": ""}, {}, "no text in the field 'answer'"),
         ({"question": "a?", "answer": 3}, {}, "no text in the field 'answer'"),
         ({"question": "  ", "answer": "x"}, {}, "no text in the field 'question'"),
-        ("a?", {}, "it is no object but str"),
-        (["a?"], {}, "it is no object but list"),
+        ("a?", {}, "it is not an object but str"),
+        (["a?"], {}, "it is not an object but list"),
         (
             {"question": "a?", "answer": "x", "y": "fine"},
             {"label": "y"},
@@ -172,12 +172,12 @@ def test_a_malformed_row_is_named_with_the_reason(tmp_path, row, fields, reason)
     ],
 )
 def test_malformed_json_is_named_with_line_and_reason(tmp_path, name, text, where):
-    with pytest.raises(DataError, match=rf"{name}, {where}: no valid JSON \(.+\)"):
+    with pytest.raises(DataError, match=rf"{name}, {where}: not valid JSON \(.+\)"):
         load(json_source(tmp_path / name, text))
 
 
 def test_an_array_without_rows_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"q\.json holds no question at all"):
+    with pytest.raises(DataError, match=r"q\.json contains no question"):
         load(json_source(tmp_path / "q.json", "[]"))
 
 
@@ -246,7 +246,7 @@ def test_an_empty_answer_is_passed_over(tmp_path):
 
 @pytest.mark.parametrize("text", ["a?", "\n\nHuman: a?", "\n\nAssistant: b\n\nHuman: a?"])
 def test_what_is_no_transcript_is_named(tmp_path, text):
-    with pytest.raises(DataError, match=r"hh\.jsonl, row 1: 'rejected' is no transcript"):
+    with pytest.raises(DataError, match=r"hh\.jsonl, row 1: 'rejected' is not a transcript"):
         hh(tmp_path, chosen="\n\nHuman: a?\n\nAssistant: b", rejected=text)
 
 
@@ -256,7 +256,7 @@ def test_a_transcript_without_its_other_side_is_named(tmp_path):
 
 
 def test_what_the_human_says_is_never_an_answer(tmp_path):
-    with pytest.raises(DataError, match="'chosen' is no transcript"):
+    with pytest.raises(DataError, match="'chosen' is not a transcript"):
         hh(
             tmp_path,
             chosen="\n\nHuman: a?\n\nHuman: well?\n\nAssistant: b",
@@ -435,11 +435,11 @@ def test_malformed_rows_are_skipped_and_counted_if_that_is_asked_for(tmp_path, c
     }[kind]
     (tmp_path / "q.jsonl").write_text(jsonl([good, {"text": "x"}, 7, good]) + "oh\n")
     source = file_source(kind, tmp_path / "q.jsonl")
-    with pytest.raises(DataError, match=r"q\.jsonl, row 2: no text in .*; row 3: .*; row 5: no valid JSON"):
+    with pytest.raises(DataError, match=r"q\.jsonl, row 2: no text in .*; row 3: .*; row 5: not valid JSON"):
         load(source)
     exemplars = load(source.model_copy(update={"skip_bad": True}))
     assert len(exemplars) == (2 if kind == "json" else 4)
-    assert f"3 malformed rows of {tmp_path / 'q.jsonl'} are left out (skip_bad)" in caplog.text
+    assert f"3 malformed rows of {tmp_path / 'q.jsonl'} were skipped (skip_bad)" in caplog.text
     (tmp_path / "q.jsonl").write_text("oh\n")
-    with pytest.raises(DataError, match="holds no question at all"):
+    with pytest.raises(DataError, match="contains no question"):
         load(source.model_copy(update={"skip_bad": True}))

@@ -13,7 +13,7 @@ from salign.config import EvaluateSection
 from salign.errors import ConfigError, DataError
 from salign.evaluation.lm import RowLM
 from salign.evaluation.resume import Scores, forget_measured, open_measured
-from salign.evaluation.tasks import load_task, local_rows
+from salign.evaluation.tasks import check_known, load_task, local_rows, task_files
 from salign.training.distributed import Ranks
 
 STORY = {"norm": "n", "situation": "s", "intention": "i", "moral_action": "m", "immoral_action": "w"}
@@ -40,8 +40,8 @@ def excuses(*labels: object, scenario: str = "s") -> str:
     ("benchmark", "name", "text", "said"),
     [
         ("moral_stories", "moral_stories_test.jsonl", "", "moral_stories_test.jsonl is empty"),
-        ("moral_stories", "moral_stories_test.jsonl", '{"norm"', "moral_stories_test.jsonl, line 1: no valid JSON"),
-        ("moral_stories", "moral_stories_test.jsonl", json.dumps(STORY) + "\n[3]\n", "line 2: no object but list"),
+        ("moral_stories", "moral_stories_test.jsonl", '{"norm"', "moral_stories_test.jsonl, line 1: not valid JSON"),
+        ("moral_stories", "moral_stories_test.jsonl", json.dumps(STORY) + "\n[3]\n", "line 2: not an object but list"),
         (
             "moral_stories",
             "moral_stories_test.jsonl",
@@ -62,7 +62,7 @@ def excuses(*labels: object, scenario: str = "s") -> str:
             excuses(0, 1, 1, 0) + "1,t,e\n1,t,e\n1,u,e\n1,t,e\n",
             "rows 5 to 8: not 4 excuses of one scenario",
         ),
-        ("ethics_deontology", "ethics_deontology_test.csv", 'label,scenario,excuse\n0,"s,e\n', "no valid CSV"),
+        ("ethics_deontology", "ethics_deontology_test.csv", 'label,scenario,excuse\n0,"s,e\n', "not valid CSV"),
         ("truthfulqa_mc1", "truthfulqa_mc_task.json", '[{"question": "q"}]', "row 1: mc1_targets must label"),
         (
             "truthfulqa_mc2",
@@ -118,6 +118,20 @@ def test_tasks_say_what_lm_evals_files_say(tmp_path):
 def test_a_benchmark_that_is_not_known(tmp_path):
     with pytest.raises(ConfigError, match="has a benchmark 'moral_storeis'; did you mean 'moral_stories'"):
         load_task("moral_storeis", section(tmp_path))
+
+
+def test_tasks_are_known_as_lm_eval_knows_them():
+    """Also where its file quotes the key, as those of aexams do, or names a group of several."""
+    from lm_eval import tasks as theirs
+    from lm_eval.tasks._index import Kind, TaskIndex
+
+    for name in ("aexams", "hendrycks_ethics", "glue"):
+        folder = Path(theirs.__file__).parent / name
+        entries = TaskIndex.build([folder]).values()
+        expected = {entry.name: entry.yaml_path for entry in entries if entry.kind is Kind.TASK}
+        assert task_files(folder) == expected
+        assert len(expected) >= 5
+    check_known("aexams_Biology")
 
 
 # --- likelihoods ---------------------------------------------------------------------------------
@@ -186,7 +200,7 @@ def test_a_document_that_is_repeated_for_other_ranks_changes_nothing(tiny_model)
 
 def test_an_answer_that_does_not_fit_is_an_error(tiny_model):
     lm = row_lm(tiny_model)
-    with pytest.raises(DataError, match="question and answer have 2105 tokens; the model's most are 2048"):
+    with pytest.raises(DataError, match="question and answer have 2105 tokens; the model's limit is 2048"):
         lm._loglikelihood_tokens([(("", ""), [3] * 2100, [4] * 5)])
 
 

@@ -72,5 +72,5 @@ def test_a_log_that_ends_anywhere_gives_what_stands_whole(tmp_path, payloads):
 def test_another_file_is_no_log(tmp_path):
     path = tmp_path / "run-x.wandb"
     path.write_bytes(b"something else")
-    with pytest.raises(DataError, match="is no log of W&B"):
+    with pytest.raises(DataError, match="is not a W&B log"):
         list(records(path))

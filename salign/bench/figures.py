@@ -34,7 +34,7 @@ def measure_parts(
     """
     unknown = [part for part in only if part not in parts]
     if unknown:
-        raise ConfigError(f"no part {', '.join(unknown)} of the bench {bench}; it has: {', '.join(parts)}")
+        raise ConfigError(f"no part {', '.join(unknown)} of the benchmark {bench}; its parts: {', '.join(parts)}")
     figures: list[Figure] = []
     for part, measured in parts.items():
         if not only or part in only:

@@ -27,7 +27,7 @@ from salign.bench.figures import Figure
 from salign.config import Config, Sampling, SocietySection
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
-from salign.engines.meter import MeteredEngine
+from salign.engines.opening import metered
 from salign.errors import ConfigError, StageError
 from salign.markers import read_done
 from salign.records import read_interactions
@@ -41,7 +41,7 @@ from salign.society.spool import Spool
 from salign.society.world import Setting, World
 from salign.tracking.metrics import read_metrics
 
-_REFERENCE = "released code, 10 threads, zero-latency stub (design notes, section 6)"
+_REFERENCE = "released code, 10 threads, zero-latency stub"
 _MS_PER_TOKEN, _SLOTS, _MEDIAN_TOKENS = 4.0, 256, 45
 _KIB = 1024
 
@@ -106,7 +106,7 @@ def _steadiness(bench: _Bench) -> list[Figure]:
 
 
 def resident_after(num_agents: int, folder: Path) -> dict[str, float]:
-    """Simulates one round of so many agents, in this process; its memory (bytes) and the text of its answers."""
+    """Simulates one round of this many agents in this process; its memory (bytes) and the text of its answers."""
     bench = _Bench(folder)
     side = round(num_agents**0.5)
     config = bench.config(topology={"size": side, "radius": 2}, max_rounds=1, audience_size=1)
@@ -271,9 +271,6 @@ class _TimedEngine:
     def facts(self) -> dict[str, Any]:
         return {}
 
-    async def close(self) -> None:
-        pass
-
 
 def critical_path(society: SocietySection, sigma: float) -> float:
     """Seconds that a society takes where nothing ever waits for a slot: the longest chain of calls."""
@@ -282,7 +279,7 @@ def critical_path(society: SocietySection, sigma: float) -> float:
     table, _ = question_table(society, 0, questions, prior)
 
     async def simulate() -> float:
-        engine = MeteredEngine(_TimedEngine(sigma), Gate(1 << 30, adaptive=False))
+        engine = metered(_TimedEngine(sigma), Gate(1 << 30, adaptive=False))
         world = World(Setting(society, 0, table, len(questions), prior, [Speaker(engine)]), 0)
         with tempfile.TemporaryDirectory() as folder, Spool(Path(folder) / "spool") as spool:
             await Simulation(society, [world], spool).run()
@@ -325,7 +322,7 @@ def measure(script: Path, sizes: Sequence[int], only: Sequence[str], say: Callab
         }
         unknown = [part for part in only if part not in parts]
         if unknown:
-            raise ConfigError(f"no part {', '.join(unknown)} of the society's bench; it has: {', '.join(parts)}")
+            raise ConfigError(f"no part {', '.join(unknown)} of the society benchmark; its parts: {', '.join(parts)}")
         figures: list[Figure] = []
         for part, measured in parts.items():
             if only and part not in only:

@@ -198,7 +198,7 @@ def trl_cost() -> dict[str, float]:
 
 
 def token_cost(num_groups: int) -> dict[str, float]:
-    """Seconds to read and tokenise so many groups into a store, and the memory (MiB) before and at its peak."""
+    """Seconds to read and tokenise this many groups into a store, and the memory (MiB) before and at its peak."""
     from salign import models
     from salign.dataset.groups import read_groups
     from salign.training.tokens import TokenStore

@@ -117,13 +117,13 @@ def _training(run: RunDir, config: Config, stage: TrainStage) -> Estimate:
     elif stage.num_tokens is not None:
         amount = f"{least_steps(stage):,} steps or more"
     else:
-        amount = "steps: known when the data is there"
+        amount = "steps: known once the data exists"
     return Estimate(f"train {stage.name}", amount, tokens, hours, gpu_hours, _said(source, rate, "tokens/s"))
 
 
 def _said(source: str, rate: float | None, unit: str) -> str:
     if rate is None:
-        return "no rate known"
+        return "rate unknown"
     return f"{rate:,.1f} {unit}, {source}"
 
 
@@ -151,7 +151,7 @@ def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
     console.print(table)
     if any(one.hours is None for one in estimates):
         console.print(
-            "Rates come from the run itself once it has begun, or from cluster.throughput.",
+            "Rates come from the run itself once it has started, or from cluster.throughput.",
             highlight=False,
         )
 

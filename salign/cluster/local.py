@@ -93,7 +93,7 @@ def _failure(unit: Unit, run: RunDir, code: int) -> StageError | ConfigError:
         last = (errors or lines or ["nothing"])[-1]
         said = f"it ended with exit code {code}; its log says: {last.removeprefix('error: ')}"
     kind = ConfigError if code == ConfigError.exit_code else StageError
-    return kind(f"{unit.name} failed: {said}\nIts log: {log}. Launch again to go on; what is complete is kept.")
+    return kind(f"{unit.name} failed: {said}\nIts log: {log}. Launch again to continue; what is complete is kept.")
 
 
 def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: int) -> None:
@@ -154,7 +154,7 @@ class LocalScheduler(Scheduler):
                 continue
             stage = stage_of(group[0])
             if stage.is_array:
-                console.print(f"{stage.name}: {len(pending)} of {len(group)} shards are left", highlight=False)
+                console.print(f"{stage.name}: {len(pending)} of {len(group)} shards to do", highlight=False)
             if stage.watch is None:
                 console.print(group[0].name, highlight=False)
                 _run_all(pending, run, config, 1)

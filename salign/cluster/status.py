@@ -166,7 +166,7 @@ def describe_failure(unit: Unit, standing: Standing) -> str:
         error = next((line for line in reversed(lines) if line.startswith("error: ")), "").removeprefix("error: ")
     how = f" ({standing.scheduler} says {standing.detail})" if standing.detail else ""
     log = f"\nIts log: {standing.log}" if standing.log is not None else ""
-    return f"{unit.name} failed{how}: {error or 'no error was recorded'}{log}"
+    return f"{unit.name} failed{how}: {error or 'it left no error message'}{log}"
 
 
 def _rows(board: Board) -> list[tuple[str, Standing]]:
@@ -210,12 +210,12 @@ def print_status(run: RunDir, config: Config, console: Console) -> None:
     console.print(", ".join(f"{count} {word}" for word, count in counts.items()), highlight=False)
     for name in board.without_accounting:
         console.print(
-            f"{name} keeps no accounting here: how a job ended is known from the run's folder alone, and a job that "
-            "ran out of memory or lost its node cannot be told from other failures.",
+            f"{name} keeps no accounting here: how a job ended is known only from the run's folder, and a job that "
+            "ran out of memory or lost its node cannot be distinguished from other failures.",
             highlight=False,
         )
     if counts["done"] < len(board.units):
-        console.print(f"to go on: {_how_to_go_on(run, board)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"to continue: {_how_to_go_on(run, board)}", markup=False, highlight=False, soft_wrap=True)
     if usage := board.usage():
         console.print(usage, highlight=False)
 
@@ -224,6 +224,6 @@ def _how_to_go_on(run: RunDir, board: Board) -> str:
     if board.live:
         return f"wait for the jobs {', '.join(sorted({job.job_id for job in board.live}))}"
     if is_locked(run.launch_lock):
-        return "a launch is at work"
+        return "a launch is in progress"
     # The folder may have been moved.
     return f"python jobs/launch.py {run.config_file} run.root={run.path.parent} run.name={run.path.name}"

@@ -1,4 +1,4 @@
-"""Measures what README quotes; each figure with what it is to reach and what others reach.
+"""Runs the benchmarks that the documentation quotes; each figure with its target and a comparison.
 
 python jobs/bench.py society [--json FILE] [--only PART ...] [--agents N ...]
 python jobs/bench.py streams [--json FILE] [--only PART ...] [--num N]
@@ -22,12 +22,23 @@ SHARED = Path(__file__).parents[3] / "shared"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["society", "streams", "training", "validity"])
-    parser.add_argument("--json", type=Path, help="also write the figures and the machine to a file")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="some parts of it")
-    parser.add_argument("--agents", nargs="+", type=int, default=[10_000, 100_000], help="society: sizes for memory")
-    parser.add_argument("--num", type=int, default=100_000, help="streams: interactions that are read")
     parser.add_argument(
-        "--mock-engine", type=Path, default=SHARED / "yardstick" / "mock_engine.py", help="society: the neutral engine"
+        "--json", type=Path, metavar="FILE", help="also write the figures and the machine's description to a file"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="only some parts")
+    parser.add_argument(
+        "--agents",
+        nargs="+",
+        type=int,
+        default=[10_000, 100_000],
+        help="society: numbers of agents for the memory measurement",
+    )
+    parser.add_argument("--num", type=int, default=100_000, help="streams: number of interactions that are read")
+    parser.add_argument(
+        "--mock-engine",
+        type=Path,
+        default=SHARED / "yardstick" / "mock_engine.py",
+        help="society: the script of the mock engine",
     )
     parser.add_argument(
         "--groups", type=Path, default=SHARED / "data" / "rated" / "cai_rated_groups.json", help="training: real groups"

@@ -1,4 +1,4 @@
-"""The interactions of all shards -> alignment data.
+"""Turns the interactions of all shards into alignment data.
 
 python jobs/collect.py RUN
 """

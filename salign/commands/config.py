@@ -1,4 +1,4 @@
-"""Every name that a config may have, with its type, default and meaning, as Markdown.
+"""Lists every setting of a config with its type, default and meaning, as Markdown.
 
 salign config [SECTION]         such as: salign config society.stopping
 """
@@ -23,18 +23,18 @@ from salign.errors import ConfigError
 _TITLE = """\
 # The configuration
 
-Every name that a config may have; `salign config` prints this page, `salign config society.stopping` a part of it. What
-a name's value decides, and so whether it may change between launches of one run ([what identifies a
+Every setting of a config; `salign config` prints this page, `salign config society.stopping` a part of it. What
+a setting decides, and so whether it may change between launches of one run ([what identifies a
 run](reproducibility.md)):
 
-- *decides*: what a model says, what is learnt or what is measured. Work that was begun under another value is refused;
-- *extent*: how much is computed and what counts as done. It may not change once something of the run is complete;
-- *input*: names a model, a file or an earlier stage; what decides is its content;
+- *decides*: what a model says, what is learnt or what is measured. Work that was started with another value is refused;
+- *extent*: how much is computed and what counts as done. It may not change once a part of the run is complete;
+- *input*: names a model, a file or an earlier stage, whose content decides;
 - *free*: where and how a run is executed and shown. It may change between launches.
 
-`Count` is a whole number from 1 on, `CountOrZero` from 0 on; `Share` is from 0 to 1; `Positive` and `NotNegative` are
-numbers; `Name` has letters, digits, `_`, `.` and `-`; `AbsolutePath` may be written relative to the working folder, or
-with `./` to the config that says it; `FolderOrHub` is a local folder or a hub id.
+`Count` is a whole number from 1, `CountOrZero` from 0; `Share` is a number from 0 to 1; `Positive` and `NotNegative`
+are numbers; `Name` has letters, digits, `_`, `.` and `-`; `AbsolutePath` may be written relative to the working folder,
+or with `./` relative to the config file; `FolderOrHub` is a local folder or a hub id.
 """
 
 
@@ -75,7 +75,7 @@ def _fields(annotation: ast.Subscript) -> list[ast.Call]:
 
 def _default(value: Any) -> str:
     if value is PydanticUndefined:
-        return "needed"
+        return "required"
     if isinstance(value, BaseModel):
         said = value.model_dump(mode="json", exclude_defaults=True)
         kind = {"kind": value.kind} if hasattr(value, "kind") else {}
@@ -160,7 +160,7 @@ def reference() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", nargs="?", help="of the config; all of it, if none is named")
+    parser.add_argument("section", nargs="?", help="a section of the config; all of them if omitted")
     args = parser.parse_args()
     page = reference()
     if args.section is None:
@@ -168,5 +168,5 @@ def main() -> None:
         return
     parts = [part for part in re.split(r"(?m)^(?=## )", page) if part.startswith(f"## `{args.section}`")]
     if not parts:
-        raise ConfigError(f"no section {args.section!r} in a config; `salign config` shows all of them")
+        raise ConfigError(f"the config has no section {args.section!r}; `salign config` shows all of them")
     print("".join(parts), end="")

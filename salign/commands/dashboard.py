@@ -1,8 +1,8 @@
-"""W&B: the workspace, and what was logged offline.
+"""W&B: manages the workspace and sends what was logged offline.
 
-python jobs/dashboard.py check [--update]     the workspace against what was agreed on and what is logged; offline
-python jobs/dashboard.py apply [RUN]          makes or updates the workspace in the project that RUN's config names
-python jobs/dashboard.py sync RUN [--live]    sends RUN's offline W&B runs, and verifies that all of it arrives
+python jobs/dashboard.py check [--update]     compares the workspace with its reviewed copy and with the logs; offline
+python jobs/dashboard.py apply [RUN]          creates or updates the workspace in the project that RUN's config names
+python jobs/dashboard.py sync RUN [--live]    sends RUN's offline W&B runs and verifies that everything arrived
 """
 
 import argparse
@@ -19,13 +19,13 @@ def _check(args: argparse.Namespace) -> None:
     problems = workspace.check(update=args.update)
     if problems:
         raise StageError("\n".join(problems))
-    print("the workspace is what was agreed on, and all that it shows is logged")
+    print("the workspace matches its reviewed copy, and everything it shows is logged")
 
 
 def _apply(args: argparse.Namespace) -> None:
     tracking = TrackingSection() if args.run is None else open_run(args.run).config().tracking
     url, is_new = workspace.apply(tracking)
-    print(f"{'made' if is_new else 'updated'}: {url}")
+    print(f"{'created' if is_new else 'updated'}: {url}")
 
 
 def _sync(args: argparse.Namespace) -> None:
@@ -36,13 +36,13 @@ def _sync(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="offline; exit code 1 where something is wrong")
-    check.add_argument("--update", action="store_true", help="agree on the workspace as it is now")
-    apply = commands.add_parser("apply", help="needs a key")
-    apply.add_argument("run", type=Path, nargs="?", help="the run's folder; without it, the project of the defaults")
-    send = commands.add_parser("sync", help="needs a key; safe to repeat")
+    check = commands.add_parser("check", help="offline; exit code 1 if something is wrong")
+    check.add_argument("--update", action="store_true", help="accept the workspace as it is now")
+    apply = commands.add_parser("apply", help="needs an API key")
+    apply.add_argument("run", type=Path, nargs="?", help="the run's folder; without it, the default project is used")
+    send = commands.add_parser("sync", help="needs an API key; safe to repeat")
     send.add_argument("run", type=Path, help="the run's folder")
-    send.add_argument("--live", action="store_true", help="follow a job that is at work until it ends")
+    send.add_argument("--live", action="store_true", help="follow a running job until it ends")
     args = parser.parse_args()
     try:
         {"check": _check, "apply": _apply, "sync": _sync}[args.command](args)

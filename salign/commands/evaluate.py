@@ -1,9 +1,9 @@
-"""The evaluation of a model of a run, alone or by ranks that share the work; and models beside each other.
+"""Evaluates a model of a run, alone or with ranks that share the work, and compares evaluated models.
 
 python jobs/evaluate.py RUN --model base                # `base`, or the name of a training stage
 torchrun --nproc-per-node 2 jobs/evaluate.py RUN --model base
 python jobs/evaluate.py RUN --compare base,sft,stable   # prints the table, writes evaluate/comparison.{md,tex,json}
-python jobs/evaluate.py RUN --prefetch                  # where the network is: fetches models and benchmarks
+python jobs/evaluate.py RUN --prefetch                  # on a node with internet: downloads models and data
 """
 
 import argparse
@@ -36,10 +36,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="`base`, or a name of train.stages")
-    what.add_argument("--compare", metavar="MODELS", help="evaluated models, with commas between them")
-    what.add_argument("--prefetch", action="store_true", help="fetch models and benchmarks into the caches")
-    parser.add_argument("--allow-missing", action="store_true", help="leave out benchmarks without data")
+    what.add_argument("--model", help="`base`, or the name of a stage in train.stages")
+    what.add_argument("--compare", metavar="MODELS", help="evaluated models, separated by commas")
+    what.add_argument("--prefetch", action="store_true", help="download models and benchmarks into the caches")
+    parser.add_argument("--allow-missing", action="store_true", help="skip benchmarks without data")
     args = parser.parse_args()
     work.begin()
     run = open_or_prepare(args.run)

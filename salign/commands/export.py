@@ -1,4 +1,4 @@
-"""Groups -> a file for another trainer: TRL's preferences or unpaired preferences, or groups.
+"""Exports groups for another trainer: TRL's preferences or unpaired preferences, or groups.
 
 python jobs/export.py RUN --to preference pairs.jsonl --pairs best
 python jobs/export.py FILE --to unpaired rows.jsonl --threshold 4
@@ -40,14 +40,21 @@ def _column(given: str) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="RUN|FILE", help="a run's folder, or a file of groups")
-    parser.add_argument("out", type=Path, metavar="OUT.jsonl", help="the file to write; an older one is replaced")
-    parser.add_argument("--to", required=True, choices=("preference", "unpaired", "groups"))
+    parser.add_argument("out", type=Path, metavar="OUT.jsonl", help="the file to write; an existing one is replaced")
+    parser.add_argument("--to", required=True, choices=("preference", "unpaired", "groups"), help="format of the rows")
     parser.add_argument(
-        "--pairs", choices=("all", "best"), default="all", help="of different scores; best: those with it"
+        "--pairs",
+        choices=("all", "best"),
+        default="all",
+        help="pairs of a group: all with different scores, or only those with the best response",
     )
-    parser.add_argument("--threshold", type=float, default=4.0, help="unpaired: a score above it is a good one")
-    parser.add_argument("--conversational", action="store_true", help="lists of {role, content}, else plain text")
-    parser.add_argument("--score-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="FILE's scale, if not 1 7")
+    parser.add_argument("--threshold", type=float, default=4.0, help="unpaired: scores above it count as good")
+    parser.add_argument(
+        "--conversational", action="store_true", help="write lists of {role, content} instead of plain text"
+    )
+    parser.add_argument(
+        "--score-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the scale of FILE, if it is not 1 to 7"
+    )
     parser.add_argument(
         "--column",
         action="append",
@@ -55,8 +62,8 @@ def main() -> None:
         metavar="NAME=COLUMN",
         help="read COLUMN of FILE as NAME; repeatable",
     )
-    parser.add_argument("--ignore-columns", nargs="+", default=[], metavar="COLUMN", help="of FILE, to leave out")
-    parser.add_argument("--skip-bad", action="store_true", help="leave malformed rows out, and count them")
+    parser.add_argument("--ignore-columns", nargs="+", default=[], metavar="COLUMN", help="columns of FILE to ignore")
+    parser.add_argument("--skip-bad", action="store_true", help="skip and count malformed rows")
     args = parser.parse_args()
     path = _groups_file(args.source)
     if args.out.resolve() == path.resolve():

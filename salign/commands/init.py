@@ -1,4 +1,4 @@
-"""A config to begin with, with what people change first, and why.
+"""Writes a config to start from, with the settings that people change first.
 
 salign init FOLDER
 """
@@ -10,8 +10,8 @@ from salign.errors import ConfigError
 from salign.storage import write_atomic
 
 _STARTER = """\
-# A run of salign. What is not said here is as in the shipped quickstart.yaml. `salign launch {path} --dry-run`
-# checks all of it and shows what will be done. Every name: docs/config.md.
+# A salign run. Settings that are not here come from the shipped quickstart.yaml. `salign launch {path} --dry-run`
+# checks everything and shows the plan. All settings: docs/config.md, or `salign config`.
 bases: [quickstart.yaml]
 
 run:
@@ -21,41 +21,41 @@ run:
 model: smollm2-135m     # embedded; or a folder, or a hub id
 
 engine:
-  kind: transformers    # in the process. A server: {{kind: openai, base_url: "http://127.0.0.1:8000/v1"}}
-  # device: cuda        # auto takes what is there
+  kind: transformers    # in this process. A server: {{kind: openai, base_url: "http://127.0.0.1:8000/v1"}}
+  # device: cuda        # the default, auto, uses a GPU if there is one
 
 society:
   num_worlds: 2         # independent societies, which take the populations in turn
-  num_shards: 2         # processes or tasks of a Slurm array that share them
+  num_shards: 2         # processes, or tasks of a Slurm array, that share the worlds
   topology: {{kind: grid, size: 3, radius: 2.0}}
   max_rounds: 2
   populations: [mixed_half_half, all_bad]
-  # questions: {{kind: text, path: questions.txt}}      # your own, a line each
-  # prior: {{kind: json, path: prior.jsonl}}            # question, answer, label: what agents begin with
-  # protocol: {{kind: sample}}                          # without a society: the control
+  # questions: {{kind: text, path: questions.txt}}      # your own, one per line
+  # prior: {{kind: json, path: prior.jsonl}}            # question, answer, label: what agents start with
+  # protocol: {{kind: sample}}                          # the control without a society
 
-# One stage's setting is changed by its name: `train.stages.stable.max_steps=100` on the command line, or here the list.
+# Change one stage's setting by its name on the command line: train.stages.stable.max_steps=100.
 
 evaluate:
   models: [base, stable]
   num_questions: 24
 
 cluster:
-  kind: local           # slurm: partition and account below, and `salign launch` submits the chain
+  kind: local           # slurm: `salign launch` submits a chain of jobs; set partition and account below
   # partition: gpu
 
 tracking:
-  wandb: true           # offline, unless WANDB_API_KEY is there
+  wandb: true           # offline, unless WANDB_API_KEY is set
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="made if it is not there")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="created if missing")
     args = parser.parse_args()
     path = args.folder / "config.yaml"
     if path.exists():
-        raise ConfigError(f"{path} is there already; name another folder, or edit it")
+        raise ConfigError(f"{path} already exists; name another folder, or edit it")
     name = "".join(letter for letter in args.folder.resolve().name if letter.isalnum() or letter in "-_.")
     write_atomic(path, _STARTER.format(path=path, name=name.lstrip("-_.") or "run"))
-    print(f"{path} is written. Next: salign launch {path} --dry-run")
+    print(f"wrote {path}. Next: salign launch {path} --dry-run")

@@ -1,4 +1,4 @@
-"""The whole pipeline: society, alignment data, training, evaluation. Launch again to go on from what is complete.
+"""Runs the whole pipeline: society, alignment data, training, evaluation. Launch again to continue where it stopped.
 
 python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare] [--wait] [--replace]
                       [--skip-bad]
@@ -17,18 +17,23 @@ from salign.work import begin
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", metavar="CONFIG.yaml | key.sub=value")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check config, files and cluster; show plan, batch files and an estimate"
+        "words",
+        nargs="*",
+        metavar="CONFIG.yaml | key.sub=value",
+        help="a config (default: the shipped quickstart.yaml), and settings that override it",
     )
     parser.add_argument(
-        "--prepare", action="store_true", help="only make the run's folder, to run its stages one by one"
+        "--dry-run",
+        action="store_true",
+        help="check config, files and cluster; show the plan, the batch files and an estimate",
     )
-    parser.add_argument("--wait", action="store_true", help="Slurm: stay and show how far it is, until it is done")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only create the run's folder, to run its stages one by one"
+    )
+    parser.add_argument("--wait", action="store_true", help="Slurm: stay and show progress until the run is done")
     parser.add_argument("--replace", action="store_true", help="Slurm: cancel the run's live jobs first")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave malformed rows of training data out, and count them"
-    )
+    parser.add_argument("--skip-bad", action="store_true", help="skip and count malformed rows of training data")
     args = parser.parse_intermixed_args()
     files = [word for word in args.words if "=" not in word]
     if len(files) > 1:

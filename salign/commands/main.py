@@ -1,4 +1,4 @@
-"""salign COMMAND ...: what `python jobs/COMMAND.py ...` does. `salign COMMAND --help` says what it takes."""
+"""salign COMMAND ...: the same as `python jobs/COMMAND.py ...`. `salign COMMAND --help` lists its options."""
 
 import difflib
 import importlib
@@ -29,7 +29,7 @@ def _main() -> None:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         meant = f"; did you mean {near[0]!r}?" if near else "."
-        raise ConfigError(f"no command {name!r}{meant} There are: {', '.join(COMMANDS)}.")
+        raise ConfigError(f"no command {name!r}{meant} Commands: {', '.join(COMMANDS)}.")
     sys.argv = [f"salign {name}", *sys.argv[2:]]
     importlib.import_module(f"salign.commands.{name}").main()
 

@@ -1,4 +1,4 @@
-"""A run as a page that one looks at: one file, report/index.html, and figures for a paper beside it.
+"""Writes a run's report: one HTML file (report/index.html), and figures for a paper.
 
 python jobs/report.py RUN
 """
@@ -12,10 +12,10 @@ from salign.run import open_run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the run's folder; the run may still be at work")
+    parser.add_argument("run", type=Path, help="the run's folder; the run may still be in progress")
     args = parser.parse_args()
     run = open_run(args.run)
     page, record = write_report(run, run.config())
     for section, gaps in record.gaps.items():
-        print(f"not there yet ({section}): {gaps[0]}" + (f", and {len(gaps) - 1} more" if gaps[1:] else ""))
+        print(f"not available yet ({section}): {gaps[0]}" + (f", and {len(gaps) - 1} more" if gaps[1:] else ""))
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB); PNG and SVG in {run.report / 'figures'}")

@@ -1,4 +1,4 @@
-"""One shard of a run's society, here.
+"""Simulates one shard of a run's society in this process.
 
 python jobs/simulate.py RUN --shard 0 [--replay]
 mpiexec -n 4 python jobs/simulate.py RUN --shard 0      # with cluster.ranks_per_shard=4
@@ -15,8 +15,10 @@ from salign.plan import find_unit, units
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
-    parser.add_argument("--shard", type=int, required=True)
-    parser.add_argument("--replay", action="store_true", help="make it anew from its journal, without an engine")
+    parser.add_argument("--shard", type=int, required=True, help="the shard's number, counted from 0")
+    parser.add_argument(
+        "--replay", action="store_true", help="redo the shard from its journal alone, without an engine"
+    )
     args = parser.parse_args()
     work.begin()
     run = open_or_prepare(args.run)

@@ -1,4 +1,4 @@
-"""What of a run is done, running or failed, and where its logs are.
+"""Shows what is done, running or failed in a run, and where its logs are.
 
 python jobs/status.py RUN [--watch | --digest]
 """
@@ -16,7 +16,7 @@ from salign.run import open_run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--watch", action="store_true", help="show it live, until nothing of it is at work any more")
+    parser.add_argument("--watch", action="store_true", help="update live until nothing is running any more")
     parser.add_argument("--digest", action="store_true", help="print only the sha256 of all interactions, in order")
     args = parser.parse_args()
     run = open_run(args.run)

@@ -1,4 +1,4 @@
-"""One rank of one training stage; plain, under torchrun, deepspeed, srun or mpiexec.
+"""Trains one stage: one rank of it, alone or under torchrun, deepspeed, srun or mpiexec.
 
 python jobs/train.py RUN --stage stable
 torchrun --nproc-per-node 2 jobs/train.py RUN --stage stable
@@ -16,8 +16,8 @@ from salign.launch import open_or_prepare
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
-    parser.add_argument("--stage", required=True, help="a name of train.stages")
-    parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; LOCAL_RANK says the same")
+    parser.add_argument("--stage", required=True, help="the name of a stage in train.stages")
+    parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; the same as LOCAL_RANK")
     args = parser.parse_args()
     work.begin()
     run = open_or_prepare(args.run)

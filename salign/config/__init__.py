@@ -192,22 +192,22 @@ class RunSection(Section):
     root: Annotated[AbsolutePath, Effect.FREE] = Field(default=Path("runs"), validate_default=True)
     """The folder of runs."""
     name: Annotated[Name, Effect.FREE] = "quickstart"
-    """A run is its folder: where that is renamed or moved, it is the same run."""
+    """Name of the run's folder; a renamed or moved folder is still the same run."""
     seed: Annotated[int, NotBool] = 0
-    """Every random choice follows from it: two runs that differ in nothing else are two draws."""
+    """All randomness follows from it: two runs that differ only in the seed are two independent draws."""
 
 
 class Price(Section):
     """What an engine's tokens cost."""
 
     prompt: NotNegative
-    """Of 1,000 tokens that are read."""
+    """Per 1,000 tokens read."""
     completion: NotNegative
-    """Of 1,000 tokens that are written."""
+    """Per 1,000 tokens written."""
     currency: str = "USD"
 
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """What so many tokens cost."""
+        """The cost of this many tokens."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1000
 
 
@@ -221,11 +221,11 @@ class TrackingSection(Section):
     num_table_rows: CountOrZero = 100
     """Interactions in W&B's table of samples."""
     upload_model: bool = False
-    """False: the model artifact refers to the run's folder; True: its bytes are uploaded too."""
+    """False: the model artifact only refers to the run's folder; True: its files are uploaded too."""
     finish_timeout_s: Positive = 10.0
-    """How long W&B may hold a job up at its end; what was not sent by then, `jobs/dashboard.py sync` sends."""
+    """How long W&B may delay the end of a job; `jobs/dashboard.py sync` sends what was left."""
     price_per_1000_tokens: Price | None = None
-    """For the society's cost in the report and in W&B; None shows none."""
+    """For the society's cost in the report and in W&B; None: no cost is shown."""
 
 
 class Config(Section):
@@ -233,19 +233,19 @@ class Config(Section):
     model: Annotated[FolderOrHub, Effect.INPUT] = "smollm2-135m"
     """An embedded model's name, a local folder in Hugging Face format, or a hub id."""
     engine: EngineSection = TransformersEngine()
-    """What agents speak through, and who observes where nobody else is named."""
+    """What agents speak through, and what observes unless `society.observer` names another."""
     society: SocietySection = SocietySection()
     """Who interacts, how, and what counts."""
     dataset: DatasetSection = DatasetSection()
-    """What of the interactions becomes alignment data."""
+    """Which interactions become alignment data."""
     train: TrainSection = TrainSection()
-    """Stages of training, one after the other."""
+    """Training stages, in order."""
     evaluate: EvaluateSection = EvaluateSection()
-    """What comes of it, in figures."""
+    """What the models are evaluated on."""
     cluster: Annotated[ClusterSection, Effect.FREE] = LocalCluster()
-    """Where all this is executed."""
+    """Where the run is executed."""
     tracking: Annotated[TrackingSection, Effect.FREE] = TrackingSection()
-    """What is logged where."""
+    """What is logged, and where."""
 
     @property
     def evaluated_models(self) -> tuple[str, ...]:
@@ -259,16 +259,24 @@ class Config(Section):
         return self.evaluate.judges or (Judge(name="engine", engine=self.engine),)
 
     @property
+    def answering(self) -> EngineSection:
+        """By which models under evaluation answer: by transformers, as the run does or by default, if none is named."""
+        if self.evaluate.engine is not None:
+            return self.evaluate.engine
+        return self.engine if isinstance(self.engine, TransformersEngine) else TransformersEngine()
+
+    @property
     def has_society(self) -> bool:
         """Whether anything is simulated: not where stages are trained and none of them on the society's data."""
         stages = self.train.stages
         return not stages or any(stage.uses_society for stage in stages)
 
     def engines(self) -> dict[str, EngineSection]:
-        """Every engine that the config names, by its place: the run's, the observer's, a mixture's, the judges'."""
+        """Every engine that the config names, by its place: the run's, the society's, the evaluation's."""
         named: list[tuple[str, EngineSection | None]] = [("engine", self.engine)]
         named.append(("society.observer", self.society.observer))
         named += [(f"society.mixture.{part.name}.engine", part.engine) for part in self.society.mixture]
+        named.append(("evaluate.engine", self.evaluate.engine))
         named += [(f"evaluate.judges.{judge.name}.engine", judge.engine) for judge in self.evaluate.judges]
         return {place: engine for place, engine in named if engine is not None}
 
@@ -294,7 +302,7 @@ class Config(Section):
         ranks = self.cluster.num_ranks
         mistakes += [
             f"train.stages.{stage.name}.groups_per_step {stage.groups_per_step} is less than cluster.num_ranks {ranks}"
-            ": some ranks would have nothing to do"
+            ": some ranks would have no work"
             for stage in self.train.stages
             if stage.groups_per_step < ranks
         ]

@@ -1,4 +1,4 @@
-"""What every section is made of."""
+"""The building blocks of every section."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 
 def _number(value: Any) -> Any:
-    # pydantic would take True for 1; a YAML `on` in the place of a number is a mistake.
+    # pydantic would take True for 1; a YAML `on` instead of a number is a mistake.
     if isinstance(value, bool):
         raise ValueError("expected a number, not true/false")  # noqa: TRY004 (pydantic wants ValueError)
     return value
@@ -55,7 +55,7 @@ def kind_unless_said(kind: str) -> Callable[[Any], Any]:
 
 
 def unless(section: SectionT, mistakes: Sequence[str]) -> SectionT:
-    """The section, unless there are mistakes in it; all of them are said."""
+    """The section, unless there are mistakes in it; all of them are reported."""
     if mistakes:
         raise ValueError("; ".join(mistakes))
     return section
@@ -67,8 +67,8 @@ class Sampling(Section):
     temperature: NotNegative = 1.0
     """0 takes the likeliest token."""
     top_p: Annotated[float, NotBool, Field(gt=0, le=1)] = 1.0
-    """Of the likeliest tokens with this share of the probability together."""
+    """Samples from the likeliest tokens that together have this share of the probability."""
     max_tokens: Count = 256
-    """New ones, at most."""
+    """Longest reply, in new tokens."""
     max_sentences: Count | None = None
-    """A reply ends with so many sentences at most, and one that `max_tokens` cuts with its last whole one."""
+    """A reply keeps at most this many sentences, and one that `max_tokens` cuts ends with its last whole sentence."""

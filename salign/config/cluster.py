@@ -1,4 +1,4 @@
-"""Where a run is executed: on this machine, or by Slurm."""
+"""Where a run is executed: on this machine or by Slurm."""
 
 import math
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from salign.config.base import Count, CountOrZero, NotBool, Positive, Section, k
 
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
-# Of the submitter's environment; values travel with the submission, and are in no file of the run.
+# From the submitter's environment; values travel with the submission and are written to no file of the run.
 _ENVIRONMENT = (
     *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SALIGN_CACHE", "NETRC"),
     *("HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_API_KEY"),
@@ -17,65 +17,65 @@ _ENVIRONMENT = (
 
 
 class Throughput(Section):
-    """Rates for the estimate of `--dry-run`; a run's own measured ones win over them."""
+    """Rates for the estimate of `--dry-run`; rates measured in the run itself take precedence."""
 
     calls_per_s: Positive | None = None
     """Model calls of one shard."""
     tokens_per_call: Positive | None = None
-    """Read and written."""
+    """Tokens read and written."""
     train_tokens_per_s: Positive | None = None
-    """Of all ranks together."""
+    """All ranks together."""
 
 
 class _Cluster(Section):
     """What every kind has; and, as a field or a property, `num_ranks`, `ranks_per_shard` and `min_shards`."""
 
     throughput: Throughput = Throughput()
-    """What a shard is taken to do, for the estimate, until the run has figures of its own."""
+    """Assumed rates for the estimate, until the run has figures of its own."""
 
     def num_shards_at_once(self, num_shards: int) -> int:
-        """How many of so many shards are simulated at a time."""
+        """How many of the shards are simulated at the same time."""
         raise NotImplementedError
 
     def num_gpus(self, stage: str) -> int:
-        """GPUs that a unit of a stage is given; 0 where it takes what the machine has."""
+        """GPUs that a unit of a stage gets; 0 if it uses what the machine has."""
         return 0
 
 
 class LocalCluster(_Cluster):
     kind: Literal["local"] = "local"
     num_workers: Count = 2
-    """Shards that run at a time."""
+    """Shards that run at the same time."""
     ranks_per_shard: Count = 1
-    """MPI processes that simulate one shard together; each world is cut among them."""
+    """MPI processes that simulate one shard together; each world is divided among them."""
     num_ranks: Count = 2
     """Ranks that train a stage, or evaluate a model, together."""
 
     @property
     def min_shards(self) -> None:
-        """All of them: nothing here goes on without one that failed."""
+        """All of them: a local run stops at a shard that failed."""
 
     def num_shards_at_once(self, num_shards: int) -> int:
         return min(num_shards, self.num_workers)
 
 
 class SlurmResources(Section):
-    """What one job, or each task of an array, is given."""
+    """What one job, or each task of an array, gets."""
 
     partition: str | None = None
-    """None: the cluster's partition."""
+    """None: `cluster.partition`."""
     timeout_min: Count = 60
-    """A job that needs longer is stopped in time, requeued, and goes on from its journal or checkpoint."""
+    """A job that needs longer is stopped in time, requeued, and continues from its journal or checkpoint."""
     nodes: Count = 1
-    """Of one job."""
+    """Nodes of one job."""
     tasks_per_node: Count = 1
-    """Processes a node, by srun: ranks of training or of an evaluation, or the MPI ranks of a shard."""
+    """Processes per node, started by srun: ranks of training or of an evaluation, or the MPI ranks of a shard."""
     cpus_per_task: Count = 2
     """Threads of one task."""
     mem_gb: Annotated[float, NotBool, Field(gt=0)] | None = None
-    """Memory a node; None: the partition's default."""
+    """Memory per node; None: the partition's default."""
     gpus_per_node: CountOrZero = 0
-    """As --gpus-per-node."""
+    """As `--gpus-per-node`."""
 
     @property
     def num_tasks(self) -> int:
@@ -89,13 +89,13 @@ class SlurmCluster(_Cluster):
     partition: str | None = None
     """None: the cluster's default."""
     account: str | None = None
-    """As Slurm calls it."""
+    """Passed to Slurm."""
     qos: str | None = None
-    """As Slurm calls it."""
+    """Passed to Slurm."""
     constraint: str | None = None
-    """As Slurm calls it."""
+    """Passed to Slurm."""
     simulate: SlurmResources = SlurmResources()
-    """A task of the array."""
+    """For each task of the array."""
     collect: SlurmResources = SlurmResources()
     """One task."""
     train: SlurmResources = SlurmResources()
@@ -103,21 +103,21 @@ class SlurmCluster(_Cluster):
     evaluate: SlurmResources = SlurmResources()
     """A task is a rank."""
     shards_per_task: Count = 1
-    """Shards that one task of the array simulates, one after the other; for small ones."""
+    """Shards that one task of the array simulates, one after the other; for small shards."""
     max_parallel: Count = 256
-    """Tasks of the array that run at a time."""
+    """Tasks of the array that run at the same time."""
     min_shards: Count | None = None
-    """The chain goes on with so many complete shards, where the others failed; None: it needs all."""
+    """The chain continues once this many shards are complete, even if others failed; None: it needs all."""
     signal_delay_s: Annotated[int, NotBool, Field(ge=10)] = 120
-    """A job is told so long before its time ends. Slurm may do it up to a minute earlier."""
+    """How long before its time limit a job is warned. Slurm may warn up to a minute earlier."""
     setup: tuple[str, ...] = ()
     """Shell lines at the start of every job, such as `module load cuda`."""
     python: str | None = None
     """The shell command of the interpreter, such as `apptainer exec --nv image.sif python`; None: the launcher's."""
     mpi: str = "pmi2"
-    """What srun is told by --mpi where a shard spans ranks; `srun --mpi=list` shows what there is."""
+    """Value of srun's `--mpi` where a shard spans ranks; `srun --mpi=list` shows what is available."""
     environment: tuple[EnvironmentName, ...] = _ENVIRONMENT
-    """The variables of the launcher's environment that jobs get, and no other; engines' `api_key_env` are added."""
+    """The only variables of the launcher's environment that jobs get; each engine's `api_key_env` is added."""
     sbatch: dict[str, str | int | bool] = Field(default={})
     """Further options of sbatch, such as {exclude: "n[3-4]", comment: "..."}."""
 
@@ -142,10 +142,10 @@ class SlurmCluster(_Cluster):
         mistakes = []
         if self.collect.num_tasks > 1:
             tasks = self.collect.num_tasks
-            mistakes.append(f"collect: one process does it, not {tasks}; leave nodes and tasks_per_node out")
+            mistakes.append(f"collect: runs in one process, not {tasks}; leave out nodes and tasks_per_node")
         mistakes += [
             f"{name}.timeout_min {resources.timeout_min} is no longer than signal_delay_s {self.signal_delay_s}: the "
-            "job would be told to stop when it starts"
+            "job would be told to stop as soon as it starts"
             for name, resources in self.by_stage.items()
             if 60 * resources.timeout_min <= self.signal_delay_s
         ]

@@ -20,7 +20,7 @@ class Effect(enum.Enum):
     DECIDES = "decides"
     """What a model says, what is learnt or what is measured. Work that was begun under another value is refused."""
     EXTENT = "extent"
-    """How much is computed and what counts as done, but nothing that is computed: a journal is gone on with. It may
+    """How much is computed and what counts as done, but not what is computed: a journal can be continued. It may
     not change once something of the run is complete."""
     INPUT = "input"
     """Names a model, a file or an earlier stage: what decides is its content, for which a digest stands."""

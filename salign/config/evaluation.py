@@ -28,12 +28,12 @@ SUFFIXES = "adversarial_suffixes.txt"
 
 
 class Judge(Section):
-    """Who rates answers; the name stands in the results."""
+    """Who rates answers."""
 
     name: Name
-    """Stands in the results."""
+    """Appears in the results."""
     engine: EngineSection
-    """Through which it speaks."""
+    """What the judge speaks through."""
 
 
 class EvaluateSection(Section):
@@ -42,37 +42,44 @@ class EvaluateSection(Section):
     benchmarks: tuple[Name, ...] = ("questions",)
     """`questions`, `hh`, `hh_a`, `over_refusal`, `mic`, `general`, or a task of lm_eval."""
     data_dir: Annotated[AbsolutePath | None, Effect.INPUT] = None
-    """Where benchmarks' files are; what is not there comes from the cache of the Hugging Face hub."""
+    """The folder of the benchmarks' files; what is missing there comes from the Hugging Face hub's cache."""
     num_documents: Count | None = None
-    """Of each benchmark the first; None: all."""
+    """Only the first documents of each benchmark; None: all."""
     allow_missing: bool = False
-    """A benchmark without data is left out, by name; False: the evaluation fails."""
+    """True: a benchmark without data is skipped and named; False: the evaluation fails."""
     chat_template: bool = True
-    """Whether lm_eval's prompts stand in the model's chat template."""
+    """Whether lm_eval's prompts are put into the model's chat template."""
     questions: Source = EverydaySource(split="held_out")
-    """Of the benchmark `questions`."""
+    """For the benchmark `questions`."""
     num_questions: Count | None = None
-    """Of the benchmark `questions`."""
+    """For the benchmark `questions`."""
     answer: Sampling = Sampling(temperature=0.0)
-    """How the model under evaluation answers; greedily, so that differences are not due to sampling."""
+    """How the evaluated model answers: greedily by default, so that differences are not due to sampling."""
+    engine: EngineSection | None = None
+    """Through which every evaluated model answers, trained ones too; it names no model. None: `transformers`, with
+    the settings of the run's engine if that is of this kind. lm_eval's tasks always use transformers: they need the
+    log-probabilities of whole answers."""
     judges: tuple[Judge, ...] = ()
-    """Empty: the run's engine."""
+    """Who rates answers; empty: the run's engine."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the model, where lm_eval's tasks are measured."""
+    """Data type of the model for lm_eval's tasks."""
     num_resamples: Annotated[int, NotBool, Field(ge=100)] = 10_000
-    """Of the bootstrap, for intervals."""
+    """Bootstrap resamples for intervals."""
 
     @field_validator("benchmarks")
     @classmethod
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
-            raise ValueError("no benchmark is named")
+            raise ValueError("name at least one benchmark")
         return tuple(dict.fromkeys(value))
 
     @model_validator(mode="after")
-    def _judges_have_names(self) -> "EvaluateSection":
+    def _judges_and_engine_are_clear(self) -> "EvaluateSection":
         names = [judge.name for judge in self.judges]
-        mistakes = [f"two judges have one name: {', '.join(names)}"] if len(set(names)) < len(names) else []
+        mistakes = [f"two judges have the same name: {', '.join(names)}"] if len(set(names)) < len(names) else []
+        named = getattr(self.engine, "model", None)
+        if named is not None:
+            mistakes.append(f"engine.model {named!r} has no place here: it answers for each of evaluate.models")
         return unless(self, mistakes)
 
     def file_of(self, benchmark: str) -> Path | None:

@@ -27,20 +27,20 @@ class SFTObjective(_Objective):
 
 
 class StableObjective(_Objective):
-    """Stable Alignment: the best response's likelihood, and a margin over the others (method: section 3)."""
+    """Stable Alignment (the paper's section 3.3): the best response's likelihood, and a margin over the others."""
 
     kind: Literal["stable"]
     ratio: NotNegative = 0.2
-    """Weight of the contrast beside the best response's negative log-likelihood."""
+    """Weight of the contrastive term relative to the best response's negative log-likelihood."""
     margin: NotNegative = 1.0
-    """How far apart, in nats a token, responses at the ends of the scale should be."""
+    """How far apart, in nats per token, responses at the ends of the scale should be."""
     scale: Positive = 7.0
-    """The scale's length."""
+    """Length of the rating scale."""
     hinge: Literal["mean", "each"] = "mean"
-    """Whether a contrast that is met already counts as 0 for the mean of all (the released code), or for each response
+    """Whether the hinge is applied to the mean over the other responses (the released code), or to each of them
     (the paper's formula)."""
     max_flow: bool = False
-    """Takes the response that is farthest from its margin, in the place of the mean over all."""
+    """Uses the response that is farthest from its margin, instead of the mean over all."""
 
 
 class DPOObjective(_Objective):
@@ -55,11 +55,11 @@ class DPOObjective(_Objective):
 
     kind: Literal["dpo"]
     beta: Positive = 0.1
-    """How strongly the model is held to where it started; in nats over a whole response."""
+    """How strongly the model is held to its starting point, in nats over a whole response."""
     pairs: Literal["all", "best"] = "all"
-    """Pairs of a group: all with different scores, or the best response with each that is rated lower."""
+    """Pairs from a group: all with different scores, or the best response with each lower-rated one."""
     label_smoothing: Annotated[float, NotBool, Field(ge=0, lt=0.5)] = 0.0
-    """The share of pairs that are taken to be rated the wrong way round (conservative DPO)."""
+    """Assumed share of pairs that are rated the wrong way round (conservative DPO)."""
 
 
 class ListwiseDPOObjective(_Objective):
@@ -74,7 +74,7 @@ class ListwiseDPOObjective(_Objective):
 
 
 class RRHFObjective(_Objective):
-    """RRHF: a response rated higher is to be likelier by the token, and the best one is learnt.
+    """RRHF: higher-rated responses should have a higher likelihood per token, and the best one is learnt.
 
     Yuan et al. 2023, arXiv 2304.05302.
     """
@@ -87,7 +87,7 @@ class RRHFObjective(_Objective):
 
 
 class CoHObjective(_Objective):
-    """Chain of Hindsight: the best and the worst response in one text, each after a word on it; the text is learnt.
+    """Chain of Hindsight: learns a text of the best and the worst response, each after a phrase that says which it is.
 
     Liu et al. 2023, arXiv 2302.02676.
     """

@@ -8,17 +8,17 @@ from salign.config.base import NotBool, Section, kind_unless_said
 
 
 class BackScatterProtocol(Section):
-    """The paper's: each agent drafts an answer, others judge it, and it revises (section 3.2)."""
+    """The paper's protocol (section 3.2): each agent drafts an answer, others judge it, and the agent revises it."""
 
     kind: Literal["back_scatter"] = "back_scatter"
 
 
 class SampleProtocol(Section):
-    """Each agent answers its question several times, and nobody but the observers judges: data without a society."""
+    """Each agent answers its question several times, and only the observers judge: data without a society."""
 
     kind: Literal["sample"]
     num_answers: Annotated[int, NotBool, Field(ge=2)] = 4
-    """To each question."""
+    """Answers to each question."""
 
 
 ProtocolSection = Annotated[

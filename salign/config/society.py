@@ -36,47 +36,47 @@ class GridTopology(Section):
 
     kind: Literal["grid"] = "grid"
     size: Count = 10
-    """Cells in a row, and rows."""
+    """Cells in each row, and rows."""
     radius: Positive = 2.0
-    """Cells so far away are heard; 2 by `euclidean` are 12 neighbours."""
+    """Cells up to this distance are heard; 2 with `euclidean` means 12 neighbours."""
     metric: Literal["euclidean", "moore", "von_neumann"] = "euclidean"
-    """How far two cells are apart: as the crow flies, by a king's moves, or by a rook's steps."""
+    """Distance between two cells: straight line, king's moves (moore), or rook's steps (von_neumann)."""
     torus: bool = False
-    """The grid's edges meet."""
+    """Whether opposite edges of the grid are joined."""
 
 
 class CompleteTopology(Section):
-    """Everybody hears everybody."""
+    """Every agent hears every other."""
 
     kind: Literal["complete"]
     num_agents: Count
-    """In a world."""
+    """Agents in each world."""
 
 
 class SmallWorldTopology(Section):
-    """Watts and Strogatz: a ring of neighbours, a share of its links rewired at random."""
+    """Watts and Strogatz: a ring of neighbours, with a share of its links rewired at random."""
 
     kind: Literal["small_world"]
     num_agents: Count
-    """In a world."""
+    """Agents in each world."""
     num_neighbours: Annotated[int, NotBool, Field(ge=2)] = 8
-    """Links of each agent before any is rewired."""
+    """Links of each agent before rewiring."""
     rewired_share: Share = 0.1
-    """Of the links."""
+    """Share of the links that is rewired."""
 
 
 class ScaleFreeTopology(Section):
-    """Barabasi and Albert: each newcomer links to others in proportion to the links that they have."""
+    """Barabasi and Albert: each new agent links to others in proportion to the links they have."""
 
     kind: Literal["scale_free"]
     num_agents: Count
-    """In a world."""
+    """Agents in each world."""
     num_links: Count = 4
-    """Of a newcomer."""
+    """Links of each new agent."""
 
 
 class EdgesTopology(Section):
-    """Links from a file: two agents' numbers a line, counted from 0."""
+    """Links from a file: two agent numbers per line, counted from 0."""
 
     kind: Literal["edges"]
     path: Annotated[AbsolutePath, Effect.INPUT]
@@ -84,11 +84,11 @@ class EdgesTopology(Section):
 
 
 class IsolatedTopology(Section):
-    """Each agent alone: the control that tells whether it is the society at all."""
+    """Each agent is alone: the control that shows whether the society matters."""
 
     kind: Literal["isolated"]
     num_agents: Count
-    """In a world."""
+    """Agents in each world."""
 
 
 TopologySection = Annotated[
@@ -105,7 +105,7 @@ class HashingEmbedder(Section):
 
     kind: Literal["hashing"] = "hashing"
     num_features: Count = 1 << 16
-    """Places that words and word pairs are hashed to."""
+    """Buckets for hashed words and word pairs."""
 
 
 class TransformersEmbedder(Section):
@@ -115,7 +115,7 @@ class TransformersEmbedder(Section):
     model: Annotated[FolderOrHub, Effect.INPUT]
     """A folder, hub id or embedded name."""
     device: Annotated[str, Effect.FREE] = "auto"
-    """As of the engine."""
+    """As for the engine."""
 
 
 class OpenAIEmbedder(ServerAddress):
@@ -125,9 +125,9 @@ class OpenAIEmbedder(ServerAddress):
     model: str
     """The served name."""
     timeout_s: Annotated[Positive, Effect.FREE] = 60.0
-    """For one call."""
+    """Time limit of one call."""
     num_retries: Annotated[CountOrZero, Effect.FREE] = 5
-    """As of the engine."""
+    """As for the engine."""
 
 
 Embedder = Annotated[HashingEmbedder | TransformersEmbedder | OpenAIEmbedder, Field(discriminator="kind")]
@@ -138,30 +138,30 @@ Embedder = Annotated[HashingEmbedder | TransformersEmbedder | OpenAIEmbedder, Fi
 class MixturePart(Section):
     """A share of the agents, drawn at random, that speaks through another engine or under other instructions.
 
-    A share that is nobody of the society's agents is refused; 0 is not.
+    A share that rounds to no agent is refused; 0 is allowed.
     """
 
     name: Name
-    """Stands in the record of each interaction of its agents."""
+    """Appears in the record of each interaction of these agents."""
     share: Share
-    """Of all agents."""
+    """Share of all agents."""
     engine: EngineSection | None = None
     """None: the run's engine."""
     instructions: str | None = None
-    """Said to the model before each of the agent's own calls, as the system text."""
+    """System text of each call of these agents."""
 
 
 class Stopping(Section):
     """Stop once alignment x engagement is shown to gain less than `tolerance` from one window of rounds to the next.
 
     The gain is of the geometric mean of mean alignment and mean engagement. "Shown": even the upper end of its
-    confidence interval is less. Where too little is known to tell, windows grow, and the world goes on.
+    confidence interval is less. Where the data cannot show that, windows grow and the world continues.
     """
 
     tolerance: Positive = 0.3
-    """Points of a rating that a window must gain on the one before for it to be worth to go on."""
+    """Rating points that a window must gain over the one before for the world to continue."""
     window: Count = 10
-    """Rounds in a window, at least; over longer ones `tolerance` is in proportion."""
+    """Shortest window, in rounds; for longer windows `tolerance` grows in proportion."""
     min_rounds: Count = 20
     """The first round after which a world may stop."""
 
@@ -172,112 +172,115 @@ class Stopping(Section):
 
 
 class Gates(Section):
-    """What a shard must reach to count as done."""
+    """What a shard must meet to count as done."""
 
     min_rated_share: Share = 0.8
-    """Ratings that could be read, of all asked for."""
+    """Share of ratings that could be read."""
     max_failed_share: Share = 0.1
-    """Interactions that failed, of all."""
+    """Share of interactions that failed."""
     max_refused_call_share: Share = 0.1
-    """Calls that the engine refused, of all."""
+    """Share of calls that the engine refused."""
     max_repeated_share: Share = 0.5
-    """Drafts and revisions that say the same as one to another question in the same round, of all."""
+    """Share of drafts and revisions that repeat one given to another question in the same round."""
     min_initial_recall_share: Share = 0.1
-    """Drafts of the first round that recall an initial memory, of all; below it, populations make no difference.
+    """Share of first-round drafts that recall an initial memory; below it, populations make no difference.
 
-    Not asked where nobody has an initial memory.
+    Ignored where agents start without memories.
     """
     min_digit_mass: Share = 0.5
-    """Median of the probability that the digits had before it was made to sum to 1. Below half, a model would rather
-    say something else than a rating: one such default left 0.075 and a mean rating of 1.6, for 0.94 and 4.9."""
+    """Median probability of the digits before it is scaled to sum to 1. Below half, the model would rather
+    say something else than a rating: one way of asking gave 0.075 and a mean rating of 1.6, a better one 0.94 and
+    4.9."""
     min_rating_sd: NotNegative = 0.05
-    """Standard deviation of the audience's ratings, of the observers' of alignment, and of engagement, each where there
-    are 20 or more. A hundredth of the scale's width: the embedded model's have 0.2 to 0.4."""
+    """Standard deviation of the audience's ratings, and of the observers' alignment and engagement ratings, where there
+    are 20 or more. The default is a hundredth of the scale's width; the embedded model reaches 0.2 to 0.4."""
     max_flagged_share: Share = 0.2
-    """Drafts, reasons and revisions that give themselves a rating, imitate frame or control tokens, or repeat the
-    prompt, of all. Of 2,281 answers that people and larger models wrote, none gives itself a rating
+    """Share of drafts, reasons and revisions that rate themselves, imitate a frame or control tokens, or repeat the
+    prompt. Of 2,281 answers written by people and larger models, none rates itself
     or spells a control token."""
     max_cut_share: Share = 0.5
-    """Drafts, reasons and revisions that max_tokens ended, of all: they are left out of the best responses."""
+    """Share of drafts, reasons and revisions cut by max_tokens: they are never learnt as the best response."""
 
 
 class ObserverCheck(Section):
-    """Pairs of a good and a bad answer on which the observer is measured before a run relies on it.
+    """Pairs of a good and a bad answer on which the observer is tested before a run relies on it.
 
-    The first shard does it for the run; the figures stand in its `done.json` and in the report.
+    The first shard tests it for the run; the figures are in its `done.json` and in the report.
     """
 
     pairs: Source = EverydaySource(split="held_out")
     """A source with a good and a bad answer to each question."""
     num_pairs: Count = 36
-    """The first so many. With 36, a judge that is right in 7 of 10 is told from a coin in about 7 of 10 runs."""
+    """How many of the pairs are used. With 36, a judge that is right in 7 of 10 is told from a coin in about 7 of 10
+    runs."""
     min_agreement: Share | None = None
-    """Below this share of pairs, the run fails. None: it says so and goes on, since a run may be about a weak observer,
-    and these pairs need not be about what the run is."""
+    """Below this share of pairs, the run fails. None: it warns and continues, since a run may study a weak observer,
+    and the pairs may be about something else than the run."""
 
 
 class SocietySection(Section):
     num_worlds: Annotated[Count, Effect.EXTENT] = 1
     """Independent societies."""
     num_shards: Annotated[Count, Effect.EXTENT] = 1
-    """Parts of the run that are simulated apart, each some whole worlds."""
+    """Parts of the run that are simulated independently, each of one or more whole worlds."""
     topology: TopologySection = GridTopology()
     """Who can hear whom."""
     protocol: ProtocolSection = BackScatterProtocol()
     """How agents interact."""
     max_rounds: Annotated[Count, Effect.EXTENT] = 50
-    """In each, every agent has one interaction."""
+    """In each round, every agent has one interaction."""
     audience_size: CountOrZero = 4
-    """Members who are asked for feedback, or as many as there are."""
+    """Members who are asked for feedback, at most."""
     global_share: Share = 0.0
     """Share of the audience that is drawn from the whole society: of every audience where that is a whole number of
-    members, else on average, an audience having one more or fewer by chance."""
+    members, otherwise on average, with one member more or fewer by chance."""
     populations: tuple[Population, ...] = ("mixed_half_half",)
     """World w starts with `populations[w % len(populations)]`."""
     mixture: tuple[MixturePart, ...] = ()
     """Parts of the society that speak through other engines, or under other instructions."""
     observer: EngineSection | None = None
-    """Who rates drafts and revisions for the record; None: the run's engine."""
+    """What rates drafts and revisions for the record; None: the run's engine."""
     observer_check: Annotated[ObserverCheck | None, Effect.EXTENT] = ObserverCheck()
-    """How the observer is measured before the run relies on it; None: it is not."""
+    """How the observer is tested before the run relies on it; None: not at all."""
     questions: Source = EverydaySource()
     """What is asked."""
     prior: Source = EverydaySource()
-    """What agents begin with: questions with good and bad answers."""
+    """What agents start with: questions with good and bad answers."""
     num_initial_memories: CountOrZero = 50
-    """Of each agent, drawn from `prior` by its label."""
+    """Memories of each agent at the start, drawn from `prior` by the agent's label."""
     embedder: Embedder = HashingEmbedder()
-    """By what two questions are compared."""
+    """How two questions are compared."""
     recall_share: Share = 0.9
-    """Similar enough to be recalled is what is as near as the nearest remembered question is to this share of the
-    questions asked, for an agent as it starts. What has nothing in common is never recalled."""
+    """A remembered question is recalled if it is as near as the nearest memory of a starting agent is for this share of
+    the questions asked. A memory that has nothing in common with the question is never recalled."""
     max_recall_distance: Annotated[float, NotBool, Field(ge=0, le=2)] | None = None
-    """Cosine distance under which a remembered question is recalled, whatever the embedder; where it is given,
-    `recall_share` decides nothing."""
+    """Cosine distance below which a remembered question is recalled, whatever the embedder; if given,
+    `recall_share` has no effect."""
     rating: Literal["logprob", "parse"] = "logprob"
-    """`logprob`: the mean of the digits by their probabilities, one token a rating; `parse`: read from words, with a
+    """`logprob`: the mean of the digits under their probabilities, one token per rating; `parse`: read from text,
+    with a
     reason."""
     num_rating_retries: CountOrZero = 2
-    """How often a rating in words that cannot be read is asked for again. One by the digits' probabilities, and one in
-    words at temperature 0, would be the same again."""
+    """How often an unreadable rating in words is requested again. A rating from the digits' probabilities, or in
+    words at temperature 0, would come out the same."""
     wording: Literal["shared_first", "reference"] = "shared_first"
-    """The order of a prompt's parts: what prompts share first, for an engine's prefix cache; or the released code's."""
+    """The order of a prompt's parts: shared parts first, for an engine's prefix cache; or that of the released code."""
     draft: Sampling = Sampling()
-    """How a first answer is sampled, and an answer of the protocol `sample`."""
+    """How a draft is sampled, and an answer of the protocol `sample`."""
     feedback: Sampling = Sampling()
-    """How an audience's words are sampled, and observers' where they rate in words."""
+    """How feedback is sampled, and the observers' ratings where they rate in words."""
     revision: Sampling = Sampling()
-    """How a second answer is sampled."""
+    """How a revision is sampled."""
     without: tuple[Ablation, ...] = ()
-    """Ablations: nobody remembers; feedback is a rating without words; nobody has an audience."""
+    """Ablations: no memory; feedback is a rating without words; no audience."""
     stopping: Annotated[Stopping | None, Effect.EXTENT] = Stopping()
     """When a world ends before `max_rounds`; None: never."""
     schedule: Annotated[Literal["dependency", "lockstep"], Effect.FREE] = "dependency"
-    """Both give the same result; lockstep waits for the whole world after each round."""
+    """Both give the same result; `lockstep` waits for the whole world after each round."""
     max_alive: Annotated[Count, Effect.FREE] = 1024
-    """Interactions that are held at a time in one process."""
+    """Most interactions in progress in one process."""
     gates: Annotated[Gates, Effect.EXTENT] = Gates()
-    """What a shard must reach to count."""
+    """What a shard must meet to count as done."""
 
     @property
     def has_audience(self) -> bool:
@@ -303,7 +306,8 @@ class SocietySection(Section):
             )
         if isinstance(topology, GridTopology) and topology.radius < 1 and self.audience_size and not self.global_share:
             mistakes.append(
-                f"topology.radius {topology.radius:g} leaves nobody an audience: the next cell is 1 away; raise it, or "
+                f"topology.radius {topology.radius:g} leaves every agent without an audience: cells are 1 apart; "
+                "raise it, or "
                 "global_share"
             )
         if isinstance(topology, SmallWorldTopology) and topology.num_neighbours >= topology.num_agents:
@@ -325,7 +329,7 @@ class SocietySection(Section):
             mistakes.append("populations is empty: name at least one, such as mixed_half_half")
         names = [part.name for part in self.mixture]
         if len(set(names)) < len(names):
-            mistakes.append(f"two parts of the mixture have one name: {', '.join(names)}")
+            mistakes.append(f"two parts of the mixture have the same name: {', '.join(names)}")
         if sum(part.share for part in self.mixture) > 1 + 1e-9:
             mistakes.append("the shares of the mixture sum to more than 1")
         elif num_agents is not None:
@@ -348,9 +352,9 @@ def part_sizes(mixture: Sequence[MixturePart], num_agents: int) -> list[int]:
 
 
 def empty_parts(mixture: Sequence[MixturePart], num_agents: int) -> list[str]:
-    """What to say of each part whose share is nobody of so many agents."""
+    """An error message for each part whose share rounds to no agent."""
     return [
-        f"mixture: the share {part.share:g} of {part.name} is nobody of {num_agents} agents; raise it to "
+        f"mixture: the share {part.share:g} of {part.name} rounds to no agent of {num_agents}; raise it to "
         f"{1 / num_agents:.3g} or more, or take a larger society"
         for part, size in zip(mixture, part_sizes(mixture, num_agents), strict=True)
         if part.share and not size

@@ -9,46 +9,46 @@ from salign.config.effects import Effect
 
 
 class EverydaySource(Section):
-    """The embedded set. The split `held_out` is for evaluation alone."""
+    """The embedded set. The split `held_out` is for evaluation only."""
 
     kind: Literal["everyday"] = "everyday"
     split: Literal["society", "held_out"] = "society"
 
 
 class TextSource(Section):
-    """One question a line."""
+    """One question per line."""
 
     kind: Literal["text"]
     path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 class Rows(Section):
-    """Rows with columns. A column that is not read is refused by name, but for metadata (see docs/data.md)."""
+    """Rows with columns. A column that would not be read is refused by name, except for metadata (docs/data.md)."""
 
     ignore_columns: tuple[str, ...] = ()
-    """Columns that need not be read."""
+    """Columns to ignore."""
     skip_bad: bool = False
-    """Malformed rows are skipped, and counted; False: they are an error."""
+    """True: malformed rows are skipped and counted; False: they are an error."""
 
 
 class FieldsSource(Rows):
     question: str = "question"
     input: str | None = None
-    """The field of what the question is about, as Alpaca's rows have one; it may be empty."""
+    """The field with what the question is about, as in Alpaca's rows; it may be empty."""
     answer: str = "answer"
     label: str | None = None
-    """The field that says `good` or `bad` (or 1 or 0, true or false); None takes every answer for good."""
+    """The field that says `good` or `bad` (or 1 or 0, true or false); None: every answer counts as good."""
 
 
 class JsonSource(FieldsSource):
-    """A JSON array or JSON Lines (also .gz), one object a question."""
+    """A JSON array or JSON Lines (also .gz), one object per question."""
 
     kind: Literal["json"]
     path: Annotated[AbsolutePath, Effect.INPUT]
 
 
 class CsvSource(FieldsSource):
-    """A table under a header: CSV, also apart by semicolons, or TSV (also .gz)."""
+    """A table with a header: CSV (comma or semicolon) or TSV, also .gz."""
 
     kind: Literal["csv"]
     path: Annotated[AbsolutePath, Effect.INPUT]
@@ -62,7 +62,7 @@ class ParquetSource(FieldsSource):
 
 
 class HubRows(Section):
-    """Which dataset of the Hugging Face hub, or which folder: as downloaded from it, or written by `save_to_disk`."""
+    """A dataset of the Hugging Face hub, or a folder: as downloaded from the hub, or written by `save_to_disk`."""
 
     path: Annotated[FolderOrHub, Effect.INPUT]
     split: str = "train"
@@ -71,7 +71,7 @@ class HubRows(Section):
     data_dir: str | None = None
     """The folder inside the dataset that holds the data."""
     revision: str | None = None
-    """Of a hub id: a branch, tag or commit; None: the newest that is in the cache or on the hub."""
+    """For a hub id: a branch, tag or commit; None: the newest in the cache or on the hub."""
 
 
 class DatasetSource(HubRows, FieldsSource):
@@ -81,7 +81,7 @@ class DatasetSource(HubRows, FieldsSource):
 
 
 class HHSource(Rows):
-    """HH transcripts: the first question; where the replies to it differ, the chosen is good, the rejected bad."""
+    """HH transcripts: the first question; where its replies differ, the chosen one is good and the rejected one bad."""
 
     kind: Literal["hh"]
     path: Annotated[AbsolutePath, Effect.INPUT]

@@ -41,7 +41,7 @@ FLAGS: tuple[Flag, ...] = typing.get_args(Flag)
 
 
 class Ratio(Section):
-    """Shares of the kinds in the data, as the released sample's 5:1:1."""
+    """Proportions of the kinds in the data; the released sample has 5:1:1."""
 
     imitation: NotNegative = 5
     self_critic: NotNegative = 1
@@ -51,13 +51,13 @@ class Ratio(Section):
 class DatasetSection(Section):
     kinds: tuple[Kind, ...] = KINDS
     ratio: Ratio | None = None
-    """None keeps all groups."""
+    """None: all groups are kept."""
     min_realignment_score: Annotated[float, NotBool, Field(ge=1, le=7)] = 4.0
-    """A revision enters the realignment data only where it is rated above this, and above its draft."""
+    """A revision enters the realignment data only if it is rated above this score and above its draft."""
     keep_flagged: tuple[Flag, ...] = ()
-    """Flags of texts that are learnt from all the same. Without it, a text that is `cut` is no best response (a group
-    of which it is the best is left out), and one with another flag but `thinking` is in no group, nor is anything that
-    was said of it."""
+    """Flags of texts that are learnt from nevertheless. By default, a `cut` text is never the best response (a group
+    whose best it is is left out), and a text with any other flag except `thinking` is in no group, nor is any
+    feedback on it."""
     leak_check: Annotated[tuple[AbsolutePath, ...], Effect.INPUT] = ()
     """Further evaluation files (text, JSON, CSV, Parquet) whose prompts must not be in the training data."""
 
@@ -76,7 +76,7 @@ class RunData(Section):
 
     kind: Literal["run"]
     kinds: tuple[Kind, ...] = KINDS
-    """What of it is trained on; leaving one out shows what it does."""
+    """The kinds that are trained on; leaving one out shows what it contributes."""
 
     @field_validator("kinds")
     @classmethod
@@ -87,14 +87,14 @@ class RunData(Section):
 
 
 class RatedData(Rows):
-    """Rated responses that were made elsewhere, in one of the shapes of docs/data.md; the first row decides which."""
+    """Rated responses from elsewhere, in one of the shapes of docs/data.md; the first row decides which."""
 
     score_range: tuple[Annotated[float, NotBool], Annotated[float, NotBool]] | None = None
-    """The ends of the scale of the file's scores, which is mapped onto 1..7; None: the scale of its shape."""
+    """Lowest and highest score of the file's scale, which is mapped onto 1..7; None: the scale of its shape."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """A shape's name of a column -> the file's: `{prompt: text}` reads the prompt from the column `text`."""
+    """Maps a shape's column name to the file's: `{prompt: text}` reads the prompt from the column `text`."""
     attribute_weights: dict[str, Annotated[float, NotBool]] = Field(default_factory=dict)
-    """How much each graded attribute counts, where rows have several; empty: as docs/data.md says for the shape."""
+    """Weight of each graded attribute, where rows have several; empty: the shape's default (docs/data.md)."""
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -103,14 +103,14 @@ class RatedData(Rows):
     @classmethod
     def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and not value[0] < value[1]:
-            raise ValueError(f"[{value[0]:g}, {value[1]:g}] is no scale; give [lowest, highest]")
+            raise ValueError(f"[{value[0]:g}, {value[1]:g}] is not a scale; give [lowest, highest]")
         return value
 
     @field_validator("columns")
     @classmethod
     def _one_each(cls, value: dict[str, str]) -> dict[str, str]:
         if len(set(value.values())) < len(value):
-            raise ValueError("two names are mapped to one column")
+            raise ValueError("two names are mapped to the same column")
         return value
 
     @field_validator("attribute_weights")
@@ -136,22 +136,22 @@ class DatasetData(RatedData, HubRows):
 
 
 class AnswersData(Section):
-    """The good answers of a source, one response a group."""
+    """The good answers of a source, one response per group."""
 
     kind: Literal["answers"]
     source: Source = EverydaySource()
-    """Of questions with labelled answers."""
+    """Questions with labelled answers."""
 
 
 DataPart = RunData | GroupsData | DatasetData | AnswersData
 
 
 class SeveralData(Section):
-    """All groups of several data, together."""
+    """All groups of several data sets, together."""
 
     kind: Literal["several"]
     parts: Annotated[tuple[Annotated[DataPart, Field(discriminator="kind")], ...], Field(min_length=1)]
-    """Any of the other kinds."""
+    """Data sets of the other kinds."""
 
 
 TrainingData = Annotated[DataPart | SeveralData, Field(discriminator="kind")]
@@ -161,70 +161,71 @@ Attention = Literal["sdpa", "flex"]
 
 
 class LoRA(Section):
-    """Low-rank adapters: the model's own weights stay as they are, and what is learnt is merged into them at the end.
+    """Low-rank adapters: the model's own weights are frozen, and the adapters are merged into them at the end.
 
     Hu et al. 2021, arXiv 2106.09685.
     """
 
     rank: Count = 16
-    """Of the adapters' matrices."""
+    """Rank of the adapters' matrices."""
     alpha: Positive = 32.0
-    """An adapter's product counts alpha / rank times."""
+    """An adapter's output is scaled by alpha / rank."""
     dropout: Annotated[float, NotBool, Field(ge=0, lt=1)] = 0.0
-    """Of what an adapter reads, in training."""
+    """Dropout on an adapter's input, in training."""
     target_modules: tuple[str, ...] = ()
-    """Names of linear layers, as `q_proj`; empty: all but the output."""
+    """Names of linear layers, such as `q_proj`; empty: all but the output layer."""
 
 
 class TrainStage(Section):
     name: Name
-    """Its model is `train/NAME/model`."""
+    """The trained model is written to `train/NAME/model`."""
     objective: Objective
     """What is learnt from a group."""
     data: Annotated[TrainingData, Effect.INPUT]
     """What is learnt from."""
     start: Annotated[Name | None, Effect.INPUT] = None
-    """Whose model it starts from: `base`, or an earlier stage. None: the stage before, the first from base."""
+    """The model to start from: `base` or an earlier stage. None: the previous stage; for the first, `base`."""
     num_epochs: Positive = 1.0
-    """How often each group is seen, at most."""
+    """Passes over the data, at most."""
     num_tokens: Count | None = None
-    """A budget in the place of `num_epochs`: steps until so many tokens (queries and responses) were trained on."""
+    """A budget that replaces `num_epochs`: steps until this many tokens (queries and responses) have been trained
+    on."""
     max_steps: Count | None = None
-    """At most so many steps, whatever `num_epochs` is."""
+    """Most steps, whatever `num_epochs` is."""
     learning_rate: Positive = 2e-5
-    """Its peak; it falls to 0 by a cosine."""
+    """Peak learning rate; it decays to 0 along a cosine."""
     warmup_share: Share = 0.03
-    """Of the steps, in which it rises."""
+    """Share of the steps in which the learning rate rises."""
     weight_decay: NotNegative = 0.0
-    """Of matrices; norms and biases are left alone."""
+    """AdamW's weight decay, for matrices only: norms and biases are not decayed."""
     max_grad_norm: Positive = 1.0
-    """A longer gradient is cut to it."""
+    """Gradient clipping."""
     groups_per_step: Count = 8
     """Groups in one optimizer step, over all ranks and accumulation."""
     row_tokens: Annotated[Count | None, Effect.FREE] = None
-    """Groups share a row, one forward pass of one rank, up to so many tokens; None: each has a row of its own."""
+    """Groups share a row (one forward pass of one rank) up to this many tokens; None: each has its own row."""
     num_responses: Count = 4
-    """Responses of a group in one step: the best, and others drawn at random."""
+    """Responses of a group used in one step: the best one, and others drawn at random."""
     max_tokens: Count = 480
-    """Longest query + response; a longer response is left out whole, and counted."""
+    """Longest query plus response; a longer response is left out whole, and counted."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the model; master weights and sums of gradients are float32."""
+    """Data type of the model; master weights and gradient sums are float32."""
     attention: Annotated[Attention, Effect.FREE] = "sdpa"
-    """PyTorch's scaled dot product; or FlexAttention, which leaves out what a row's mask hides, and needs CUDA."""
+    """PyTorch's scaled dot product, or FlexAttention, which skips what a row's mask hides and needs CUDA."""
     lora: LoRA | None = None
-    """None trains all weights."""
+    """None: all weights are trained."""
     gradient_checkpointing: Annotated[bool, Effect.FREE] = False
-    """Less memory for a third more time: states are computed again for the gradient."""
+    """Less memory for about a third more time: activations are recomputed for the gradient."""
     held_out_share: Share = 0.0
-    """Of the groups; they are not trained on, and the loss on them is measured every `evaluate_every_steps`."""
+    """Share of the groups that is not trained on; the loss on it is measured every `evaluate_every_steps`."""
     evaluate_every_steps: Annotated[Count, Effect.FREE] = 50
-    """Held-out groups are measured so often."""
+    """Steps between measurements on the held-out groups."""
     deepspeed: Annotated[AbsolutePath, Effect.INPUT]
-    """DeepSpeed's own config; batch sizes and precision are for salign to say."""
+    """DeepSpeed's own config, without batch sizes and precision, which salign sets."""
     checkpoint_every_steps: Annotated[Count, Effect.FREE] = 100
-    """And at the end, and when asked to stop."""
+    """Steps between checkpoints; there is also one at the end, and when the stage is asked to stop."""
     keep_checkpoints: Annotated[CountOrZero, Effect.FREE] = 2
-    """Checkpoints left when the stage is done (while it runs, at least the newest stays)."""
+    """Checkpoints kept when the stage is done (while it runs, at least the newest is kept)."""
 
     @field_validator("name")
     @classmethod
@@ -238,7 +239,7 @@ class TrainStage(Section):
         if self.objective.compares and self.max_responses < 2:
             raise ValueError(
                 f"the objective {self.objective.kind} compares responses: num_responses must be at least 2, and data "
-                "of kind answers has one a group"
+                "of kind answers has only one per group"
             )
         return self
 
@@ -266,10 +267,10 @@ class TrainStage(Section):
 
 
 class TrainSection(Section):
-    """The stages; `train.defaults` of a file gives names and values to each stage that does not say them itself."""
+    """The stages; `train.defaults` in a file gives settings to each stage that does not set them itself."""
 
     template: Literal["chat", "alpaca"] = "chat"
-    """The model's own chat template (Alpaca's where it has none), or Alpaca's."""
+    """The model's own chat template (Alpaca's if it has none), or Alpaca's."""
     stages: tuple[TrainStage, ...] = ()
 
     @model_validator(mode="before")
@@ -279,7 +280,7 @@ class TrainSection(Section):
             return tree
         defaults, stages = tree["defaults"], tree.get("stages", ())
         if not isinstance(defaults, dict) or "name" in defaults:
-            raise ValueError("defaults must hold `name: value` lines of a stage, but not its name")
+            raise ValueError("defaults must hold `name: value` settings of a stage, but not its name")
         full = [{**defaults, **stage} if isinstance(stage, dict) else stage for stage in stages]
         return {**{name: value for name, value in tree.items() if name != "defaults"}, "stages": full}
 
@@ -297,7 +298,7 @@ class TrainSection(Section):
     def _distinct(self) -> "TrainSection":
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"two stages have one name: {', '.join(names)}")
+            raise ValueError(f"two stages have the same name: {', '.join(names)}")
         mistakes = []
         for position, stage in enumerate(self.stages):
             known = ("base", *names[:position])

@@ -1,4 +1,4 @@
-"""Interactions of all worlds -> alignment data of three kinds (method: section 2)."""
+"""Interactions of all worlds -> alignment data of three kinds (the paper's section 3.3)."""
 
 import contextlib
 import itertools
@@ -132,7 +132,7 @@ def _training_texts(config: Config, groups: Iterable[AlignmentGroup]) -> Iterato
             yield from _texts_of_groups(str(part.path), read_groups(part, left_out))
             if left_out["bad_rows"]:
                 logger.warning(
-                    "%d malformed rows of the training data %s are left out (skip_bad)", left_out["bad_rows"], part.path
+                    "%d malformed rows of the training data %s were skipped (skip_bad)", left_out["bad_rows"], part.path
                 )
 
 
@@ -182,7 +182,7 @@ def check_leaks(config: Config, groups: Iterable[AlignmentGroup], prompts: Itera
         )
     if leaks.near:
         logger.warning(
-            "%d of %d evaluation prompts have a near-copy in %s; look at the first, and judge: %s",
+            "%d of %d evaluation prompts have a near-copy in %s; look at the first ones and decide: %s",
             len(leaks.near),
             leaks.num_prompts,
             _COMPARED,
@@ -234,7 +234,7 @@ def collect(run: RunDir, config: Config) -> None:
             figures = contents.figures()
             if not figures["num_groups"]:
                 raise StageError(
-                    f"{seen.num_interactions} interactions gave not one group of alignment data. Look at the "
+                    f"{seen.num_interactions} interactions produced no group of alignment data. Look at the "
                     f"interactions in {run.path / 'simulate'}, and at dataset.kinds and dataset.ratio."
                 )
         card = {
@@ -291,8 +291,8 @@ def _missing_shards(run: RunDir, config: Config) -> list[int]:
     there = config.society.num_shards - len(missing)
     if there < fewest:
         raise StageError(
-            f"{there} shards are complete, and cluster.min_shards is {fewest}; {', '.join(map(str, missing))} are not. "
-            f"`python jobs/status.py {run.path}` says why; launch again."
+            f"{there} shards are complete, cluster.min_shards is {fewest}; missing: {', '.join(map(str, missing))}. "
+            f"`python jobs/status.py {run.path}` says why; then launch again."
         )
     if missing:
         names = ", ".join(map(str, missing))

@@ -106,7 +106,7 @@ def text_of(value: object, column: str) -> str:
         RowError: It is none.
     """
     if not isinstance(value, str):
-        raise RowError(f"{column} is no text and no list of messages")
+        raise RowError(f"{column} is neither a text nor a list of messages")
     return value.strip()
 
 
@@ -130,7 +130,7 @@ def only_reply(messages: Sequence[Message], column: str) -> str:
     """
     if len(messages) != 1 or messages[0].role != "assistant":
         raise RowError(
-            f"{column} must come to one message of the assistant after the prompt, and comes to "
+            f"{column} must have exactly one assistant message after the prompt, but has "
             f"{', '.join(message.role for message in messages) or 'none'}"
         )
     return messages[0].content
@@ -148,11 +148,11 @@ def prompt_of_messages(messages: Sequence[Message]) -> Prompt:
     messages = merged(messages)
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns or turns[-1].role != "user":
-        raise RowError("the prompt does not end with a message of the user")
+        raise RowError("the prompt does not end with a user message")
     if turns[0].role != "user" or any(turn.role == "system" for turn in turns):
-        raise RowError("a conversation begins with the user's message, and a system text stands before all others")
+        raise RowError("a conversation begins with a user message, and a system text comes before all other messages")
     if any(not turn.content for turn in turns[:-1]):
-        raise RowError("an earlier message of the conversation is empty")
+        raise RowError("a message earlier in the conversation is empty")
     context = tuple(turn for turn in messages[:-1] if turn.content)
     query = turns[-1].content
     return Prompt(query if context else plain_query(query), context)
@@ -190,14 +190,16 @@ def _with_beside(messages: list[Message], row: dict[str, Any]) -> Prompt:
     given, history, system = (row.get(name) for name in ("input", "history", "system"))
     if not is_empty(given):
         if len(messages) != 1:
-            raise RowError("an input stands beside a prompt of several messages, and it is not known where it belongs")
+            raise RowError(
+                "the row has an input and a prompt of several messages, and it is ambiguous where the input belongs"
+            )
         content = with_input(plain_query(messages[0].content), text_of(given, "input"))
         messages = [Message("user", content)]
     if not is_empty(history):
         messages = [*_history(history), *messages]
     if not is_empty(system):
         if messages[0].role == "system":
-            raise RowError("there is a column system, and the messages have a system text too")
+            raise RowError("the row has a column system, and its messages have a system text too")
         messages = [Message("system", text_of(system, "system")), *messages]
     return prompt_of_messages(messages)
 

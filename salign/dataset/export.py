@@ -82,7 +82,7 @@ def export(
             num_without += not lines
         if not num_rows:
             raise DataError(
-                f"nothing to write to {target}: not one of {num_groups} groups has two responses with different scores"
+                f"nothing to write to {target}: none of the {num_groups} groups has two responses with different scores"
             )
     return Exported(num_groups, num_rows, num_without)
 

@@ -129,7 +129,7 @@ def shape_of(row: object, ignored: frozenset[str] = frozenset()) -> Shape:
     if isinstance(row, RowError):
         raise row
     if not isinstance(row, dict):
-        raise RowError(f"no object but {type(row).__name__}; wanted are the columns {_wanted()}")
+        raise RowError(f"not an object but {type(row).__name__}; wanted are the columns {_wanted()}")
     for shape in SHAPES:
         if all(column in row for column in shape.columns):
             check_columns(row, shape.known, ignored)
@@ -191,7 +191,7 @@ def parse(row: object, shape: Shape, reading: Reading, columns: Columns) -> Grou
         raise row
     wanted = f"a row of {shape.name} has {', '.join(shape.columns)}"
     if not isinstance(row, dict):
-        raise RowError(f"no object but {type(row).__name__}; {wanted}")
+        raise RowError(f"not an object but {type(row).__name__}; {wanted}")
     row = columns.apply(row)
     missing = [column for column in shape.columns if column not in row]
     if missing:
@@ -244,7 +244,7 @@ def _check_unicode(group: AlignmentGroup) -> None:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:
-        raise RowError(f"the text holds half of a character ({error.reason})") from None
+        raise RowError(f"the text contains half a character ({error.reason})") from None
 
 
 def reading_of(

@@ -42,7 +42,7 @@ def groups(row: dict[str, Any], reading: Reading) -> list[Candidate]:
     if not isinstance(scores, list):
         raise RowError("scores must be a list of numbers (null where there is none)")
     if len(responses) != len(scores):
-        raise RowError(f"{len(responses)} responses and {len(scores)} scores; as many of each are needed")
+        raise RowError(f"{len(responses)} responses and {len(scores)} scores; the numbers must be equal")
     # On another scale they may be ratings.
     placeholders = _RELEASED_PLACEHOLDERS if reading.score_range is None else ()
     scale = _range(reading)
@@ -104,7 +104,7 @@ def nectar(row: dict[str, Any], reading: Reading) -> list[Candidate]:
         ranked.append((text_of(answer.get("answer"), "the answer"), number_of(answer.get("rank"), "the rank")))
     last = max([float(len(ranked)), *(rank for _, rank in ranked)])
     if not all(1 <= rank <= last for _, rank in ranked):
-        raise RowError("a rank is below 1, which is the best")
+        raise RowError("a rank is below 1; the best rank is 1")
     rated: list[tuple[str, float | None]] = [
         (text, MAX_SCORE - (MAX_SCORE - MIN_SCORE) * (rank - 1) / max(last - 1, 1)) for text, rank in ranked
     ]
@@ -158,7 +158,7 @@ def conversation(row: dict[str, Any], reading: Reading) -> list[Candidate]:
     messages = merged(messages_of(_objects(row[column], column), column, reading.ignored))
     if not is_empty(row.get("system")):
         if messages and messages[0].role == "system":
-            raise RowError("there is a column system, and the messages have a system text too")
+            raise RowError("the row has a column system, and its messages have a system text too")
         messages = [Message("system", text_of(row["system"], "system")), *messages]
     candidates = [
         Candidate(prompt_of_messages(messages[:position]), [(message.content, MAX_SCORE)], "demonstration")
@@ -166,5 +166,5 @@ def conversation(row: dict[str, Any], reading: Reading) -> list[Candidate]:
         if message.role == "assistant"
     ]
     if not candidates:
-        raise RowError(f"{column} has no message of the assistant")
+        raise RowError(f"{column} has no assistant message")
     return candidates

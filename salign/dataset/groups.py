@@ -28,7 +28,7 @@ def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Itera
     """The groups of a file or a dataset, in its order, of which one at a time is in memory.
 
     Rows of one response with the same prompt become one group, where the first of them stands. A response that stands
-    in a group twice stands there once, with the mean of its scores.
+    in a group twice counts once, with the mean of its scores.
 
     Args:
         data: Where they are, and how they are read.
@@ -69,7 +69,7 @@ class _File:
             if name not in known:
                 near = nearest(name, known)
                 hint = f"; did you mean {near!r}?" if near else f"; known are {', '.join(sorted(known))}"
-                raise DataError(f"{data.path}: columns maps {name!r}, which is no column of any shape{hint}")
+                raise DataError(f"{data.path}: columns maps {name!r}, which is not a column of any shape{hint}")
         self._data = data
         self._left_out = left_out
         self._columns = Columns(data.columns, data.ignore_columns)
@@ -123,7 +123,7 @@ class _File:
 
 
 def _no_group(data: GroupsData | DatasetData) -> DataError:
-    return DataError(f"{data.path} holds no group with a rated response")
+    return DataError(f"{data.path} contains no group with a rated response")
 
 
 def _gathered(groups: Iterable[AlignmentGroup], left_out: Counter[str]) -> Iterator[AlignmentGroup]:

@@ -34,7 +34,7 @@ def preference(row: dict[str, Any], reading: Reading) -> list[Candidate]:
     if chosen is not None and rejected is not None:
         prompt, replies = _split(row, chosen, rejected, reading)
     elif chosen is not None or rejected is not None:
-        raise RowError("one of chosen and rejected is a conversation and the other a text")
+        raise RowError("of chosen and rejected, one is a conversation and the other a text")
     else:
         prompt = prompt_of(row, reading.ignored)
         replies = [reply_of(row[side], side, reading.ignored) for side in ("chosen", "rejected")]
@@ -43,7 +43,7 @@ def preference(row: dict[str, Any], reading: Reading) -> list[Candidate]:
     messages = row.get("messages")
     if not is_empty(messages) and messages not in (row["chosen"], row.get("prompt")):
         raise RowError(
-            "the column messages holds something else than chosen, and it is not known what; leave it out with "
+            "the column messages differs from chosen, and its meaning is unknown; leave it out with "
             "ignore_columns: [messages]"
         )
     return [Candidate(prompt, list(zip(replies, _scores(row, reading), strict=True)))]
@@ -58,7 +58,7 @@ def _scores(row: dict[str, Any], reading: Reading) -> tuple[float, float]:
     if chosen is None and rejected is None:
         return MAX_SCORE, MIN_SCORE
     if chosen is None or rejected is None:
-        raise RowError("one of chosen and rejected has a score; both must have one, or neither")
+        raise RowError("only one of chosen and rejected has a score; both must have one, or neither")
     better, worse = number_of(chosen[1], chosen[0]), number_of(rejected[1], rejected[0])
     if better < worse:
         raise RowError(f"{chosen[0]} {better:g} is below {rejected[0]} {worse:g}")
@@ -82,7 +82,7 @@ def _split(
     beside = {column: row.get(column) for column in ("input", "history") if not is_empty(row.get(column))}
     if beside:
         raise RowError(
-            f"{' and '.join(beside)} beside conversations that begin with the prompt: one of them is too much"
+            f"{' and '.join(beside)} beside conversations that already begin with the prompt: keep only one of them"
         )
     system = [] if is_empty(row.get("system")) else [Message("system", text_of(row["system"], "system"))]
     if name is None or value is None:
@@ -95,7 +95,7 @@ def _split(
         question = text_of(value, name)
         if question not in [message.content for message in before if message.role == "user"]:
             raise RowError(
-                f"{name} is not what the conversations of chosen and rejected begin with; leave it out with "
+                f"{name} differs from what the conversations of chosen and rejected begin with; leave it out with "
                 f"ignore_columns: [{name}] where they hold the whole prompt"
             )
         return prompt_of_messages([*system, *before]), replies

@@ -77,8 +77,8 @@ def scaled(score: float, score_range: Range) -> float:
     low, high = score_range
     if not low <= score <= high:
         raise RowError(
-            f"score {float(score)} is outside the scale {low:g}..{high:g}; say the file's own with score_range: [low, "
-            "high]"
+            f"score {float(score)} is outside the scale {low:g}..{high:g}; state the file's own scale with "
+            "score_range: [low, high]"
         )
     if score_range == (MIN_SCORE, MAX_SCORE):
         return score

@@ -89,8 +89,8 @@ class Gathering:
 
 def _failed(what: str, error: OSError) -> StageError:
     return StageError(
-        f"{what} are gathered in a temporary file, which failed: {error}. Set TMPDIR to a folder with room for the "
-        "data."
+        f"{what} are collected in a temporary file, and writing it failed: {error}. Set TMPDIR to a folder "
+        "with room for the data."
     )
 
 

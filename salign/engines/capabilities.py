@@ -11,7 +11,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,8 +21,8 @@ from salign.errors import ConfigError, EngineError, EngineUnavailableError
 
 logger = logging.getLogger(__name__)
 
-Ratings = Literal["logprob", "parse"]
-"""How the ratings of a run are read: by the digits' probabilities, or out of words."""
+Ratings = Literal["logprob", "parse", "both"]
+"""How an engine's ratings are read: by the digits' probabilities, out of words, or some this way and some that."""
 
 # Of ways that are about as good the first: it needs least of the server.
 _ORDER: tuple[RatingWay, ...] = ("told", "begun", "schema", "choices")
@@ -84,6 +84,7 @@ class Capabilities(BaseModel):
         return self.model_dump(mode="json")
 
 
+@runtime_checkable
 class Measurable(Engine, Protocol):
     """An engine whose capabilities can be measured."""
 
@@ -140,7 +141,7 @@ async def measure_ways(
     if chosen is None:
         tried = "; ".join(f"{way}: {refusals.get(way, 'no digit is among the tokens shown')}" for way in measured)
         raise ConfigError(
-            f"{name} gives no probabilities of the digits 1 to {NUM_RATINGS} in any way ({tried}). Set "
+            f"{name} returns no probabilities for the digits 1 to {NUM_RATINGS} in any way ({tried}). Set "
             "society.rating=parse, or use a server that supports `logprobs` in chat completions."
         )
     _log(name, chosen, measured)
@@ -176,7 +177,8 @@ def _log(name: str, chosen: RatingWay, measured: Mapping[RatingWay, Measured | N
         name,
         chosen,
         ", ".join(told(way) for way in measured),
-        " Most of it is elsewhere: a rating is what is left, made to sum to 1. Consider society.rating=parse."
+        " Most of the probability is elsewhere: a rating is what is left, scaled to sum to 1. Consider "
+        "society.rating=parse."
         if few
         else "",
     )
@@ -227,7 +229,7 @@ def _read(path: Path) -> Capabilities | None:
         return None
     except (ValidationError, UnicodeDecodeError):
         raise ConfigError(
-            f"{path} is not what an engine's measurement is written as. Remove it: the engine is measured again."
+            f"{path} is not a valid measurement of an engine. Remove it, and the engine will be measured again."
         ) from None
 
 

@@ -62,7 +62,7 @@ def main() -> None:
         server = start(settings)
     except RuntimeError as error:  # llama.cpp has said why; a traceback would push that out of sight
         sys.exit(f"llama.cpp did not start: {error}")
-    print(f"{settings.name} is served at {server.listening_address}", flush=True)
+    print(f"{settings.name} is being served at {server.listening_address}", flush=True)
     signal.pause()
 
 

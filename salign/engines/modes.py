@@ -70,13 +70,13 @@ def find_mode(model: Any) -> Mode:
                 if reason is None:
                     if mode == "alone":
                         logger.warning(
-                            "models of the family %s answer one call after the other here, which is slow (%s)",
+                            "models of the family %s process one call at a time here, which is slow (%s)",
                             *(family, "; ".join(refused)),
                         )
                     return mode
                 refused.append(f"{mode}: {reason}")
         except torch.OutOfMemoryError as error:
-            raise EngineError(f"there is no memory for a text of 30 tokens beside the model: {error}") from error
+            raise EngineError(f"not enough memory for a text of 30 tokens beside the model: {error}") from error
         except _REFUSALS as error:
             refused.append(f"its own forward pass: {_said(error)}")
     raise ConfigError(
@@ -119,7 +119,7 @@ def _reason_against(
         return _said(error)
     if far <= tolerance:
         return None
-    return f"logits differ from the model's own by {far:.2g} standard deviations, and {tolerance:g} would be rounding"
+    return f"logits differ from the model's own by {far:.2g} standard deviations, more than rounding ({tolerance:g})"
 
 
 def _said(error: BaseException) -> str:
@@ -129,7 +129,7 @@ def _said(error: BaseException) -> str:
 def _distance(said: Tensor, expected: Tensor) -> float:
     """Of the token that is worst; infinite where either is not finite."""
     if said.shape != expected.shape:
-        raise ValueError(f"logits of shape {tuple(said.shape)} in the place of {tuple(expected.shape)}")
+        raise ValueError(f"logits of shape {tuple(said.shape)} instead of {tuple(expected.shape)}")
     far = (said - expected).square().mean(-1).sqrt() / expected.std(-1)
     return float(far.nan_to_num(nan=torch.inf).max())
 

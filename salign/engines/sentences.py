@@ -24,7 +24,7 @@ def is_over(text: str, num: int) -> bool:
 
 
 def shorten(reply: Reply, max_sentences: int | None) -> Reply:
-    """A reply of so many sentences at most.
+    """A reply of at most this many sentences.
 
     One that `max_tokens` cut in mid-sentence is shortened to its whole sentences, where it has one, and then counts as
     ended by itself.

@@ -51,16 +51,13 @@ _NUM_LAST_LINES = 12
 
 
 @contextlib.asynccontextmanager
-async def servers(
-    section: ServerEngine, model: str, folder: Path, pushed_back: Callable[[], None] | None = None
-) -> AsyncIterator["LeastLoaded"]:
+async def servers(section: ServerEngine, model: str, folder: Path) -> AsyncIterator["LeastLoaded"]:
     """The servers of a section behind one engine, ended at the end of the block.
 
     Args:
         section: Which program, and how many.
         model: What they serve.
         folder: Where their logs go, `server-<index>.log`; not shared with another shard.
-        pushed_back: As `OpenAIEngine` takes it.
 
     Raises:
         ConfigError: The program or the model cannot be had here.
@@ -71,9 +68,7 @@ async def servers(
     devices = await asyncio.to_thread(visible_devices)
     folder.mkdir(parents=True, exist_ok=True)
     kept = [
-        KeptServer(
-            program, section, index, folder / f"server-{index}.log", shared, identity=identity, pushed_back=pushed_back
-        )
+        KeptServer(program, section, index, folder / f"server-{index}.log", shared, identity=identity)
         for index, shared in enumerate(share_out(devices, section.num_servers))
     ]
     starts = [asyncio.create_task(server.start()) for server in kept]
@@ -115,7 +110,7 @@ class _Running:
             file.seek(max(self.log_start, self.log.stat().st_size - 16_000))
             lines = file.read().decode("utf-8", "replace").replace(self.key, "<key>").splitlines()
         last = "\n".join(f"  {line}" for line in lines[-_NUM_LAST_LINES:])
-        return f"Its log {self.log} ends:\n{redact(last) or '  (nothing was written)'}"
+        return f"Its log {self.log} ends:\n{redact(last) or '  (it is empty)'}"
 
     async def exit_code(self, timeout_s: float) -> int | None:
         """None if it still lives after a while."""
@@ -130,7 +125,7 @@ class _Running:
         self.process.stdin.close()
         self.reserved.close()
         if await self.exit_code(keeper.GRACE_S + 10) is None:
-            logger.warning("the keeper of the server of %s does not end; its process is %d", self.log, self.process.pid)
+            logger.warning("the keeper of server %s does not exit; its process id is %d", self.log, self.process.pid)
 
 
 def reserve_port() -> socket.socket:
@@ -157,7 +152,6 @@ class KeptServer:
         devices: Sequence[str],
         *,
         identity: str,
-        pushed_back: Callable[[], None] | None = None,
     ) -> None:
         self.identity = identity
         self._program = program
@@ -165,7 +159,7 @@ class KeptServer:
         self._name = f"server {index} of {section.program}"
         self._log = log
         self._devices = devices
-        self._pushed_back = pushed_back
+        self._report_push_back: Callable[[], None] | None = None
         self._running: _Running | None = None
         self._engine: OpenAIEngine | None = None
         self._old_engines: list[OpenAIEngine] = []
@@ -194,6 +188,12 @@ class KeptServer:
         """Measures what the server can do; see `Measurable`."""
         return await self._call(lambda engine: engine.probe(ratings))
 
+    def on_push_back(self, report: Callable[[], None]) -> None:
+        """As `PushesBack` has it; also of a server that is started again."""
+        self._report_push_back = report
+        if self._engine is not None:
+            self._engine.on_push_back(report)
+
     def facts(self) -> dict[str, Any]:
         return self.capabilities.facts()
 
@@ -210,7 +210,7 @@ class KeptServer:
                 await self._start_once()
             except _PortTakenError as error:
                 if attempt == _NUM_PORTS:
-                    raise EngineError(f"{error} So it was on {_NUM_PORTS} ports. See {self._log}.") from None
+                    raise EngineError(f"{error} The same happened on {_NUM_PORTS} ports. See {self._log}.") from None
                 logger.info("%s Another port is tried.", error)
             else:
                 return
@@ -246,7 +246,7 @@ class KeptServer:
         ended = f"{self._name} ended by itself ({_explain(code)}). {self._running.quote()}"
         if self._num_starts > _NUM_RESTARTS:
             raise EngineError(f"{ended}\nIt was started {self._num_starts} times; what is complete is kept.") from error
-        logger.warning("%s\nIt is started again.", ended)
+        logger.warning("%s\nIt is being restarted.", ended)
         await self._end()
 
     async def _start_once(self) -> None:
@@ -270,10 +270,10 @@ class KeptServer:
             model=self._program.model,
             **self._section.model_dump(include=shared),
         )
-        self._engine = OpenAIEngine(
-            client, self._program.model, identity=self.identity, api_key=key, pushed_back=self._pushed_back
-        )
+        self._engine = OpenAIEngine(client, self._program.model, identity=self.identity, api_key=key)
         self._engine.capabilities = self._capabilities
+        if self._report_push_back is not None:
+            self._engine.on_push_back(self._report_push_back)
 
     async def _ready(self, running: _Running) -> None:
         """Returns when the server serves the model."""
@@ -296,7 +296,7 @@ class KeptServer:
                     said = now
                 await asyncio.sleep(_POLL_S)
         if _somebody_listens(running.port):
-            raise _PortTakenError(f"{self._name} ended: somebody else listens on its port {running.port}.")
+            raise _PortTakenError(f"{self._name} ended: another process listens on its port {running.port}.")
         raise EngineError(f"{self._name} ended before it was ready ({_explain(code)}). {running.quote()}")
 
     async def _serves(self, session: aiohttp.ClientSession, base_url: str) -> bool:
@@ -307,7 +307,7 @@ class KeptServer:
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False
         if response.status in (401, 403):
-            raise _PortTakenError(f"{self._name}: its key is refused; somebody else's server has the port.")
+            raise _PortTakenError(f"{self._name}: its key is refused; another server has the port.")
         if response.status != 200:
             return False
         try:
@@ -315,9 +315,7 @@ class KeptServer:
         except (ValueError, TypeError, KeyError):
             served = []
         if self._program.model not in served:
-            raise _PortTakenError(
-                f"{self._name}: somebody else's server has the port, it serves {served or 'no model'}."
-            )
+            raise _PortTakenError(f"{self._name}: another server has the port; it serves {served or 'no model'}.")
         return True
 
     async def _end(self) -> None:
@@ -379,12 +377,12 @@ class LeastLoaded:
         """Measures what the servers can do; see `Measurable`."""
         return await self._engines[0].probe(ratings)
 
+    def on_push_back(self, report: Callable[[], None]) -> None:
+        for engine in self._engines:
+            engine.on_push_back(report)
+
     def facts(self) -> dict[str, Any]:
         return self.capabilities.facts()
-
-    async def close(self) -> None:
-        """Closes all of them."""
-        await asyncio.gather(*(engine.close() for engine in self._engines))
 
     @contextlib.contextmanager
     def _chosen(self) -> Iterator[KeptServer]:

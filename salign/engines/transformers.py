@@ -129,7 +129,7 @@ class TransformersEngine:
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         if self._digit_tokens is None:
             raise ConfigError(
-                f"the tokenizer of {self.identity} has no token of its own for each digit, which "
+                f"the tokenizer of {self.identity} has no single token for each digit, which "
                 "society.rating=logprob needs; set society.rating=parse."
             )
         ids = models.render(self._tokenizer, prompt.user, prompt.system, answer=True) + self._digit_tokens.prefix
@@ -139,7 +139,7 @@ class TransformersEngine:
     async def probe(self, ratings: Ratings | None) -> Capabilities:
         """Measures what the model can do; see `Measurable`."""
         opened = self._opens_thinking
-        if ratings != "logprob":
+        if ratings not in ("logprob", "both"):
             return Capabilities(opens_thinking=opened)
         way, ways = await measure_ways(self.identity, {"begun": functools.partial(self.rate, seed=0)})
         return Capabilities(opens_thinking=opened, rating_way=way, ways=ways)

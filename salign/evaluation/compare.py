@@ -118,7 +118,7 @@ def _check_versions(run: RunDir, results: Mapping[str, Mapping[str, Any]]) -> No
         if differing:
             said = "; ".join(f"{name}: {left.get(name)} and {right.get(name)}" for name in differing)
             raise StageError(
-                f"the evaluations of {first} and {other} in {run.path} cannot be compared, they differ in {said}. "
+                f"the evaluations of {first} and {other} in {run.path} cannot be compared: they differ in {said}. "
                 f"Remove {run.evaluation(first)} or {run.evaluation(other)}, whichever is older, and evaluate again."
             )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from salign.config import Config, EvaluateSection, HHSource, Sampling
-from salign.engines.base import Engine, Prompt
+from salign.engines.base import Engine, Finish, Prompt, Thinking
 from salign.errors import CallRejectedError, ConfigError, DataError
 from salign.evaluation.tasks import data_file, missing
 from salign.files import read_text
@@ -45,11 +45,16 @@ class Item:
 
 @dataclass
 class Sample:
-    """An item with the model's answer, and by judge and criterion the ratings; None where there is none."""
+    """An item with the model's answer, and by judge and criterion the ratings; None where there is none.
+
+    `finish` and `thinking` are those of the reply.
+    """
 
     item: Item
     answer: str | None
     ratings: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    finish: Finish | None = None
+    thinking: Thinking = "none"
 
     def rating(self, criterion: str) -> float | None:
         """The mean over the judges that rate it."""
@@ -100,7 +105,7 @@ def attacks(section: EvaluateSection) -> list[str]:
         return wrappings
     suffixes = [line for line in read_text(section.suffixes).splitlines() if line.strip()]
     if not suffixes:
-        raise DataError(f"{section.suffixes} holds no suffix; remove it, or give one a line")
+        raise DataError(f"{section.suffixes} contains no suffix; remove it, or write one per line")
     return [*wrappings, *(f"{{prompt}} {suffix}" for suffix in suffixes)]
 
 
@@ -114,7 +119,7 @@ def held_out_questions(section: EvaluateSection) -> list[str]:
     questions = sources.questions(section.questions)
     wanted = section.num_questions
     if wanted is not None and wanted > len(questions):
-        raise ConfigError(f"evaluate.num_questions {wanted} exceeds the {len(questions)} held-out questions there are")
+        raise ConfigError(f"evaluate.num_questions {wanted} exceeds the {len(questions)} held-out questions available")
     return questions[:wanted]
 
 
@@ -141,6 +146,6 @@ async def answer_all(
             return Sample(item, None)
         finally:
             told()
-        return Sample(item, reply.text.strip() or None)
+        return Sample(item, reply.text.strip() or None, finish=reply.finish, thinking=reply.thinking)
 
     return list(await asyncio.gather(*(answer(item) for item in asked)))

@@ -69,7 +69,7 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
             check_layout(GroupLoss(model, SFTObjective(kind="sft")), model, lengths, ranks.device)
             self._shares_rows = True
         except ConfigError:
-            logger.info("models of the family %s take one answer a row", model.config.model_type)
+            logger.info("models of the family %s are run with one answer per row", model.config.model_type)
             self._shares_rows = False
 
     # --- what the tasks ask ----------------------------------------------------------------------
@@ -102,7 +102,7 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         longest = len(context) + max(map(len, answers))
         if longest > self._max_tokens:
             raise DataError(
-                f"a benchmark's question and answer have {longest} tokens; the model's most are {self._max_tokens}"
+                f"a benchmark's question and answer have {longest} tokens; the model's limit is {self._max_tokens}"
             )
         row = lay_out([TokenGroup(list(context), [list(answer) for answer in answers], [0.0] * len(answers))])
         row = row.to(self.device)

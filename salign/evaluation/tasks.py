@@ -4,6 +4,7 @@ Their data are local files (`evaluate.data_dir`), ours, or what is in the cache 
 """
 
 import difflib
+import functools
 import importlib.resources
 import importlib.util
 import logging
@@ -29,8 +30,10 @@ _THEIRS = {
     "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2.yaml",
 }
 _OURS = ("mic", "general")
-# Rows of a file stand in groups of so many, which count as right together (Hendrycks et al. 2021, section 2).
+# Rows of the file come in groups of this size, which count as right only together (Hendrycks et al. 2021, section 2).
 DEONTOLOGY_GROUP = 4
+# What names the task in a task file; in some of them key and name are quoted.
+_TASK = re.compile(r"""^["']?task["']?:[ \t]*["']?(\w[^\s"',#]*)""", re.MULTILINE)
 _MEASURED = ("multiple_choice", "loglikelihood")
 
 
@@ -87,7 +90,7 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
 def _texts(row: Any, place: str, *fields: str) -> Row:
     """The row with those fields, all of them texts."""
     if not isinstance(row, dict):
-        raise DataError(f"{place}: no object but {type(row).__name__}")
+        raise DataError(f"{place}: not an object but {type(row).__name__}")
     wrong = [field for field in fields if not isinstance(row.get(field), str) or not row[field].strip()]
     if wrong:
         raise DataError(f"{place}: no text in {', '.join(wrong)}; it has {', '.join(map(str, row))}")
@@ -137,8 +140,8 @@ def _check_groups(rows: list[Row], path: Path) -> None:
     for first in range(0, len(rows), size):
         if len(rows[first : first + size]) < size or len({row["scenario"] for row in rows[first : first + size]}) > 1:
             raise DataError(
-                f"{path}, rows {first + 1} to {first + size}: not {size} excuses of one scenario; its groups must "
-                "stand as in the released file"
+                f"{path}, rows {first + 1} to {first + size}: not {size} excuses of one scenario; rows must be "
+                "in the order of the released file"
             )
 
 
@@ -156,13 +159,21 @@ def check_known(benchmark: str) -> None:
         raise ConfigError(f"benchmark {benchmark} needs the package lm_eval: pip install 'salign[lm_eval]'")
     if benchmark in _THEIRS or benchmark in _OURS:
         return
-    names = set()
-    for path in Path(found.submodule_search_locations[0], "tasks").rglob("*.yaml"):
-        names.update(re.findall(r"^task:\s*[\"']?([\w.-]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    names = task_files(Path(found.submodule_search_locations[0], "tasks"))
     if benchmark not in names:
         near = difflib.get_close_matches(benchmark, [*names, *JUDGED, *_OURS], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"evaluate.benchmarks: neither lm_eval nor salign has a benchmark {benchmark!r}{hint}")
+
+
+@functools.cache
+def task_files(folder: Path) -> dict[str, Path]:
+    """Each of lm_eval's tasks, and the file that defines it; of several the first, as lm_eval has it."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
+        for name in _TASK.findall(path.read_text(encoding="utf-8")):
+            files.setdefault(name, path)
+    return files
 
 
 # --- tasks ---------------------------------------------------------------------------------------
@@ -208,10 +219,15 @@ def _task_file(benchmark: str) -> Row:
 
 
 def _from_hub(benchmark: str, section: EvaluateSection) -> "Task":
-    from lm_eval.tasks import TaskManager
+    from lm_eval import tasks
 
+    if benchmark in _OURS:
+        raise missing(benchmark, section)
+    folder = Path(tasks.__file__).parent
+    file = folder / _THEIRS[benchmark] if benchmark in _THEIRS else task_files(folder)[benchmark]
     try:
-        task = TaskManager().load([benchmark])["tasks"][benchmark]
+        # With its default folder the manager would parse all of its 14,000 task files, which takes ten seconds.
+        task = tasks.TaskManager(include_defaults=False, include_path=file.parent).load([benchmark])["tasks"][benchmark]
     except (OSError, ValueError, RuntimeError) as error:  # what datasets raises where nothing is cached
         said = str(error).strip().splitlines()[0][:200]
         raise missing(benchmark, section, f", nor has the hub's cache ({said})") from error

@@ -27,8 +27,8 @@ from salign.society.protocols import protocol_of
 from salign.tracking.metrics import Row, mean
 
 RECALLED = {
-    "what they started with": "sim/recalled_initial_share",
-    "answers of their own": "sim/recalled_own_share",
+    "initial memories": "sim/recalled_initial_share",
+    "the agent's own answers": "sim/recalled_own_share",
 }
 
 
@@ -41,13 +41,17 @@ def recalls(record: RunRecord) -> Plot | None:
     distances = by_round(record.paths, mean, "sim/recall_distance_mean")
     rounds = list(range(1, len(distances) + 1))
     measured = (record.card or {}).get("recall", {})
-    nearer = f" Recalled is what is nearer than {measured['max_distance']:g}." if "max_distance" in measured else ""
+    nearer = (
+        f" A memory is recalled if it is nearer than {measured['max_distance']:g}."
+        if "max_distance" in measured
+        else ""
+    )
     traces = [make_line(name, rounds, values, number) for number, (name, values) in enumerate(lines.items())]
     return Plot(
         "recalls",
-        f"What agents are reminded of before their {role}s",
-        f"Shares of {role}s, means over all worlds that came to a round. Populations differ only by what agents start "
-        f"with.{nearer}",
+        f"What agents recall before their {role}s",
+        f"Shares of {role}s, means over all worlds that reached a round. Populations differ only in initial memories."
+        f"{nearer}",
         "; ".join(
             f"{name}: {_percent(values[0])} at first, {_percent(values[-1])} at last" for name, values in lines.items()
         )
@@ -73,7 +77,7 @@ def validity(record: RunRecord) -> list[Plot]:
         Plot(
             "parse-rate",
             "Ratings that could be read",
-            "Share of all ratings that were asked for, by round.",
+            "Share of all requested ratings, by round.",
             f"Between {min(v or 0 for v in read):.1%} and {max(v or 0 for v in read):.1%} in {len(rounds)} rounds.",
             make_figure(
                 [make_line("", rounds, read, 2, line={"dash": "solid"})],
@@ -114,7 +118,7 @@ def over_time(record: RunRecord) -> list[Plot]:
     rate = np.diff(clock.calls) / np.where(steps > 0, steps, np.nan)
     curves: list[tuple[str, str, str, Any]] = [
         ("calls", "Model calls", "calls, all shards", clock.calls),
-        ("calls-rate", "Calls a second", "calls/s", [None, *np.nan_to_num(rate).round(2).tolist()]),
+        ("calls-rate", "Calls per second", "calls/s", [None, *np.nan_to_num(rate).round(2).tolist()]),
         ("in-flight", "Calls in flight", "calls", clock.in_flight),
         ("tokens", "Tokens", "prompt and completion", clock.tokens),
     ]
@@ -193,14 +197,14 @@ _CURVES: tuple[tuple[str, str, dict[str, str], dict[str, Any]], ...] = (
     ),
     (
         "logps",
-        "Mean log-likelihood of a token",
+        "Mean log-likelihood per token",
         {"train/logps/chosen": ": chosen", "train/logps/rejected": ": rejected"},
         {},
     ),
-    ("grad-norm", "Norm of the gradient", {"train/grad_norm": ""}, {}),
+    ("grad-norm", "Gradient norm", {"train/grad_norm": ""}, {}),
     ("learning-rate", "Learning rate", {"train/learning_rate": ""}, {"exponentformat": "e"}),
     ("mfu", "Share of the GPUs' peak (MFU)", {"perf/mfu": ""}, {"rangemode": "tozero"}),
-    ("speed", "Tokens a second", {"perf/tokens_per_s": ""}, {"rangemode": "tozero"}),
+    ("speed", "Tokens per second", {"perf/tokens_per_s": ""}, {"rangemode": "tozero"}),
 )
 
 

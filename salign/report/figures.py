@@ -16,7 +16,7 @@ from salign.tracking.metrics import mean
 
 MAX_TABLE_ROWS = 200
 MAX_PATHS = 48
-"""Worlds whose own paths are drawn; of more, so many and the means of their populations."""
+"""Worlds whose own paths are drawn; if there are more, this many, and the means of their populations."""
 COLOURS = tuple(f"var(--c{number})" for number in range(1, 7))
 POPULATIONS = ("all_good", "all_bad", "half_half", "mixed_half_half")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -163,9 +163,9 @@ def society_path(record: RunRecord) -> Plot | None:
     return Plot(
         "society-path",
         f"{axes[0].capitalize()} against {axes[1]}, round by round",
-        "One path for each world: means of the observers' ratings of what interactions come to, each from 1 to 7. An "
-        "open circle is the first round, a square the last of a world that was shown to gain no more, a diamond the "
-        f"last of those allowed.{drawn}",
+        "One path for each world: means of the observers' ratings of the final answers, from 1 to 7. An "
+        "open circle is the first round, a square the last round of a world that was shown to gain no more, a diamond "
+        f"the last round allowed.{drawn}",
         f"Paths of {len(record.paths)} worlds. {words}.",
         make_figure(traces, f"mean {axes[0]}", f"mean {axes[1]}"),
         ("world", "population", "round", *axes),
@@ -210,18 +210,19 @@ def ratings(record: RunRecord) -> Plot | None:
         return None
     lines = {line: by_round(record.paths, mean, name) for line, name in rated(record.config).items()}
     rounds = list(range(1, len(next(iter(lines.values()))) + 1))
-    num_roles = len(protocol_of(record.config.society).observed)
+    roles = protocol_of(record.config.society).observed
+    num_roles = len(roles)
     dashes = ("solid",) if num_roles == 1 else ("dot", *["solid"] * (num_roles - 1))
     styles = [(position // num_roles, dashes[position % num_roles]) for position in range(len(lines))]
     traces = [
         make_line(line, rounds, values, number, line={"dash": dash}, marker={"symbol": SYMBOLS[position]})
         for position, ((line, values), (number, dash)) in enumerate(zip(lines.items(), styles, strict=True))
     ]
-    compared = "; what is said first is dotted, what it comes to is solid" if num_roles > 1 else ""
+    compared = f"; the {roles[0]} is dotted, the {roles[-1]} solid" if len(roles) > 1 else ""
     return Plot(
         "ratings",
         "What observers rate",
-        f"Means over all worlds that came to a round{compared}.",
+        f"Means over all worlds that reached a round{compared}.",
         f"Over {len(rounds)} rounds: "
         + "; ".join(f"{line} from {_shown(values[0])} to {_shown(values[-1])}" for line, values in lines.items())
         + ".",
@@ -308,8 +309,8 @@ def gain(record: RunRecord) -> Plot | None:
     return Plot(
         "gain",
         "What low and high ratings led to",
-        f"{change.capitalize()} from {first} to {outcome}, by the {given}; bars show 1.96 standard errors. What is "
-        "rated low by chance rises by chance: compare with the run of an isolated society.",
+        f"{change.capitalize()} from {first} to {outcome}, by the {given}; bars show 1.96 standard errors. "
+        f"{first.capitalize()}s rated low by chance also rise by chance: compare with a run of an isolated society.",
         "; ".join(f"rated {row[0]}: {row[2]:+.2f} ({row[1]} interactions)" for row in rows) + ".",
         make_figure([trace], given, change, xaxis={"dtick": 1}),
         ("audience's mean rating", "interactions", change, "1.96 standard errors"),
@@ -340,16 +341,16 @@ def followed(record: RunRecord) -> Plot | None:
         go.Bar(name=chance, x=scores, y=[row[3] for row in rows], marker={"color": COLOURS[5]}),
     ]
     read, all_ = society.followed.num_read, society.num_interactions
-    drawn = "" if read >= all_ - society.num_failed else f" {read} of {all_} interactions, drawn at random."
+    drawn = "" if read >= all_ - society.num_failed else f" {read} of {all_} interactions, chosen at random."
     return Plot(
         "followed",
         "Which feedback was followed",
-        f"Share of a reason's own words (neither question nor {first} has them) that the {outcome} takes up, by the "
-        f"rating that came with the reason. Beside it the same words in another interaction's {outcome}.{drawn}",
+        f"Share of a reason's own words (in neither question nor {first}) that the {outcome} takes up, by the rating "
+        f"given with the reason. For comparison, the same words in another interaction's {outcome}.{drawn}",
         "; ".join(f"rating {r[0]}: {r[2]:.1%}, by chance {r[3]:.1%}" for r in rows) + ".",
         make_figure(
             traces,
-            "rating that came with the reason",
+            "rating given with the reason",
             "share of words",
             xaxis={"dtick": 1},
             yaxis={"tickformat": ".0%"},

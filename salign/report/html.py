@@ -161,7 +161,7 @@ def _difference(estimate: Estimate) -> tuple[str, str]:
         return "-", "nothing was rated"
     shown = f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
     holds = estimate.low > 0 or estimate.high < 0
-    return shown, "the interval leaves out 0" if holds else "no difference: the interval holds 0"
+    return shown, "the interval excludes 0" if holds else "no difference: the interval includes 0"
 
 
 def _evaluation_table(record: RunRecord) -> list[tuple[str, list[str]]]:

@@ -146,7 +146,7 @@ def _followed(record: RunRecord, figure: Any) -> bool:
     for side, name, number in ((-0.2, own, 2), (0.2, chance, 5)):
         shares = [100 * sums[1 if side < 0 else 2] / sums[0] for sums in taken.values()]
         axes.bar(scores + side, shares, 0.4, label=name, color=COLOURS[number], hatch="" if side < 0 else "///")
-    axes.set(xlabel="rating that came with the reason", ylabel="% of its own words", xticks=scores)
+    axes.set(xlabel="rating given with the reason", ylabel="% of its own words", xticks=scores)
     axes.legend(fontsize=7)
     return True
 

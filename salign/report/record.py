@@ -235,7 +235,7 @@ def _decoded(line: bytes, where: str) -> dict[str, Any]:
     try:
         row: dict[str, Any] = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise DataError(f"{where}: no valid JSON ({error})") from None
+        raise DataError(f"{where}: not valid JSON ({error})") from None
     return row
 
 

@@ -25,7 +25,7 @@ _MAX_CELLS = 600_000
 _MAX_WORLDS = 12
 _MAX_SIDE = 100
 _MAX_READ_CLOSELY = 20_000
-"""Interactions whose words are compared; of more, so many are drawn."""
+"""Interactions whose words are compared; if there are more, this many are drawn at random."""
 NUM_BINS = 61
 """Of a rating from 1 to 7, a tenth each."""
 _WORD = re.compile(r"\w{4,}")

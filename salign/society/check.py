@@ -25,7 +25,7 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
 
     Raises:
         DataError: A file is missing or malformed, or has too little in it.
-        ConfigError: A part of the mixture is nobody, or agents would hardly recall what they start with.
+        ConfigError: A part of the mixture rounds to no agent, or agents would hardly recall their initial memories.
     """
     if len(society.populations) > society.num_worlds:
         logger.warning(

@@ -141,7 +141,7 @@ def _load(section: TransformersEmbedder) -> "tuple[PreTrainedTokenizerBase, PreT
         )
     if model.config.is_encoder_decoder:
         raise ConfigError(
-            f"society.embedder.model {section.model} is an encoder with a decoder; take one that is either of the two."
+            f"society.embedder.model {section.model} is an encoder-decoder model; use an encoder or a decoder alone."
         )
     device = section.device
     if device == "auto":
@@ -173,7 +173,10 @@ def _of_server(section: OpenAIEmbedder, texts: Sequence[str]) -> NDArray[np.floa
 
     key = os.environ.get(section.api_key_env, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"the key in {section.api_key_env} has characters that no key has; set it again.")
+        raise ConfigError(
+            f"the key in {section.api_key_env} contains characters that are not allowed in a key "
+            "(such as a line break); set it again."
+        )
     vectors: list[list[float]] = []
     with openai.OpenAI(
         base_url=section.base_url,
@@ -186,7 +189,9 @@ def _of_server(section: OpenAIEmbedder, texts: Sequence[str]) -> NDArray[np.floa
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             vectors += _call(client, section, texts[start : start + _TEXTS_PER_CALL])
     if len({len(vector) for vector in vectors}) != 1 or not vectors[0]:
-        raise EngineError(f"the embeddings of {_server(section)} are not all of one length; is it one model?")
+        raise EngineError(
+            f"the embeddings of {_server(section)} differ in length; is a single model behind this address?"
+        )
     found = np.asarray(vectors)
     if not np.isfinite(found).all():
         raise EngineError(f"the embeddings of {_server(section)} are not all finite numbers.")
@@ -209,8 +214,9 @@ def _call(client: "openai.OpenAI", section: OpenAIEmbedder, texts: Sequence[str]
         answer = _Answer.model_validate(sent.model_dump(warnings=False))
     except (AttributeError, ValidationError):
         raise EngineError(
-            f"{_server(section)} answered with something that is no list of embeddings: {_short(sent, section)!r}. Is "
-            "base_url the root of an OpenAI-compatible API (it mostly ends in /v1), and the model one for embeddings?"
+            f"{_server(section)} answered with something other than a list of embeddings: "
+            f"{_short(sent, section)!r}. Is "
+            "base_url the root of an OpenAI-compatible API (it usually ends in /v1), and the model one for embeddings?"
         ) from None
     by_index = sorted(answer.data, key=lambda vector: vector.index)
     if [vector.index for vector in by_index] != list(range(len(texts))):

@@ -47,7 +47,7 @@ def labelled_pairs(check: ObserverCheck) -> list[Pair]:
     pairs = [Pair(question, both["good"], both["bad"]) for question, both in answers.items() if len(both) == 2]
     if not pairs:
         raise DataError(
-            "society.observer_check.pairs has no question with a good and a bad answer, so it can tell nothing of an "
+            "society.observer_check.pairs has no question with both a good and a bad answer, so it cannot test an "
             "observer; name a source with labels, such as {kind: everyday, split: held_out}, or set "
             "society.observer_check=null."
         )
@@ -154,14 +154,14 @@ def _judge(found: dict[str, Any], check: ObserverCheck) -> None:
     if check.min_agreement is not None and (agreement is None or agreement < check.min_agreement):
         share = "not one pair" if agreement is None else f"{agreement:.0%} of {found['num_rated_pairs']} labelled pairs"
         raise StageError(
-            f"the observer {found['model']} rates the good answer higher in {share}; by chance it were "
+            f"the observer {found['model']} rates the good answer higher in {share}; chance is "
             f"{_CHANCE:.0%} (society.observer_check.min_agreement = {check.min_agreement:.0%}). Use a stronger "
             "society.observer, or another society.rating."
         )
     if interval is None or interval[0] <= _CHANCE:
         logger.warning(
-            "the observer %s cannot be told from a coin: of %d labelled pairs it rates the good answer higher in %s "
-            "(95 %% interval %s). What the society is said to learn rests on it.",
+            "the observer %s is no better than a coin: of %d labelled pairs it rates the good answer higher in %s "
+            "(95 %% interval %s). What the society learns depends on its ratings.",
             found["model"],
             found["num_rated_pairs"],
             "none" if agreement is None else f"{agreement:.0%}",

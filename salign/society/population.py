@@ -91,7 +91,7 @@ def parts(mixture: Sequence[MixturePart], num_agents: int, *place: int | str) ->
     """Each agent's part of a mixed society: 0 for none, else the part's position counted from 1; drawn at random.
 
     Raises:
-        ConfigError: A part's share is nobody of so many.
+        ConfigError: A part's share rounds to no agent.
     """
     if not mixture:
         return bytes(num_agents)

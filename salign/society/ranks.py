@@ -144,11 +144,11 @@ def join(num_ranks: int, *, alone: bool = False) -> Ranks:
     """
     launched = number_in(MPI_SIZES, 1)
     if alone and launched > 1:
-        raise ConfigError(f"a replay is the work of one process, and MPI started {launched}: start it without mpiexec.")
+        raise ConfigError(f"a replay runs in one process, and MPI started {launched}: run it without mpiexec.")
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if launched == 1 < tasks:
         raise ConfigError(
-            f"srun started {tasks} tasks, and none of them knows of the others: each would simulate the whole shard. "
+            f"srun started {tasks} tasks that do not know of each other: each would simulate the whole shard. "
             "Start them with `srun --mpi=pmi2` (`srun --mpi=list` shows what there is), or one task with -n 1."
         )
     if alone or num_ranks == launched == 1:

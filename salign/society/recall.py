@@ -79,7 +79,7 @@ class Recall:
             if share < least:
                 raise ConfigError(
                     f"agents labelled {label!r} would recall what they start with in {share:.1%} of their first drafts "
-                    f"(society.gates.min_initial_recall_share = {least:.1%}), so that populations made no difference: "
+                    f"(society.gates.min_initial_recall_share = {least:.1%}), so populations would make no difference: "
                     f"half of the questions asked are {self.median_nearest_distance:.3f} or more from the nearest of "
                     f"{society.num_initial_memories} remembered ones, and only what is under {self.max_distance:g} is "
                     f"recalled. {remedy}"
@@ -202,9 +202,9 @@ def check_recall(society: SocietySection, seed: int, questions: Sequence[str], p
     looked_up = initial + (1 - initial) * again
     if looked_up > _MANY:
         logger.warning(
-            "in up to %.0f%% of the interactions memory is an exact look-up: an agent starts with the very question in "
-            "%.0f%% of cases (society.questions, society.prior), and meets %d questions in up to %d rounds, after "
-            "which each is known. Ask more questions, or others than the prior's.",
+            "in up to %.0f%% of the interactions memory is an exact look-up: an agent starts with the question itself "
+            "in memory in %.0f%% of cases (society.questions, society.prior), and meets %d questions in up to %d "
+            "rounds, after which it knows each. Use more questions, or questions that are not in the prior.",
             100 * looked_up,
             100 * initial,
             len(questions),

@@ -55,7 +55,7 @@ def load(source: Source) -> list[Exemplar]:
         return list(_everyday(source))
     exemplars = _questions_of_text(source.path) if isinstance(source, TextSource) else _from_rows(source)
     if not exemplars:
-        raise DataError(f"{source.path} holds no question at all")
+        raise DataError(f"{source.path} contains no question")
     return exemplars
 
 
@@ -96,7 +96,7 @@ def _from_rows(source: _RowsSource) -> list[Exemplar]:
             if isinstance(row, RowError):
                 raise row
             if not isinstance(row, dict):
-                raise RowError(f"it is no object but {type(row).__name__}")
+                raise RowError(f"it is not an object but {type(row).__name__}")
             converted = list(convert(row))
             check_columns(row, known, ignored, mapping=mapping)
             exemplars += converted
@@ -104,7 +104,7 @@ def _from_rows(source: _RowsSource) -> list[Exemplar]:
             mistakes.add(number, error)
     mistakes.raise_any()
     if mistakes.num_rows:
-        logger.warning("%d malformed rows of %s are left out (skip_bad)", mistakes.num_rows, source.path)
+        logger.warning("%d malformed rows of %s were skipped (skip_bad)", mistakes.num_rows, source.path)
     return exemplars
 
 
@@ -198,7 +198,7 @@ def _first_exchange(row: dict[str, Any], field: str) -> tuple[str, str]:
     # ["", "Human", text, "Assistant", text, ...]
     parts = _TURN.split("\n\n" + _text(row, field))
     if parts[1:4:2] != ["Human", "Assistant"]:
-        raise RowError(f"{field!r} is no transcript of the form 'Human: ... Assistant: ...'")
+        raise RowError(f"{field!r} is not a transcript of the form 'Human: ... Assistant: ...'")
     return parts[2].strip(), parts[4].strip()
 
 

@@ -46,7 +46,7 @@ class Gain:
     most: float
     """Upper end of the confidence interval."""
     tolerance: float
-    """What a gain must be to matter, over so many rounds."""
+    """The gain that matters, over this many rounds."""
     num_compared: int
     """Agents (or blocks of agents) that were rated in both windows."""
 

@@ -126,7 +126,7 @@ class _AllBut(Sequence[int]):
 
 
 class Complete(Topology):
-    """Everybody hears everybody."""
+    """Every agent hears every other."""
 
     def neighbours(self, agent: int) -> Sequence[int]:
         return _AllBut(self.num_agents, agent)
@@ -168,7 +168,7 @@ class Links(Topology):
         try:
             import pymetis
         except ImportError:
-            logger.info("pymetis is not installed: ranks own agents by number, and may have more to tell each other")
+            logger.info("pymetis is not installed: agents are assigned to ranks by number, which may cost messages")
             return super().owners(num_ranks)
         graph = pymetis.CSRAdjacency(adj_starts=self._starts.astype(np.int32), adjacent=self._others)
         parts = pymetis.part_graph(num_ranks, graph, options=pymetis.Options(seed=0)).vertex_part
@@ -224,18 +224,18 @@ def _from_file(path: Path) -> Links:
         found = _LINE.fullmatch(line)
         if found is None:
             raise DataError(
-                f"{path}, line {place}: {line.strip()[:80]!r} is no link. A line holds two agents' numbers, from 0 to "
-                "999999999, apart by a space, tab or comma; what follows a # is skipped."
+                f"{path}, line {place}: {line.strip()[:80]!r} is not an edge. A line holds two agent numbers, from "
+                "0 to 999999999, separated by a space, tab or comma; anything after a # is ignored."
             )
         if found[1] is None:
             continue
         one, other = int(found[1]), int(found[2])
         if one == other:
-            raise DataError(f"{path}, line {place}: agent {one} is linked with itself; remove the line.")
+            raise DataError(f"{path}, line {place}: agent {one} is connected to itself; remove the line.")
         numbers.append(one)
         numbers.append(other)
     if not numbers:
-        raise DataError(f"{path} holds no link at all. Write two agents' numbers a line.")
+        raise DataError(f"{path} contains no edge. Write two agent numbers per line.")
     pairs = np.asarray(numbers, dtype=np.int64).reshape(-1, 2)
     return Links(int(pairs.max()) + 1, pairs)
 

@@ -52,7 +52,7 @@ class Ask:
 class World:
     """One society. Its interactions are a function of seed, number and the engines' replies alone.
 
-    Round r of an agent reads memories as they stood when their owners had finished round r-1 (method: section 1); it
+    Round r of an agent reads memories as they stood when their owners had finished round r-1 (docs/society.md); it
     may run as soon as they are there.
 
     Args:

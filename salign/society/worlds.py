@@ -64,6 +64,6 @@ def write_graphs(society: SocietySection, worlds: Sequence[World], folder: Path)
     for world in worlds:
         assert isinstance(world.topology, Links)
         names.append(f"graphs/world-{world.number:05d}.txt")
-        about = f"who hears whom in world {world.number} ({society.topology.kind}): two agents' numbers a line"
+        about = f"the social graph of world {world.number} ({society.topology.kind}): two agent numbers per line"
         write_links(world.topology, folder / names[-1], about)
     return names

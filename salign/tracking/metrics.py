@@ -40,7 +40,7 @@ def read_metrics(path: Path, last_bytes: int | None = None) -> list[Row]:
 
     Args:
         path: The file; one that is not there yet has no rows.
-        last_bytes: Reads only the rows that stand whole in so many bytes at the end.
+        last_bytes: Reads only the rows that are whole within this many bytes at the end.
     """
     try:
         with path.open("rb") as file:

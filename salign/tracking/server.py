@@ -20,7 +20,7 @@ def asking_wandb() -> Iterator[None]:
     """
     if not has_key():
         raise ConfigError(
-            "W&B's server is asked for with a key, and there is none: set WANDB_API_KEY (and WANDB_BASE_URL, where the "
+            "W&B needs an API key and none is set: set WANDB_API_KEY (and WANDB_BASE_URL, where the "
             "server is not W&B's own), or run `wandb login`."
         )
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -35,7 +35,7 @@ def asking_wandb() -> Iterator[None]:
         yield
     except (wandb.Error, WandbApiFailedError, requests.RequestException, TimeoutError, ConnectionError) as error:
         said = redact(str(error))
-        raise StageError(f"W&B does not do what is asked of it: {said}. Look at the key and WANDB_BASE_URL.") from error
+        raise StageError(f"the W&B server refused the request: {said}. Check the key and WANDB_BASE_URL.") from error
 
 
 class Server:

@@ -63,7 +63,7 @@ def find_fragments(run: RunDir) -> dict[str, list[Fragment]]:
     """The logs of a run by the id of their W&B run, each in the order in which they were begun.
 
     Raises:
-        DataError: One is no log of W&B.
+        DataError: One is not a W&B log.
     """
     found: dict[str, list[Fragment]] = {}
     paths = (run.wandb / "wandb").glob("*run-*/run-*.wandb")
@@ -89,15 +89,15 @@ def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Uni
     last = fragments[-1]
     at_work = locked and not last.ended
     if at_work and not (live and last.is_offline):
-        return f"its job is at work; {'left alone (--live follows it)' if last.is_offline else 'it sends by itself'}"
+        return f"its job is running; {'left alone (--live follows it)' if last.is_offline else 'it is sending'}"
     if not any(fragment.id for fragment in fragments):
-        return "empty: its process was killed before it said anything"
+        return "empty: its process was killed before it logged anything"
     waiting = [fragment for fragment in fragments if fragment.is_offline and not fragment.is_synced and fragment.id]
     gone = [str(path) for fragment in waiting for artifact in fragment.artifacts for path in artifact.missing]
     if gone:
         made = unit.folder if unit else "it"
         raise StageError(
-            f"not sent: bytes of its artifacts are gone ({', '.join(gone[:3])}{' ...' if gone[3:] else ''}). Put them "
+            f"not sent: files of its artifacts are gone ({', '.join(gone[:3])}{' ...' if gone[3:] else ''}). Put them "
             f"back (a run's folder that was moved: link its old place to it), or make {made} again."
         )
     if waiting:
@@ -127,13 +127,13 @@ def _check_not_begun(server: Server, id_: str, fragments: Sequence[Fragment], wa
     if there != expected:
         raise StageError(
             f"not sent: W&B has {there} rows of it where {expected} were sent before. A sync was interrupted, or "
-            f"another run has this id; sent again, rows would be there twice. {_apart(id_, fragments)}"
+            f"another run has this id; sending it again would duplicate rows. {_apart(id_, fragments)}"
         )
 
 
 def _apart(id_: str, fragments: Sequence[Fragment]) -> str:
     folders = " ".join(str(fragment.path.parent) for fragment in fragments)
-    return f"All of it as a run of its own: wandb sync --include-online --include-synced --id {id_}-again {folders}"
+    return f"To send all of it as a new run: wandb sync --include-online --include-synced --id {id_}-again {folders}"
 
 
 def _verify(server: Server, id_: str, fragments: Sequence[Fragment], *, patience_s: float) -> int:
@@ -156,8 +156,8 @@ def _verify(server: Server, id_: str, fragments: Sequence[Fragment], *, patience
         if time.monotonic() >= end or there > expected:
             break
         time.sleep(1)
-    lost = [f"{there} rows, and the logs {expected}"] if there != expected else []
-    lost += [f"no whole artifact {name}" for name in lacking]
+    lost = [f"{there} rows, but the logs have {expected}"] if there != expected else []
+    lost += [f"no complete artifact {name}" for name in lacking]
     raise StageError(f"W&B has {'; '.join(lost)}. {_apart(id_, fragments)}")
 
 

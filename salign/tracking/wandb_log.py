@@ -30,7 +30,7 @@ def records(path: Path) -> Iterator[Any]:
     with path.open("rb") as file:
         head = file.read(_FILE_HEAD.size)
         if head[:4] != b":W&B"[: len(head)]:
-            raise DataError(f"{path} is no log of W&B")
+            raise DataError(f"{path} is not a W&B log")
         parts = b""
         for kind, part in _parts(file):
             parts = part if kind in (_WHOLE, _FIRST) else parts + part
@@ -109,7 +109,7 @@ def read_fragment(path: Path) -> Fragment:
     """What a log holds.
 
     Raises:
-        DataError: It is no log of W&B.
+        DataError: It is not a W&B log.
     """
     found = Fragment(path)
     for record in records(path):

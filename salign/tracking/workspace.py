@@ -48,9 +48,9 @@ def build(entity: str, project: str) -> Any:
         ],
         "Training health": [
             both("Loss", "loss"),
-            over_steps("Norm of the gradient", "train/grad_norm", log_y=True),
+            over_steps("Gradient norm", "train/grad_norm", log_y=True),
             over_steps("Learning rate", "train/learning_rate"),
-            over_steps("Tokens a second", "perf/tokens_per_s"),
+            over_steps("Tokens per second", "perf/tokens_per_s"),
             over_steps("Share of the GPUs' peak (MFU)", "perf/mfu"),
             over_steps("Seconds a step", "perf/step_time_s", "perf/data_time_s"),
             over_steps("Memory, GiB", "mem/max_rss_gib", "mem/max_gpu_gib"),
@@ -142,7 +142,7 @@ def check(*, update: bool = False) -> list[str]:
     problems = [f"{name} is shown, and nothing logs it" for name in sorted(named_metrics(found)) if not is_logged(name)]
     if not GOLDEN.exists() or GOLDEN.read_text(encoding="utf-8") != text:
         problems.append(
-            f"the workspace is no longer what {GOLDEN.name} holds; look at the change, then: "
+            f"the workspace differs from {GOLDEN.name}; review the change, then run: "
             "python jobs/dashboard.py check --update"
         )
     return problems

@@ -20,7 +20,7 @@ from salign.training.packing import Row
 _BY_GROUP = "salign_by_group"
 # What some families' attention adds or changes, which the function below knows nothing of.
 _EXTRAS = ("position_bias", "s_aux", "softcap")
-# Elements of a mask, of which CUDA's kernels read so many at once.
+# CUDA's kernels read this many elements of a mask at once.
 _ALIGNMENT = 16
 # cuDNN's kernel ends some groups of ordinary rows in an error (H200, bfloat16, PyTorch 2.11).
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -84,7 +84,7 @@ def _data(data: DataPart) -> str:
     if isinstance(data, AnswersData):
         source = data.source
         name = getattr(source, "path", None)
-        return f"answers taken for good, of the source `{source.kind}`" + (f" (`{Path(name).name}`)" if name else "")
+        return f"answers taken as good, from the source `{source.kind}`" + (f" (`{Path(name).name}`)" if name else "")
     kinds = "" if set(data.kinds) == set(KINDS) else f", of the kinds {', '.join(data.kinds)} alone"
     return (
         "graded groups of responses, made by this run's simulated society of language models: drafts and revisions "
@@ -118,7 +118,7 @@ def _figures(rows: Sequence[Row]) -> str:
 _MODELS_LICENCE = (
     "of the model that training started from. The licence of the data is not part of it: look at its source."
 )
-_NO_LICENCE = "not known: the model that training started from names none. Find it out before you pass this model on."
+_NO_LICENCE = "unknown: the model that training started from names none. Find out before you distribute this model."
 
 
 def _front(config: Config, stage: TrainStage, licence: str | None) -> str:

@@ -139,15 +139,15 @@ def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
     for folder, done in reversed(_complete(store)):
         damaged = [name for name, seen in done.files.items() if sha256(folder / name) != seen["sha256"]]
         if damaged:
-            logger.warning("the checkpoint %s is damaged (%s); it is passed over", folder, damaged[0])
+            logger.warning("the checkpoint %s is damaged (%s) and is skipped", folder, damaged[0])
             continue
         _check_same(folder, done, store)
         written, num_ranks = done.facts["zero_stage"], done.facts["num_ranks"]
         if written != zero_stage and (written, zero_stage) not in _CONVERTIBLE:
             raise ConfigError(
                 f"the checkpoint {folder} was written under ZeRO stage {written}, now it is {zero_stage}, and "
-                f"DeepSpeed cannot convert it. Go on with stage {written}, or remove {store.folder} to begin the "
-                "stage again."
+                f"DeepSpeed cannot convert it. Continue with ZeRO stage {written}, or remove {store.folder} to "
+                "begin the stage again."
             )
         # Without ZeRO every rank has everything, and the first one's file serves any number of them.
         shared_out = any(folder.glob("*_optim_states.pt"))
@@ -156,8 +156,8 @@ def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
         if zero_stage == 3 and store.decays and not store.adapters:
             raise ConfigError(
                 f"the checkpoint {folder} was written by {num_ranks} ranks under ZeRO stage 3, now there are "
-                f"{ranks.size}, and DeepSpeed does not convert its two groups of parameters exactly. Go on with "
-                f"{num_ranks} ranks, or remove {store.folder} to begin the stage again."
+                f"{ranks.size}, and DeepSpeed does not convert its two groups of parameters exactly. Use "
+                f"{num_ranks} ranks again, or remove {store.folder} to begin the stage again."
             )
         return Found(_universal(folder, num_ranks, ranks.size), universal=True)
     return None
@@ -169,7 +169,7 @@ def _check_same(folder: Path, done: Done, store: Store) -> None:
     if before and other:
         said = ", ".join(f"{name} (was {before.get(name)!r}, is {now.get(name)!r})" for name in other)
         raise ConfigError(
-            f"the checkpoint {folder} is of another model, data or config; it differs in {said}. Put that back, or "
+            f"the checkpoint {folder} is of another model, data or config; it differs in {said}. Restore that, or "
             f"remove {store.folder} to begin the stage again."
         )
 
@@ -177,7 +177,7 @@ def _check_same(folder: Path, done: Done, store: Store) -> None:
 def _universal(folder: Path, written_by: int, num_ranks: int) -> Path:
     converted = folder.with_name(f"{_UNIVERSAL}{folder.name}")
     if not converted.is_dir():
-        logger.info("the checkpoint %s of %d ranks is converted for %d", folder, written_by, num_ranks)
+        logger.info("converting the checkpoint %s from %d ranks to %d", folder, written_by, num_ranks)
         with new_folder(converted) as part:
             words = ["--input_folder", str(folder), "--output_folder", str(part), "--inject_missing_state"]
             command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words]
@@ -185,7 +185,7 @@ def _universal(folder: Path, written_by: int, num_ranks: int) -> Path:
             if done.returncode:
                 raise StageError(
                     f"the checkpoint {folder} of {written_by} ranks cannot be converted for {num_ranks}: "
-                    f"{(done.stderr.strip().splitlines() or ['no message'])[-1]}. Go on with {written_by} ranks."
+                    f"{(done.stderr.strip().splitlines() or ['no message'])[-1]}. Continue with {written_by} ranks."
                 )
     return converted
 

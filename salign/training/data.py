@@ -121,7 +121,7 @@ def build_tokens(
         digest = f"{digest}-{HINDSIGHT_VERSION}-{seed}"
     folder = run.stage(stage.name) / f"tokens-{store_key(tokenizer, max_tokens, digest)}"
     if not folder.is_dir():
-        logger.info("train stage %s: the data is tokenised, once", stage.name)
+        logger.info("train stage %s: tokenising the data, once", stage.name)
         TokenStore.build(folder, groups, tokenizer, max_tokens, left_out)
     for other in folder.parent.glob("tokens-*"):  # of other data or another limit
         if other != folder:
@@ -152,7 +152,7 @@ def split(groups: Groups, stage: TrainStage, seed: int) -> tuple[NDArray[np.uint
     num_held_out = round(stage.held_out_share * len(numbers))
     if len(numbers) == num_held_out:
         raise DataError(
-            f"train stage {stage.name}: none of its {len(groups)} groups is left to train on. The objective "
+            f"train stage {stage.name}: none of its {len(groups)} groups can be trained on. The objective "
             f"{stage.objective.kind} needs groups with "
             + ("responses of different scores" if stage.objective.compares else "a response")
             + f", and held_out_share is {stage.held_out_share:g}."
@@ -206,7 +206,7 @@ class Order:
         return [self._group(position) for position in range(first, first + self._stage.groups_per_step)]
 
     def epoch(self, step: int) -> float:
-        """Epochs seen after so many steps."""
+        """Epochs seen after this many steps."""
         return step * self._stage.groups_per_step / len(self._numbers)
 
 

@@ -85,7 +85,7 @@ def check_ranks(ranks: Ranks, place: Place) -> None:
     differences = _differences(everybody)
     if differences:
         raise ConfigError(
-            f"the ranks are not alike: {' | '.join(differences)}. Give every node the same environment "
+            f"the ranks differ: {' | '.join(differences)}. Give every node the same environment "
             "(cluster.setup, cluster.python), and launch again."
         )
     if (ranks.size, len(machines)) != (place.num_ranks, place.num_nodes or len(machines)):

@@ -53,7 +53,7 @@ def complete_generation_config(model: PreTrainedModel, tokenizer: PreTrainedToke
         config.do_sample = True  # what settings of sampling without it are meant to say
     if (fault := _fault(config)) is not None:
         raise ConfigError(
-            f"the generation_config.json of the model that training starts from is not valid: {fault}. Mend it."
+            f"the generation_config.json of the model that training starts from is not valid: {fault}. Fix it."
         )
 
 

@@ -80,7 +80,7 @@ class Arithmetic:
     def flops(self, groups: Sequence[TokenGroup], *, train: bool = True) -> float:
         """FLOPs of a forward and, where it trains, a backward pass over groups that are laid out in rows.
 
-        A product of matrices costs two a value forward, and as many for each of its two gradients.
+        A matrix product costs two per value in the forward pass, and the same for each of its two gradients.
         """
         tokens = sum(group.num_tokens for group in groups)
         predicted = sum(len(response) for group in groups for response in group.responses)

@@ -95,7 +95,7 @@ def _run_steps(job: _Job, trainer: Trainer, work: _Work, mirror: Mirror) -> None
     first = 0
     if state is not None:
         first, trainer.num_tokens = state["step"], state["num_tokens"]
-        logger.info("train stage %s goes on after step %d", stage.name, first)
+        logger.info("train stage %s continues after step %d", stage.name, first)
     stop = StopSignal()
     with contextlib.ExitStack() as stack:
         log = None
@@ -209,7 +209,8 @@ def _find_origin(job: _Job) -> _Origin:
         context = context_length(model)
         if context is not None and context < job.stage.max_tokens:
             logger.warning(
-                "train stage %s: the model learns texts of %d tokens, fewer than max_tokens %d; longer are left out",
+                "train stage %s: the model learns texts of %d tokens, fewer than max_tokens %d; longer ones are "
+                "left out",
                 *(job.stage.name, context, job.stage.max_tokens),
             )
         built = build_tokens(job.run, job.stage, job.config.run.seed, tokenizer, context)

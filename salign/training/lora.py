@@ -55,7 +55,7 @@ def add_adapters(model: PreTrainedModel, section: LoRA, seed: int) -> None:
         raise ConfigError(f"lora.target_modules: {models.last_line(str(error))}") from error
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise ConfigError(
-            "lora.target_modules names the output layer, whose logits are made a part at a time: leave it out"
+            "lora.target_modules names the output layer, whose logits are computed in chunks: leave it out"
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)

@@ -175,7 +175,7 @@ def layer_bytes(stage: TrainStage, shape: Shape) -> int:
         norms -= 2 * shape.width * size  # frozen, it does not keep its result
         adapted = _adapted(stage, shape)
         maps += size * stage.lora.rank * len(adapted)
-        if stage.lora.dropout:  # what is dropped of each adapter's input and what is left, in the place of the input
+        if stage.lora.dropout:  # what is dropped of each adapter's input and what is left, instead of the input
             maps += size * (2 * sum(i for i, _ in adapted.values()) - 2 * shape.width - shape.inner_width)
     return norms + maps
 
@@ -254,14 +254,15 @@ def print_memory(config: Config, console: Console) -> None:
     shape = find_shape(config.model)
     if shape is None:
         console.print(
-            f"memory of training: unknown, as the config.json of {config.model} is not here or its family is none of "
+            f"memory of training: unknown, because the config.json of {config.model} is not on this machine or its "
+            "family is not one of "
             f"{', '.join(_FAMILIES)}",
             highlight=False,
         )
         return
     num_ranks = config.cluster.num_ranks
     say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
-    say(f"memory of one of {num_ranks} training ranks, at most ({shape.num_parameters / 1e9:,.3f} billion parameters):")
+    say(f"memory per training rank, of {num_ranks}, at most ({shape.num_parameters / 1e9:,.3f} billion parameters):")
     for stage in config.train.stages:
         settings = deepspeed_config(stage, num_ranks)
         found = estimate(stage, settings, shape, num_ranks)
@@ -275,4 +276,4 @@ def print_memory(config: Config, console: Console) -> None:
         say(f"  {stage.name} ({', '.join(what)}): {found.peak / GIB:,.2f} GiB")
         say(f"    backward pass {found.in_backward / GIB:,.2f} = {parts}")
         say(f"    the optimizer's step {found.in_step / GIB:,.2f}{away}")
-    say("  Libraries come on top, with CUDA's context 1 to 2 GiB.")
+    say("  Libraries need memory in addition; with CUDA's context 1 to 2 GiB.")

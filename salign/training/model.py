@@ -158,7 +158,7 @@ def check_layout(engine: nn.Module, model: PreTrainedModel, lengths: Lengths, de
         alone = [[_nll_alone(model, group.query, response, device) for response in group.responses] for group in groups]
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"there is no memory for {size}, even without a gradient: {error}. Lower the stage's max_tokens, "
+            f"not enough memory for {size}, even without gradients: {error}. Lower the stage's max_tokens, "
             "num_responses or row_tokens."
         ) from error
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -172,8 +172,8 @@ def check_layout(engine: nn.Module, model: PreTrainedModel, lengths: Lengths, de
             if not torch.isclose(one.float(), other, rtol=share, atol=nats):
                 raise ConfigError(
                     f"models of the family {family!r} cannot be trained here: a response in a row with others gets a "
-                    f"negative log-likelihood of {one:.4f} a token, alone {other:.4f} ({size}). Its attention takes no "
-                    "4-D mask or counts places in the row, or its logits are made in a way of their own."
+                    f"negative log-likelihood of {one:.4f} per token, but {other:.4f} alone ({size}). Its attention "
+                    "takes no 4-D mask or counts positions along the whole row, or it computes logits in its own way."
                 )
     engine.train(was_training)
 

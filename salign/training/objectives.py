@@ -76,10 +76,10 @@ def stable_losses(
         margin: How far apart, in nats a token, responses at the ends of the scale should be.
         scale: The scale's length.
         hinge: Whether max(0, .) is taken of the mean (the released code) or of each response (the paper's formula).
-        max_flow: Takes the largest over the responses in the place of the mean.
+        max_flow: Takes the largest over the responses instead of the mean.
     """
     there, best = best_responses(nll, scores)
-    # Zeros in the place of what is not there, before any arithmetic: NaN x 0 would make the gradient NaN.
+    # Zeros in place of what is missing, before any arithmetic: NaN x 0 would make the gradient NaN.
     nll = nll.masked_fill(~there, 0.0)
     scores = scores.masked_fill(~there, 0.0).to(nll.dtype)
     index = best[:, None]

@@ -20,7 +20,7 @@ def sample_responses(group: TokenGroup, num_responses: int, *place: int | str) -
 
     Args:
         group: What to draw from.
-        num_responses: At most so many; the paper's K is 4.
+        num_responses: The most responses of a group; the paper's K is 4.
         *place: What makes the draw this one: seed, stage, epoch, group.
     """
     if len(group.responses) <= num_responses:

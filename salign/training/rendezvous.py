@@ -111,7 +111,7 @@ def check_rendezvous(place: Place) -> None:
         family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
         raise ConfigError(
-            f"the ranks are to meet at {address!r}, a name that does not resolve on {socket.gethostname()} "
+            f"the ranks are to meet at {address!r}, which does not resolve on {socket.gethostname()} "
             f"({error.strerror}). Set MASTER_ADDR to an address of the first node that every node knows."
         ) from error
     # torchrun has opened it for its workers already.

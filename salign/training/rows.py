@@ -12,7 +12,7 @@ def pack(lengths: Sequence[int], row_tokens: int | None) -> list[list[int]]:
 
     Args:
         lengths: Tokens of each group.
-        row_tokens: Groups share a row up to so many; a longer group has a row of its own. None: each has.
+        row_tokens: Groups share a row up to this many tokens; a longer group has its own. None: each group has its own.
 
     Returns:
         The positions of each row's groups, in order.
@@ -33,7 +33,7 @@ def pack(lengths: Sequence[int], row_tokens: int | None) -> list[list[int]]:
 
 
 def deal(lengths: Sequence[int], num_ranks: int, row_tokens: int | None) -> list[list[list[int]]]:
-    """Each rank's rows: as many for each, of as even a number of tokens as the longest-first rule makes them.
+    """Each rank's rows: the same number for each rank, with tokens as even as the longest-first rule makes them.
 
     The ranks work in step. So that none has fewer rows, rows of several groups are parted, the longest first; where
     there are none, a rank is given an empty row for each that it lacks.

@@ -37,7 +37,7 @@ def deepspeed_config(stage: TrainStage, num_ranks: int) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"train stage {stage.name}: no DeepSpeed file {path}; configs/deepspeed has some") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"train stage {stage.name}: DeepSpeed file {path} is no valid JSON ({error})") from None
+        raise ConfigError(f"train stage {stage.name}: DeepSpeed file {path} is not valid JSON ({error})") from None
     if not isinstance(given, dict) or not isinstance(given.get("zero_optimization", {}), dict):
         raise ConfigError(
             f"train stage {stage.name}: DeepSpeed file {path} must hold an object, as zero_optimization must"
@@ -58,7 +58,7 @@ def deepspeed_config(stage: TrainStage, num_ranks: int) -> dict[str, Any]:
     if stage.groups_per_step < num_ranks:
         mistakes.append(
             f"train.stages.{stage.name}.groups_per_step {stage.groups_per_step} is less than the {num_ranks} ranks: "
-            "some would have nothing to do"
+            "some would have no work"
         )
     if mistakes:
         raise ConfigError("; ".join(mistakes))

@@ -161,7 +161,7 @@ class TokenStore:
         about = json.loads((folder / "about.json").read_text())
         if about["sizes"] != {name: len(values) for name, values in arrays.items()}:
             raise StageError(
-                f"{folder} is damaged: its files have not the sizes that they were written with. Remove it."
+                f"{folder} is damaged: its files do not have the sizes with which they were written. Remove it."
             )
         self.left_out: dict[str, int] = about["left_out"]
         """What is not in it, by name: unrated and long responses, groups whose best response is too long, bad rows."""
@@ -190,8 +190,8 @@ class TokenStore:
             sizes = _write(part, stream_tokens(groups, tokenizer, max_tokens, left_out))
             if not sizes["tokens"]:
                 raise DataError(
-                    f"{folder.parent}: not one of {left_out['long_groups'] + left_out['long_best_groups']} groups fits "
-                    f"with its best response into max_tokens {max_tokens}"
+                    f"{folder.parent}: none of the {left_out['long_groups'] + left_out['long_best_groups']} groups "
+                    f"fits with its best response into max_tokens {max_tokens}"
                 )
             about = {"sizes": sizes, "left_out": dict(left_out)}
             (part / "about.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -210,7 +210,7 @@ class TokenStore:
         return slice(int(self._firsts[index]) - index, int(self._firsts[index + 1]) - index - 1)
 
     def longest(self, num_responses: int | None) -> tuple[int, int]:
-        """Tokens of the longest query with a response, and of the longest group with so many responses at most."""
+        """Tokens of the longest query with a response, and of the longest group with at most this many responses."""
         lengths, queries = np.diff(self._bounds), self._firsts[:-1]
         group_of = np.repeat(np.arange(len(self)), np.diff(self._firsts))
         of_response = np.ones(len(lengths), dtype=bool)

@@ -77,7 +77,7 @@ def test_the_second_launch_finds_everything_done(finished):
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("done.json")}
     again = launch(str(config))
     assert again.returncode == 0
-    assert "there was nothing to run" in again.stdout
+    assert "there is nothing to run" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in run.path.rglob("done.json")}
 
 
@@ -141,7 +141,7 @@ def test_a_lost_shard_alone_is_run_again(finished, tmp_path):
     shutil.rmtree(copy.shard(1))
     again = launch(str(config), f"run.root={tmp_path / 'runs'}")
     assert again.returncode == 0, again.stderr
-    assert "simulate: 1 of 2 shards are left" in again.stdout
+    assert "simulate: 1 of 2 shards to do" in again.stdout
     assert "train" not in again.stdout.split("Run small")[0]  # the same bytes again: what was made from them stands
     assert read_done(copy.shard(1)).digest == before.digest
 
@@ -176,7 +176,7 @@ def test_each_stage_by_itself(config_file, tmp_path):
     ):
         done = job(name, *words)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "there was nothing to run" in launch(str(config_file)).stdout
+    assert "there is nothing to run" in launch(str(config_file)).stdout
 
 
 def test_killed_anywhere_the_next_launch_goes_on(finished, config_file, tmp_path):
@@ -262,7 +262,7 @@ def test_a_malformed_line_is_named(config_file, tmp_path):
     path = tmp_path / "questions.jsonl"
     done = launch(str(config_file), f"society.questions={{kind: json, path: {path}}}")
     assert done.returncode == 2
-    assert f"{path}, row 2: no valid JSON" in done.stderr
+    assert f"{path}, row 2: not valid JSON" in done.stderr
 
 
 def test_a_run_folder_that_cannot_be_written(config_file, tmp_path):
@@ -291,7 +291,7 @@ def test_a_full_disk(config_file, small_disk, every):
     checkpoints = f"train.stages.sft.checkpoint_every_steps={every}"
     done = launch(str(config_file), f"run.root={small_disk}", "tracking.wandb=false", checkpoints)
     assert done.returncode == 1, done.stdout
-    assert "no room left on the disk" in done.stderr
+    assert "no space left on the disk" in done.stderr
     assert "Traceback" not in done.stderr
     run = RunDir(small_disk / "small")
     assert read_done(run.stage("stable")) is None

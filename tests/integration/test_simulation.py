@@ -385,7 +385,7 @@ def test_a_shard_that_is_told_to_end_does_so_and_goes_on_later(tmp_path, served,
             assert time.monotonic() - start < 10
         assert process.returncode == code
         assert "Traceback" not in said
-        assert "launch again to go on" in said
+        assert "launch again to continue" in said
         assert read_done(run.shard(0)) is None
         assert read_failure(run.shard(0)) is None
         content = (run.shard(0) / "journal-00000.jsonl").read_bytes()
@@ -647,7 +647,7 @@ def test_a_full_disk_ends_the_shard_with_one_error_and_it_goes_on_when_there_is_
         filler.write_bytes(b"x" * (free.f_bavail * free.f_bsize - room))
         done = simulate(run)
         assert done.returncode == 1, done.stdout + done.stderr
-        said_once(done.stderr, "no room left on the disk", "launch again")
+        said_once(done.stderr, "no space left on the disk", "launch again")
         assert read_done(run.shard(0)) is None
         for line in (run.shard(0) / "journal-00000.jsonl").read_bytes().splitlines(keepends=True):
             assert json.loads(line)

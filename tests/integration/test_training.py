@@ -455,8 +455,8 @@ def test_what_two_ranks_began_one_ends(one, two):
     run = two.runs["to-one"]
     assert len(losses(run)) == 7
     done = train(run)
-    assert "step-0000007 of 2 ranks is converted for 1" in done.stderr
-    assert "goes on after step 7" in done.stderr
+    assert "step-0000007 from 2 ranks to 1" in done.stderr
+    assert "continues after step 7" in done.stderr
     assert losses(run) == pytest.approx(losses(one.runs["plain"]), rel=1e-5)
 
 
@@ -503,7 +503,7 @@ def test_killed_and_launched_again_it_goes_on_from_the_last_checkpoint(make, one
     process.wait()
     assert not (run.stage("stable") / "done.json").exists(), "killed too late to show anything"
     again = train(run)
-    assert "goes on after step" in again.stderr
+    assert "continues after step" in again.stderr
     assert_bitwise_equal(run, one.runs["plain"])
     assert checkpoints(run) == ["step-0000018", "step-0000020"]
 
@@ -536,7 +536,7 @@ def test_what_goes_wrong_after_the_last_step_costs_no_step(make, one):
     assert checkpoints(run)[-1] == "step-0000004"
     before = (run.stage("stable") / "metrics.jsonl").read_bytes()
     run.model("stable").unlink()
-    assert "goes on after step 4" in train(run).stderr
+    assert "continues after step 4" in train(run).stderr
     assert (run.stage("stable") / "metrics.jsonl").read_bytes() == before
     assert losses(run) == pytest.approx(losses(one.runs["plain"])[:1] + losses(run)[1:], rel=1e-5)
     done_of_stage = read_done(run.stage("stable"))
@@ -581,7 +581,7 @@ def test_a_rate_that_is_too_high_stops_and_says_so(make):
     assert stopped.returncode == 1
     assert "Traceback" not in stopped.stderr
     assert "is not finite" in flat(stopped.stderr)
-    assert "It did not change the model. Lower the learning rate" in flat(stopped.stderr)
+    assert "The model was not changed. Lower the learning rate" in flat(stopped.stderr)
     assert read_done(run.stage("stable")) is None
 
 

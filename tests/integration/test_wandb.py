@@ -132,7 +132,7 @@ def test_a_requeued_job_goes_on_in_one_run(server, run, mode):
     if mode == "offline":
         assert server.asked == []
         refused = dashboard(server, moved, "sync", str(moved.path))
-        assert "link its old place to it" in refused.stderr  # wandb's logs have absolute paths
+        assert "link its old path to it" in refused.stderr  # wandb's logs have absolute paths
         run.path.symlink_to(moved.path)
         sync(server, moved)
     assert list(server.runs) == [ID]
@@ -202,7 +202,7 @@ def test_lost_bytes_of_an_artifact_are_noticed_before_anything_is_sent(server, r
     staging.rename(tmp_path / "away")
     refused = dashboard(server, run, "sync", str(run.path))
     assert refused.returncode == 1
-    assert "bytes of its artifacts are gone" in refused.stderr
+    assert "files of its artifacts are gone" in refused.stderr
     assert str(staging) in refused.stderr
     assert not any("file_stream" in operation for operation in server.asked)
     shutil.rmtree(staging, ignore_errors=True)
@@ -216,7 +216,7 @@ def test_an_artifact_that_does_not_arrive_whole_is_noticed(server, run):
     server.fault = lambda operation: (404, {}) if operation == "CommitArtifact" else None
     refused = dashboard(server, run, "sync", str(run.path))
     assert refused.returncode == 1
-    assert "no whole artifact job-stable" in refused.stderr
+    assert "no complete artifact job-stable" in refused.stderr
 
 
 def test_what_was_sent_in_part_is_not_sent_again(server, run):
@@ -282,7 +282,7 @@ def test_in_a_black_hole_the_job_neither_hangs_nor_dies(server, run, tmp_path, a
     else:
         refused = dashboard(server, run, "sync", str(run.path))
         assert refused.returncode == 1
-        assert "All of it as a run of its own: wandb sync --include-online" in refused.stderr
+        assert "To send all of it as a new run: wandb sync --include-online" in refused.stderr
         [fragment] = find_fragments(run)[ID]
         words = ["--include-online", "--include-synced", "--id", f"{ID}-again", str(fragment.path.parent)]
         command = [sys.executable, "-m", "wandb", "sync", *words]
@@ -313,7 +313,7 @@ def test_a_job_at_work_is_left_alone_or_followed_to_its_end(server, run):
     with start(server, run, 4, 10_000, 0.1, WANDB_MODE="offline") as process:
         wait_for_rows(metrics, 20)
         time.sleep(1.5)  # what it has said first is on the disk
-        assert "its job is at work; left alone" in sync(server, run)
+        assert "its job is running; left alone" in sync(server, run)
         assert server.runs == {}
         assert process.poll() is None
         command = [sys.executable, str(ROOT / "jobs" / "dashboard.py"), "sync", "--live", str(run.path)]
