@@ -1,4 +1,4 @@
-"""A database for what does not fit into memory, gone when it is closed."""
+"""A temporary database for what does not fit into memory."""
 
 import contextlib
 import sqlite3
