@@ -1,4 +1,4 @@
-"""The cost of the leak check, the changed prompts that it finds, and how often it reports another prompt as a copy.
+"""The cost of the leak check, the changed prompts that it finds, and how often it reports another prompt as a copy."""
 
 import random
 import time
