@@ -1,4 +1,4 @@
-"""Where a reply's sentences end, so that a short reply need not end in mid-word."""
+"""Where a reply's sentences end, so that a shortened reply does not end in mid-word."""
 
 import dataclasses
 import re

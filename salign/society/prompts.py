@@ -1,4 +1,4 @@
-"""Every prompt of the society, in one place. PROMPTS_VERSION changes with any of them, and stands in every result.
+"""Every prompt of the society, in one place. PROMPTS_VERSION changes with any of them, and is part of every result.
 
 What several prompts share (question, then draft) comes first, so that an engine's prefix cache serves them all; with
 `society.wording: reference` the parts stand in the order of the released code, where memory and feedback come first.
