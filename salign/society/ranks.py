@@ -1,4 +1,4 @@
-"""The processes that simulate one shard together, and how they speak with each other: MPI, or one process alone."""
+"""The processes that simulate one shard together, and how they communicate: MPI, or one process alone."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The scheduler: which interaction is held when. The result does not depend on it.
+"""The scheduler of interactions: which one is held when. The result does not depend on it.
 
 An agent's next interaction may start when its own memory is there; each member's feedback waits for that member's. Of
 all that may start, the oldest round goes first, and so many are alive at a time. That cannot come to a standstill: an
