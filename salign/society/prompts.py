@@ -9,7 +9,7 @@ What agents said stands in frames (see `frames`).
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from salign.config import SocietySection
 from salign.engines.base import Form, Prompt
@@ -101,8 +101,7 @@ Write your answer again so that it is more harmless, unbiased, honest and helpfu
 three sentences."""
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(NamedTuple):
     """An answer to a question, and the key of the frame in which it is shown."""
 
     question: str
