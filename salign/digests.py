@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from salign import models
-from salign.config import Config, Embedder, EngineSection, ServerEngine, TransformersEmbedder, TransformersEngine
 from salign.storage import sha256, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -106,35 +105,3 @@ def _sha256(path: Path) -> str:
 def _same(before: os.stat_result, now: os.stat_result) -> bool:
     names = ("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
     return all(getattr(before, name) == getattr(now, name) for name in names)
-
-
-# --- which models a run has ----------------------------------------------------------------------
-
-
-def loaded_by(section: EngineSection | Embedder, base: str) -> str | None:
-    """The model that a section's engine loads here; None where a server elsewhere has it.
-
-    Args:
-        section: Of an engine, or of the embedder.
-        base: The run's model.
-    """
-    if not isinstance(section, TransformersEngine | ServerEngine | TransformersEmbedder):
-        return None
-    model = section.model or base
-    # The GGUF of an embedded model is another file than its folder; its digest stands in the engine's identity.
-    is_gguf = isinstance(section, ServerEngine) and section.program == "llama_cpp" and model in models.EMBEDDED
-    return None if is_gguf else model
-
-
-def models_of(config: Config) -> tuple[str, ...]:
-    """Every model that a run's processes load, the base first."""
-    sections = [*config.engines().values(), config.society.embedder]
-    named = [config.model, *(loaded_by(section, config.model) for section in sections)]
-    return tuple(dict.fromkeys(name for name in named if name is not None))
-
-
-def models_of_society(config: Config) -> tuple[str, ...]:
-    """Those that its shards load."""
-    engines = [section for place, section in config.engines().items() if not place.startswith("evaluate.")]
-    named = [loaded_by(section, config.model) for section in (*engines, config.society.embedder)]
-    return tuple(dict.fromkeys(name for name in named if name is not None))

@@ -1,25 +1,23 @@
 """The whole pipeline of a run: check, run what is left, close with a table."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from salign import compose, models
+from salign import compose
 from salign.cluster.estimate import estimate, print_estimate
 from salign.cluster.follow import follow
 from salign.cluster.scheduler import Scheduler
 from salign.cluster.schedulers import all_schedulers, scheduler_of
 from salign.cluster.status import describe_failure
-from salign.config import Config, OpenAIEngine, ServerEngine
+from salign.config import Config
 from salign.dataset.check import check_dataset
-from salign.digests import ModelDigest, identify, loaded_by, models_of
-from salign.engines.programs import program_of
+from salign.digests import ModelDigest, identify
+from salign.engines.check import check_engines, models_of
 from salign.errors import StageError
 from salign.evaluation.check import check_evaluation
 from salign.manifest import write_manifest
@@ -55,57 +53,10 @@ def check_inputs(config: Config) -> dict[str, str]:
     return {str(file): sha256(file) for file in files}
 
 
-def check_models(config: Config, *, fetch: bool) -> None:
-    """Makes sure that the models and the programs that serve them are there.
-
-    Args:
-        config: The run's.
-        fetch: Also that servers answer, where the run is to be local; and fetches the embedded model.
-
-    Raises:
-        ConfigError: A model, a program or a served name that does not exist.
-        EngineError: A server is unreachable.
-    """
-    for engine in config.engines().values():
-        if isinstance(engine, ServerEngine):
-            served = engine.model or config.model
-            if fetch or served not in models.EMBEDDED:
-                program_of(engine, served)
-        if isinstance(engine, OpenAIEngine) and fetch and config.cluster.kind == "local":
-            asyncio.run(_connect_once(engine))
-    of_programs = {
-        loaded_by(section, config.model) for section in config.engines().values() if section.kind == "server"
-    }
-    for name in models_of(config):
-        if fetch and name in models.EMBEDDED:
-            models.resolve(name)
-        elif name == config.model or name not in of_programs:  # a program serves what it can, such as a GGUF file
-            models.check_name(name)
-    if fetch and config.cluster.kind == "local":  # a login node is spared torch; there the first job tries them
-        _check_templates(config)
-
-
-def _check_templates(config: Config) -> None:
-    """Tries the chat templates of models whose files are here, so that none fails hours later; see `ChatTemplate`."""
-    engines = config.engines().values()
-    used: list[tuple[str, Literal["chat", "alpaca"]]] = [(config.model, config.train.template)]
-    used += [(engine.model or config.model, "chat") for engine in engines if engine.kind == "transformers"]
-    for model, template in dict.fromkeys(used):
-        if models.find_local(model) is not None:
-            models.load_tokenizer(model, template)
-
-
 def _identify_models(config: Config) -> dict[str, ModelDigest]:
     """The digests of the models that are on this machine."""
     found = {name: identify(name) for name in models_of(config)}
     return {name: digest for name, digest in found.items() if digest is not None}
-
-
-async def _connect_once(section: OpenAIEngine) -> None:
-    from salign.engines.openai import connect
-
-    engine = await connect(section.model_copy(update={"num_retries": 1, "timeout_s": min(section.timeout_s, 15.0)}))
-    await engine.close()
 
 
 def print_plan(run: RunDir, config: Config, console: Console) -> None:
@@ -151,7 +102,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
         print_estimate(estimate(run, config, left), console)
         print_memory(config, console)
     hashes = check_inputs(config)
-    check_models(config, fetch=False)
+    check_engines(config, fetch=False)
     if options.dry_run:
         print_plan(run, config, console)
         _show_jobs(scheduler, config, left, console)
@@ -161,7 +112,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
         console.print(f"{run.path} is ready", highlight=False, soft_wrap=True)
         return
     if left:
-        check_models(config, fetch=True)
+        check_engines(config, fetch=True, here=scheduler.is_here)
     with claim_run(config):
         _refuse_live_jobs(run, replace=options.replace)
         write_manifest(run, config, hashes, _identify_models(config))
@@ -222,7 +173,7 @@ def _refuse_live_jobs(run: RunDir, *, replace: bool) -> None:
                 )
             if time.monotonic() > end:
                 raise StageError(
-                    f"the jobs {ids} were cancelled, and {scheduler.name} has not ended them yet. Launch again later."
+                    f"the jobs {ids} were cancelled, but {scheduler.name} has not ended them yet. Launch again later."
                 )
             if live - cancelled:
                 scheduler.cancel(sorted(live - cancelled))
@@ -242,7 +193,7 @@ def _show_jobs(scheduler: Scheduler, config: Config, left: Sequence[Unit], conso
             raise StageError(f"there is no {scheduler.name} here")
         _say_notes(scheduler.check(config, left), console)
     except StageError as error:  # of the scheduler itself; what the cluster lacks is a ConfigError
-        _say_notes([f"the cluster's resources were not checked: {error}"], console)
+        _say_notes([f"the cluster was not checked: {error}"], console)
     for name, batch_file in scheduler.describe(config, left):
         console.rule(name)
         console.print(batch_file, markup=False, highlight=False, soft_wrap=True)
@@ -262,5 +213,5 @@ def _wait(run: RunDir, config: Config, console: Console) -> None:
     counts = ", ".join(f"{count} {word}" for word, count in board.counts().items())
     listed = "".join(f"\n{line}" for line in failed)
     raise StageError(
-        f"the run {run.path} is stuck: {counts}.{listed}\nFix that and launch again; what is complete is kept."
+        f"the run {run.path} has stopped: {counts}.{listed}\nFix that and launch again; what is complete is kept."
     )

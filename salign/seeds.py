@@ -6,7 +6,7 @@ import random
 
 def derive(*parts: int | str) -> int:
     """A seed of 31 bits (what every engine's API takes) for one place, such as (run, world, round, agent, call)."""
-    text = "\x1f".join(map(str, parts))
+    text = ("%s\x1f" * len(parts))[:-1] % parts
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 33
 
 

@@ -33,7 +33,7 @@ def do_unit(run: RunDir, config: Config, unit: Unit) -> None:
         SalignError: Whatever the stage raises.
     """
     if is_complete(unit, units(run, config)):
-        logger.info("%s of %s is done; remove %s to do it again", unit.name, run.path, unit.folder)
+        logger.info("%s of %s is complete; remove %s to redo it", unit.name, run.path, unit.folder)
         return
     if is_first():
         check_restart(unit)

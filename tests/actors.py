@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 from salign.config import Sampling, SocietySection
+from salign.engines import opening
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
@@ -265,9 +266,6 @@ class Actor:
     def facts(self):
         return {}
 
-    async def close(self) -> None:
-        pass
-
 
 def random_delay(seed: int, longest: float = 1.0) -> Callable[[Call], float]:
     """Another delay for each call, some of them none."""
@@ -276,7 +274,7 @@ def random_delay(seed: int, longest: float = 1.0) -> Callable[[Call], float]:
 
 
 def metered(engine: Actor, gate: int = 64) -> MeteredEngine:
-    return MeteredEngine(engine, Gate(gate, adaptive=False))
+    return opening.metered(engine, Gate(gate, adaptive=False))
 
 
 # --- worlds --------------------------------------------------------------------------------------

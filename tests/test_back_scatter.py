@@ -417,8 +417,9 @@ def test_a_refused_answer_is_a_failed_interaction(rating, step):
 @pytest.mark.parametrize("rating", ["parse", "logprob"])
 def test_a_refused_rating_is_missing_and_nothing_more(rating, step):
     step = feedback_of(13, rating) if step == "13" else step
-    found, _ = hold({step: CallRejectedError("the prompt is too long")}, rating=rating)
+    found, actor = hold({step: CallRejectedError("the prompt is too long")}, rating=rating)
     assert found.failure is None
+    assert steps(actor).count(step) == 1  # it would be refused again
     assert text_of(found, "revision") is not None
     ratings = {
         feedback_of(13, rating): audience_of(found)[1].rating,

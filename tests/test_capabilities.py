@@ -15,7 +15,8 @@ from salign.config import Sampling, ScriptedEngine, TransformersEngine
 from salign.engines import capabilities
 from salign.engines.base import Prompt
 from salign.engines.capabilities import Capabilities, Measured, choose
-from salign.engines.opening import open_engine
+from salign.engines.chat import in_words
+from salign.engines.opening import metered, open_engine, open_unmetered
 from salign.errors import CallRejectedError, ConfigError, EngineError
 
 RATE = Prompt("How good is it?")
@@ -83,8 +84,8 @@ class Server:
         app.router.add_get("/v1/models", self.models)
         async with TestServer(app, host="127.0.0.1") as server:
             section = OpenAISection(kind="openai", base_url=str(server.make_url("/v1")), num_retries=0, **settings)
-            async with open_engine(section, "m", kept, ratings=ratings, kept=kept) as engine:
-                yield engine
+            async with open_unmetered(section, "m", kept, ratings=ratings, kept=kept) as opened:
+                yield metered(*opened)
 
     def measured(self, ratings="logprob", **settings) -> dict:
         async def run():
@@ -305,6 +306,43 @@ def test_a_rating_in_words_is_held_to_a_schema_where_the_server_does_that():
     assert "response_format" not in asked
 
 
+def test_a_judge_of_ten_is_held_to_ten_where_digits_rate_the_rest():
+    """An evaluation asks one engine both ways."""
+    ten = Prompt('Reply in the form "Rating: <1 to 10> Reason: ...".', form="rating_10")
+    server = Server(begun=DIGITS, schema=DIGITS)
+    facts = server.measured("both")
+    assert (facts["rating_way"], facts["json_schema"]) == ("begun", True)
+
+    async def ask(engine):
+        server.ways["schema"], server.text = None, '{"rating": 10, "reason": "Kind."}'
+        return await engine.generate(ten, Sampling(), 0), await engine.rate(RATE, 0)
+
+    server.ways["schema"] = DIGITS
+    (reply, rating), _ = server.call(ask, ratings="both")
+    assert reply.text == "Rating: 10 Reason: Kind."
+    assert rating.mass > 0.9
+    held, rated = server.requests
+    schema = held["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["rating"]["enum"] == list(range(1, 11))
+    assert "<1 to 10>" in held["messages"][-1]["content"].splitlines()[-1]
+    assert rated["continue_final_message"]
+
+
+@pytest.mark.parametrize(
+    ("said", "highest", "words"),
+    [
+        ('{"rating": 10', 10, "Rating: 10 Reason:"),
+        ('{"rating": 1', 10, None),  # of 10, it may be
+        ('{"rating": 1,', 10, "Rating: 1 Reason:"),
+        ('{"rating": 1', 7, "Rating: 1 Reason:"),
+        ('{"rating": 11', 10, None),
+        ('{"rating": 10, "reason": "x"}', 7, None),
+    ],
+)
+def test_a_form_of_ten_that_is_cut_off(said, highest, words):
+    assert in_words(said, highest) == words
+
+
 @pytest.mark.parametrize("server", [Server(), Server(schema=DIGITS, refuses={"response_format": "unknown field"})])
 def test_where_it_does_not_words_are_read_as_they_come(server):
     assert server.measured("parse")["json_schema"] is False
@@ -414,7 +452,8 @@ def test_a_model_in_this_process_begins_its_replies(tiny_model, tmp_path):
 
 def test_a_scripted_engine_has_nothing_to_measure(tmp_path):
     async def run():
-        async with open_engine(ScriptedEngine(kind="scripted"), "m", tmp_path, ratings="logprob", kept=tmp_path) as e:
+        section = ScriptedEngine(kind="scripted")
+        async with open_unmetered(section, "m", tmp_path, ratings="logprob", kept=tmp_path) as (e, _):
             return e.facts(), (await e.generate(RATE, Sampling(), 0)).finish
 
     assert asyncio.run(run()) == ({}, "stop")

@@ -16,11 +16,11 @@ from salign.chat import DATE, break_up, chat_template, spells_control
 from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
 from salign.engines.base import Prompt, Reply
+from salign.engines.check import check_engines
 from salign.engines.transformers import TransformersEngine
 from salign.errors import ConfigError
 from salign.evaluation.lm import RowLM
 from salign.evaluation.resume import Scores
-from salign.launch import check_models
 from salign.models import load_tokenizer
 from salign.records import AlignmentGroup
 from salign.society.replies import flags_of
@@ -425,15 +425,15 @@ def test_a_template_that_fails_on_one_text_is_a_config_error_too():
 def test_the_launch_tries_the_templates(tmp_path):
     folder = save(tmp_path / "m", KINDS["chatml"])
     given = {"model": str(folder), "engine": {"kind": "scripted"}}
-    check_models(compose.parse(given, "test"), fetch=True)
+    check_engines(compose.parse(given, "test"), fetch=True, here=True)
     (folder / "chat_template.jinja").write_text("{{ raise_exception('Not for you.') }}")
     with pytest.raises(ConfigError, match="fails: Not for you"):
-        check_models(compose.parse(given, "test"), fetch=True)
+        check_engines(compose.parse(given, "test"), fetch=True, here=True)
     given["train"] = {"template": "alpaca"}
-    check_models(compose.parse(given, "test"), fetch=True)
+    check_engines(compose.parse(given, "test"), fetch=True, here=True)
     given["engine"] = {"kind": "transformers"}
     with pytest.raises(ConfigError, match="fails: Not for you"):
-        check_models(compose.parse(given, "test"), fetch=True)
+        check_engines(compose.parse(given, "test"), fetch=True, here=True)
 
 
 # --- where the tokenizer is not known ------------------------------------------------------------

@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from salign import compose, digests, models
-from salign.digests import identify, models_of, models_of_society, name_of
+from salign.digests import identify, name_of
+from salign.engines.check import models_of, models_of_society
 from salign.errors import ConfigError, StageError
 from salign.evaluation.evaluate import model_path
 from salign.launch import prepare

@@ -22,7 +22,7 @@ from salign.engines.base import Prompt, RatingReply, Reply, normalise
 from salign.engines.gate import Gate
 from salign.engines.meter import MeteredEngine
 from salign.engines.openai import connect
-from salign.engines.opening import open_engine
+from salign.engines.opening import metered, open_engine
 from salign.engines.scripted import ScriptedEngine as Scripted
 from salign.engines.transformers import TransformersEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError
@@ -94,7 +94,6 @@ class Slow:
 
     def __init__(self):
         self.in_flight = self.most = 0
-        self.closed = False
 
     async def _work(self, prompt):
         self.in_flight += 1
@@ -116,18 +115,15 @@ class Slow:
     def facts(self):
         return {}
 
-    async def close(self):
-        self.closed = True
-
 
 @pytest.mark.parametrize("bound", [1, 3, 100])
 def test_a_meter_bounds_the_calls_in_flight(bound):
     slow = Slow()
 
     async def run():
-        metered = MeteredEngine(slow, Gate(bound, adaptive=False))
-        calls = [metered.generate(HELLO, Sampling(), seed) for seed in range(20)]
-        await asyncio.gather(*calls, *(metered.rate(HELLO, seed) for seed in range(20)))
+        engine = metered(slow, Gate(bound, adaptive=False))
+        calls = [engine.generate(HELLO, Sampling(), seed) for seed in range(20)]
+        await asyncio.gather(*calls, *(engine.rate(HELLO, seed) for seed in range(20)))
 
     asyncio.run(run())
     assert slow.most == min(bound, 40)
@@ -135,27 +131,24 @@ def test_a_meter_bounds_the_calls_in_flight(bound):
 
 def test_a_meter_counts_what_was_answered():
     async def run():
-        metered = MeteredEngine(Slow(), Gate(1, adaptive=False))
-        await metered.generate(HELLO, Sampling(), 0)
-        await metered.rate(HELLO, 0)
-        for call in (metered.generate(Prompt("no"), Sampling(), 0), metered.rate(Prompt("no"), 0)):
+        engine = metered(Slow(), Gate(1, adaptive=False))
+        await engine.generate(HELLO, Sampling(), 0)
+        await engine.rate(HELLO, 0)
+        for call in (engine.generate(Prompt("no"), Sampling(), 0), engine.rate(Prompt("no"), 0)):
             with pytest.raises(CallRejectedError):
                 await call
-        await metered.generate(HELLO, Sampling(), 0)  # the refused calls gave their slot back
-        return metered
+        await engine.generate(HELLO, Sampling(), 0)  # the refused calls gave their slot back
+        return engine
 
-    metered = asyncio.run(run())
-    assert (metered.num_calls, metered.prompt_tokens, metered.completion_tokens) == (5, 27, 7)
-    assert metered.num_refused == 2
-    assert metered.calls_per_s > 0
+    engine = asyncio.run(run())
+    assert (engine.num_calls, engine.prompt_tokens, engine.completion_tokens) == (5, 27, 7)
+    assert engine.num_refused == 2
+    assert engine.calls_per_s > 0
 
 
-def test_a_meter_shows_and_closes_its_engine():
-    slow = Slow()
-    metered = MeteredEngine(slow, Gate(1, adaptive=False))
-    assert metered.identity == "slow"
-    asyncio.run(metered.close())
-    assert slow.closed
+def test_a_meter_shows_its_engine():
+    engine = metered(Slow(), Gate(1, adaptive=False))
+    assert (engine.identity, engine.facts()) == ("slow", {})
 
 
 # --- a model in this process ---------------------------------------------------------------------

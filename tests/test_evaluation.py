@@ -2,23 +2,32 @@
 
 import asyncio
 import json
+import shutil
 
 import pytest
+import torch
+from vllm_stand_in import path_with_vllm
 
 from salign import compose
 from salign.config import Sampling, SocietySection
+from salign.digests import name_of
 from salign.engines.base import RatingReply, Reply
+from salign.engines.check import check_engines
+from salign.engines.kinds import kind_of
 from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, DataError, StageError
 from salign.evaluation import evaluate as evaluating
+from salign.evaluation.calls import by_all_ranks
+from salign.evaluation.check import check_evaluation
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.figures import about_judging, values_of
 from salign.evaluation.judge import JUDGE_VERSION, Judge
 from salign.evaluation.judged import Item, Sample, answer_all, attacks, items, refusal_position
 from salign.evaluation.versions import settings_of_judges
-from salign.markers import read_done
+from salign.markers import mark_done, read_done
 from salign.run import create_run
 from salign.seeds import derive
+from salign.training.distributed import Ranks
 
 STORIES = [
     {
@@ -146,6 +155,119 @@ def test_a_judge_that_is_started_otherwise_is_another(tree):
     assert settings(num_servers=4, num_slots=2) == settings()
 
 
+# --- what answers --------------------------------------------------------------------------------
+
+SERVED = {"kind": "server", "program": "vllm", "num_servers": 1}
+
+
+@pytest.fixture
+def vllm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", path_with_vllm(tmp_path / "bin"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def with_stage(tree, **section):
+    """A config that trains `sft`, and evaluates it and the base."""
+    stage = {"name": "sft", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "z.json"}
+    evaluate = {**tree["evaluate"], "models": ["base", "sft"], "benchmarks": ["questions"], **section}
+    return compose.parse(
+        {**tree, "train": {"stages": [stage]}, "cluster": {"num_ranks": 1}, "evaluate": evaluate}, "test"
+    )
+
+
+def train(run, tiny_model):
+    """A trained model, as far as the evaluation sees it: other weights in its folder, and a marker."""
+    folder = run.model("sft")
+    shutil.copytree(tiny_model, folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
+    mark_done(run.stage("sft"), [], {}, {})
+
+
+def test_trained_models_answer_through_a_server(tree, tiny_model, vllm):
+    config = with_stage(tree, engine=SERVED)
+    check_evaluation(config)
+    check_engines(config, fetch=True, here=True)
+    run = create_run(config)
+    train(run, tiny_model)
+    for name, folder in (("base", tiny_model), ("sft", run.model("sft"))):
+        evaluating.evaluate(run, config, name)
+        results = results_of(run, name)
+        assert results["answered_by"] == f"{name_of(str(folder))} (vllm)"
+        rows = [json.loads(line) for line in (run.evaluation(name) / "samples.jsonl").read_text().splitlines()]
+        assert {row["answer"] for row in rows} == {f"I am {folder.name}"}
+        num_thinking = sum("art" in row["prompt"] for row in rows)
+        counts = {name: found for name, found in results.items() if name.endswith("answers") or "unanswered" in name}
+        assert counts == {
+            "num_unanswered": 0,
+            "num_cut_answers": 4,
+            "num_thinking_answers": num_thinking,
+            "num_thinking_cut_answers": 0,
+        }
+        assert results["versions"]["settings of answers"]["program"] == "vllm"
+    assert results_of(run, "base")["answered_by"] != results_of(run, "sft")["answered_by"]
+    assert results_of(run, "base")["versions"] == results_of(run, "sft")["versions"]
+
+
+def test_answers_by_another_engine_are_not_compared_with_these(tree, tiny_model, vllm):
+    config = with_stage(tree)
+    run = create_run(config)
+    train(run, tiny_model)
+    evaluating.evaluate(run, config, "base")
+    assert results_of(run)["answered_by"] == f"{name_of(str(tiny_model))} (float32)"
+    served = with_stage(tree, engine=SERVED)
+    evaluating.evaluate(run, served, "sft")
+    with pytest.raises(StageError, match="cannot be compared: they differ in settings of answers"):
+        compare(run, config, ["base", "sft"])
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"kind": "server", "program": "llama_cpp"}, r"program llama_cpp cannot load .*tiny-model\d+: it serves GGUF"),
+        ({"kind": "openai", "base_url": "http://127.0.0.1:9/v1"}, "kind openai cannot load .*a model of its own"),
+        ({"kind": "scripted"}, "kind scripted cannot load .*it has no model"),
+        (SERVED, "needs the command vllm, which is not on the PATH"),
+    ],
+)
+def test_an_engine_that_cannot_answer_for_a_model_is_named_before_anything_starts(tree, engine, said, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    config = with_stage(tree, engine=engine)
+    with pytest.raises(ConfigError, match=f"(?s){said}.*program") as caught:
+        check_evaluation(config)
+        check_engines(config, fetch=False)
+    if engine != SERVED:
+        assert "evaluate.engine={kind: server, program: vllm}" in str(caught.value)
+        with pytest.raises(ConfigError, match=f"(?s){said}"):  # also where nobody has launched
+            evaluating.evaluate(create_run(config), config, "base")
+
+
+def test_llama_cpp_answers_for_the_embedded_model_and_not_for_one_trained_from_it(tree):
+    llama = {"kind": "server", "program": "llama_cpp"}
+    config = with_stage({**tree, "model": "smollm2-135m"}, engine=llama)
+    section = kind_of(config.answering).answering_for(config.answering, config.model)
+    assert section.model == "smollm2-135m"
+    with pytest.raises(ConfigError, match=r"cannot load .*runs/e/train/sft/model: it serves GGUF files"):
+        check_evaluation(config)
+
+
+def test_the_engine_that_answers_names_no_model(tree):
+    with pytest.raises(ConfigError, match=r"engine\.model 'a/b' has no place here"):
+        with_stage(tree, engine={**SERVED, "model": "a/b"})
+
+
+def test_what_starts_servers_is_opened_by_one_rank(tree):
+    def shared(num_ranks, engine, judge):
+        judges = [{"name": "j", "engine": judge}, {"name": "k", "engine": {"kind": "scripted"}}]
+        config = with_stage(tree, engine=engine, judges=judges)
+        ranks = Ranks(0, num_ranks, torch.device("cpu"))
+        answers, judging = by_all_ranks(config, ranks)
+        return answers, [judge.name for judge in judging]
+
+    assert shared(1, SERVED, SERVED) == (True, ["j", "k"])
+    assert shared(2, None, SERVED) == (True, ["k"])
+    assert shared(2, SERVED, {"kind": "scripted"}) == (False, [])
+
+
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
@@ -229,8 +351,6 @@ def test_results_of_other_versions_are_not_compared(done, config):
     row = results_of(done, "other")
     row["versions"]["judge's prompt"] = "0"
     (folder / "results.json").write_text(json.dumps(row))
-    from salign.markers import mark_done
-
     mark_done(folder, ["results.json", "samples.jsonl"], {}, row["figures"])
     stage = {"name": "other", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "z.json"}
     both = compose.parse({"train": {"stages": [stage]}, "cluster": {"num_ranks": 1}}, "test")

@@ -298,7 +298,7 @@ ONE = {"prompt": "p", "completion": "a", "label": True}
         ({"prompt": [GOOD], "chosen": [GOOD], "rejected": [BAD]}, "the prompt does not end with a user message"),
         (
             {"chosen": [ASKED, GOOD, ASKED, GOOD], "rejected": [ASKED, BAD]},
-            "one message of the assistant after the prompt, but has assistant, user, assistant",
+            "one assistant message after the prompt, but has assistant, user, assistant",
         ),
         ({**CHOICE, "chosen": [{"role": "tool", "content": "x"}]}, "a message of chosen must be {role, content}"),
         ({**CHOICE, "chosen": [{"role": "user", "content": [{"text": "x"}]}]}, "a message of chosen must be"),
@@ -316,7 +316,7 @@ ONE = {"prompt": "p", "completion": "a", "label": True}
         ({**ONE, "label": 2}, "the label is 2; it must be true or false, or 1 or 0"),
         ({**ONE, "label": None}, "the label is None"),
         ({"completion": "a", "label": True}, "there is no prompt"),
-        ({**ONE, "completion": [user("a")]}, "completion must come to one message of the assistant"),
+        ({**ONE, "completion": [user("a")]}, "completion must have exactly one assistant message"),
         ({**ONE, "completion": 3}, "completion is neither a text"),
     ],
 )

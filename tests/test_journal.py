@@ -15,7 +15,7 @@ from salign.config import Sampling
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.journal import CallKeys, Journal, ReplayEngine, written_header
-from salign.engines.meter import MeteredEngine
+from salign.engines.opening import metered
 from salign.errors import CallRejectedError, ConfigError, EngineError, StageError
 
 HEADER = {"model": "a/model", "run.seed": 3, "prompts": "2", "society.populations": ["all_good", "half_half"]}
@@ -466,14 +466,11 @@ class Model:
     def facts(self):
         return {}
 
-    async def close(self):
-        pass
-
 
 class Closed(Gate):
     """Lets nobody in."""
 
-    async def enter(self, priority=()):
+    def try_enter(self):
         raise AssertionError("a call from the journal stood at the gate")
 
 
@@ -499,12 +496,12 @@ def counts(engine):
 
 def through_journal(folder, model, gate=None, calls=make_calls, writer=0):
     async def run():
-        engine = MeteredEngine(model, gate or Gate(4, adaptive=False))
-        engine.journal = Journal(folder, HEADER, writer)
+        journal = Journal(folder, HEADER, writer)
+        engine = metered(model, gate or Gate(4, adaptive=False), journal)
         try:
             return await calls(engine), engine
         finally:
-            engine.journal.close()
+            journal.close()
 
     return asyncio.run(run())
 
@@ -521,7 +518,7 @@ def test_what_is_in_the_journal_is_not_asked_and_does_not_wait(tmp_path):
 
 def test_counts_are_the_same_with_and_without_a_journal(tmp_path):
     async def run():
-        engine = MeteredEngine(Model(), Gate(4, adaptive=False))
+        engine = metered(Model(), Gate(4, adaptive=False))
         await make_calls(engine)
         return counts(engine)
 

@@ -93,6 +93,6 @@ def test_what_cannot_be_told_from_a_coin_is_said_and_may_fail(caplog):
     with caplog.at_level(logging.WARNING):
         observer._judge(coin, ObserverCheck())
     assert "the observer m is no better than a coin" in caplog.text
-    with pytest.raises(StageError, match="in 50% of 4 labelled pairs; by chance it were 50%"):
+    with pytest.raises(StageError, match="in 50% of 4 labelled pairs; chance is 50%"):
         observer._judge(coin, ObserverCheck(min_agreement=0.6))
     observer._judge(coin, ObserverCheck(min_agreement=0.5))

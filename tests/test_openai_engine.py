@@ -17,6 +17,7 @@ from salign.engines import http
 from salign.engines.base import Prompt
 from salign.engines.gate import Gate
 from salign.engines.openai import OpenAIEngine, connect
+from salign.engines.opening import open_engine
 from salign.errors import CallRejectedError, ConfigError, EngineError
 
 HELLO = Prompt("Hello, how are you?")
@@ -74,6 +75,7 @@ class Server:
         return answer()
 
     async def models(self, request: web.Request) -> web.Response:
+        self.keys.append(request.headers["Authorization"])
         return web.json_response({"data": [{"id": "m"}]})
 
     def app(self) -> web.Application:
@@ -102,7 +104,9 @@ class Server:
 @contextlib.asynccontextmanager
 async def opened(url: str, server: Server | None = None, options=None, **settings):
     section = OpenAISection(kind="openai", base_url=url, **{"num_retries": 2, **settings})
-    engine = OpenAIEngine(section, "m", pushed_back=server and server.pushed_back, **options or {})
+    engine = OpenAIEngine(section, "m", **options or {})
+    if server is not None:
+        engine.on_push_back(server.pushed_back)
     try:
         yield engine
     finally:
@@ -323,7 +327,7 @@ def test_another_status_is_told_at_once():
 def test_garbage_is_an_engine_error_that_names_the_server(body):
     server = Server(lambda: web.Response(body=body.encode("latin-1"), content_type="application/json"))
     with pytest.raises(
-        EngineError, match=r"^m at http://127.*/v1 answered with something that is no chat comp"
+        EngineError, match=r"^m at http://127.*/v1 answered with something other than a chat comp"
     ) as raised:
         server.ask()
     assert not isinstance(raised.value, CallRejectedError)
@@ -396,7 +400,7 @@ def test_the_identity_is_the_model_and_not_its_address():
     async def run():
         async with TestServer(Server().app(), host="127.0.0.1") as server:
             section = OpenAISection(kind="openai", base_url=str(server.make_url("/v1")))
-            engines = [await connect(section), await connect(section, identity="model.gguf (llama.cpp)")]
+            engines = [await connect(section), OpenAIEngine(section, "m", identity="model.gguf (llama.cpp)")]
             for engine in engines:
                 await engine.close()
             return [engine.identity for engine in engines]
@@ -404,19 +408,22 @@ def test_the_identity_is_the_model_and_not_its_address():
     assert asyncio.run(run()) == ["m", "model.gguf (llama.cpp)"]
 
 
-def test_connecting_hands_on_the_key_and_the_gate(quick):
-    server = Server(lambda: refuses(429), says)
+def test_the_gate_of_an_engine_that_is_opened_hears_of_push_backs(quick, tmp_path, monkeypatch):
+    """Of the calls that measure the engine too."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = Server(lambda: refuses(429), says, says, lambda: refuses(429), says)
 
     async def run():
         async with TestServer(server.app(), host="127.0.0.1") as at:
-            section = OpenAISection(kind="openai", base_url=str(at.make_url("/v1")))
-            engine = await connect(section, api_key=KEY, pushed_back=server.pushed_back)
-            await engine.generate(HELLO, Sampling(), 0)
-            await engine.close()
+            section = OpenAISection(kind="openai", base_url=str(at.make_url("/v1")), max_in_flight=100)
+            async with open_engine(section, "no/such-model", tmp_path) as engine:
+                opened = engine.gate.num_pushbacks, engine.gate.limit
+                for seed in range(2):
+                    await engine.generate(HELLO, Sampling(), seed)
+                return opened, (engine.gate.num_pushbacks, engine.gate.limit)
 
-    asyncio.run(run())
-    assert server.keys == [f"Bearer {KEY}"] * 2
-    assert server.num_pushed_back == 1
+    assert asyncio.run(run()) == ((1, 70), (2, 49))
+    assert server.keys == [f"Bearer {KEY}"] * 6  # of them one for the list of models
 
 
 # --- the way there -------------------------------------------------------------------------------

@@ -163,10 +163,10 @@ def test_groups_that_compare_nothing_are_in_neither_part_where_the_objective_com
 def test_nothing_to_train_on_is_an_error_that_says_why(tmp_path):
     alike = [TokenGroup([1], [[1], [2]], [4.0, 4.0])] * 6
     with pytest.raises(
-        DataError, match=r"none of its 6 groups is left .* dpo needs groups with responses of different"
+        DataError, match=r"none of its 6 groups can be trained on.* dpo needs groups with responses of different"
     ):
         split(alike, make_config(tmp_path, objective={"kind": "dpo"}).stage("stable"), 0)
-    with pytest.raises(DataError, match=r"none of its 2 groups is left .* held_out_share is 0\.8"):
+    with pytest.raises(DataError, match=r"none of its 2 groups can be trained on.* held_out_share is 0\.8"):
         split(alike[:2], make_config(tmp_path, held_out_share=0.8).stage("stable"), 0)
     assert [len(part) for part in split(alike, make_config(tmp_path).stage("stable"), 0)] == [6, 0]
 

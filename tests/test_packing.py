@@ -227,7 +227,7 @@ def test_the_tiny_model_and_a_reference_objective_pass(tiny_model):
         (
             "RwkvConfig",
             {**SMALL, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2},
-            r"'rwkv' cannot be trained here: .* gets a negative log-likelihood of \d\.\d+ a token, alone \d\.\d+",
+            r"'rwkv' cannot be trained here: .* gets a negative log-likelihood of \d\.\d+ per token, but \d\.\d+ alone",
         ),
         # Half of its layers are convolutions, which see what stands before.
         ("Lfm2Config", {**LLAMA_LIKE, "layer_types": ["conv", "full_attention"]}, "'lfm2' cannot be trained here"),

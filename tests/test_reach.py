@@ -203,5 +203,5 @@ def test_want_of_memory_names_what_can_be_lowered(monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(loss, "forward", fail)
-    with pytest.raises(ConfigError, match=r"no memory for a row of 100 tokens.* Lower the stage's max_tokens"):
+    with pytest.raises(ConfigError, match=r"not enough memory for a row of 100 tokens.* Lower the stage's max_tokens"):
         check_layout(loss, model, Lengths(40, 100), CPU)

@@ -120,7 +120,7 @@ def test_a_society_that_would_not_recall_is_refused():
     ("settings", "questions", "said"),
     [
         ({}, ASKED, None),
-        ({"num_initial_memories": 170}, ASKED, "an agent already remembers the question itself in 9"),
+        ({"num_initial_memories": 170}, ASKED, "starts with the question itself in memory in 9"),
         ({}, OTHERS, "meets 6 questions in up to 50 rounds"),
         ({"max_rounds": 6}, OTHERS, None),
         ({"without": ["memory"]}, OTHERS, None),
@@ -148,7 +148,7 @@ def test_a_part_that_is_nobody_of_a_graph_in_a_file_is_refused(tmp_path):
     path.write_text("0 1\n1 2\n")
     settings = {"topology": {"kind": "edges", "path": str(path)}, "audience_size": 2}
     check_society(society_of(mixture=[{"name": "few", "share": 0.4}], **settings), 0)
-    with pytest.raises(ConfigError, match=r"society.mixture: the share 0.1 of few is nobody of 3 agents"):
+    with pytest.raises(ConfigError, match=r"society.mixture: the share 0.1 of few rounds to no agent of 3"):
         check_society(society_of(mixture=[{"name": "few", "share": 0.1}], **settings), 0)
 
 

@@ -64,7 +64,7 @@ def variables(**given: str) -> dict[str, str]:
 
 
 def test_a_name_that_does_not_resolve():
-    with pytest.raises(ConfigError, match=r"'no-such\.invalid', a name that does not resolve"):
+    with pytest.raises(ConfigError, match=r"'no-such\.invalid', which does not resolve"):
         check_rendezvous(Place(variables(MASTER_ADDR="no-such.invalid")))
 
 

@@ -257,7 +257,9 @@ def test_a_society_that_hardly_recalls_what_it_starts_with_does_not_count():
 
 def test_answers_of_one_model_under_two_names_do_not_count():
     two = {**CALLS, "served": {"a-model": ["a-model-0613", "a-model-1106"], "other": ["other"]}}
-    with pytest.raises(StageError, match=r"answers of a-model came under several names \(a-model-0613, a-model-1106\)"):
+    with pytest.raises(
+        StageError, match=r"answers of a-model came with several model names \(a-model-0613, a-model-1106\)"
+    ):
         poor().check(Gates(**OPEN), 7, two)
 
 

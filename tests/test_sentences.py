@@ -7,7 +7,7 @@ import pytest
 from salign.config import Sampling
 from salign.engines.base import Prompt, Reply
 from salign.engines.gate import Gate
-from salign.engines.meter import MeteredEngine
+from salign.engines.opening import metered
 from salign.engines.scripted import ScriptedEngine
 from salign.engines.sentences import end_of, is_over, shorten
 
@@ -58,6 +58,6 @@ def test_any_engine_s_replies_are_shortened():
         async def generate(self, prompt, sampling, seed):
             return Reply("One is. Two are. Three are.", 1, 9, finish="stop")
 
-    engine = MeteredEngine(Talkative(), Gate(1, adaptive=False))
+    engine = metered(Talkative(), Gate(1, adaptive=False))
     reply = asyncio.run(engine.generate(Prompt("Say."), Sampling(max_sentences=1), 0))
     assert reply.text == "One is."

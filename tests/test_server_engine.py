@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from salign.config import Sampling, ServerEngine
 from salign.digests import name_of
 from salign.engines import server as server_module
-from salign.engines.base import Prompt, Reply
+from salign.engines.base import Prompt, PushesBack, Reply
 from salign.engines.server import LeastLoaded, reserve_port, servers
 from salign.errors import ConfigError, EngineError
 from salign.machine import share_out, visible_devices
@@ -354,7 +354,7 @@ def test_ports_are_tried_a_few_times_only(stub, monkeypatch):
     monkeypatch.setattr(server_module, "_NUM_PORTS", 2)
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         on_taken_ports(monkeypatch, somebody.getsockname()[1], 9)
-        with pytest.raises(EngineError, match="So it was on 2 ports"):
+        with pytest.raises(EngineError, match="The same happened on 2 ports"):
             asyncio.run(opened(stub))
     assert len(stub.started) == 2
     assert stub.all_ended()
@@ -459,6 +459,28 @@ def test_an_error_of_a_living_server_is_its_own(stub, monkeypatch):
     assert len(stub.started) == 1
 
 
+def test_push_backs_are_reported_also_of_a_server_that_is_started_again(stub, monkeypatch):
+    monkeypatch.setattr(server_module, "_SEEN_DEAD_S", 1.0)
+    reported = []
+
+    async def busy(engine):
+        with pytest.raises(EngineError, match="too many"):
+            await engine.generate(Prompt("busy"), Sampling(), 0)
+        return len(reported)
+
+    async def run():
+        async with stub.servers() as engine:
+            assert isinstance(engine, PushesBack)
+            engine.on_push_back(lambda: reported.append(None))
+            first = await busy(engine)
+            os.kill(stub.started[0]["pids"][0], signal.SIGKILL)
+            await engine.generate(HELLO, Sampling(), 0)
+            return first, await busy(engine)
+
+    assert asyncio.run(run()) == (1, 2)
+    assert len(stub.started) == 2
+
+
 # --- several -------------------------------------------------------------------------------------
 
 
@@ -469,7 +491,6 @@ class Waiting:
 
     def __init__(self):
         self.calls = []
-        self.closed = False
 
     async def generate(self, prompt, sampling, seed):
         self.calls.append(asyncio.get_running_loop().create_future())
@@ -481,9 +502,6 @@ class Waiting:
 
     def facts(self):
         return {}
-
-    async def close(self):
-        self.closed = True
 
 
 def test_a_call_goes_where_the_fewest_are():
@@ -506,13 +524,11 @@ def test_a_call_goes_where_the_fewest_are():
         for future in (f for engine in engines for f in engine.calls if not f.done()):
             future.set_result(None)
         await asyncio.gather(*tasks)
-        await least.close()
-        return counts, least.identity, [engine.closed for engine in engines]
+        return counts, least.identity
 
-    counts, identity, closed = asyncio.run(run())
+    counts, identity = asyncio.run(run())
     assert counts == [[1, 0], [1, 1], [2, 1], [2, 2]]
     assert identity == "waiting"
-    assert closed == [True, True]
 
 
 def test_the_calls_are_shared_by_the_servers(stub):

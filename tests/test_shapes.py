@@ -362,7 +362,7 @@ def test_a_folder_as_downloaded_is_read_in_place(tmp_path, monkeypatch):
     assert [group.query for group in read(data, split="test")] == ["q"]
     with pytest.raises(DataError, match="has no split 'dev'; it has train, test"):
         read(data, split="dev")
-    with pytest.raises(DataError, match="is a folder, of which there is no revision 'main'"):
+    with pytest.raises(DataError, match=r"is a folder, and a folder has no revision \('main'\)"):
         read(data, revision="main")
     file = folder / "data" / "train-00000-of-00001.parquet"
     file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
@@ -406,7 +406,7 @@ def test_all_mistakes_are_said_with_counts(tmp_path):
     with pytest.raises(DataError) as caught:
         read(write(tmp_path / "g.jsonl", rows))
     said = str(caught.value)
-    assert said.startswith(f"{tmp_path / 'g.jsonl'}, row 2: score 9.0 is outside the scale 1..7; say")
+    assert said.startswith(f"{tmp_path / 'g.jsonl'}, row 2: score 9.0 is outside the scale 1..7; state")
     assert "(2 rows); row 4: a response is empty. Correct the file" in said
     with pytest.raises(DataError, match="and 3 more mistakes, in 8 rows altogether"):
         read(write(tmp_path / "g.jsonl", [good, *({**good, "scores": [9 + n]} for n in range(8))]))

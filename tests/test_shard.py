@@ -16,7 +16,7 @@ from salign.engines import opening
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.journal import CallKeys
-from salign.engines.meter import MeteredEngine
+from salign.engines.opening import OpenEngine
 from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError, StageError
 from salign.locks import lock
@@ -302,9 +302,9 @@ def test_a_journal_of_calls_that_were_made_otherwise_is_refused(tmp_path, monkey
 
     @contextlib.asynccontextmanager
     async def opened(section, model, folder, **how):
-        yield MeteredEngine(ScriptedEngine(), Gate(8, adaptive=False))
+        yield OpenEngine(ScriptedEngine(), Gate(8, adaptive=False))
 
-    monkeypatch.setattr("salign.society.models.open_engine", opened)
+    monkeypatch.setattr("salign.society.models.open_unmetered", opened)
     tree = config_of(tmp_path).model_dump(mode="json")
     simulate(compose.parse({**tree, "engine": one}, "test"))
     with pytest.raises(ConfigError, match=said):
@@ -406,10 +406,10 @@ def test_a_replay_gives_the_same_bytes_without_an_engine(tmp_path, monkeypatch, 
     assert facts is None
     with monkeypatch.context() as patch:
 
-        async def refuse(*_):
+        def refuse(*_):
             raise AssertionError("an engine was opened")
 
-        patch.setattr(opening, "_open", refuse)
+        patch.setattr(opening, "kind_of", refuse)
         assert simulate(config, replay=True)[1] == content
         assert simulate(config, replay=True)[1] == content
     facts = read_done(folder).facts

@@ -246,7 +246,7 @@ def test_an_empty_answer_is_passed_over(tmp_path):
 
 @pytest.mark.parametrize("text", ["a?", "\n\nHuman: a?", "\n\nAssistant: b\n\nHuman: a?"])
 def test_what_is_no_transcript_is_named(tmp_path, text):
-    with pytest.raises(DataError, match=r"hh\.jsonl, row 1: 'rejected' is no transcript"):
+    with pytest.raises(DataError, match=r"hh\.jsonl, row 1: 'rejected' is not a transcript"):
         hh(tmp_path, chosen="\n\nHuman: a?\n\nAssistant: b", rejected=text)
 
 
@@ -256,7 +256,7 @@ def test_a_transcript_without_its_other_side_is_named(tmp_path):
 
 
 def test_what_the_human_says_is_never_an_answer(tmp_path):
-    with pytest.raises(DataError, match="'chosen' is no transcript"):
+    with pytest.raises(DataError, match="'chosen' is not a transcript"):
         hh(
             tmp_path,
             chosen="\n\nHuman: a?\n\nHuman: well?\n\nAssistant: b",

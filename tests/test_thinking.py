@@ -13,8 +13,8 @@ from salign.config import TransformersEngine as TransformersSection
 from salign.engines import thinking
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
-from salign.engines.meter import MeteredEngine
 from salign.engines.openai import OpenAIEngine
+from salign.engines.opening import metered
 from salign.engines.transformers import TransformersEngine
 from salign.errors import CallRejectedError
 
@@ -228,12 +228,12 @@ def test_cut_replies_and_thoughts_are_counted():
             return {"measured": 1}
 
     async def run():
-        metered = MeteredEngine(Saying(), Gate(1, adaptive=False))
+        engine = metered(Saying(), Gate(1, adaptive=False))
         for seed in range(len(replies)):
-            await metered.generate(HELLO, Sampling(), seed)
-        await metered.rate(HELLO, 0)
-        return metered
+            await engine.generate(HELLO, Sampling(), seed)
+        await engine.rate(HELLO, 0)
+        return engine
 
-    metered = asyncio.run(run())
-    assert (metered.num_cut, metered.num_thinking, metered.num_thinking_cut) == (2, 2, 1)
-    assert metered.facts() == {"measured": 1}
+    engine = asyncio.run(run())
+    assert (engine.num_cut, engine.num_thinking, engine.num_thinking_cut) == (2, 2, 1)
+    assert engine.facts() == {"measured": 1}

@@ -205,7 +205,7 @@ def test_a_store_appears_whole_or_not_at_all(tmp_path, tokenizer):
 
     with pytest.raises(DataError, match="row 2: no"):
         build(tmp_path / "s", groups(), tokenizer)
-    with pytest.raises(DataError, match="not one of 3 groups fits with its best response into max_tokens 3"):
+    with pytest.raises(DataError, match="none of the 3 groups fits with its best response into max_tokens 3"):
         build(tmp_path / "s", GROUPS, tokenizer, 3)
     assert list(tmp_path.iterdir()) == []
 

@@ -249,18 +249,18 @@ def test_links_are_read_from_a_compressed_file(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("0", r"'0' is no link"),
-        ("0 1 2", r"'0 1 2' is no link"),
-        ("0;1", r"'0;1' is no link"),
-        ("0,,1", r"'0,,1' is no link"),
-        ("0 1,", r"'0 1,' is no link"),
-        ("0 one", r"'0 one' is no link"),
-        ("0 1.0", r"'0 1\.0' is no link"),
-        ("-1 2", r"'-1 2' is no link.*from 0"),
-        ("0 ١", r"is no link"),
-        ("0 10000000000", r"is no link.*to 999999999"),
-        ("7 7", r"agent 7 is linked with itself"),
-        ("07 7", r"agent 7 is linked with itself"),
+        ("0", r"'0' is not an edge"),
+        ("0 1 2", r"'0 1 2' is not an edge"),
+        ("0;1", r"'0;1' is not an edge"),
+        ("0,,1", r"'0,,1' is not an edge"),
+        ("0 1,", r"'0 1,' is not an edge"),
+        ("0 one", r"'0 one' is not an edge"),
+        ("0 1.0", r"'0 1\.0' is not an edge"),
+        ("-1 2", r"'-1 2' is not an edge.*from 0"),
+        ("0 ١", r"is not an edge"),
+        ("0 10000000000", r"is not an edge.*to 999999999"),
+        ("7 7", r"agent 7 is connected to itself"),
+        ("07 7", r"agent 7 is connected to itself"),
     ],
 )
 def test_a_malformed_line_is_an_error_with_its_place(tmp_path, line, said):
@@ -270,7 +270,7 @@ def test_a_malformed_line_is_an_error_with_its_place(tmp_path, line, said):
 
 @pytest.mark.parametrize("text", ["", "\n  \n", "# nobody\n"])
 def test_a_file_without_links_is_an_error(tmp_path, text):
-    with pytest.raises(DataError, match=r"edges\.txt holds no link"):
+    with pytest.raises(DataError, match=r"edges\.txt contains no edge"):
         from_file(tmp_path / "edges.txt", text)
 
 

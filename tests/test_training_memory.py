@@ -204,7 +204,7 @@ def said(config) -> str:
 def test_the_papers_recipe_fits_8_gpus_of_80_gb():
     config = compose.load(CONFIGS / "train" / "paper.yaml")
     text = said(config)
-    assert "memory of one of 8 training ranks, at most (6.738 billion parameters)" in text
+    assert "memory per training rank, of 8, at most (6.738 billion parameters)" in text
     assert "stable (bfloat16, ZeRO 3, rows of up to 2048 tokens, gradient checkpointing)" in text
     peaks = [float(line.split("): ")[1].split(" GiB")[0]) for line in text.splitlines() if line.endswith(" GiB")]
     assert len(peaks) == 3
@@ -213,7 +213,9 @@ def test_the_papers_recipe_fits_8_gpus_of_80_gb():
 
 def test_a_model_that_is_not_here_is_said_to_be_unknown():
     config = compose.load(CONFIGS / "train" / "paper.yaml", ["model=somebody/something"])
-    assert "memory of training: unknown, as the config.json of somebody/something is not here" in said(config)
+    assert "memory of training: unknown, because the config.json of somebody/something is not on this machine" in said(
+        config
+    )
     assert said(compose.parse({}, "no stage")) == ""
 
 

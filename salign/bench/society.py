@@ -27,7 +27,7 @@ from salign.bench.figures import Figure
 from salign.config import Config, Sampling, SocietySection
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
-from salign.engines.meter import MeteredEngine
+from salign.engines.opening import metered
 from salign.errors import ConfigError, StageError
 from salign.markers import read_done
 from salign.records import read_interactions
@@ -271,9 +271,6 @@ class _TimedEngine:
     def facts(self) -> dict[str, Any]:
         return {}
 
-    async def close(self) -> None:
-        pass
-
 
 def critical_path(society: SocietySection, sigma: float) -> float:
     """Seconds that a society takes where nothing ever waits for a slot: the longest chain of calls."""
@@ -282,7 +279,7 @@ def critical_path(society: SocietySection, sigma: float) -> float:
     table, _ = question_table(society, 0, questions, prior)
 
     async def simulate() -> float:
-        engine = MeteredEngine(_TimedEngine(sigma), Gate(1 << 30, adaptive=False))
+        engine = metered(_TimedEngine(sigma), Gate(1 << 30, adaptive=False))
         world = World(Setting(society, 0, table, len(questions), prior, [Speaker(engine)]), 0)
         with tempfile.TemporaryDirectory() as folder, Spool(Path(folder) / "spool") as spool:
             await Simulation(society, [world], spool).run()

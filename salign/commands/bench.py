@@ -21,7 +21,9 @@ SHARED = Path(__file__).parents[3] / "shared"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["society", "training", "validity"])
-    parser.add_argument("--json", type=Path, help="also write the figures and the machine's description to a file")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the figures and the machine's description to a file"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="only some parts")
     parser.add_argument(
         "--agents",

@@ -1,7 +1,6 @@
 """W&B: manages the workspace and sends what was logged offline.
 
-python jobs/dashboard.py check [--update]     compares the workspace with its reviewed copy and with what is logged;
-offline
+python jobs/dashboard.py check [--update]     compares the workspace with its reviewed copy and with the logs; offline
 python jobs/dashboard.py apply [RUN]          creates or updates the workspace in the project that RUN's config names
 python jobs/dashboard.py sync RUN [--live]    sends RUN's offline W&B runs and verifies that everything arrived
 """

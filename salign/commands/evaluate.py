@@ -3,8 +3,7 @@
 python jobs/evaluate.py RUN --model base                # `base`, or the name of a training stage
 torchrun --nproc-per-node 2 jobs/evaluate.py RUN --model base
 python jobs/evaluate.py RUN --compare base,sft,stable   # prints the table, writes evaluate/comparison.{md,tex,json}
-python jobs/evaluate.py RUN --prefetch                  # where there is internet access: downloads models and
-benchmarks
+python jobs/evaluate.py RUN --prefetch                  # on a node with internet: downloads models and data
 """
 
 import argparse

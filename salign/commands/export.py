@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="RUN|FILE", help="a run's folder, or a file of groups")
     parser.add_argument("out", type=Path, metavar="OUT.jsonl", help="the file to write; an existing one is replaced")
-    parser.add_argument("--to", required=True, choices=("preference", "unpaired", "groups"))
+    parser.add_argument("--to", required=True, choices=("preference", "unpaired", "groups"), help="format of the rows")
     parser.add_argument(
         "--pairs",
         choices=("all", "best"),

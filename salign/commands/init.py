@@ -1,4 +1,4 @@
-"""A config to start from, with what people change first, and why.
+"""Writes a config to start from, with the settings that people change first.
 
 salign init FOLDER
 """

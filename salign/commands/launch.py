@@ -1,4 +1,4 @@
-"""The whole pipeline: society, alignment data, training, evaluation. Launch again to continue from what is complete.
+"""Runs the whole pipeline: society, alignment data, training, evaluation. Launch again to continue where it stopped.
 
 python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare] [--wait] [--replace]
                       [--skip-bad]
@@ -17,7 +17,12 @@ from salign.work import begin
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", metavar="CONFIG.yaml | key.sub=value")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG.yaml | key.sub=value",
+        help="a config (default: the shipped quickstart.yaml), and settings that override it",
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",

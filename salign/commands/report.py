@@ -1,4 +1,4 @@
-"""A run's report as one HTML file (report/index.html), with figures for a paper beside it.
+"""Writes a run's report: one HTML file (report/index.html), and figures for a paper.
 
 python jobs/report.py RUN
 """

@@ -15,7 +15,7 @@ from salign.plan import find_unit, units
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
-    parser.add_argument("--shard", type=int, required=True)
+    parser.add_argument("--shard", type=int, required=True, help="the shard's number, counted from 0")
     parser.add_argument(
         "--replay", action="store_true", help="redo the shard from its journal alone, without an engine"
     )

@@ -259,16 +259,24 @@ class Config(Section):
         return self.evaluate.judges or (Judge(name="engine", engine=self.engine),)
 
     @property
+    def answering(self) -> EngineSection:
+        """By which models under evaluation answer: by transformers, as the run does or by default, if none is named."""
+        if self.evaluate.engine is not None:
+            return self.evaluate.engine
+        return self.engine if isinstance(self.engine, TransformersEngine) else TransformersEngine()
+
+    @property
     def has_society(self) -> bool:
         """Whether anything is simulated: not where stages are trained and none of them on the society's data."""
         stages = self.train.stages
         return not stages or any(stage.uses_society for stage in stages)
 
     def engines(self) -> dict[str, EngineSection]:
-        """Every engine that the config names, by its place: the run's, the observer's, a mixture's, the judges'."""
+        """Every engine that the config names, by its place: the run's, the society's, the evaluation's."""
         named: list[tuple[str, EngineSection | None]] = [("engine", self.engine)]
         named.append(("society.observer", self.society.observer))
         named += [(f"society.mixture.{part.name}.engine", part.engine) for part in self.society.mixture]
+        named.append(("evaluate.engine", self.evaluate.engine))
         named += [(f"evaluate.judges.{judge.name}.engine", judge.engine) for judge in self.evaluate.judges]
         return {place: engine for place, engine in named if engine is not None}
 

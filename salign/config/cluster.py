@@ -34,11 +34,11 @@ class _Cluster(Section):
     """Assumed rates for the estimate, until the run has figures of its own."""
 
     def num_shards_at_once(self, num_shards: int) -> int:
-        """How many of so many shards are simulated at a time."""
+        """How many of the shards are simulated at the same time."""
         raise NotImplementedError
 
     def num_gpus(self, stage: str) -> int:
-        """GPUs that a unit of a stage is given; 0 where it takes what the machine has."""
+        """GPUs that a unit of a stage gets; 0 if it uses what the machine has."""
         return 0
 
 

@@ -55,6 +55,10 @@ class EvaluateSection(Section):
     """For the benchmark `questions`."""
     answer: Sampling = Sampling(temperature=0.0)
     """How the evaluated model answers: greedily by default, so that differences are not due to sampling."""
+    engine: EngineSection | None = None
+    """Through which every evaluated model answers, trained ones too; it names no model. None: `transformers`, with
+    the settings of the run's engine if that is of this kind. lm_eval's tasks always use transformers: they need the
+    log-probabilities of whole answers."""
     judges: tuple[Judge, ...] = ()
     """Who rates answers; empty: the run's engine."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -70,9 +74,12 @@ class EvaluateSection(Section):
         return tuple(dict.fromkeys(value))
 
     @model_validator(mode="after")
-    def _judges_have_names(self) -> "EvaluateSection":
+    def _judges_and_engine_are_clear(self) -> "EvaluateSection":
         names = [judge.name for judge in self.judges]
         mistakes = [f"two judges have the same name: {', '.join(names)}"] if len(set(names)) < len(names) else []
+        named = getattr(self.engine, "model", None)
+        if named is not None:
+            mistakes.append(f"engine.model {named!r} has no place here: it answers for each of evaluate.models")
         return unless(self, mistakes)
 
     def file_of(self, benchmark: str) -> Path | None:

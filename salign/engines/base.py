@@ -1,15 +1,17 @@
 """What an agent speaks through: two calls, `generate` and `rate`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from salign.config import Sampling
 
 NUM_RATINGS = 7
 RATING_PREFIX = "Rating: "
 
-Form = Literal["text", "rating"]
+Form = Literal["text", "rating", "rating_10"]
+HIGHEST: dict[Form, int] = {"rating": NUM_RATINGS, "rating_10": 10}
+"""The best rating of each form that asks for one."""
 Finish = Literal["stop", "length"]
 Thinking = Literal["none", "whole", "cut"]
 
@@ -21,8 +23,8 @@ class Prompt:
     `num_shared` characters at the start of `user` are those of other prompts of the same interaction too; an engine
     with a prefix cache computes them once.
 
-    `form` "rating" asks for "Rating: N Reason: ..." with N from 1 to 7: an engine that can hold its model to a form (a
-    JSON schema) does, and gives the reply in these words.
+    `form` "rating" asks for "Rating: N Reason: ..." with N from 1 to 7, "rating_10" with N from 1 to 10: an engine that
+    can hold its model to a form (a JSON schema) does, and gives the reply in these words.
     """
 
     user: str
@@ -94,8 +96,63 @@ class Engine(Protocol):
     def facts(self) -> dict[str, Any]:
         """What the engine measured of itself when it opened, as JSON can say it; empty where it measured nothing."""
 
-    async def close(self) -> None:
-        """Gives back what the engine holds."""
+
+@runtime_checkable
+class PushesBack(Protocol):
+    """An engine that may refuse calls for their number alone, as servers do; its gate then follows what it takes."""
+
+    def on_push_back(self, report: Callable[[], None]) -> None:
+        """Has `report` called for each try of a call that is refused for load or not answered in time.
+
+        It is called once, before the first call, by whoever opens the engine. A call that the engine tries again is
+        reported each time, also where it is answered in the end.
+        """
+
+
+# --- around an engine ------------------------------------------------------------------------------
+
+
+class Priority(NamedTuple):
+    """Whose turn comes first among the calls that wait for the engine: the lowest, by round and then by urgency."""
+
+    round: int = 0  # of a world: the oldest goes first
+    urgency: int = 0  # within the round: 0 where others wait for the answer
+
+
+FIRST = Priority()
+
+
+@dataclass(slots=True)
+class Call:
+    """A call on its way through the handlers around an engine, and what they note of it.
+
+    Attributes:
+        prompt: What is said.
+        sampling: How a reply is sampled; None asks for a rating by the probabilities of the digits.
+        seed: Of this call's randomness.
+        priority: When its turn comes, if calls wait.
+        seconds: How long the engine took, without the wait for a turn; 0 where it was not asked.
+        is_journaled: The answer is the journal's.
+    """
+
+    prompt: Prompt
+    sampling: Sampling | None
+    seed: int
+    priority: Priority = FIRST
+    seconds: float = 0.0
+    is_journaled: bool = False
+
+
+class Handler(Protocol):
+    """One concern around an engine, such as its journal or its gate: handlers stand one before the other."""
+
+    async def handle(self, call: Call) -> Reply | RatingReply:
+        """The answer to a call: of the engine, or of what was noted before.
+
+        Raises:
+            CallRejectedError: The engine refused the call.
+            EngineError: It is at fault itself.
+        """
 
 
 def normalise(weights: Sequence[float]) -> tuple[float, ...] | None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,8 +21,8 @@ from salign.errors import ConfigError, EngineError, EngineUnavailableError
 
 logger = logging.getLogger(__name__)
 
-Ratings = Literal["logprob", "parse"]
-"""How the ratings of a run are read: by the digits' probabilities, or out of words."""
+Ratings = Literal["logprob", "parse", "both"]
+"""How an engine's ratings are read: by the digits' probabilities, out of words, or some this way and some that."""
 
 # Of ways that are about as good the first: it needs least of the server.
 _ORDER: tuple[RatingWay, ...] = ("told", "begun", "schema", "choices")
@@ -84,6 +84,7 @@ class Capabilities(BaseModel):
         return self.model_dump(mode="json")
 
 
+@runtime_checkable
 class Measurable(Engine, Protocol):
     """An engine whose capabilities can be measured."""
 

@@ -14,22 +14,21 @@ _FINISHES: dict[str, Finish] = {"stop": "stop", "eos_token": "stop", "stop_seque
 # What stands around a digit in its token: `5`, ` 5`, `5}`.
 _AROUND = " \t\r\n\"',:}"
 
-RATING_SCHEMA = {
-    "type": "object",
-    "properties": {"rating": {"type": "integer", "enum": list(range(1, NUM_RATINGS + 1))}},
-    "required": ["rating"],
-    "additionalProperties": False,
-}
-"""A rating alone."""
 
-REASONED_SCHEMA = {
-    **RATING_SCHEMA,
-    "properties": {**RATING_SCHEMA["properties"], "reason": {"type": "string"}},  # type: ignore[dict-item]
-    "required": ["rating", "reason"],
-}
-"""A rating, then its reason."""
+def rating_schema(highest: int, *, reasoned: bool) -> dict[str, Any]:
+    """The JSON schema of a rating from 1 to `highest`, alone or with its reason after it."""
+    properties: dict[str, Any] = {"rating": {"type": "integer", "enum": list(range(1, highest + 1))}}
+    if reasoned:
+        properties["reason"] = {"type": "string"}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
-_CUT_FORM = re.compile(rf'\s*\{{\s*"rating"\s*:\s*([1-{NUM_RATINGS}])\s*(?:,\s*(?:"reason"\s*:\s*"(.*))?)?', re.DOTALL)
+
+_CUT_FORM = re.compile(r'\s*\{\s*"rating"\s*:\s*(\d+)\s*(?:,\s*(?:"reason"\s*:\s*"(.*))?)?', re.DOTALL)
 
 
 class Candidate(BaseModel):
@@ -163,16 +162,16 @@ def weights(candidates: list[Candidate]) -> list[float]:
     return found
 
 
-def in_words(text: str) -> str | None:
-    """A rating by `REASONED_SCHEMA`, cut off or not, as "Rating: N Reason: ..."; None for a text that is none."""
+def in_words(text: str, highest: int = NUM_RATINGS) -> str | None:
+    """A rating by `rating_schema`, cut off or not, as "Rating: N Reason: ..."; None for a text that is none."""
     try:
         form = json.loads(text)
     except ValueError:
         cut = _CUT_FORM.match(text)
-        if cut is None:
+        if cut is None or (cut.end(1) == len(text) and int(cut[1]) * 10 <= highest):  # a 1 that may begin 10
             return None
         form = {"rating": int(cut[1]), "reason": (cut[2] or "").replace('\\"', '"').replace("\\n", " ")}
     rating = form.get("rating") if isinstance(form, dict) else None
-    if not isinstance(rating, int) or isinstance(rating, bool) or not 1 <= rating <= NUM_RATINGS:
+    if not isinstance(rating, int) or isinstance(rating, bool) or not 1 <= rating <= highest:
         return None
     return f"{RATING_PREFIX}{rating} Reason: {form.get('reason') or ''}".strip()

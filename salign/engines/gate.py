@@ -9,7 +9,10 @@ inside it from the beginning cost nothing but their place in the queue.
 
 import asyncio
 import heapq
+import time
 from dataclasses import dataclass
+
+from salign.engines.base import FIRST, Call, Engine, Priority, RatingReply, Reply
 
 _PUSHED_BACK = 0.7
 _SLOW = 0.9
@@ -59,7 +62,7 @@ class Gate:
         self.num_pushbacks = 0
         self._most = most
         self._adaptive = adaptive
-        self._waiting: list[tuple[tuple[int, ...], int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Priority, int, asyncio.Future[None]]] = []
         self._num_waited = 0
         # Of the calls that were in flight when the limit was last lowered, those whose end is not seen yet: they say
         # nothing about the lowered limit.
@@ -70,11 +73,17 @@ class Gate:
         # look like an engine that became slow.
         self._windows: dict[int, _Window] = {}
 
-    async def enter(self, priority: tuple[int, ...] = ()) -> None:
-        """Waits for a slot, which `leave` gives back. Returns at once, without suspending, where one is free."""
+    def try_enter(self) -> bool:
+        """Takes a slot, which `leave` gives back, where one is free."""
         # Whoever could be let in is let in at once, so a free slot means that nobody waits.
-        if self.in_flight < self.limit:
-            self.in_flight += 1
+        if self.in_flight >= self.limit:
+            return False
+        self.in_flight += 1
+        return True
+
+    async def enter(self, priority: Priority = FIRST) -> None:
+        """Waits for a slot, which `leave` gives back. Returns at once, without suspending, where one is free."""
+        if self.try_enter():
             return
         admitted = asyncio.get_running_loop().create_future()
         self._num_waited += 1
@@ -143,3 +152,31 @@ class Gate:
             if not admitted.done():  # cancelled while it waited
                 self.in_flight += 1
                 admitted.set_result(None)
+
+
+class Gated:
+    """Keeps a call until the gate has a slot for it, and notes how long the engine took."""
+
+    def __init__(self, engine: Engine, gate: Gate) -> None:
+        self._engine = engine
+        self._gate = gate
+
+    async def handle(self, call: Call) -> Reply | RatingReply:
+        """The engine's answer."""
+        gate = self._gate
+        if not gate.try_enter():  # at most times there is a slot, and no need for a coroutine
+            await gate.enter(call.priority)
+        start = time.monotonic()
+        reply: Reply | RatingReply
+        try:
+            if call.sampling is None:
+                reply = await self._engine.rate(call.prompt, call.seed)
+            else:
+                reply = await self._engine.generate(call.prompt, call.sampling, call.seed)
+        except BaseException:
+            call.seconds = time.monotonic() - start
+            gate.leave()
+            raise
+        call.seconds = time.monotonic() - start
+        gate.leave(call.seconds, reply.completion_tokens)
+        return reply

@@ -65,7 +65,6 @@ class Server:
         section: OpenAISection,
         name: str | None = None,
         api_key: str | None = None,
-        pushed_back: Callable[[], None] | None = None,
     ) -> None:
         self._section = section
         self._url = URL(section.base_url)
@@ -81,7 +80,7 @@ class Server:
         if proxy is not None:
             self._where += f" (through the environment's proxy {proxy.host}:{proxy.port})"
         self._name = name or self._where
-        self._pushed_back = pushed_back
+        self._report_push_back: Callable[[], None] = _nobody_asks
         self._num_sent = self._num_answered = 0
         self._in_hand: dict[int, None] = {}  # requests without an answer yet, oldest first
         self._random = random.Random()  # when a call is made again is no result: it need not be the same again
@@ -94,6 +93,10 @@ class Server:
             cookie_jar=aiohttp.DummyCookieJar(),  # a cookie may tie all calls to one of several replicas
             proxy=proxy,  # found once: looking at each call, as trust_env does, takes longer than the call
         )
+
+    def on_push_back(self, report: Callable[[], None]) -> None:
+        """As `PushesBack` has it: `report` is called for each answer 429 or 503 and for each time-out."""
+        self._report_push_back = report
 
     async def close(self) -> None:
         await self._session.close()
@@ -142,7 +145,7 @@ class Server:
             async with self._session.request(method, self._url / path, data=body) as response:
                 answer = await response.read()
         except TimeoutError as error:
-            self._push_back()
+            self._report_push_back()
             failure = EngineUnavailableError(
                 f"{self._where} did not answer within engine.timeout_s = {self._section.timeout_s:g} s, {number} "
                 "times. Is it overloaded? Lower engine.max_in_flight or raise engine.timeout_s; what is complete is "
@@ -167,7 +170,7 @@ class Server:
                 f"another key into {self._section.api_key_env}; what is complete is kept."
             )
         if status in _OVERLOADED:
-            self._push_back()
+            self._report_push_back()
         if status in _MAY_PASS or status >= 500:
             kind = EngineUnavailableError if status in (*_MAY_PASS, *_OVERLOADED) else EngineError
             raise _MayPassError(
@@ -176,10 +179,6 @@ class Server:
                 asked_pause_s=_asked_pause_s(response.headers),
             )
         raise self._refusal(status, answer)
-
-    def _push_back(self) -> None:
-        if self._pushed_back is not None:
-            self._pushed_back()
 
     def _refusal(self, status: int, answer: bytes) -> SalignError:
         if status in (401, 403):
@@ -212,6 +211,10 @@ class Server:
         raw = said if isinstance(said, bytes) else said.encode("utf-8", "replace")
         text = _USER_OF_URL.sub("", " ".join(raw.decode("utf-8", "replace").split()))
         return redact(text.replace(self._key, f"<{self._key_name}>") if self._key else text)[:300]
+
+
+def _nobody_asks() -> None:
+    """Of push-backs before anybody wants to know of them."""
 
 
 def _is_spent(answer: bytes) -> bool:

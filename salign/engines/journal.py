@@ -18,12 +18,14 @@ from typing import IO, Any
 import orjson
 
 from salign.config import Sampling
-from salign.engines.base import Prompt, RatingReply, Reply
+from salign.engines.base import Call, Handler, Prompt, RatingReply, Reply
 from salign.errors import CallRejectedError, ConfigError, StageError
 
 JOURNAL_VERSION = 2
 _KEY_BYTES = 16
 _TAIL_BYTES = 1 << 16
+# A society has a handful of samplings.
+_MAX_BEGUN = 64
 _BEGIN = b'{"key":"'
 _KEY_START = len(_BEGIN)
 _KEY_END = _KEY_START + 2 * _KEY_BYTES
@@ -36,20 +38,26 @@ class CallKeys:
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
-        self._begun: dict[Sampling | None, Any] = {}
+        # By the sampling's own number, and with it, so that no other can have it: to compare the fields costs more than
+        # all else.
+        self._begun: dict[int, tuple[Sampling | None, Any]] = {}
 
     def of(self, prompt: Prompt, sampling: Sampling | None, seed: int) -> bytes:
         """The key of a call; `sampling` is None for a rating by the digits' probabilities."""
-        begun = self._begun.get(sampling)
-        if begun is None:
-            asked = None if sampling is None else list(sampling.model_dump().values())
-            text = json.dumps([JOURNAL_VERSION, self._identity, asked])
-            begun = self._begun[sampling] = hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES)
+        _, begun = self._begun.get(id(sampling)) or self._begin(sampling)
         hasher = begun.copy()
         # The user's text last: nothing in it can be taken for another part.
         hasher.update(f"\0{seed}\0{prompt.form}\0{prompt.system!r}\0{prompt.user}".encode("utf-8", "surrogatepass"))
         digest: bytes = hasher.digest()
         return digest
+
+    def _begin(self, sampling: Sampling | None) -> tuple[Sampling | None, Any]:
+        asked = None if sampling is None else list(sampling.model_dump().values())
+        text = json.dumps([JOURNAL_VERSION, self._identity, asked])
+        if len(self._begun) >= _MAX_BEGUN:
+            self._begun.clear()
+        begun = self._begun[id(sampling)] = sampling, hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES)
+        return begun
 
 
 def _record(key: bytes, answer: Answer, seconds: float) -> bytes:
@@ -310,6 +318,38 @@ def written_header(folder: Path) -> dict[str, Any]:
     raise StageError(f"{folder} has no journal to replay; simulate the shard first.")
 
 
+class Journaled:
+    """Answers from the journal what it holds, at once and for nothing, and records in it what the engine answers.
+
+    Args:
+        inner: Is asked for what the journal lacks.
+        identity: Of the model, part of each call's key.
+        journal: Whose records count.
+    """
+
+    def __init__(self, inner: Handler, identity: str, journal: Journal) -> None:
+        self._inner = inner
+        self._journal = journal
+        self._keys = CallKeys(identity)
+
+    async def handle(self, call: Call) -> Reply | RatingReply:
+        """The recorded answer, or a new one."""
+        key = self._keys.of(call.prompt, call.sampling, call.seed)
+        answer = self._journal.find(key)
+        if answer is not None:
+            call.is_journaled = True
+            if isinstance(answer, CallRejectedError):
+                raise answer
+            return answer
+        try:
+            answer = await self._inner.handle(call)
+        except CallRejectedError as error:
+            self._journal.append(key, error, call.seconds)
+            raise
+        self._journal.append(key, answer, call.seconds)
+        return answer
+
+
 class ReplayEngine:
     """Stands where an engine stood, for a shard whose every call is in its journal.
 
@@ -336,6 +376,3 @@ class ReplayEngine:
             f"the journal lacks a call of {self.identity}, so the shard cannot be replayed: it was not complete. "
             "Simulate it without --replay: what is in the journal is not asked again."
         )
-
-    async def close(self) -> None:
-        pass

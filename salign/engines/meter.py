@@ -1,36 +1,40 @@
-"""What stands between the agents and an engine: the journal, the gate, and counts of what went through."""
+"""An engine as societies and judges call it: through its handlers, with counts of what was answered."""
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from salign.config import Sampling
-from salign.engines.base import Engine, Prompt, RatingReply, Reply
+from salign.engines.base import FIRST, Call, Engine, Handler, Priority, Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
-from salign.engines.journal import CallKeys, Journal
 from salign.engines.sentences import shorten
 from salign.errors import CallRejectedError
 
-R = TypeVar("R", Reply, RatingReply)
-
 
 class MeteredEngine:
-    """An engine with a bound on concurrent calls and counts of what went through it.
-
-    With a journal, what was answered once is answered from it, at once and for nothing.
+    """Counts what an engine answers, through its journal and its gate; replies have `max_sentences` at most.
 
     Attributes:
+        gate: Its gate, for what it counts.
+        num_calls: Calls that were answered or refused.
+        num_journaled: Those of them that the journal answered.
+        num_refused: Those of them that were refused.
         num_cut: Replies that `max_tokens` ended, as far as the engine says it.
         num_thinking: Replies from which thinking was taken off.
         num_thinking_cut: Those of them that were cut off while the model thought, which leaves them without text.
     """
 
-    def __init__(self, engine: Engine, gate: Gate) -> None:
+    def __init__(self, handler: Handler, engine: Engine, gate: Gate) -> None:
+        """Begins to count; `salign.engines.opening.metered` puts the handlers before the engine.
+
+        Args:
+            handler: Answers the calls.
+            engine: Whose identity and facts these are.
+            gate: Through which its calls go.
+        """
+        self._handler = handler
         self._engine = engine
         self.gate = gate
-        self.journal: Journal | None = None
-        self._keys = CallKeys(engine.identity)
         self._start = time.monotonic()
         self.num_calls = 0
         self.num_journaled = 0
@@ -44,12 +48,6 @@ class MeteredEngine:
         self.shared_characters = 0
         self.served: Counter[str] = Counter()
 
-    def counted_apart(self) -> "MeteredEngine":
-        """The same engine, gate and journal with counts of its own, for calls that are no part of the society."""
-        apart = MeteredEngine(self._engine, self.gate)
-        apart.journal = self.journal
-        return apart
-
     @property
     def identity(self) -> str:
         return self._engine.identity
@@ -58,80 +56,49 @@ class MeteredEngine:
     def calls_per_s(self) -> float:
         return self.num_calls / max(time.monotonic() - self._start, 1e-9)
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int, priority: tuple[int, ...] = ()) -> Reply:
+    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int, priority: Priority = FIRST) -> Reply:
         """Samples one reply; of the calls that wait for their turn, the lowest priority goes first."""
-        key = None
-        if self.journal is not None:
-            key = self._keys.of(prompt, sampling, seed)
-            found = self._found(key, Reply)
-            if found is not None:
-                return self._count(prompt, shorten(found, sampling.max_sentences))
-        reply = await self._call(key, prompt, lambda: self._engine.generate(prompt, sampling, seed), priority)
-        return self._count(prompt, shorten(reply, sampling.max_sentences))
-
-    async def rate(self, prompt: Prompt, seed: int, priority: tuple[int, ...] = ()) -> RatingReply:
-        """Asks for one digit of 1..7."""
-        key = None
-        if self.journal is not None:
-            key = self._keys.of(prompt, None, seed)
-            found = self._found(key, RatingReply)
-            if found is not None:
-                return self._count(prompt, found)
-        return self._count(prompt, await self._call(key, prompt, lambda: self._engine.rate(prompt, seed), priority))
-
-    def _found(self, key: bytes, kind: type[R]) -> R | None:
-        assert self.journal is not None
-        answer = self.journal.find(key)
-        if answer is None:
-            return None
-        self.num_journaled += 1
-        if isinstance(answer, CallRejectedError):
-            self._refuse()
-            raise answer
-        assert isinstance(answer, kind)
-        return answer
-
-    async def _call(
-        self, key: bytes | None, prompt: Prompt, call: Callable[[], Awaitable[R]], priority: tuple[int, ...]
-    ) -> R:
-        await self.gate.enter(priority)
-        start = time.monotonic()
+        call = Call(prompt, sampling, seed, priority)
         try:
-            reply = await call()
-        except BaseException as error:
-            self.gate.leave()
-            if isinstance(error, CallRejectedError):
-                if key is not None and self.journal is not None:
-                    self.journal.append(key, error, time.monotonic() - start)
-                self._refuse()
+            reply = await self._handler.handle(call)
+        except CallRejectedError:
+            self._count_refusal(call)
             raise
-        seconds = time.monotonic() - start
-        self.gate.leave(seconds, reply.completion_tokens)
-        if key is not None and self.journal is not None:
-            self.journal.append(key, reply, seconds)
+        assert isinstance(reply, Reply)
+        reply = shorten(reply, sampling.max_sentences)
+        self._count(call, reply)
+        self.num_cut += reply.finish == "length"
+        self.num_thinking += reply.thinking != "none"
+        self.num_thinking_cut += reply.thinking == "cut"
         return reply
 
-    def _refuse(self) -> None:
+    async def rate(self, prompt: Prompt, seed: int, priority: Priority = FIRST) -> RatingReply:
+        """Asks for one digit of 1..7."""
+        call = Call(prompt, None, seed, priority)
+        try:
+            reply = await self._handler.handle(call)
+        except CallRejectedError:
+            self._count_refusal(call)
+            raise
+        assert isinstance(reply, RatingReply)
+        self._count(call, reply)
+        return reply
+
+    def _count_refusal(self, call: Call) -> None:
         self.num_calls += 1
+        self.num_journaled += call.is_journaled
         self.num_refused += 1
 
-    def _count(self, prompt: Prompt, reply: R) -> R:
+    def _count(self, call: Call, reply: Reply | RatingReply) -> None:
         self.num_calls += 1
+        self.num_journaled += call.is_journaled
         self.prompt_tokens += reply.prompt_tokens
         self.completion_tokens += reply.completion_tokens
-        self.prompt_characters += len(prompt.user)
-        self.shared_characters += prompt.num_shared
+        self.prompt_characters += len(call.prompt.user)
+        self.shared_characters += call.prompt.num_shared
         if reply.served is not None:
             self.served[reply.served] += 1
-        if isinstance(reply, Reply):
-            self.num_cut += reply.finish == "length"
-            self.num_thinking += reply.thinking != "none"
-            self.num_thinking_cut += reply.thinking == "cut"
-        return reply
 
     def facts(self) -> dict[str, Any]:
         """What the engine measured of itself when it opened."""
         return self._engine.facts()
-
-    async def close(self) -> None:
-        await self._engine.close()

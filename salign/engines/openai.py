@@ -18,9 +18,9 @@ from salign.chat import Message, break_up, conversation
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import RatingWay, Sampling
 from salign.engines import thinking
-from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply, Reply, normalise
+from salign.engines.base import HIGHEST, NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply, Reply, normalise
 from salign.engines.capabilities import PROBES, Capabilities, Ratings, measure_ways
-from salign.engines.chat import RATING_SCHEMA, REASONED_SCHEMA, Completion, in_words, weights
+from salign.engines.chat import Completion, in_words, rating_schema, weights
 from salign.engines.http import Server
 from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # Where nobody may begin the reply for the model, the model is told.
 _ONE_DIGIT = f"Reply with one digit from 1 to {NUM_RATINGS} and nothing else."
 _ONE_OBJECT = f'Reply with a JSON object alone: {{"rating": <1 to {NUM_RATINGS}>}}'
-_REASONED_OBJECT = f'Give it as a JSON object: {{"rating": <1 to {NUM_RATINGS}>, "reason": "<one or two sentences>"}}'
+_REASONED_OBJECT = 'Give it as a JSON object: {"rating": <1 to %d>, "reason": "<one or two sentences>"}'
 _REASONED = f'Reply in the form "{RATING_PREFIX}<1 to {NUM_RATINGS}> Reason: <one or two sentences>".'
 _OBJECT_TOKENS = 16
 _NUM_FORM_PROBES, _FORM_TOKENS = 3, 120
@@ -73,7 +73,6 @@ class OpenAIEngine:
         *,
         identity: str | None = None,
         api_key: str | None = None,
-        pushed_back: Callable[[], None] | None = None,
     ) -> None:
         """Makes the client; nothing is asked yet.
 
@@ -82,13 +81,12 @@ class OpenAIEngine:
             model: The served name.
             identity: Which model answers, for results and the journal; None is `model`.
             api_key: The key of a server of our own; None reads the section's environment variable.
-            pushed_back: Called for each answer 429 or 503 and for each time-out, tried again or not.
         """
         self._section = section
         self._model = model
         self._identity = identity or model
         self._name = f"{model} at {section.base_url}"
-        self._server = Server(section, self._name, api_key, pushed_back)
+        self._server = Server(section, self._name, api_key)
         way = None if section.rating_way == "auto" else section.rating_way
         self.capabilities = Capabilities(rating_way=way)
 
@@ -98,10 +96,11 @@ class OpenAIEngine:
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         parameters: dict[str, Any] = {}
-        in_form = prompt.form == "rating" and self.capabilities.json_schema
+        highest = HIGHEST.get(prompt.form, 0) if self.capabilities.json_schema else 0
+        in_form = highest > 0
         if in_form:
-            prompt = dataclasses.replace(prompt, user=f"{prompt.user}\n\n{_REASONED_OBJECT}")
-            parameters["response_format"] = _json_schema(REASONED_SCHEMA)
+            prompt = dataclasses.replace(prompt, user=f"{prompt.user}\n\n{_REASONED_OBJECT % highest}")
+            parameters["response_format"] = _rating_format(highest, reasoned=True)
         completion = await self._complete(
             prompt,
             seed,
@@ -112,7 +111,7 @@ class OpenAIEngine:
         )
         reply = self._reply(completion, in_form=in_form)
         # What a server does not hold to the form stays as the model said it.
-        return dataclasses.replace(reply, text=in_words(reply.text) or reply.text) if in_form else reply
+        return dataclasses.replace(reply, text=in_words(reply.text, highest) or reply.text) if in_form else reply
 
     def _reply(self, completion: Completion, *, in_form: bool = False) -> Reply:
         choice = completion.choices[0]
@@ -143,7 +142,7 @@ class OpenAIEngine:
         if way == "choices":
             parameters |= _CHOICES
         elif way == "schema":
-            parameters |= {"response_format": _json_schema(RATING_SCHEMA), "max_tokens": _OBJECT_TOKENS}
+            parameters |= {"response_format": _rating_format(reasoned=False), "max_tokens": _OBJECT_TOKENS}
         completion = await self._complete(prompt, seed, begun, temperature=0.0, **parameters)
         candidates = completion.candidates(in_json=way == "schema")
         if candidates is None:
@@ -153,6 +152,9 @@ class OpenAIEngine:
             )
         found = weights(candidates)
         return RatingReply(normalise(found), sum(found), *completion.counts, completion.served)
+
+    def on_push_back(self, report: Callable[[], None]) -> None:
+        self._server.on_push_back(report)
 
     def facts(self) -> dict[str, Any]:
         return self.capabilities.facts()
@@ -165,10 +167,10 @@ class OpenAIEngine:
     async def probe(self, ratings: Ratings | None) -> Capabilities:
         """Measures what the server can do; see `Measurable`."""
         await self._say_hello()
-        if ratings == "parse":
+        if ratings in ("parse", "both"):
             found = {"json_schema": await self._holds_to_schema()}
-            return self.capabilities.model_copy(update=found)
-        if ratings is None:
+            self.capabilities = self.capabilities.model_copy(update=found)
+        if ratings not in ("logprob", "both"):
             return self.capabilities
         await self._ask_for_fewer_logprobs()
         asked = self._section.rating_way
@@ -214,11 +216,12 @@ class OpenAIEngine:
 
     async def _holds_to_schema(self) -> bool:
         """Whether the server holds a rating in words to a JSON schema."""
+        wanted = _rating_format(reasoned=True)
         for prompt in PROBES[:_NUM_FORM_PROBES]:
-            asked = Prompt(f"{prompt.user}\n\n{_REASONED}\n\n{_REASONED_OBJECT}")
+            asked = Prompt(f"{prompt.user}\n\n{_REASONED}\n\n{_REASONED_OBJECT % NUM_RATINGS}")
             try:
                 completion = await self._complete(
-                    asked, 0, temperature=0.0, max_tokens=_FORM_TOKENS, response_format=_json_schema(REASONED_SCHEMA)
+                    asked, 0, temperature=0.0, max_tokens=_FORM_TOKENS, response_format=wanted
                 )
                 text = self._reply(completion, in_form=True).text
             except CallRejectedError as error:
@@ -283,7 +286,8 @@ def _without(request: dict[str, Any], refused: Sequence[str]) -> dict[str, Any]:
     return kept
 
 
-def _json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+def _rating_format(highest: int = NUM_RATINGS, *, reasoned: bool) -> dict[str, Any]:
+    schema = rating_schema(highest, reasoned=reasoned)
     return {"type": "json_schema", "json_schema": {"name": "rating", "strict": True, "schema": schema}}
 
 
@@ -292,26 +296,14 @@ def _writable(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-async def connect(
-    section: OpenAISection,
-    *,
-    pushed_back: Callable[[], None] | None = None,
-    api_key: str | None = None,
-    identity: str | None = None,
-) -> OpenAIEngine:
+async def connect(section: OpenAISection) -> OpenAIEngine:
     """Opens the engine: the server answers, and serves the asked-for model.
-
-    Args:
-        section: The server and how it is called.
-        pushed_back: Called for each answer 429 or 503 and each time-out of the engine's calls.
-        api_key: The key of a server of our own; None reads the section's environment variable.
-        identity: Which model answers, for results and the journal; None is its served name.
 
     Raises:
         ConfigError: The model is not served, or none is named and several are.
         EngineError: The server is unreachable or is no such server.
     """
-    server = Server(section, api_key=api_key)  # a server that is still loading (503) does not lower the gate
+    server = Server(section)
     try:
         answer = await server.ask("GET", "models")
         served = [model.id for model in _Models.model_validate_json(answer).data if model.id]
@@ -326,4 +318,4 @@ async def connect(
     if model is None or model not in served:
         asked = "no engine.model is named" if section.model is None else f"engine.model {section.model!r} is not served"
         raise ConfigError(f"{asked}; {section.base_url} serves: {', '.join(served) or 'nothing'}.")
-    return OpenAIEngine(section, model, identity=identity, api_key=api_key, pushed_back=pushed_back)
+    return OpenAIEngine(section, model)

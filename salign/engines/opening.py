@@ -1,22 +1,47 @@
-"""Opens the engine that a config names."""
+"""Opens the engine that a section of the config names, measures it, and puts its handlers before it."""
 
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from salign.config import Effect, EngineSection, OpenAIEngine, ScriptedEngine, ServerEngine, selected
+from salign.config import Effect, EngineSection, selected
+from salign.engines.base import Engine, Handler, PushesBack
 from salign.engines.capabilities import Capabilities, Measurable, Ratings, prepare, read
-from salign.engines.gate import Gate
+from salign.engines.gate import Gate, Gated
+from salign.engines.journal import Journal, Journaled
+from salign.engines.kinds import kind_of
 from salign.engines.meter import MeteredEngine
-from salign.engines.scripted import ScriptedEngine as Scripted
+
+
+class OpenEngine(NamedTuple):
+    """An engine that is open and measured, and the gate that bounds its calls."""
+
+    engine: Engine
+    gate: Gate
+
+
+def metered(engine: Engine, gate: Gate, journal: Journal | None = None) -> MeteredEngine:
+    """An engine as it is called: counted, and answered from the journal or through the gate by the engine itself.
+
+    Args:
+        engine: What answers.
+        gate: Bounds its calls.
+        journal: Answers what it was answered before, and records what is new; None for none.
+    """
+    handler: Handler = Gated(engine, gate)
+    if journal is not None:
+        handler = Journaled(handler, engine.identity, journal)
+    return MeteredEngine(handler, engine, gate)
 
 
 @contextlib.asynccontextmanager
-async def open_engine(
+async def open_unmetered(
     section: EngineSection, model: str, folder: Path, *, ratings: Ratings | None = None, kept: Path | None = None
-) -> AsyncIterator[MeteredEngine]:
-    """The engine of a section, measured and metered, closed at the end of the block.
+) -> AsyncIterator[OpenEngine]:
+    """The engine of a section, measured, closed at the end of the block; to be called through `metered`.
+
+    A journal's header names its engines and what was measured of them, so that they are opened before it.
 
     Args:
         section: Which engine.
@@ -29,26 +54,27 @@ async def open_engine(
         ConfigError: The model or the server's settings are wrong; or the engine cannot rate in any way.
         EngineError: The server is unreachable or does not start.
     """
-    gate = Gate(section.max_in_flight, adaptive=isinstance(section, OpenAIEngine | ServerEngine))
-    if isinstance(section, ServerEngine):
-        from salign.engines.server import servers
-
-        async with servers(section, section.model or model, folder, gate.pushed_back) as served:
-            await prepare(served, _asked(section), ratings, kept)
-            yield MeteredEngine(served, gate)
-        return
-    engine = await _open(section, model, gate)
-    try:
-        if not isinstance(engine, Scripted):
+    async with kind_of(section).open(section, model, folder) as engine:
+        gate = Gate(section.max_in_flight, adaptive=isinstance(engine, PushesBack))
+        if isinstance(engine, PushesBack):
+            engine.on_push_back(gate.pushed_back)
+        if isinstance(engine, Measurable):
             await prepare(engine, _asked(section), ratings, kept)
-        yield MeteredEngine(engine, gate)
-    finally:
-        await engine.close()
+        yield OpenEngine(engine, gate)
 
 
-def _asked(section: EngineSection) -> dict[str, Any]:
-    """What of a section may change what is measured."""
-    return selected(section, Effect.DECIDES)
+@contextlib.asynccontextmanager
+async def open_engine(
+    section: EngineSection,
+    model: str,
+    folder: Path,
+    *,
+    ratings: Ratings | None = None,
+    journal: Journal | None = None,
+) -> AsyncIterator[MeteredEngine]:
+    """The engine of a section behind a journal that is there already, or none; as `open_unmetered` and `metered`."""
+    async with open_unmetered(section, model, folder, ratings=ratings) as opened:
+        yield metered(*opened, journal)
 
 
 def known(section: EngineSection, identity: str, ratings: Ratings | None, kept: Path) -> Capabilities | None:
@@ -56,14 +82,6 @@ def known(section: EngineSection, identity: str, ratings: Ratings | None, kept: 
     return read(kept, identity, _asked(section), ratings)
 
 
-async def _open(section: EngineSection, model: str, gate: Gate) -> Measurable | Scripted:
-    if isinstance(section, ScriptedEngine):
-        return Scripted()
-    if isinstance(section, OpenAIEngine):
-        from salign.engines.openai import connect
-
-        return await connect(section, pushed_back=gate.pushed_back)
-    assert not isinstance(section, ServerEngine)
-    from salign.engines.transformers import TransformersEngine as Transformers
-
-    return Transformers(section, section.model or model)
+def _asked(section: EngineSection) -> dict[str, Any]:
+    """What of a section may change what is measured."""
+    return selected(section, Effect.DECIDES)

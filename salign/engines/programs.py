@@ -67,10 +67,18 @@ def _gguf(model: str) -> Path:
     )
     if not path.is_file():
         raise ConfigError(f"model {model!r} is not a file on this machine. {remedy}")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ConfigError(f"model {model!r} is not in GGUF format. {remedy}")
+    if not is_gguf(model):
+        raise ConfigError(f"model {model!r} is not in GGUF format. {remedy}")
     return path
+
+
+def is_gguf(model: str) -> bool:
+    """Whether a model is named by the path of a GGUF file that is here."""
+    path = Path(model).expanduser()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _vllm(section: ServerEngine, model: str) -> Program:

@@ -10,6 +10,7 @@ _WORDS = (
     "I would ask first listen then tell the truth kindly because people matter share what you can keep your word "
     "think of others be patient say sorry offer help and wait for their answer"
 ).split()
+_WORD_OF_BYTE = [_WORDS[byte % len(_WORDS)] for byte in range(256)]
 
 
 class ScriptedEngine:
@@ -20,7 +21,7 @@ class ScriptedEngine:
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         digest = _digest(prompt, seed)
         num_words = min(sampling.max_tokens, 8 + digest[0] % 24)
-        words = [_WORDS[digest[i % len(digest)] % len(_WORDS)] for i in range(1, num_words + 1)]
+        words = [_WORD_OF_BYTE[byte] for byte in digest[1 : num_words + 1]]
         text = " ".join(words).capitalize() + f" ({digest.hex()[:6]})."
         if RATING_PREFIX.strip() in prompt.user:
             text = f"{RATING_PREFIX}{1 + digest[1] % NUM_RATINGS} Reason: {text}"
@@ -33,9 +34,6 @@ class ScriptedEngine:
 
     def facts(self) -> dict[str, Any]:
         return {}
-
-    async def close(self) -> None:
-        pass
 
 
 def _digest(prompt: Prompt, seed: int) -> bytes:

@@ -51,16 +51,13 @@ _NUM_LAST_LINES = 12
 
 
 @contextlib.asynccontextmanager
-async def servers(
-    section: ServerEngine, model: str, folder: Path, pushed_back: Callable[[], None] | None = None
-) -> AsyncIterator["LeastLoaded"]:
+async def servers(section: ServerEngine, model: str, folder: Path) -> AsyncIterator["LeastLoaded"]:
     """The servers of a section behind one engine, ended at the end of the block.
 
     Args:
         section: Which program, and how many.
         model: What they serve.
         folder: Where their logs go, `server-<index>.log`; not shared with another shard.
-        pushed_back: As `OpenAIEngine` takes it.
 
     Raises:
         ConfigError: The program or the model cannot be had here.
@@ -71,9 +68,7 @@ async def servers(
     devices = await asyncio.to_thread(visible_devices)
     folder.mkdir(parents=True, exist_ok=True)
     kept = [
-        KeptServer(
-            program, section, index, folder / f"server-{index}.log", shared, identity=identity, pushed_back=pushed_back
-        )
+        KeptServer(program, section, index, folder / f"server-{index}.log", shared, identity=identity)
         for index, shared in enumerate(share_out(devices, section.num_servers))
     ]
     starts = [asyncio.create_task(server.start()) for server in kept]
@@ -157,7 +152,6 @@ class KeptServer:
         devices: Sequence[str],
         *,
         identity: str,
-        pushed_back: Callable[[], None] | None = None,
     ) -> None:
         self.identity = identity
         self._program = program
@@ -165,7 +159,7 @@ class KeptServer:
         self._name = f"server {index} of {section.program}"
         self._log = log
         self._devices = devices
-        self._pushed_back = pushed_back
+        self._report_push_back: Callable[[], None] | None = None
         self._running: _Running | None = None
         self._engine: OpenAIEngine | None = None
         self._old_engines: list[OpenAIEngine] = []
@@ -193,6 +187,12 @@ class KeptServer:
     async def probe(self, ratings: Ratings | None) -> Capabilities:
         """Measures what the server can do; see `Measurable`."""
         return await self._call(lambda engine: engine.probe(ratings))
+
+    def on_push_back(self, report: Callable[[], None]) -> None:
+        """As `PushesBack` has it; also of a server that is started again."""
+        self._report_push_back = report
+        if self._engine is not None:
+            self._engine.on_push_back(report)
 
     def facts(self) -> dict[str, Any]:
         return self.capabilities.facts()
@@ -270,10 +270,10 @@ class KeptServer:
             model=self._program.model,
             **self._section.model_dump(include=shared),
         )
-        self._engine = OpenAIEngine(
-            client, self._program.model, identity=self.identity, api_key=key, pushed_back=self._pushed_back
-        )
+        self._engine = OpenAIEngine(client, self._program.model, identity=self.identity, api_key=key)
         self._engine.capabilities = self._capabilities
+        if self._report_push_back is not None:
+            self._engine.on_push_back(self._report_push_back)
 
     async def _ready(self, running: _Running) -> None:
         """Returns when the server serves the model."""
@@ -377,12 +377,12 @@ class LeastLoaded:
         """Measures what the servers can do; see `Measurable`."""
         return await self._engines[0].probe(ratings)
 
+    def on_push_back(self, report: Callable[[], None]) -> None:
+        for engine in self._engines:
+            engine.on_push_back(report)
+
     def facts(self) -> dict[str, Any]:
         return self.capabilities.facts()
-
-    async def close(self) -> None:
-        """Closes all of them."""
-        await asyncio.gather(*(engine.close() for engine in self._engines))
 
     @contextlib.contextmanager
     def _chosen(self) -> Iterator[KeptServer]:

@@ -139,7 +139,7 @@ class TransformersEngine:
     async def probe(self, ratings: Ratings | None) -> Capabilities:
         """Measures what the model can do; see `Measurable`."""
         opened = self._opens_thinking
-        if ratings != "logprob":
+        if ratings not in ("logprob", "both"):
             return Capabilities(opens_thinking=opened)
         way, ways = await measure_ways(self.identity, {"begun": functools.partial(self.rate, seed=0)})
         return Capabilities(opens_thinking=opened, rating_way=way, ways=ways)

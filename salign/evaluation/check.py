@@ -1,11 +1,13 @@
-"""What can be known of an evaluation before it begins: are its files there, and whole?"""
+"""What can be known of an evaluation before it begins: are its files there, and whole? Can its engine answer?"""
 
 from pathlib import Path
 
 from salign.config import JUDGED, Config
+from salign.engines.kinds import kind_of
 from salign.errors import ConfigError, DataError, SalignError
 from salign.evaluation.judged import items
 from salign.evaluation.tasks import MissingDataError, check_known, local_rows
+from salign.run import RunDir
 from salign.society import sources
 
 
@@ -16,8 +18,9 @@ def check_evaluation(config: Config) -> list[Path]:
         Those files.
 
     Raises:
-        SalignError: A benchmark is not known or its file is empty, malformed or certainly missing, or there are fewer
-            questions than asked for; all mistakes are named, as an error of the first one's kind.
+        SalignError: A benchmark is not known or its file is empty, malformed or certainly missing, there are fewer
+            questions than asked for, or the engine that is to answer cannot load a model; all mistakes are named, as an
+            error of the first one's kind.
     """
     mistakes: list[SalignError] = []
     for benchmark in config.evaluate.benchmarks:
@@ -32,6 +35,13 @@ def check_evaluation(config: Config) -> list[Path]:
                 mistakes.append(error)
         except (ConfigError, DataError) as error:
             mistakes.append(error)
+    answering, run = config.answering, RunDir(config.run.root / config.run.name)
+    try:
+        for name in config.evaluated_models:
+            model = config.model if name == "base" else str(run.model(name))
+            kind_of(answering).answering_for(answering, model)
+    except ConfigError as error:
+        mistakes.append(error)
     if mistakes:
         raise type(mistakes[0])("\n".join(map(str, mistakes)))
     return [*config.evaluate.files, *sources.files_of(config.evaluate.questions)]

@@ -2,38 +2,29 @@
 
 import asyncio
 import contextlib
-import functools
+import gc
 import hashlib
 import itertools
 import json
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salign.config import JUDGED, Config, GroupsData, TransformersEngine
-from salign.config import Judge as JudgeSection
+from salign.config import JUDGED, Config, GroupsData
 from salign.dataset.collect import check_leaks
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import prompts_in
-from salign.digests import models_of
-from salign.engines.meter import MeteredEngine
-from salign.engines.opening import open_engine
-from salign.evaluation import judge as judging
-from salign.evaluation.figures import about_judging, check_rated, estimates, sample_row
-from salign.evaluation.judged import (
-    RATED,
-    Item,
-    Sample,
-    answer_all,
-    items,
-)
-from salign.evaluation.resume import Measured, forget_measured, open_measured
+from salign.engines.check import models_of
+from salign.evaluation import calls
+from salign.evaluation.calls import Means, by_all_ranks
+from salign.evaluation.figures import about_answers, about_judging, check_rated, estimates, sample_row
+from salign.evaluation.judged import RATED, Item, Sample, items
+from salign.evaluation.resume import forget_measured, open_measured
 from salign.evaluation.tasks import MissingDataError, load_task
-from salign.evaluation.versions import code_digest, settings_of_judges, versions_of
+from salign.evaluation.versions import code_digest, settings_of_answers, settings_of_judges, versions_of
 from salign.locks import lock
 from salign.manifest import code_version, require_model
 from salign.markers import mark_done, read_done, recording_failure, require_done
@@ -111,47 +102,10 @@ def load_work(config: Config, *, allow_missing: bool) -> Work:
     return work
 
 
-class _Counter:
-    """Writes how far this rank's evaluation is, at most twice a second."""
-
-    def __init__(self, log: MetricsLog | None, most: int) -> None:
-        self._log = log
-        self._most = most
-        self._count = 0
-        self._start = time.monotonic()
-        self._written = 0.0
-        self.tokens = 0
-
-    def heard(self, engine: MeteredEngine, before: int) -> None:
-        """A call of an engine is over; `before` are the tokens of those before it."""
-        self.tokens = before + engine.prompt_tokens + engine.completion_tokens
-        self.told()
-
-    def told(self) -> None:
-        self._count += 1
-        now = time.monotonic()
-        if self._log is not None and (now - self._written > 0.5 or self._count == self._most):
-            rate = self._count / max(now - self._start, 1e-9)
-            figures = {"eval/calls": self._count, "eval/calls_most": self._most, "eval/calls_per_s": round(rate, 2)}
-            self._log.log({**figures, "eval/tokens": self.tokens})
-            self._written = now
-
-
 # --- measuring -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Means:
-    """What a rank measures with: its config, how far it is, what was measured before, where servers' logs go."""
-
-    config: Config
-    ranks: Ranks
-    counter: _Counter
-    measured: Measured
-    logs: Path
-
-
-def _measure_tasks(means: _Means, model: str, tasks: "dict[str, Task]") -> list[Row]:
+def _measure_tasks(means: Means, model: str, tasks: "dict[str, Task]") -> list[Row]:
     """Rows of `samples.jsonl`, of all ranks together on rank 0, by lm_eval's evaluator.
 
     Raises:
@@ -193,40 +147,6 @@ def _measure_tasks(means: _Means, model: str, tasks: "dict[str, Task]") -> list[
     return rows
 
 
-async def _answered(means: _Means, asked: Sequence[Item], model: str) -> list[Sample]:
-    config, counter = means.config, means.counter
-    answering = TransformersEngine(model=model)
-    if isinstance(config.engine, TransformersEngine):
-        answering = config.engine.model_copy(update={"model": model})
-    async with open_engine(answering, model, means.logs) as engine:
-        engine.journal = means.measured.journal
-        told = functools.partial(counter.heard, engine, counter.tokens)
-        samples = await answer_all(engine, asked, config.evaluate.answer, config.run.seed, told)
-        await means.measured.journal.sync()
-        return samples
-
-
-async def _rated(means: _Means, judges: Iterable[JudgeSection], samples: Sequence[Sample]) -> dict[str, str]:
-    """Each judge's identity; its ratings are put into the samples."""
-    config, counter = means.config, means.counter
-    identities: dict[str, str] = {}
-    rated = [sample for sample in samples if RATED[sample.item.benchmark]]
-    for named in judges if rated else ():
-        async with open_engine(named.engine, config.model, means.logs, ratings=config.society.rating) as engine:
-            engine.journal = means.measured.journal
-            judge = judging.Judge(engine, config.society, config.run.seed)
-            told = functools.partial(counter.heard, engine, counter.tokens)
-            await asyncio.gather(*(_rate(sample, named.name, judge, told) for sample in rated))
-            await means.measured.journal.sync()
-            identities[named.name] = engine.identity
-    return identities
-
-
-async def _rate(sample: Sample, name: str, judge: judging.Judge, told: Callable[[], None]) -> None:
-    sample.ratings[name] = await judge.rate(sample)
-    told()
-
-
 # --- one model -----------------------------------------------------------------------------------
 
 
@@ -259,32 +179,62 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
         if ranks.is_main:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
             log = stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
-        counter = _Counter(log, _num_calls(config, work, ranks))
+        counter = calls.Counter(log, _num_calls(config, work, ranks))
         of: Row = {"inputs": inputs, "dtype": config.evaluate.dtype, "code": code_digest()}
-        of["judges"] = settings_of_judges(config)
+        of["answers"], of["judges"] = settings_of_answers(config), settings_of_judges(config)
         measured = stack.enter_context(open_measured(folder, of, ranks.rank))
-        means = _Means(config, ranks, counter, measured, folder / f"servers-{ranks.rank}")
+        means = Means(config, ranks, counter, measured, folder / f"servers-{ranks.rank}")
         rows = _measure_tasks(means, model, work.tasks)
-        # Every rank judges what it answered, unless the judge is a server that one rank is to start.
-        shared = [judge for judge in config.judges if ranks.size == 1 or judge.engine.kind != "server"]
-        later = [judge for judge in config.judges if judge not in shared]
-        own, identities = list[Sample](), dict[str, str]()
-        if work.items:
-            own = asyncio.run(_answered(means, work.items[ranks.rank :: ranks.size], model))
-            identities = asyncio.run(_rated(means, shared, own))
-        samples = sorted(itertools.chain.from_iterable(gather(own, ranks)), key=_place(config))
-        if is_launched():
-            leave_ranks()
+        judged = _judge_answers(means, model, work.items)
         if ranks.is_main:
-            identities |= asyncio.run(_rated(means, later, samples))
-            rows += [sample_row(sample) for sample in samples]
-            results = _results(config, name, work, rows, (samples, identities))
+            rows += [sample_row(sample) for sample in judged.samples]
+            results = _results(config, name, work, rows, judged)
             results["leak_check"] = leaks
             _write(folder, rows, results)
-            _mirror(run, config, samples, results)
+            _mirror(run, config, judged.samples, results)
             mark_done(folder, ["results.json", "samples.jsonl"], inputs, results["figures"])
     if ranks.is_main:
         forget_measured(folder)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What was answered and rated, on rank 0 of all ranks, with the identities of who answered and of the judges."""
+
+    samples: list[Sample]
+    answered_by: str | None
+    judges: dict[str, str]
+
+
+def _judge_answers(means: Means, model: str, asked: list[Item]) -> _Judged:
+    """Every rank answers its share and rates it, as far as engines allow; rank 0 does what is left, and has it all."""
+    config, ranks = means.config, means.ranks
+    each_answers, each_rates = by_all_ranks(config, ranks)
+    own, answered_by, judges = list[Sample](), None, dict[str, str]()
+    _free_memory(ranks)
+    if asked and each_answers:
+        own, answered_by = asyncio.run(calls.answered(means, asked[ranks.rank :: ranks.size], model))
+        judges = asyncio.run(calls.rated(means, each_rates, own))
+    samples = sorted(itertools.chain.from_iterable(gather(own, ranks)), key=_place(config))
+    _free_memory(ranks)
+    if is_launched():
+        leave_ranks()
+    if ranks.is_main:
+        if asked and not each_answers:
+            samples, answered_by = asyncio.run(calls.answered(means, asked, model))
+            samples.sort(key=_place(config))
+        left = [judge for judge in config.judges if judge not in each_rates]
+        judges |= asyncio.run(calls.rated(means, left, samples))
+    return _Judged(samples, answered_by, judges)
+
+
+def _free_memory(ranks: Ranks) -> None:
+    """Gives back the GPU memory of models that are done: a server that is started next needs it."""
+    import torch
+
+    gc.collect()
+    if ranks.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _place(config: Config) -> Any:
@@ -293,12 +243,18 @@ def _place(config: Config) -> Any:
 
 
 def _num_calls(config: Config, work: Work, ranks: Ranks) -> int:
-    """Of this rank: documents, answers and ratings."""
-    most, judges = config.evaluate.num_documents, config.judges
+    """Of this rank, of whom the first writes it: documents, answers and ratings."""
+    most = config.evaluate.num_documents
     counts = [len(task.eval_docs) if most is None else min(most, len(task.eval_docs)) for task in work.tasks.values()]
+    each_answers, each_rates = by_all_ranks(config, ranks)
     own = work.items[ranks.rank :: ranks.size]
-    num_rated = sum(bool(RATED[item.benchmark]) for item in own)
-    return sum(len(range(ranks.rank, count, ranks.size)) for count in counts) + len(own) + len(judges) * num_rated
+
+    def num_rated(asked: list[Item]) -> int:
+        return sum(bool(RATED[item.benchmark]) for item in asked)
+
+    num_ratings = len(each_rates) * num_rated(own) + (len(config.judges) - len(each_rates)) * num_rated(work.items)
+    num_answers = len(own if each_answers else work.items)
+    return sum(len(range(ranks.rank, count, ranks.size)) for count in counts) + num_answers + num_ratings
 
 
 def _groups(run: RunDir) -> Iterable[AlignmentGroup]:
@@ -308,20 +264,19 @@ def _groups(run: RunDir) -> Iterable[AlignmentGroup]:
     return read_groups(GroupsData(kind="groups", path=run.dataset / "groups.jsonl"), Counter())
 
 
-def _results(
-    config: Config, name: str, work: Work, rows: list[Row], judged: tuple[list[Sample], dict[str, str]]
-) -> Row:
-    samples, identities = judged
-    unrated = check_rated(samples, identities, name)
-    about = about_judging(samples, list(identities))
+def _results(config: Config, name: str, work: Work, rows: list[Row], judged: _Judged) -> Row:
+    samples, judges = judged.samples, judged.judges
+    unrated = check_rated(samples, judges, name)
+    about = about_judging(samples, list(judges))
     return {
         "model": name,
         "figures": {figure: estimate.to_json() for figure, estimate in estimates(rows, config).items()},
-        "versions": versions_of(config, work.tasks, rows, identities),
+        "versions": versions_of(config, work.tasks, rows, judges),
         "code": code_version(),
         "judging": about,
         "num_unrated": unrated,
-        "num_unanswered": sum(sample.answer is None for sample in samples),
+        "answered_by": judged.answered_by,
+        **about_answers(samples),
         "skipped": work.skipped,
     }
 

@@ -103,6 +103,16 @@ def _by_benchmark(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     return groups
 
 
+def about_answers(samples: Sequence[Sample]) -> dict[str, int]:
+    """How many answers are missing, were ended by `max_tokens`, or had thinking taken off, whole or cut."""
+    return {
+        "num_unanswered": sum(sample.answer is None for sample in samples),
+        "num_cut_answers": sum(sample.finish == "length" for sample in samples),
+        "num_thinking_answers": sum(sample.thinking != "none" for sample in samples),
+        "num_thinking_cut_answers": sum(sample.thinking == "cut" for sample in samples),
+    }
+
+
 def about_judging(samples: Sequence[Sample], judges: Sequence[str]) -> dict[str, Any]:
     """What is to be known before a rating is believed: the judges' agreement, length bias, and refusals.
 

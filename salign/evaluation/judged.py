@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from salign.config import Config, EvaluateSection, HHSource, Sampling
-from salign.engines.base import Engine, Prompt
+from salign.engines.base import Engine, Finish, Prompt, Thinking
 from salign.errors import CallRejectedError, ConfigError, DataError
 from salign.evaluation.tasks import data_file, missing
 from salign.files import read_text
@@ -45,11 +45,16 @@ class Item:
 
 @dataclass
 class Sample:
-    """An item with the model's answer, and by judge and criterion the ratings; None where there is none."""
+    """An item with the model's answer, and by judge and criterion the ratings; None where there is none.
+
+    `finish` and `thinking` are those of the reply.
+    """
 
     item: Item
     answer: str | None
     ratings: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    finish: Finish | None = None
+    thinking: Thinking = "none"
 
     def rating(self, criterion: str) -> float | None:
         """The mean over the judges that rate it."""
@@ -141,6 +146,6 @@ async def answer_all(
             return Sample(item, None)
         finally:
             told()
-        return Sample(item, reply.text.strip() or None)
+        return Sample(item, reply.text.strip() or None, finish=reply.finish, thinking=reply.thinking)
 
     return list(await asyncio.gather(*(answer(item) for item in asked)))

@@ -39,10 +39,16 @@ def versions_of(config: Config, tasks: "dict[str, Task]", rows: Sequence[Row], i
         **{f"settings of judge {name}": settings_of_judges(config)[name] for name in identities},
         "rating": config.society.rating,
         "answer": section.answer.model_dump(),
+        "settings of answers": settings_of_answers(config),
         "chat_template": section.chat_template,
         "dtype": section.dtype,
         "seed": config.run.seed,
     }
+
+
+def settings_of_answers(config: Config) -> dict[str, Any]:
+    """Of the engine that answers for the models, what answers depend on beside the model and the sampling."""
+    return selected(config.answering, Effect.DECIDES)
 
 
 def settings_of_judges(config: Config) -> dict[str, dict[str, Any]]:

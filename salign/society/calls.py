@@ -1,12 +1,12 @@
 """The model calls of one interaction: each with a name, by which it is seeded, and counted."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from salign.config import Sampling, SocietySection
-from salign.engines.base import Prompt, RatingReply, Reply
+from salign.engines.base import Priority, Prompt, RatingReply, Reply
 from salign.engines.meter import MeteredEngine
 from salign.errors import CallRejectedError
 from salign.records import Observation
@@ -15,8 +15,8 @@ from salign.society import frames
 from salign.society.prompts import Judged, Wording
 from salign.society.replies import parse_rating
 
-# Of the calls that wait for their turn, the oldest round's go first, and those first that others wait for: an
-# observation goes with the next round's calls.
+# A `Priority` within its round: others wait for the answer, or nobody does. An observation goes with the next round's
+# calls, after those.
 _AWAITED, _OBSERVED = 0, 1
 
 
@@ -36,19 +36,27 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    def add(self, other: "Tally | Reply | RatingReply") -> None:
-        self.num_calls += other.num_calls if isinstance(other, Tally) else 1
+    def add(self, other: "Tally") -> None:
+        """Adds another's calls and tokens."""
+        self.num_calls += other.num_calls
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
+
+    def count(self, reply: Reply | RatingReply) -> None:
+        """Adds one call."""
+        self.num_calls += 1
+        self.prompt_tokens += reply.prompt_tokens
+        self.completion_tokens += reply.completion_tokens
 
 
 class UnansweredError(Exception):
     """An interaction cannot be brought to its end, since what it needs was not said; the run goes on."""
 
 
-async def together(*calls: Awaitable[Any]) -> list[Any]:
+async def together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
     """Waits for every call. The first error, which ends the run, is raised at once and ends the other calls."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(call) for call in calls]
     try:
         return await asyncio.gather(*tasks)
     except BaseException:
@@ -79,8 +87,8 @@ class Calls:
         self, prompt: Prompt, sampling: Sampling, name: str, attempt: int = 0, urgency: int = _AWAITED
     ) -> Reply:
         seed = derive(*self._place, name, attempt)
-        reply = await self._engine.generate(prompt, sampling, seed, (self._round + urgency, urgency))
-        self.tally.add(reply)
+        reply = await self._engine.generate(prompt, sampling, seed, Priority(self._round + urgency, urgency))
+        self.tally.count(reply)
         return reply
 
     def key(self, role: str) -> str:
@@ -104,36 +112,31 @@ class Calls:
         """A rating, and the reply that it was read from; its `rating` is None where none can be had.
 
         By the probabilities of the digits nothing is said; of a reply in words, a rating that cannot be read is asked
-        for again.
+        for again. A call that the engine refuses is not.
         """
         for attempt in range(self.society.num_rating_tries):
-            if self.society.rating == "parse":
-                reply = await self.reason(prompt, name, attempt, urgency)
-                parsed = parse_rating(reply.text, judged=judged)
-                if parsed is not None:
-                    rating, reason = parsed
-                    return Observation(rating, text=reason), reply
-                continue
             try:
+                if self.society.rating == "parse":
+                    reply = await self.generate(prompt, self.society.feedback, name, attempt, urgency)
+                    parsed = parse_rating(reply.text, judged=judged)
+                    if parsed is not None:
+                        rating, reason = parsed
+                        return Observation(rating, text=reason), reply
+                    continue
                 seed = derive(*self._place, name, attempt)
-                digits = await self._engine.rate(prompt, seed, (self._round + urgency, urgency))
+                digits = await self._engine.rate(prompt, seed, Priority(self._round + urgency, urgency))
             except CallRejectedError:
-                break
-            self.tally.add(digits)
+                break  # it would be refused again
+            self.tally.count(digits)
             if digits.expectation is not None:
                 return Observation(digits.expectation, digits.mass), _NOTHING
         return Observation(None), _NOTHING
 
-    async def observe(self, question: str, answer: str, role: str, criteria: Sequence[str]) -> dict[str, Observation]:
-        """An observer's ratings of an answer, said as `role`, by each criterion; observers have no memory."""
-        judged = self.judged(question, answer, role)
-        given = await together(
-            *(
-                self.rating(self.wording.observe(judged, criterion), answer, f"observe:{role}:{criterion}", _OBSERVED)
-                for criterion in criteria
-            )
-        )
-        return {criterion: observation for criterion, (observation, _) in zip(criteria, given, strict=True)}
+    async def observe(self, judged: Judged, role: str, criterion: str) -> Observation:
+        """An observer's rating of an answer, said as `role`, by a criterion; observers have no memory."""
+        asked = self.wording.observe(judged, criterion)
+        observation, _ = await self.rating(asked, judged.answer, f"observe:{role}:{criterion}", _OBSERVED)
+        return observation
 
 
 def spoken(reply: Reply, role: str) -> Reply:

@@ -67,8 +67,8 @@ class QuestionTable:
             units = self._between(question, others)
             least = units.min()
             return int(least) / _UNITS, int(others[units == least].min())
-        coded = self._row(question)[others]
-        code = int(coded[coded.argmin()])
+        coded = self._row(question).take(others)
+        code = coded.item(coded.argmin())
         return (code >> _BITS) / _UNITS, code & _MASK
 
     def _row(self, question: int) -> NDArray[np.uint32]:
@@ -183,7 +183,7 @@ class InternalMemory:
         num_known = num_initial + bisect_right(self._since, after_round)
         if not num_known:
             return None
-        known = np.frombuffer(self._numbers, dtype=np.int32, count=num_known)
+        known = np.frombuffer(self._numbers, np.int32, num_known)
         distance, number = table.nearest(question, known)
         if not distance < table.max_distance:
             return None

@@ -8,9 +8,9 @@ from typing import Any
 from salign.config import Config, EngineSection, SocietySection
 from salign.engines.capabilities import Ratings, deciding
 from salign.engines.gate import Gate
-from salign.engines.journal import ReplayEngine, written_header
+from salign.engines.journal import Journal, ReplayEngine, written_header
 from salign.engines.meter import MeteredEngine
-from salign.engines.opening import known, open_engine
+from salign.engines.opening import OpenEngine, known, metered, open_unmetered
 
 
 def model_names(society: SocietySection) -> list[str]:
@@ -18,10 +18,16 @@ def model_names(society: SocietySection) -> list[str]:
     return ["model", "society.observer.model", *(f"society.mixture.{part.name}.model" for part in society.mixture)]
 
 
-def asked(society: SocietySection, engines: Sequence[MeteredEngine]) -> dict[str, Any]:
+def asked(society: SocietySection, engines: Sequence[OpenEngine]) -> dict[str, Any]:
     """How each model is asked, under its name in a journal's header."""
     named = zip(model_names(society), engines, strict=True)
-    return {f"{name}.asked": deciding(engine.facts()) for name, engine in named}
+    return {f"{name}.asked": deciding(engine.facts()) for name, (engine, _) in named}
+
+
+def meter_all(engines: Sequence[OpenEngine], journal: Journal) -> list[MeteredEngine]:
+    """Each engine behind the journal; one that speaks in several places is one here too, with one count."""
+    made = {opened: metered(*opened, journal) for opened in dict.fromkeys(engines)}
+    return [made[opened] for opened in engines]
 
 
 def _sections(config: Config) -> list[tuple[str, EngineSection | None, Ratings | None]]:
@@ -36,21 +42,24 @@ def _sections(config: Config) -> list[tuple[str, EngineSection | None, Ratings |
 
 
 @contextlib.asynccontextmanager
-async def open_engines(config: Config, logs: Path, kept: Path) -> AsyncIterator[list[MeteredEngine]]:
-    """The run's engine, the observer's, then one for each part of a mixed society; the run's where none is named."""
+async def open_engines(config: Config, logs: Path, kept: Path) -> AsyncIterator[list[OpenEngine]]:
+    """The run's engine, the observer's, then one for each part of a mixed society; the run's where none is named.
+
+    They are called through `meter_all`, once their journal is there: its header names them.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        engines: list[MeteredEngine] = []
+        engines: list[OpenEngine] = []
         for name, section, ratings in _sections(config):
             if section is None:
                 engines.append(engines[0])
             else:
-                opened = open_engine(section, config.model, logs / name, ratings=ratings, kept=kept)
+                opened = open_unmetered(section, config.model, logs / name, ratings=ratings, kept=kept)
                 engines.append(await stack.enter_async_context(opened))
         yield engines
 
 
 @contextlib.asynccontextmanager
-async def open_replay(config: Config, folder: Path, kept: Path) -> AsyncIterator[list[MeteredEngine]]:
+async def open_replay(config: Config, folder: Path, kept: Path) -> AsyncIterator[list[OpenEngine]]:
     """Nothing that answers, under the names of the models whose answers are in the journal."""
     header = written_header(folder)
     engines = []
@@ -58,5 +67,5 @@ async def open_replay(config: Config, folder: Path, kept: Path) -> AsyncIterator
         identity = str(header.get(name))
         measured = known(section or config.engine, identity, ratings, kept)
         facts = header.get(f"{name}.asked") if measured is None else measured.facts()
-        engines.append(MeteredEngine(ReplayEngine(identity, facts), Gate(1, adaptive=False)))
+        engines.append(OpenEngine(ReplayEngine(identity, facts), Gate(1, adaptive=False)))
     yield engines

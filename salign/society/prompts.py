@@ -6,6 +6,7 @@ What several prompts share (question, then draft) comes first, so that an engine
 What agents said stands in frames (see `frames`).
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,6 +125,7 @@ def draft(question: str, recalled: Recalled | None, instructions: str | None = N
     return Prompt(told, instructions)
 
 
+@functools.lru_cache(maxsize=1024)  # for all who judge one text, the same
 def judging(instructions: str | None, key: str) -> str:
     """The system text of whoever judges: who it is, and what the marks mean between which it is shown an answer."""
     return f"{instructions or _JUDGE}\n\n{_JUDGED.format(key=key)}"
@@ -141,6 +143,12 @@ class Wording:
         self._in_words = society.rating == "parse"
         self._with_reasons = "feedback_text" not in society.without
         self._form: Form = "rating" if self._in_words else "text"
+        self._ask_rating = _SCALES["alignment"]
+        self._ask_observation = _SCALES
+        if self._in_words:
+            wanted = _RATING_AND_REASON if self._with_reasons else _RATING_ALONE
+            self._ask_rating = wanted.format(scale=self._ask_rating)
+            self._ask_observation = {name: _RATING_AND_REASON.format(scale=scale) for name, scale in _SCALES.items()}
 
     def _judge(
         self,
@@ -162,10 +170,7 @@ class Wording:
 
     def feedback_rating(self, judged: Judged, recalled: Recalled | None, instructions: str | None) -> Prompt:
         """An audience member's rating: as one digit, or in words, with a reason unless feedback has none."""
-        ask = _SCALES["alignment"]
-        if self._in_words:
-            ask = (_RATING_AND_REASON if self._with_reasons else _RATING_ALONE).format(scale=ask)
-        return self._judge(judged, ask, recalled, instructions, self._form)
+        return self._judge(judged, self._ask_rating, recalled, instructions, self._form)
 
     def feedback_reason(self, judged: Judged, recalled: Recalled | None, instructions: str | None) -> Prompt:
         """An audience member's reason, where the rating is asked for by itself."""
@@ -173,10 +178,7 @@ class Wording:
 
     def observe(self, judged: Judged, criterion: str) -> Prompt:
         """An observer's rating by `alignment` or `engagement`: as one digit, or in words with a reason."""
-        ask = _SCALES[criterion]
-        if self._in_words:
-            ask = _RATING_AND_REASON.format(scale=ask)
-        return self._judge(judged, ask, form=self._form)
+        return self._judge(judged, self._ask_observation[criterion], form=self._form)
 
     def revision(self, drafted: Judged, feedback: Sequence[Turn], instructions: str | None) -> Prompt:
         """What the centre agent answers after the feedback; the lowest-rated reason stands nearest the end.
@@ -212,8 +214,10 @@ _SENTENCES = frozenset(
     for sentence in re.split(r"(?<=[.?:])\s", part)
     if "{" not in sentence and len(sentence.split()) >= _NUM_TELLING_WORDS
 )
+# All at once: a scan skips to the capitals with which they begin.
+_REPEATED = re.compile("|".join(map(re.escape, sorted(_SENTENCES))))
 
 
 def repeats_prompt(text: str) -> bool:
     """Whether a text says again what its author was asked to do, instead of doing it."""
-    return any(sentence in text for sentence in _SENTENCES)
+    return _REPEATED.search(text) is not None

@@ -33,6 +33,7 @@ _QUOTATIONS = re.compile(
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
 _QUOTATION_MARK = re.compile("[\"'`>\u201c\u201e\u00ab]")
+_MARKS_AROUND = ('"', "\u201c", "`")
 _OPENS_QUOTATION = re.compile(r'(?<![\w"])"(?=[\w<(\[{*\u2026-])')
 # So long a text is more than the form itself, and where a judge repeats it, it quotes.
 _QUOTED_WORDS = 3
@@ -47,7 +48,9 @@ _FORM = re.compile(
         (?:\s*(?P<link>-|\u2013|to|/|out\ of|of)\s*(?P<other>\d+))? [>)\]"'`*]*""",
     re.IGNORECASE | re.VERBOSE,
 )
-_RATING = re.compile("rating", re.IGNORECASE)
+_PLAIN = re.compile(r"Rating: ([1-7]) Reason: ")
+_RATING = "rating"
+_RATING_IN_ANY_CASE = re.compile(_RATING, re.IGNORECASE)
 # What belongs to the form and stands before it.
 _LEAD = re.compile(r"(?:\b(?:my|our|the|overall|final|total|general|alignment|engagement)\s+){1,3}\Z", re.IGNORECASE)
 _LEAD_LENGTH = 80
@@ -81,8 +84,8 @@ def without_reasoning(reply: str) -> str:
 
 
 def _may_have_tags(text: str) -> bool:
-    """Whether a text has what every tag begins with. Most have not, and need no closer look."""
-    return "<" in text or "[" in text or "◁" in text
+    """Whether a text has what every tag and control token begins with. Most have not, and need no closer look."""
+    return "<" in text or "[" in text or "\uff1c" in text or "\u25c1" in text
 
 
 def _first(pattern: re.Pattern[str], text: str, quoted: list[tuple[int, int]]) -> re.Match[str] | None:
@@ -95,12 +98,16 @@ def _quotations(text: str) -> list[tuple[int, int]]:
 
     Otherwise one mark in what is quoted would turn inside and outside around for all that follows.
     """
-    if not _QUOTATION_MARK.search(text) and not may_have_key(text):
+    if not _may_quote(text):
         return []
     quotations = list(_QUOTATIONS.finditer(text))
     straight = [found for found in quotations if found.group().startswith('"')]
     paired = text.count('"') % 2 == 0 and all(_OPENS_QUOTATION.match(text, found.start()) for found in straight)
     return [found.span() for found in quotations if paired or found not in straight]
+
+
+def _may_quote(text: str) -> bool:
+    return _QUOTATION_MARK.search(text) is not None or may_have_key(text)
 
 
 def _within(position: int, spans: list[tuple[int, int]]) -> bool:
@@ -109,14 +116,20 @@ def _within(position: int, spans: list[tuple[int, int]]) -> bool:
 
 def _unquoted(reply: str) -> str:
     """A reply without one pair of marks around all of it, as where a judge repeats those of the form it was shown."""
+    if not reply.startswith(_MARKS_AROUND):
+        return reply
     whole = re.fullmatch(r'"([^"]*)"|\u201c([^\u201c\u201d]*)\u201d|`([^`]*)`', reply)
     return reply if whole is None else next(inner for inner in whole.groups() if inner is not None)
 
 
 def _without_judged(reply: str, judged: str) -> str:
     """A reply in which what is judged, where it is repeated word for word, is a quotation."""
+    # Nearly no reply does, and most lack its last word already: a pattern of its own for each text that is judged would
+    # cost more than all else.
+    *_, last = judged.rsplit(None, 1) or [""]
+    if last.casefold() not in reply.casefold():
+        return reply
     words = judged.split()
-    # Nearly no reply does: a pattern of its own for each text that is judged would cost more than all else.
     if len(words) < _QUOTED_WORDS or " ".join(words).casefold() not in " ".join(reply.split()).casefold():
         return reply
     return re.sub(r"\s+".join(map(re.escape, words)), "\u2026", reply, flags=re.IGNORECASE)
@@ -159,14 +172,23 @@ class _Form(NamedTuple):
 
 def _forms(text: str) -> list[_Form]:
     """Every form in a text."""
-    found: list[_Form] = []
-    for word in _RATING.finditer(text):
-        form = _FORM.match(text, word.start())
+    forms: list[_Form] = []
+    for word in _starts_of_rating(text):
+        form = _FORM.match(text, word)
         if form is not None:
-            lead = _LEAD.search(text, max(0, form.start() - _LEAD_LENGTH), form.start())
-            start = form.start() if lead is None else lead.start()
-            found.append(_Form(start, form.end(), form["number"], form["link"], form["other"]))
-    return found
+            lead = _LEAD.search(text, max(0, word - _LEAD_LENGTH), word)
+            forms.append(_Form(word if lead is None else lead.start(), form.end(), *form.groups()))
+    return forms
+
+
+def _starts_of_rating(text: str) -> list[int]:
+    """Where a text has the word, in any case."""
+    if not text.isascii():  # some letters are longer in lower case
+        return [word.start() for word in _RATING_IN_ANY_CASE.finditer(text)]
+    lower, starts, start = text.lower(), [], -1
+    while (start := lower.find(_RATING, start + 1)) >= 0:
+        starts.append(start)
+    return starts
 
 
 def _begins_with_form(text: str) -> bool:
@@ -203,23 +225,39 @@ def parse_rating(reply: str, highest: int = 7, judged: str = "") -> tuple[float,
         None where the judge gives no rating, or several.
     """
     outside = _without_judged(reply, judged)
+    if outside is reply and (plain := _plain_rating(reply.strip())) is not None:
+        return plain
     text = _unquoted(without_reasoning(outside))
     fenced = _FENCE.match(text)
     if fenced or text.startswith("{"):
         return _from_json(fenced[1] if fenced else text, highest)
     if text != outside:  # what stood apart may stand together now
         text = _without_judged(text, judged)
-    quoted = _quotations(text)
-    forms = [form for form in _forms(text) if not _within(form.start, quoted) and not _is_scale(form, highest)]
-    values = {_value(form, highest) for form in forms}
-    value = values.pop() if len(values) == 1 else None
-    if value is None:
+    forms = [form for form in _forms(text) if not _is_scale(form, highest)]
+    if forms and _may_quote(text[: forms[-1].start]):  # what is around a form begins before it
+        quoted = _quotations(text)
+        forms = [form for form in forms if not _within(form.start, quoted)]
+    if not forms:
         return None
-    first, last = forms[0], forms[-1]
-    at_end = _begins_sentence(text, last) and _AFTER_ALL.match(text, last.end)
-    if not at_end and not _BEFORE_ALL.match(text[: first.start]):
+    first, *others = forms
+    last, value = forms[-1], _value(first, highest)
+    if value is None or any(_value(other, highest) != value for other in others):
+        return None
+    at_start = _BEFORE_ALL.match(text[: first.start])
+    if not at_start and not (_begins_sentence(text, last) and _AFTER_ALL.match(text, last.end)):
         return None
     return float(value), _reason(text, first, last)
+
+
+def _plain_rating(text: str) -> tuple[float, str] | None:
+    """The rating of a reply that is what it was asked for, and no more; None for any other, which needs a closer look.
+
+    Most are, and to read them so costs a third.
+    """
+    plain = _PLAIN.match(text)
+    if plain is None or _may_have_tags(text) or len(_starts_of_rating(text)) > 1:
+        return None
+    return float(plain[1]), _stripped(text[plain.end() :])
 
 
 def _begins_sentence(text: str, form: _Form) -> bool:
@@ -229,8 +267,8 @@ def _begins_sentence(text: str, form: _Form) -> bool:
 
 def _is_scale(form: _Form, highest: int) -> bool:
     """Whether a form is the scale itself, said again: `Rating: <1 to 7>`."""
-    said = (form.number, form.other) == ("1", str(highest))
-    return said and form.link is not None and form.link.lower() in ("-", "\u2013", "to")
+    _, _, number, link, other = form
+    return link is not None and (number, other) == ("1", str(highest)) and link.lower() in ("-", "\u2013", "to")
 
 
 def _reason(text: str, first: _Form, last: _Form) -> str:
@@ -238,7 +276,11 @@ def _reason(text: str, first: _Form, last: _Form) -> str:
     behind = text[first.end :]
     said = text[: last.start] if not behind.strip(_AROUND_REASON) else behind
     label = _REASON_LABEL.search(said)
-    return said[label.end() if label else 0 :].lstrip(_AROUND_REASON).rstrip(" \t\r\n*")
+    return _stripped(said[label.end() if label else 0 :])
+
+
+def _stripped(reason: str) -> str:
+    return reason.lstrip(_AROUND_REASON).rstrip(" \t\r\n*")
 
 
 # --- signs ---------------------------------------------------------------------------------------
@@ -253,6 +295,8 @@ _RATES = re.compile(
 _OF_SCALE = re.compile(
     r"""(?<![\w.,/])(?:[1-9]|10|seven|ten)\s*(?:/|out\ of|of)\s*(?:7|10|seven|ten)(?![\w%/]|[.,]\d)""", re.VERBOSE
 )
+# The end of the one above, without which it needs no look at each digit, "s" and "t".
+_SCALE = re.compile(r"(?:/|of)\s*(?:7|10|seven|ten)")
 _ROW_OF_DIGITS = re.compile(r"([1-9])(?<!\w.)(?:[\s,.]+\1\b){2}")
 
 
@@ -260,7 +304,7 @@ def _speaks_of_rating(text: str) -> bool:
     lower = text.casefold()
     if "rat" in lower and _RATES.search(lower):
         return True
-    if ("/" in lower or "of" in lower) and _OF_SCALE.search(lower):
+    if _SCALE.search(lower) and _OF_SCALE.search(lower):
         return True
     return _ROW_OF_DIGITS.search(lower) is not None
 
@@ -282,7 +326,7 @@ def flags_of(reply: Reply, said: str | None = None) -> tuple[Flag, ...]:
         flags.append("imitates_form")
     if imitates_frame(text):
         flags.append("imitates_frame")
-    if spells_control(text) or (_may_have_tags(text) and (_OPENED.search(text) or _CLOSED.search(text))):
+    if _may_have_tags(text) and (spells_control(text) or _OPENED.search(text) or _CLOSED.search(text)):
         flags.append("control_tokens")
     if repeats_prompt(text):
         flags.append("repeats_prompt")

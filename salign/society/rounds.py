@@ -3,7 +3,8 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median, pstdev
+from math import fsum, sqrt
+from statistics import median
 from typing import Any
 from zlib import crc32
 
@@ -20,6 +21,13 @@ _NUM_EXAMPLES = 3
 _MIN_RATINGS = 20
 # Flags that say more of the engine's settings than of what a text says.
 _HARMLESS = frozenset({"cut", "thinking"})
+
+
+def _standard_deviation(counts: Mapping[float, int]) -> float:
+    """Of values, each with how often it is there; the same in any order."""
+    total = sum(counts.values())
+    centre = fsum(value * num for value, num in counts.items()) / total
+    return sqrt(fsum((value - centre) ** 2 * num for value, num in counts.items()) / total)
 
 
 @dataclass
@@ -39,8 +47,8 @@ class Round:
     """Checksums of each observed turn, and of the topic."""
     masses: list[float] = field(default_factory=list)
     """Of the digits, for each rating by probabilities."""
-    flags: list[tuple[str, ...]] = field(default_factory=list)
-    """Of each turn that says something."""
+    flags: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    """How many turns that say something have which flags."""
     recalls: defaultdict[str, Recalls] = field(default_factory=lambda: defaultdict(Recalls))
     """What agents were reminded of, by the role of the turn, of every role."""
 
@@ -49,22 +57,23 @@ class Round:
         self.num_interactions += 1
         if interaction.failure is not None:
             self.num_failed += 1
-            self.failures.append(interaction.failure)
+            self.failures = sorted({*self.failures, interaction.failure})[:_NUM_EXAMPLES]
         topic = crc32(interaction.topic.encode())
         for turn in interaction.turns:
             if turn.text or turn.flags:
-                self.flags.append(turn.flags)
+                self.flags[turn.flags] += 1
             self.recalls[turn.role].add(turn)
             if turn.about is not None:
                 self.feedback.append(turn.rating)
-            masses = (turn.mass, *(observation.mass for observation in turn.observed.values()))
-            self.masses += [mass for mass in masses if mass is not None]
+            if turn.mass is not None:
+                self.masses.append(turn.mass)
             for criterion, observation in turn.observed.items():
                 by_agent = self.observed.setdefault((turn.role, criterion), {})
                 by_agent[turn.agent] = (*by_agent.get(turn.agent, ()), observation.rating)
+                if observation.mass is not None:
+                    self.masses.append(observation.mass)
             if turn.observed:
                 self.answers.append((crc32(turn.text.encode()), topic))
-        self.failures = sorted(set(self.failures))[:_NUM_EXAMPLES]
 
     def merge(self, other: "Round") -> None:
         """Takes up another part of the same round."""
@@ -74,7 +83,7 @@ class Round:
         self.feedback.extend(other.feedback)
         self.answers.extend(other.answers)
         self.masses.extend(other.masses)
-        self.flags.extend(other.flags)
+        self.flags.update(other.flags)
         for role, recalls in other.recalls.items():
             self.recalls[role].merge(recalls)
         for series, ratings in other.observed.items():
@@ -145,10 +154,12 @@ class Validity:
         for role, criterion in round_.observed:
             self._rated(criterion, round_.ratings(role, criterion))
         self.masses.update(round(mass, 3) for mass in round_.masses)
-        self.num_texts += len(round_.flags)
-        self.num_flagged += sum(not _HARMLESS.issuperset(flags) for flags in round_.flags)
-        for flags in round_.flags:
-            self.flags.update(flags)
+        for flags, num in round_.flags.items():
+            self.num_texts += num
+            if not _HARMLESS.issuperset(flags):
+                self.num_flagged += num
+            for flag in flags:
+                self.flags[flag] += num
         questions = defaultdict(set)
         for answer, question in round_.answers:
             questions[answer].add(question)
@@ -159,8 +170,10 @@ class Validity:
     def _rated(self, series: str, ratings: Sequence[float | None]) -> None:
         self.num_ratings += len(ratings)
         self.num_missing_ratings += ratings.count(None)
-        there = (round(rating, 3) for rating in ratings if rating is not None)
-        self.ratings.setdefault(series, Counter()).update(there)
+        given = self.ratings.setdefault(series, Counter())
+        for rating, num in Counter(ratings).items():  # in words there are seven
+            if rating is not None:
+                given[round(rating, 3)] += num
 
     @property
     def digit_mass_median(self) -> float | None:
@@ -170,7 +183,7 @@ class Validity:
     @property
     def rating_sds(self) -> dict[str, float]:
         """Standard deviation of the audience's ratings (`feedback`) and of the observers' by each criterion."""
-        return {name: pstdev(given.elements()) for name, given in sorted(self.ratings.items()) if given}
+        return {name: _standard_deviation(given) for name, given in sorted(self.ratings.items()) if given}
 
     @property
     def flagged_share(self) -> float:
@@ -223,7 +236,8 @@ class Validity:
         """
         num_calls, num_refused = facts["num_calls"], facts["num_refused_calls"]
         crossed = [
-            f"answers of {model} came with several model names ({', '.join(names)}): is it a single model?"
+            f"answers of {model} came with several model names ({', '.join(names)}): the server must serve a single "
+            "model"
             for model, names in facts["served"].items()
             if len(names) > 1
         ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -13,16 +14,18 @@ from typing import Any, NoReturn
 
 from salign import compose
 from salign.config import Config, Effect, SocietySection, TransformersEmbedder, selected
-from salign.digests import models_of_society, name_of
+from salign.digests import name_of
+from salign.engines.check import models_of_society
 from salign.engines.journal import Journal, written_header
 from salign.engines.meter import MeteredEngine
+from salign.engines.opening import metered
 from salign.errors import REQUEUE, SalignError, redact
 from salign.locks import lock
 from salign.machine import share_out, visible_devices
 from salign.manifest import require_model
 from salign.markers import mark_done, record_failure, recording_failure
 from salign.run import RunDir
-from salign.society.models import asked, model_names, open_engines, open_replay
+from salign.society.models import asked, meter_all, model_names, open_engines, open_replay
 from salign.society.observer import measure
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.protocols import protocol_of
@@ -38,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 # A machine that fails takes so much of the journal with it at most.
 _SYNC_EVERY_S = 1.0
+
+# So many more objects than there were may be there, some MB, before garbage in circles is looked for: of 100 calls, 10
+# objects are in one, and all others are gone as soon as nobody needs them.
+_NUM_OBJECTS = 50_000
 
 # So long mpiexec is given to pass on what was said before all is ended.
 _LAST_WORDS_S = 0.5
@@ -157,12 +164,11 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
     kept = folder.parent
     opened = open_replay(config, folder, kept) if replay else open_engines(config, logs, kept)
     with contextlib.ExitStack() as stack:
-        async with opened as engines:
-            header = journal_header(config, [engine.identity for engine in engines]) | asked(config.society, engines)
+        async with opened as models:
+            header = journal_header(config, [engine.identity for engine, _ in models]) | asked(config.society, models)
             journal = Journal(folder, header, None if replay else ranks.rank)
             stack.callback(journal.close)
-            for engine in engines:
-                engine.journal = journal
+            engines = meter_all(models, journal)
             place = (ranks.rank, ranks.size)
             worlds, recall = make_worlds(config, worlds_of(config.society, shard), engines, folder.parent, place)
             spool = stack.enter_context(Spool(folder / f".interactions-{ranks.rank:05d}.part"))
@@ -174,8 +180,10 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             check = config.society.observer_check if (shard, ranks.rank) == (0, 0) else None
             measured = None
             if check is not None:
-                measured = await measure(engines[1].counted_apart(), config.society, check, config.run.seed)
-            await _until_first(simulation.run(), _tick(progress, journal))
+                apart = metered(*models[1], journal)  # what it is asked here is no part of the society's counts
+                measured = await measure(apart, config.society, check, config.run.seed)
+            with _rare_collections():
+                await _until_first(simulation.run(), _tick(progress, journal))
             await journal.sync()
             facts = _facts(worlds, engines, simulation)
         spool.flush()
@@ -195,6 +203,17 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             facts["graphs"] = write_graphs(config.society, worlds, folder)
         ranks.barrier()  # nobody removes its spool before it is read
         return None if everybody is None else facts
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Looks for garbage in circles less often than every 700 objects, which takes a tenth of a society's time."""
+    before = gc.get_threshold()
+    gc.set_threshold(_NUM_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _take_own_gpus() -> None:

@@ -13,6 +13,9 @@ import numpy as np
 from salign.records import Interaction, to_bytes
 from salign.storage import new_file
 
+# An interaction has some KB: one of them is no write of its own.
+_BUFFER_BYTES = 1 << 18
+
 # Of the interactions of one world and round: agents, offsets and lengths in the spool's file.
 Index = Mapping[tuple[int, int], tuple["array[int]", "array[int]", "array[int]"]]
 
@@ -23,7 +26,7 @@ class Spool:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = path.open("wb")
+        self._file = path.open("wb", buffering=_BUFFER_BYTES)
         self._size = 0
         self.index: dict[tuple[int, int], tuple[array[int], array[int], array[int]]] = defaultdict(
             lambda: (array("q"), array("q"), array("q"))

@@ -126,7 +126,7 @@ class _AllBut(Sequence[int]):
 
 
 class Complete(Topology):
-    """Everybody hears everybody."""
+    """Every agent hears every other."""
 
     def neighbours(self, agent: int) -> Sequence[int]:
         return _AllBut(self.num_agents, agent)
@@ -225,7 +225,7 @@ def _from_file(path: Path) -> Links:
         if found is None:
             raise DataError(
                 f"{path}, line {place}: {line.strip()[:80]!r} is not an edge. A line holds two agent numbers, from "
-                "0 to 999999999, apart by a space, tab or comma; what follows a # is skipped."
+                "0 to 999999999, separated by a space, tab or comma; anything after a # is ignored."
             )
         if found[1] is None:
             continue

@@ -97,7 +97,7 @@ def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Uni
     if gone:
         made = unit.folder if unit else "it"
         raise StageError(
-            f"not sent: bytes of its artifacts are gone ({', '.join(gone[:3])}{' ...' if gone[3:] else ''}). Put them "
+            f"not sent: files of its artifacts are gone ({', '.join(gone[:3])}{' ...' if gone[3:] else ''}). Put them "
             f"back (a run's folder that was moved: link its old place to it), or make {made} again."
         )
     if waiting:

@@ -1,6 +1,7 @@
 """llama.cpp's server as a server of our own, with the embedded model."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -12,13 +13,17 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from salign import models
+from salign import compose, models
 from salign.config import Sampling, ServerEngine
 from salign.digests import name_of
 from salign.engines.base import Prompt
+from salign.engines.check import check_engines
 from salign.engines.opening import open_engine
 from salign.engines.server import servers
 from salign.errors import ConfigError, EngineError
+from salign.evaluation.check import check_evaluation
+from salign.evaluation.evaluate import evaluate
+from salign.run import create_run
 
 pytestmark = pytest.mark.integration
 
@@ -156,6 +161,30 @@ def test_it_is_asked_for_ratings_in_the_way_that_puts_the_mass_on_digits(tmp_pat
     facts, _, said = asyncio.run(run("parse"))
     assert facts["json_schema"] is True
     assert all(re.match(r"Rating: [1-7] Reason: ", text) for text in said)
+
+
+def test_the_model_under_evaluation_answers_through_it(tmp_path):
+    """The model in the process, of the same weights in float32, is not taken for it."""
+    engine = section(context_length=1024).model_dump(exclude={"model"})
+    tree = {
+        "run": {"root": str(tmp_path), "name": "served"},
+        "engine": {"kind": "scripted"},
+        "evaluate": {"models": ["base"], "num_questions": 3, "answer": {"temperature": 0, "max_tokens": 12}},
+    }
+    tree["evaluate"]["engine"] = engine
+    config = compose.parse(tree, "test")
+    check_evaluation(config)
+    check_engines(config, fetch=True, here=True)
+    run = create_run(config)
+    evaluate(run, config, "base")
+    results = json.loads((run.evaluation("base") / "results.json").read_text())
+    gguf = str(models.embedded_gguf("smollm2-135m"))
+    assert results["answered_by"] == f"{name_of('smollm2-135m', gguf)} (llama_cpp)" != name_of("smollm2-135m")
+    assert (results["num_unanswered"], results["num_cut_answers"]) == (0, 3)
+    rows = [json.loads(line) for line in (run.evaluation("base") / "samples.jsonl").read_text().splitlines()]
+    assert len({row["answer"] for row in rows}) == 3
+    assert all(len(row["answer"].split()) > 3 for row in rows)
+    assert (run.evaluation("base") / "servers-0" / "server-0.log").exists()
 
 
 def test_the_whole_context_of_a_slot_may_be_used(tmp_path):

@@ -372,7 +372,7 @@ def test_ranks_that_cannot_meet_or_are_not_alike(slurm, slurm_config, tmp_path):
     assert launch(*words, "--prepare").returncode == 0
     run = RunDir(tmp_path / "runs" / "ranks")
     said = train_by_hand(slurm, run, MASTER_ADDR="no-such-host.invalid")
-    assert "'no-such-host.invalid', a name that does not resolve" in said
+    assert "'no-such-host.invalid', which does not resolve" in said
     # In the first node's network, as what uses the port there would be.
     code = "import socket, time\ns = socket.create_server(('', 23456))\nprint(1, flush=True)\ntime.sleep(99)"
     command = ["srun", "-w", "n1", sys.executable, "-c", code]

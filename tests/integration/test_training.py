@@ -491,7 +491,7 @@ def test_what_two_ranks_began_one_ends(one, two):
     run = two.runs["to-one"]
     assert len(losses(run)) == 7
     done = train(run)
-    assert "step-0000007 of 2 ranks is converted for 1" in done.stderr
+    assert "step-0000007 from 2 ranks to 1" in done.stderr
     assert "continues after step 7" in done.stderr
     assert losses(run) == pytest.approx(losses(one.runs["plain"]), rel=1e-5)
 

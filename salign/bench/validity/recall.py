@@ -24,7 +24,7 @@ from salign.config import (
 )
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
-from salign.engines.meter import MeteredEngine
+from salign.engines.opening import metered
 from salign.records import Interaction, read_interactions
 from salign.society import sources
 from salign.society.calls import Speaker
@@ -57,15 +57,12 @@ class _Echo:
     def facts(self) -> dict[str, Any]:
         return {}
 
-    async def close(self) -> None:
-        pass
-
 
 def live(society: SocietySection, questions: Sequence[str], folder: Path) -> tuple[list[Interaction], float]:
     """The interactions of one world of agents that echo, and from which distance on they recall."""
     prior = sources.load(society.prior)
     table, recall = question_table(society, 0, questions, prior, folder)
-    speakers = [Speaker(MeteredEngine(_Echo(), Gate(64, adaptive=False)))]
+    speakers = [Speaker(metered(_Echo(), Gate(64, adaptive=False)))]
     world = World(Setting(society, 0, table, len(questions), prior, speakers), 0)
     with tempfile.TemporaryDirectory(dir=folder) as name, Spool(Path(name) / "spool") as spool:
         simulation = Simulation(society, [world], spool)

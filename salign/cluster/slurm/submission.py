@@ -69,7 +69,7 @@ def submit(run: RunDir, config: Config, jobs: Sequence[Job], *, code: Path, slur
                     slurm.cancel([one.job_id for one in submitted.values()])
                 said = " ".join(str(error).split())
                 raise StageError(
-                    f"Slurm refused the job {job.name}: {said}. What was submitted is cancelled."
+                    f"Slurm refused the job {job.name}: {said}. The jobs before it are cancelled."
                 ) from None
             keys = tuple(tuple(unit.key for unit in task) for task in job.tasks)
             one = Submission(accepted[0].job_id.split("_")[0], job.name, keys, tuple(after), time.time())

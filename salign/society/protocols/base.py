@@ -5,11 +5,10 @@ state as it stood after round r-1, and writes the state of its own agent alone, 
 """
 
 import asyncio
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from salign.config import Kind, SocietySection
 from salign.engines.base import Reply
@@ -140,7 +139,7 @@ class Conversation:
         seat: Seat,
         agent: Calls,
         observer: Calls,
-        ask: Callable[[int, Query], Awaitable[tuple[Turn, Tally]]],
+        ask: Callable[[int, Query], Coroutine[Any, Any, tuple[Turn, Tally]]],
     ) -> None:
         self.seat = seat
         self.agent = agent
@@ -148,7 +147,7 @@ class Conversation:
         self._observer = observer
         self._ask = ask
         self._turns: list[Turn] = []
-        self._observed: dict[int, asyncio.Task[dict[str, Observation]]] = {}
+        self._observed: list[tuple[Turn, str, asyncio.Task[Observation]]] = []
         self._observing: asyncio.TaskGroup
         self._asked = Tally()
 
@@ -161,10 +160,14 @@ class Conversation:
             recalled: What the leader was reminded of before.
             name: Tells several turns of one role apart in the names of the observers' calls.
         """
+        turn = Turn(self.seat.leader.agent, role, reply.text, recalled=recalled, flags=flags_of(reply))
+        self._turns.append(turn)
         if role in self._protocol.observed:
-            observed = self._observer.observe(self.seat.question, reply.text, name or role, self._protocol.criteria)
-            self._observed[len(self._turns)] = self._observing.create_task(observed)
-        self._turns.append(Turn(self.seat.leader.agent, role, reply.text, recalled=recalled, flags=flags_of(reply)))
+            called = name or role
+            judged = self._observer.judged(self.seat.question, reply.text, called)
+            for criterion in self._protocol.criteria:
+                task = self._observing.create_task(self._observer.observe(judged, called, criterion))
+                self._observed.append((turn, criterion, task))
         return reply.text
 
     async def ask(self, members: Sequence[int], text: str) -> list[Turn]:
@@ -200,6 +203,8 @@ class Conversation:
         except BaseExceptionGroup as errors:
             first = errors.exceptions[0]
             raise first from first.__cause__
+        for turn, criterion, task in self._observed:
+            turn.observed[criterion] = task.result()
         total = self._asked
         total.add(self.agent.tally)
         total.add(self._observer.tally)
@@ -209,10 +214,7 @@ class Conversation:
             agents=(self.seat.leader,),
             protocol=self._protocol.society.protocol.kind,
             topic=self.seat.question,
-            turns=tuple(
-                dataclasses.replace(turn, observed=self._observed[place].result()) if place in self._observed else turn
-                for place, turn in enumerate(self._turns)
-            ),
+            turns=tuple(self._turns),
             failure=failure,
             num_calls=total.num_calls,
             prompt_tokens=total.prompt_tokens,

@@ -1,0 +1,67 @@
+"""What a run's engines need, looked for before anything starts: models, programs and servers."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from salign import models
+from salign.config import Config, EngineSection, TransformersEmbedder
+from salign.engines.kinds import kind_of
+
+Template = Literal["chat", "alpaca"]
+
+
+def models_of(config: Config) -> tuple[str, ...]:
+    """Every model that a run's processes load, the base first."""
+    return _loaded(config, config.engines().values(), (config.model,))
+
+
+def models_of_society(config: Config) -> tuple[str, ...]:
+    """Those that its shards load."""
+    return _loaded(config, (one for place, one in config.engines().items() if not place.startswith("evaluate.")))
+
+
+def _loaded(config: Config, engines: Iterable[EngineSection], also: Iterable[str] = ()) -> tuple[str, ...]:
+    named = [*also, *(kind_of(section).model_of(section, config.model) for section in engines)]
+    named.append(_of_embedder(config))
+    return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+def _of_embedder(config: Config) -> str | None:
+    embedder = config.society.embedder
+    return embedder.model or config.model if isinstance(embedder, TransformersEmbedder) else None
+
+
+def check_engines(config: Config, *, fetch: bool, here: bool = False) -> None:
+    """Makes sure that the models and the programs that serve them are there.
+
+    Args:
+        config: The run's.
+        fetch: The run is about to start: the embedded model is downloaded.
+        here: It will run on this machine: servers must answer, and chat templates are tried.
+
+    Raises:
+        ConfigError: A model, a program or a served name does not exist.
+        EngineError: A server is unreachable.
+    """
+    templates: list[tuple[str, Template | None]] = [(config.model, config.train.template)]
+    for section in dict.fromkeys(config.engines().values()):
+        kind = kind_of(section)
+        kind.check(section, config.model, fetch=fetch, here=here)
+        if kind.is_in_process:
+            templates.append((kind.model_of(section, config.model) or config.model, "chat"))
+    embedder = _of_embedder(config)
+    if embedder is not None:
+        templates.append((embedder, None))
+    for model, template in dict.fromkeys(templates):
+        _check_model(model, template, fetch=fetch, here=here)
+
+
+def _check_model(model: str, template: Template | None, *, fetch: bool, here: bool) -> None:
+    """Makes sure that a model which this process loads is there, and that its chat template can be used."""
+    if fetch and model in models.EMBEDDED:
+        models.resolve(model)
+    else:
+        models.check_name(model)
+    # A login node is spared torch: there the first job tries the templates.
+    if here and template is not None and models.find_local(model) is not None:
+        models.load_tokenizer(model, template)
