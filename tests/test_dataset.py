@@ -83,8 +83,8 @@ def test_every_group_knows_its_question_and_its_interactions():
     )
     assert all(group.provenance["question"] == "Q?" for group in groups)
     origins = {(group.kind, group.responses[0]): group.provenance["interactions"] for group in groups}
-    assert origins["imitation", "draft"] == [(0, 2, 4), (3, 2, 5)]
-    assert origins["self_critic", "why"] == [(3, 2, 5)]
+    assert origins["imitation", "draft"] == [[0, 2, 4], [3, 2, 5]]
+    assert origins["self_critic", "why"] == [[3, 2, 5]]
 
 
 def test_equal_queries_become_one_group():
@@ -402,6 +402,7 @@ LONG = "Is it acceptable to read the diary of a friend?"
         ("e.txt", "May I?\n\n  Nay \n"),
         ("e.csv", 'label,scenario,excuse\n0,May I?,"a, b"\n1,Nay,c\n'),
         ("e.csv", "\ufeffQuestion,Best Answer\r\nMay I?,no\r\nNay,\r\n"),
+        ("e.tsv", "question\tlabel\nMay I?\t0\nNay\t1\n"),
         ("e.json", json.dumps(["May I?", "Nay"])),
         ("e.json", json.dumps([{"question": "May I?", "n": 1}, {"prompt": "Nay"}])),
         ("e.jsonl", '{"situation": "May I?", "norm": "x"}\n{"Q": "Nay", "A": "x"}\n'),
@@ -412,7 +413,7 @@ LONG = "Is it acceptable to read the diary of a friend?"
             + json.dumps({"chosen": "Human: Nay\n\nAssistant: no"}),
         ),
     ],
-    ids=["text", "csv", "csv bom", "texts", "objects", "lines", "transcripts"],
+    ids=["text", "csv", "csv bom", "tsv", "texts", "objects", "lines", "transcripts"],
 )
 def test_prompts_are_found_in_files_of_every_shape(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")
@@ -428,6 +429,13 @@ def test_a_file_of_prompts_that_cannot_be_read_is_named(tmp_path, name):
     (tmp_path / name).write_bytes("question\ngrüßen\n".encode("latin-1"))
     with pytest.raises(DataError, match=name):
         prompts_of(tmp_path / name)
+
+
+def test_a_row_of_prompts_with_a_cell_too_many_is_named(tmp_path):
+    """Its prompt would be compared without what stands after the comma."""
+    (tmp_path / "e.csv").write_text("question\nMay I, please?\n")
+    with pytest.raises(DataError, match=r"e\.csv, line 2: 2 cells, and the header names 1 columns"):
+        prompts_of(tmp_path / "e.csv")
 
 
 def leak_config(tmp_path, prompts: list[str], **sections) -> Config:

@@ -3,13 +3,16 @@
 import gzip
 import json
 import random
+import tempfile
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from salign import compose
 from salign.config import AnswersData, DatasetData, GroupsData
+from salign.dataset import scratch
 from salign.dataset.collect import check_leaks
 from salign.dataset.groups import digest_of, read_groups
 from salign.errors import DataError, StageError
@@ -73,13 +76,27 @@ def test_many_unpaired_rows_are_gathered_as_a_dictionary_would(tmp_path):
     assert left_out["only_bad_groups"] == len(expected) - len(with_good) > 0
 
 
-def test_a_temporary_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    import sqlite3
+def test_keys_with_the_same_hash_are_told_apart(monkeypatch):
+    monkeypatch.setattr(scratch, "hash", lambda _: 7, raising=False)
+    with scratch.gathering("rows") as rows:
+        for rank, key, row in [(1, "a", 1), (1, "b", 2), (0, "a", 3), (1, "a", 4)]:
+            rows.add(rank, key, row)
+        assert list(rows.gathered()) == [(0, "a", [3]), (1, "a", [1, 4]), (1, "b", [2])]
 
-    connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda _: connect(tmp_path / "none" / "x"))
-    with pytest.raises(StageError, match="unable to open database file"):
-        read(lines(tmp_path / "k.jsonl", [{"prompt": "p", "completion": "a", "label": True}]))
+
+ONE = [{"prompt": "p", "completion": "a", "label": True}]
+
+
+def test_a_temporary_file_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(StageError, match=r"rows with the same prompt are collected .*none.* Set TMPDIR"):
+        read(lines(tmp_path / "k.jsonl", ONE))
+
+
+def test_a_temporary_file_that_there_is_no_room_for_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("r+b"))  # noqa: SIM115
+    with pytest.raises(StageError, match=r"No space left on device\. Set TMPDIR"):
+        read(lines(tmp_path / "k.jsonl", ONE))
 
 
 BAD = [

@@ -131,7 +131,7 @@ def test_what_is_held_can_be_learnt_from_and_reported(kind, tmp_path):
     roles = Counter(turn.role for interaction in life.interactions for turn in interaction.turns)
     assert set(protocol.observed) <= set(roles)
     assert {turn["role"] for sample in shown.samples for turn in sample["turns"]} == set(roles)
-    assert all(shown.means[f"{role} {criterion}"] for role in protocol.observed for criterion in protocol.criteria)
+    assert all(shown.means[role, criterion] for role in protocol.observed for criterion in protocol.criteria)
     for round_ in life.rounds:
         metrics = round_.metrics(protocol)
         assert all(1 <= metrics[f"sim/{criterion}_mean"] <= 7 for criterion in protocol.criteria)

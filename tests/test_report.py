@@ -63,8 +63,8 @@ def simulated(tmp_path_factory) -> RunDir:
     return run
 
 
-def interactions_of(run: RunDir):
-    return [i for shard in range(2) for i in read_interactions(run.shard(shard) / "interactions.jsonl")]
+def interactions_of(run: RunDir, num_shards: int = 2):
+    return [i for shard in range(num_shards) for i in read_interactions(run.shard(shard) / "interactions.jsonl")]
 
 
 def data_of(page: str):
@@ -83,7 +83,7 @@ def test_counts_and_means_are_those_of_the_record(simulated):
     for name in ("draft", "revision"):
         for criterion in ("alignment", "engagement"):
             values = [getattr(observed_of(i, name), criterion) for i in everything]
-            assert society.means[f"{name} {criterion}"] == pytest.approx(np.mean(values))
+            assert society.means[name, criterion] == pytest.approx(np.mean(values))
     assert society.before_after.sum() == len(everything)
     pairs = [(observed_of(i, "draft").alignment, observed_of(i, "revision").alignment) for i in everything]
     assert society.num_higher == sum(after > before for before, after in pairs)
@@ -157,8 +157,38 @@ def test_the_cost_is_tokens_times_price_and_absent_without_one(simulated):
     assert "EUR" not in render(free).split("The resolved config")[0]
 
 
+def test_a_protocol_without_an_audience_is_shown_by_its_own_roles(tmp_path):
+    protocol = {"kind": "sample", "num_answers": 3}
+    run = create_run(config_of(tmp_path, {"protocol": protocol, "num_worlds": 1, "num_shards": 1, "max_rounds": 2}))
+    run_shard(run, run.config(), 0)
+    collect(run, run.config())
+    path, record = write_report(run, run.config())
+    page, society, everything = path.read_text(), record.society, interactions_of(run, num_shards=1)
+    shown = [plot for section in plots(record).values() for plot in section]
+    assert [plot.key for plot in shown][:3] == ["society-path", "recalls", "ratings"]
+    assert {"before-after", "followed", "gain"}.isdisjoint(plot.key for plot in shown)
+    words = json.dumps([[plot.title, plot.caption, plot.alt, plot.figure, plot.columns] for plot in shown])
+    assert "answers: alignment" in words
+    assert not re.search(
+        "draft|revision|feedback", words + re.sub(r"<script.*?</script>", "", page.split('id="run"')[0])
+    )
+    assert re.findall(r'<option value="[0-9]">(.*?)</option>', page) == [
+        "alignment of answers",
+        "engagement of answers",
+    ]
+    assert society.missing == {
+        "answer alignment": [3 * len(everything), 0],
+        "answer engagement": [3 * len(everything), 0],
+    }
+    ratings = [turn.observed_rating("alignment") for item in everything for turn in item.turns]
+    assert society.means["answer", "alignment"] == pytest.approx(np.mean(ratings))
+    # Of a cell, which has one agent, the mean of all its answers.
+    first = [turn.observed_rating("alignment") for turn in everything[0].turns]
+    assert society.cells.values(0)[0, 0, everything[0].agent] == pytest.approx(np.mean(first))
+
+
 def test_feedback_counts_as_followed_by_its_own_words_alone():
-    followed = Followed(("draft", "revision"))
+    followed = Followed("draft", "revision")
     one = interaction(
         question="Should neighbours borrow tools?",
         draft="Perhaps.",
@@ -351,9 +381,9 @@ def test_a_reservoir_draws_evenly():
     for seed in range(400):
         reservoir = Reservoir(10, rng(seed, "test"))
         for number in range(40):
-            place = reservoir.place()
-            if place is not None:
-                reservoir.keep(place, number)
+            slot = reservoir.draw()
+            if slot is not None:
+                reservoir.keep(slot, number)
         drawn = reservoir.in_order()
         assert drawn == sorted(set(drawn))
         counts[drawn] += 1

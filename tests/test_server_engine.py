@@ -74,6 +74,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(content)
         if asked["messages"][-1]["content"] == "crash":
             os._exit(9)
+        if asked["messages"][-1]["content"] == "busy":
+            self.answer(429, {{"error": {{"message": "too many"}}}})
+            return
         choice = {{"index": 0, "message": {{"role": "assistant", "content": f"port {{option['--port']}}"}}}}
         usage = {{"prompt_tokens": 3, "completion_tokens": 2}}
         self.answer(200, {{"model": asked["model"], "choices": [choice], "usage": usage}})

@@ -1,6 +1,7 @@
 """Runs the benchmarks that the documentation quotes; each figure with its target and a comparison.
 
 python jobs/bench.py society [--json FILE] [--only PART ...] [--agents N ...]
+python jobs/bench.py streams [--json FILE] [--only PART ...] [--num N]
 python jobs/bench.py training [--json FILE] [--only PART ...]
 python jobs/bench.py validity [--json FILE] [--only PART ...]
 """
@@ -20,7 +21,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["society", "training", "validity"])
+    parser.add_argument("what", choices=["society", "streams", "training", "validity"])
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the figures and the machine's description to a file"
     )
@@ -32,6 +33,7 @@ def main() -> None:
         default=[10_000, 100_000],
         help="society: numbers of agents for the memory measurement",
     )
+    parser.add_argument("--num", type=int, default=100_000, help="streams: number of interactions that are read")
     parser.add_argument(
         "--mock-engine",
         type=Path,
@@ -52,6 +54,10 @@ def main() -> None:
         from salign.bench import society
 
         figures = society.measure(args.mock_engine, args.agents, args.only, say)
+    elif args.what == "streams":
+        from salign.bench import streams
+
+        figures = streams.measure(args.num, args.only, say)
     elif args.what == "validity":
         from salign.bench.validity import parts
         from salign.bench.validity.context import Context

@@ -59,7 +59,7 @@ class DatasetSection(Section):
     whose best it is is left out), and a text with any other flag except `thinking` is in no group, nor is any
     feedback on it."""
     leak_check: Annotated[tuple[AbsolutePath, ...], Effect.INPUT] = ()
-    """Further evaluation files (text, JSON, JSON Lines, CSV) whose prompts must not be in the training data."""
+    """Further evaluation files (text, JSON, CSV, Parquet) whose prompts must not be in the training data."""
 
     @model_validator(mode="after")
     def _possible(self) -> "DatasetSection":

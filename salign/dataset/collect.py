@@ -19,7 +19,7 @@ from salign.dataset.leaks import Match, Text, find_leaks, prompts_of
 from salign.errors import StageError
 from salign.locks import lock
 from salign.markers import mark_done, read_done, recording_failure, require_done
-from salign.records import AlignmentGroup, Interaction, Turn, read_interactions, to_bytes
+from salign.records import AlignmentGroup, Interaction, read_interactions, to_bytes
 from salign.run import RunDir
 from salign.society import sources
 from salign.society.protocols import protocol_of
@@ -39,24 +39,28 @@ _MAX_SHOWN = 200
 class GroupCounts:
     """How many groups and responses of each kind there are, and histograms of their scores."""
 
+    _NAMES = ("num_groups", "num_responses", "num_single")
+
     def __init__(self) -> None:
-        self._counts = {kind: Counter[str]() for kind in KINDS}
+        self._counts = {kind: dict.fromkeys(self._NAMES, 0) for kind in KINDS}
         self._scores = {kind: Counter[int]() for kind in KINDS}
 
     def add(self, group: AlignmentGroup) -> None:
         """Takes up a group of the society's."""
         kind = kind_of(group)
-        num = len(group.responses)
-        self._counts[kind].update(num_groups=1, num_responses=num, num_single=num == 1)
-        self._scores[kind].update(map(round, group.scores))
+        counts, scores, num = self._counts[kind], self._scores[kind], len(group.responses)
+        counts["num_groups"] += 1
+        counts["num_responses"] += num
+        counts["num_single"] += num == 1
+        for score in group.scores:
+            scores[round(score)] += 1
 
     def figures(self) -> dict[str, Any]:
         """For the card; scores by the nearest whole one, 1..7."""
         kinds: dict[str, Any] = {}
         for kind, counts in self._counts.items():
             histogram = {str(score): self._scores[kind][score] for score in range(1, 8)}
-            names = ("num_groups", "num_responses", "num_single")
-            kinds[kind] = {**{name: counts[name] for name in names}, "scores": histogram}
+            kinds[kind] = {**counts, "scores": histogram}
         total = {
             name: sum(counts[name] for counts in self._counts.values()) for name in ("num_groups", "num_responses")
         }
@@ -69,7 +73,8 @@ class _InteractionCounts:
     def __init__(self, config: Config, protocol: Protocol[Any]) -> None:
         self._num_samples = config.tracking.num_table_rows
         self._price = config.tracking.price_per_1000_tokens
-        self._rounds: dict[int, Counter[str]] = {}
+        self._rounds: dict[int, list[int]] = {}
+        """Calls, prompt tokens and completion tokens."""
         self.num_interactions = 0
         self.flags: Counter[str] = Counter()
         self.recalls = RecallRecord(protocol.reminded)
@@ -79,11 +84,14 @@ class _InteractionCounts:
         """The same interactions, each counted as it goes on."""
         for item in interactions:
             self.num_interactions += 1
-            self.flags.update(flag for turn in item.turns for flag in turn.flags)
+            for turn in item.turns:
+                if turn.flags:
+                    self.flags.update(turn.flags)
             self.recalls.take(item)
-            self._rounds.setdefault(item.round, Counter()).update(
-                calls=item.num_calls, prompt=item.prompt_tokens, completion=item.completion_tokens
-            )
+            spent = self._rounds.setdefault(item.round, [0, 0, 0])
+            spent[0] += item.num_calls
+            spent[1] += item.prompt_tokens
+            spent[2] += item.completion_tokens
             if len(self.samples) < self._num_samples:
                 self.samples.append(item)
             yield item
@@ -91,12 +99,12 @@ class _InteractionCounts:
     def spent(self) -> dict[int, dict[str, float]]:
         """Calls, tokens and, where the config has a price, cost of each round and those before it."""
         spent: dict[int, dict[str, float]] = {}
-        total = Counter[str]()
-        for round_ in sorted(self._rounds):
-            total.update(self._rounds[round_])
-            spent[round_] = {"sim/calls": total["calls"], "sim/tokens": total["prompt"] + total["completion"]}
+        calls = prompt = completion = 0
+        for round_, of_round in sorted(self._rounds.items()):
+            calls, prompt, completion = calls + of_round[0], prompt + of_round[1], completion + of_round[2]
+            spent[round_] = {"sim/calls": calls, "sim/tokens": prompt + completion}
             if self._price is not None:
-                spent[round_]["sim/cost"] = self._price.of(total["prompt"], total["completion"])
+                spent[round_]["sim/cost"] = self._price.of(prompt, completion)
         return spent
 
 
@@ -259,19 +267,19 @@ def _chosen_groups(
             counts[kind_of(group)] += 1
             file.write(to_bytes(group))
         file.seek(0)
-        places = chosen(counts, ratio, config.run.seed)
-        yield _of_lines(file, places)
+        yield _read_chosen(file, counts, chosen(counts, ratio, config.run.seed))
 
 
-def _of_lines(lines: Iterable[bytes], places: Mapping[Kind, Collection[int]]) -> Iterator[AlignmentGroup]:
-    seen: Counter[Kind] = Counter()
-    for line in lines:
-        row = orjson.loads(line)
-        kind = row["kind"]
-        if seen[kind] in places[kind]:
-            responses, scores = tuple(row["responses"]), tuple(row["scores"])
-            yield AlignmentGroup(row["query"], responses, scores, kind, row["provenance"])
-        seen[kind] += 1
+def _read_chosen(
+    lines: Iterator[bytes], counts: Mapping[Kind, int], positions: Mapping[Kind, Collection[int]]
+) -> Iterator[AlignmentGroup]:
+    """The groups at some positions of each kind; the kinds follow each other."""
+    for kind, num in counts.items():
+        for position, line in enumerate(itertools.islice(lines, num)):
+            if position in positions[kind]:
+                row = orjson.loads(line)
+                responses, scores = tuple(row["responses"]), tuple(row["scores"])
+                yield AlignmentGroup(row["query"], responses, scores, kind, row["provenance"])
 
 
 def _missing_shards(run: RunDir, config: Config) -> list[int]:
@@ -290,10 +298,6 @@ def _missing_shards(run: RunDir, config: Config) -> list[int]:
         names = ", ".join(map(str, missing))
         logger.warning("the data is made from %d of %d shards; missing: %s", there, there + len(missing), names)
     return missing
-
-
-def _alignment(turn: Turn | None) -> float | None:
-    return None if turn is None else turn.observed_rating("alignment")
 
 
 def _mirror(
@@ -321,12 +325,12 @@ def _mirror(
         observer = None if first is None else first.facts.get("observer")
         if observer is not None:
             mirror.summarize({f"observer/{name}": observer[name] for name in ("agreement", "length_correlation")})
-        roles = protocol.observed
-        columns = ["world", "round", "agent", "question", *roles, *(f"{role} alignment" for role in roles)]
-        rated = [
-            [*item.key, item.topic, *(turn and turn.text for turn in turns), *(_alignment(turn) for turn in turns)]
-            for item in seen.samples
-            for turns in [[item.turn(role) for role in roles]]
-        ]
-        mirror.table("sim/samples", columns, rated)
+        roles, criterion = protocol.observed, protocol.criteria[0]
+        columns = ["world", "round", "agent", "question", *roles, *(f"{role} {criterion}" for role in roles)]
+        samples = []
+        for item in seen.samples:
+            turns = [item.turn(role) for role in roles]
+            ratings = [turn and turn.observed_rating(criterion) for turn in turns]
+            samples.append([*item.key, item.topic, *(turn and turn.text for turn in turns), *ratings])
+        mirror.table("sim/samples", columns, samples)
         mirror.artifact(f"{config.run.name}-data", "dataset", [run.dataset / "groups.jsonl", run.dataset / "card.json"])

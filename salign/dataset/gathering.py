@@ -1,104 +1,55 @@
-"""What interactions give becomes groups: rows with the same query as one, gathered outside of memory."""
+"""Gathers the rows of interactions into groups, one per query, outside of memory."""
 
-import hashlib
-import itertools
-import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from salign.config import KINDS, DatasetSection, Flag, Kind, Ratio
 from salign.dataset.rated import mean_score
-from salign.dataset.scratch import scratch_database
+from salign.dataset.scratch import Gathering, gathering
 from salign.records import AlignmentGroup, Interaction, Turn
 from salign.seeds import rng
-from salign.society.protocols.base import Protocol, Row
+from salign.society.protocols.base import Protocol
 
 # Flags that leave a text what it is: nothing is missing of it, or its end, which `_without_cut_best` minds.
 _KEPT: tuple[Flag, ...] = ("cut", "thinking")
 
-_SCHEMA = """
-    CREATE TABLE query (id INTEGER PRIMARY KEY, key BLOB UNIQUE, kind INTEGER, text TEXT, topic TEXT);
-    CREATE TABLE origin (query INTEGER, world INTEGER, round INTEGER, agent INTEGER);
-    CREATE TABLE said (query INTEGER, text TEXT, score REAL, whole INTEGER);
-"""
-# Interactions that are taken up together: many small statements cost more than a few large ones.
-_BATCH = 500
 LEFT_OUT = ("unrated", "empty", "duplicate", "flagged", "cut", "cut_best_groups")
 
 
-@dataclass(slots=True)
-class _Response:
-    """The scores of one text, and whether it was ever whole, so that it may be the best."""
+def _gather(
+    rows: Gathering,
+    interactions: Iterable[Interaction],
+    protocol: Protocol[Any],
+    section: DatasetSection,
+    left_out: Counter[str],
+) -> None:
+    """Adds what can be learnt: neither flagged texts nor what was said of them.
 
-    scores: list[float] = field(default_factory=list)
-    whole: bool = False
-
-
-def _rows(
-    interaction: Interaction, protocol: Protocol[Any], section: DatasetSection, left_out: Counter[str]
-) -> Iterator[Row]:
-    """What can be learnt from an interaction; neither flagged texts nor what was said of them."""
+    A row is the topic, the interaction, and responses, each with its score and whether it is whole, so that it may be
+    the best.
+    """
+    ranks = {kind: KINDS.index(kind) for kind in section.kinds}
     learnt = {*_KEPT, *section.keep_flagged}
+    cut_is_whole = "cut" in section.keep_flagged
 
-    def kept(turns: Iterable[Turn]) -> list[Turn]:
-        there = list(turns)
-        clean = [turn for turn in there if learnt.issuperset(turn.flags)]
-        left_out["flagged"] += len(there) - len(clean)
+    def kept(turns: Sequence[Turn]) -> list[Turn]:
+        clean = [turn for turn in turns if not turn.flags or learnt.issuperset(turn.flags)]
+        left_out["flagged"] += len(turns) - len(clean)
         return clean
 
-    return protocol.rows(interaction, kept, section.min_realignment_score)
-
-
-class _Store:
-    """A temporary database of queries and what was said to them."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-        db.executescript(_SCHEMA)
-
-    def take(
-        self,
-        interactions: Iterable[Interaction],
-        protocol: Protocol[Any],
-        section: DatasetSection,
-        left_out: Counter[str],
-    ) -> None:
-        queries, origins, said = [], [], []
-        for interaction in interactions:
-            for row in _rows(interaction, protocol, section, left_out):
-                if row.kind not in section.kinds:
-                    continue
-                key = hashlib.blake2b(f"{row.kind}\0{row.query}".encode(), digest_size=16).digest()
-                queries.append((key, KINDS.index(row.kind), row.query, interaction.topic))
-                origins.append((key, *interaction.key))
-                for turn, score in row.responses:
-                    text = turn.text.strip()
-                    if score is None or not text:
-                        left_out["unrated" if score is None else "empty"] += 1
-                        continue
-                    whole = "cut" not in turn.flags or "cut" in section.keep_flagged
-                    said.append((key, text, score, whole))
-        of = "(SELECT id FROM query WHERE key = ?)"
-        self._db.executemany("INSERT OR IGNORE INTO query (key, kind, text, topic) VALUES (?, ?, ?, ?)", queries)
-        self._db.executemany(f"INSERT INTO origin VALUES ({of}, ?, ?, ?)", origins)  # noqa: S608 (no value in it)
-        self._db.executemany(f"INSERT INTO said VALUES ({of}, ?, ?, ?)", said)  # noqa: S608
-
-    def gathered(self) -> Iterator[tuple[Kind, str, str, list[tuple[int, int, int]], dict[str, _Response]]]:
-        """Kind, query and topic, origins and responses, by kind and then by first appearance."""
-        self._db.execute("CREATE INDEX said_to ON said (query)")
-        self._db.execute("CREATE INDEX origin_of ON origin (query)")
-        ordered = "SELECT id, kind, text, topic FROM query ORDER BY kind, id"
-        for number, kind, query, topic in self._db.execute(ordered):
-            given = self._db.execute("SELECT text, score, whole FROM said WHERE query = ? ORDER BY rowid", (number,))
-            there: dict[str, _Response] = {}
-            for text, score, whole in given:
-                response = there.setdefault(text, _Response())
-                response.scores.append(score)
-                response.whole |= bool(whole)
-            places = "SELECT world, round, agent FROM origin WHERE query = ? ORDER BY rowid"
-            yield KINDS[kind], query, topic, self._db.execute(places, (number,)).fetchall(), there
+    for interaction in interactions:
+        for kind, query, responses in protocol.rows(interaction, kept, section.min_realignment_score):
+            if kind not in ranks:
+                continue
+            given = []
+            for turn, score in responses:
+                text = turn.text.strip()
+                if score is None or not text:
+                    left_out["unrated" if score is None else "empty"] += 1
+                else:
+                    given.append((text, score, cut_is_whole or "cut" not in turn.flags))
+            rows.add(ranks[kind], query, (interaction.topic, interaction.key, given))
 
 
 def build_groups(
@@ -111,7 +62,8 @@ def build_groups(
     one is better than that: another would be learnt as the best. A response that is given to one query several times
     stands in its group once, with the mean of its ratings.
 
-    Rows wait in a temporary file: memory holds one group at a time.
+    Rows wait in a temporary file: memory holds one group at a time, and 17 bytes of each row (some 80 while they are
+    sorted).
 
     Args:
         interactions: In canonical order.
@@ -126,29 +78,36 @@ def build_groups(
         StageError: There is no room for the temporary file.
     """
     left_out.update(dict.fromkeys(LEFT_OUT, 0))
-    with scratch_database("rows with the same query") as database:
-        store, iterator = _Store(database), iter(interactions)
-        while batch := list(itertools.islice(iterator, _BATCH)):
-            store.take(batch, protocol, section, left_out)
-        for kind, query, topic, origins, there in store.gathered():
-            left_out["duplicate"] += sum(len(given.scores) - 1 for given in there.values())
-            if not there:
+    with gathering("rows with the same query") as rows:
+        _gather(rows, interactions, protocol, section, left_out)
+        for rank, query, same in rows.gathered():
+            scores: dict[str, list[float]] = {}
+            whole = set()
+            for _, _, given in same:
+                for text, score, is_whole in given:
+                    scores.setdefault(text, []).append(score)
+                    if is_whole:
+                        whole.add(text)
+            if not scores:
                 continue
-            scores = _without_cut_best(there)
-            left_out["cut"] += len(there) - len(scores)
-            left_out["cut_best_groups"] += not scores
-            if scores:
-                provenance = {"question": topic, "interactions": origins}
-                yield AlignmentGroup(query, tuple(scores), tuple(scores.values()), kind, provenance)
+            means = {text: mean_score(given) for text, given in scores.items()}
+            learnt = _without_cut_best(means, whole)
+            left_out["duplicate"] += sum(map(len, scores.values())) - len(scores)
+            left_out["cut"] += len(means) - len(learnt)
+            left_out["cut_best_groups"] += not learnt
+            if learnt:
+                provenance = {"question": same[0][0], "interactions": [key for _, key, _ in same]}
+                yield AlignmentGroup(query, tuple(learnt), tuple(learnt.values()), KINDS[rank], provenance)
 
 
-def _without_cut_best(responses: dict[str, _Response]) -> dict[str, float]:
+def _without_cut_best(scores: dict[str, float], whole: Collection[str]) -> dict[str, float]:
     """Scores by text, without texts that were cut and are as good as the best; none where no whole one is the best."""
-    scores = {text: mean_score(given.scores) for text, given in responses.items()}
+    if len(whole) == len(scores):
+        return scores
     best = max(scores.values())
-    if not any(score == best and responses[text].whole for text, score in scores.items()):
+    if not any(score == best and text in whole for text, score in scores.items()):
         return {}
-    return {text: score for text, score in scores.items() if responses[text].whole or score < best}
+    return {text: score for text, score in scores.items() if text in whole or score < best}
 
 
 def kind_of(group: AlignmentGroup) -> Kind:

@@ -16,7 +16,7 @@ from salign.config import AnswersData, DatasetData, Effect, GroupsData, selected
 from salign.dataset.conversations import Prompt, prompt_of
 from salign.dataset.formats import Shape, groups_of, known_columns, parse, reading_of, shape_of
 from salign.dataset.rated import Candidate
-from salign.dataset.scratch import scratch_database
+from salign.dataset.scratch import gathering
 from salign.errors import DataError
 from salign.files import Mistakes, RowError, stream_rows
 from salign.records import MAX_SCORE, MIN_SCORE, AlignmentGroup, Message
@@ -129,20 +129,15 @@ def _no_group(data: GroupsData | DatasetData) -> DataError:
 def _gathered(groups: Iterable[AlignmentGroup], left_out: Counter[str]) -> Iterator[AlignmentGroup]:
     """Groups of one response with the same query as one, in the order of their first rows.
 
-    Such rows may stand anywhere in a file, so they are sorted in a temporary one.
+    Such rows may stand anywhere in a file, so they wait in a temporary one.
     """
-    with scratch_database("rows with the same prompt") as db:
-        db.execute("CREATE TABLE item (number INTEGER PRIMARY KEY, query TEXT, response TEXT, score REAL)")
-        items = ((_prompt_key(group), group.responses[0], group.scores[0]) for group in groups)
-        db.executemany("INSERT INTO item (query, response, score) VALUES (?, ?, ?)", items)
-        rows = db.execute(
-            "SELECT query, response, score FROM "
-            "(SELECT *, MIN(number) OVER (PARTITION BY query) AS first FROM item) ORDER BY first, number"
-        )
-        for key, same in itertools.groupby(rows, key=lambda row: row[0]):
+    with gathering("rows with the same prompt") as rows:
+        for group in groups:
+            rows.add(0, _prompt_key(group), (group.responses[0], group.scores[0]))
+        for _, key, same in rows.gathered():
             query, *context = orjson.loads(key)
             prompt = Prompt(query, tuple(Message(*turn) for turn in context))
-            merged = groups_of([Candidate(prompt, [(response, score) for _, response, score in same])])
+            merged = groups_of([Candidate(prompt, [(response, score) for response, score in same])])
             left_out["repeated_responses"] += merged.num_repeated
             yield from merged.groups
 

@@ -1,7 +1,5 @@
 """Whether prompts of the evaluation are in the training data, word for word or nearly."""
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 
 from salign.dataset.shingles import Hashes, Words, normalise, shingles, whole, words_of
 from salign.errors import DataError
-from salign.files import read_rows, read_text
+from salign.files import format_of, read_rows, read_text
 
 MIN_CONTAINED = 30
 """Characters of a prompt that is looked for inside texts; a few words may well stand in any."""
@@ -32,7 +30,7 @@ CANNOT_FIND = (
 # What so many prompts have in common is the form of a benchmark, and no trace of one of them.
 _MAX_PROMPTS_OF_RUN = 50
 # Characters that are compared at a time.
-_BATCH = 1_000_000
+_BATCH = 300_000
 _MAX_NAMED = 20
 _MAX_TABLE_BITS = 26
 _PROMPT_FIELDS = ("question", "Question", "prompt", "query", "chosen", "situation", "scenario", "Q")
@@ -135,11 +133,8 @@ class _Index:
         self._runs, self._first, self._count = np.unique(hashes, return_index=True, return_counts=True)
         self._prompt_of = prompt_of
         self._num_runs = np.maximum(np.bincount(prompt_of, minlength=num_prompts), 1)
-        # Of the runs of a text, a table tells at once nearly all that are in no prompt.
-        bits = min(max(10, (32 * len(self._runs)).bit_length()), _MAX_TABLE_BITS)
-        self._shift = np.uint64(64 - bits)
-        self._table = np.zeros(1 << bits, np.bool_)
-        self._table[self._runs >> self._shift] = True
+        # Of the words and runs of a text, tables tell at once nearly all that are in no prompt.
+        self._word_table, self._run_table = _Table(words.hashes), _Table(self._runs)
 
     def search(self, texts: Iterable[Text]) -> Leaks:
         leaks = Leaks(self._num_given)
@@ -148,13 +143,13 @@ class _Index:
             if self._normals:
                 self._compare(batch)
         near = {prompt: match for prompt, match in self._near.items() if prompt not in self._exact}
-        leaks.exact, leaks.near = ([found[prompt] for prompt in sorted(found)] for found in (self._exact, near))
+        leaks.exact, leaks.near = ([matches[prompt] for prompt in sorted(matches)] for matches in (self._exact, near))
         return leaks
 
     def _compare(self, batch: Sequence[Text]) -> None:
         words = words_of([item.text for item in batch])
         hashes = whole(words)
-        text_of, whole_of = _found(self._wholes, hashes)
+        text_of, whole_of = _among(self._wholes, hashes)
         for text, prompt in zip(text_of.tolist(), self._prompt_of_whole[whole_of].tolist(), strict=True):
             self._take(prompt, batch[text], 1.0)
         for text, prompt, share in self._shares(words):
@@ -162,11 +157,11 @@ class _Index:
 
     def _shares(self, words: Words) -> Iterator[tuple[int, int, float]]:
         """Text, prompt, and how much of the prompt the text has, where that is enough to look at."""
-        hashes, text_of = shingles(words, RUN)
-        maybe = np.flatnonzero(self._table[hashes >> self._shift])
-        place, run = _found(self._runs, hashes[maybe])
+        hashes, text_of = shingles(words, RUN, self._word_table.may_have(words.hashes))
+        maybe = np.flatnonzero(self._run_table.may_have(hashes))
+        match, run = _among(self._runs, hashes[maybe])
         # Each run once a text, then each prompt that has it.
-        both = np.unique(text_of[maybe][place] * len(self._runs) + run)
+        both = np.unique(text_of[maybe][match] * len(self._runs) + run)
         text, run = np.divmod(both, max(len(self._runs), 1))
         count = self._count[run]
         offsets = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
@@ -181,14 +176,28 @@ class _Index:
     def _take(self, prompt: int, text: Text, share: float) -> None:
         if prompt in self._exact:
             return
-        normal, found = self._normals[prompt], normalise(text.text)
+        wanted, normal = self._normals[prompt], normalise(text.text)
         match = Match(self._prompts[prompt], text.place, share)
-        if found == normal or (share == 1 and len(normal) >= MIN_CONTAINED and f" {normal} " in f" {found} "):
+        if normal == wanted or (share == 1 and len(wanted) >= MIN_CONTAINED and f" {wanted} " in f" {normal} "):
             self._exact[prompt] = match
             self._least[prompt] = np.inf  # not looked for again
         elif self._least[prompt] == MIN_NEAR_SHARE and share > self._nearest[prompt]:
             self._near[prompt] = match
             self._nearest[prompt] = share
+
+
+class _Table:
+    """Tells of nearly all hashes that are not among the known that they are not."""
+
+    def __init__(self, known: Hashes) -> None:
+        bits = min(max(10, (32 * len(known)).bit_length()), _MAX_TABLE_BITS)
+        self._shift = np.uint64(64 - bits)
+        self._is_known = np.zeros(1 << bits, np.bool_)
+        self._is_known[known >> self._shift] = True
+
+    def may_have(self, hashes: Hashes) -> NDArray[np.bool_]:
+        may_have: NDArray[np.bool_] = self._is_known[hashes >> self._shift]
+        return may_have
 
 
 def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
@@ -204,8 +213,8 @@ def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
         yield batch
 
 
-def _found(known: Hashes, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which of the hashes are among the known (sorted), and the place there of each of them."""
+def _among(known: Hashes, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which of the hashes are among the known (sorted), and the position there of each of them."""
     if not len(known):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
@@ -214,28 +223,18 @@ def _found(known: Hashes, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def prompts_of(path: Path) -> list[str]:
-    """The evaluation prompts of a file: text (one a line), JSON, JSON Lines or CSV (also .gz).
+    """The evaluation prompts of a file: text (one a line), or rows of JSON, CSV or Parquet.
 
     Raises:
         DataError: It is missing or malformed.
     """
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".csv"):
-        try:
-            rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-        except csv.Error as error:
-            raise DataError(f"{path}: not valid CSV ({error})") from None
-        return _of_rows(rows, path)
-    if name.endswith((".json", ".jsonl")):
-        return _of_rows([row for _, row in read_rows(path)], path)
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-
-
-def _of_rows(rows: list[Any], path: Path) -> list[str]:
-    found = [prompt for row in rows for prompt in prompts_in(row)]
-    if rows and not found:
+    if format_of(path) == "text":
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    rows = [row for _, row in read_rows(path)]
+    prompts = [prompt for row in rows for prompt in prompts_in(row)]
+    if rows and not prompts:
         raise DataError(f"{path}: no row has a prompt in one of the fields {', '.join(_PROMPT_FIELDS)}")
-    return found
+    return prompts
 
 
 def prompts_in(row: Any) -> list[str]:

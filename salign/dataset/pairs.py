@@ -92,8 +92,8 @@ def _split(
         given = given[:-1]
     if given is None:
         # As UltraFeedback, binarized, has it: the prompt is the last message of the user, or the first.
-        said = text_of(value, name)
-        if said not in [message.content for message in before if message.role == "user"]:
+        question = text_of(value, name)
+        if question not in [message.content for message in before if message.role == "user"]:
             raise RowError(
                 f"{name} differs from what the conversations of chosen and rejected begin with; leave it out with "
                 f"ignore_columns: [{name}] where they hold the whole prompt"

@@ -1,4 +1,4 @@
-"""Words and runs of words of many texts as 64-bit hashes, by numpy: linear, at some 50 MB of text a second.
+"""Words and runs of words of many texts as 64-bit hashes, by numpy: linear, at about 50 MB of text per second.
 
 A word is what `normalise` leaves of it. Equal words have equal hashes; so have unequal ones by chance, about one pair
 in 2^64: whoever finds a match compares the words themselves.
@@ -34,11 +34,6 @@ class Words:
     starts: NDArray[np.int64]
     """[texts + 1]: where each text's words begin, and the end."""
 
-    @property
-    def text_of(self) -> NDArray[np.int64]:
-        """[words]: the number of its text."""
-        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
-
 
 class _Powers:
     """b^0, b^1, ... and their inverses modulo 2^64, as many as were needed so far."""
@@ -57,13 +52,6 @@ class _Powers:
         return self._both[:, :number]
 
 
-def _values_of_bytes() -> tuple[NDArray[np.bool_], Hashes]:
-    """[256]: which bytes of UTF-8 belong to words, and a value for each."""
-    in_word = np.array([byte >= 128 or chr(byte).isalnum() for byte in range(256)])
-    values = _mixed(np.arange(1, 257, dtype=np.uint64))
-    return in_word, np.where(in_word, values, np.uint64(0))
-
-
 def _mixed(values: Hashes) -> Hashes:
     """Each value's bits spread over all of it (Stafford's variant 13 of the finaliser of MurmurHash3)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -71,8 +59,11 @@ def _mixed(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(31))
 
 
-_IN_WORD, _VALUES = _values_of_bytes()
-_BYTE_POWERS, _WORD_POWERS = _Powers(_BASES[0]), _Powers(_BASES[1])
+# [256]: which bytes of UTF-8 belong to words.
+_IN_WORD = np.array([byte >= 128 or chr(byte).isalnum() for byte in range(256)])
+_WORD_POWERS = _Powers(_BASES[1])
+# [9]: what of eight bytes, read as a number, the first so many are.
+_FIRST_BYTES = np.array([(1 << 8 * num) - 1 for num in range(9)], np.uint64)
 
 
 def _sums_between(values: Hashes, starts: NDArray[np.int64], ends: NDArray[np.int64], powers: _Powers) -> Hashes:
@@ -92,14 +83,31 @@ def words_of(texts: Sequence[str]) -> Words:
     joined = joined.lower()
     if not joined.isascii():
         joined = _OTHER_NOT_WORD.sub(" ", joined)
-    data = np.frombuffer(joined.encode("utf-8", "replace"), np.uint8)
+    encoded = joined.encode("utf-8", "replace")
+    data = np.frombuffer(encoded, np.uint8)
     in_word = np.zeros(len(data) + 2, np.bool_)
     in_word[1:-1] = _IN_WORD[data]
     edges = np.flatnonzero(in_word[1:] != in_word[:-1])
     starts, ends = edges[::2], edges[1::2]
-    hashes = _mixed(_sums_between(_VALUES[data], starts, ends, _BYTE_POWERS))
+    hashes = _hashes_between(encoded, starts, ends)
     begins = np.searchsorted(starts, np.flatnonzero(data == 0))
     return Words(hashes, np.concatenate([[0], begins, [len(hashes)]])[: len(texts) + 1].astype(np.int64))
+
+
+def _hashes_between(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Hashes:
+    """Of each stretch a hash of its bytes, eight at a time; no stretch holds a byte 0."""
+    padded = data + bytes(8)
+    # At each place the number that the eight bytes from there on are.
+    eights = np.ndarray(len(data) + 1, "<u8", padded, strides=(1,))
+    sizes = ends - starts
+    hashes = _mixed(eights[starts] & _FIRST_BYTES[np.minimum(sizes, 8)])
+    done, longer = 8, np.flatnonzero(sizes > 8)
+    while len(longer):
+        more = eights[starts[longer] + done] & _FIRST_BYTES[np.minimum(sizes[longer] - done, 8)]
+        hashes[longer] = _mixed((hashes[longer] ^ more) + np.uint64(_BASES[0]))
+        done += 8
+        longer = longer[sizes[longer] > done]
+    return hashes
 
 
 def whole(words: Words) -> Hashes:
@@ -107,14 +115,26 @@ def whole(words: Words) -> Hashes:
     return _mixed(_sums_between(words.hashes, words.starts[:-1], words.starts[1:], _WORD_POWERS))
 
 
-def shingles(words: Words, size: int) -> tuple[Hashes, NDArray[np.int64]]:
-    """Every run of `size` words: its hash, and the number of its text; both [runs]."""
-    text_of = words.text_of
+def shingles(words: Words, size: int, known: NDArray[np.bool_] | None = None) -> tuple[Hashes, NDArray[np.int64]]:
+    """Every run of `size` words: its hash, and the number of its text; both [runs].
+
+    Args:
+        words: Of some texts.
+        size: Of a run.
+        known: [words]: leaves out runs with a word for which this is false.
+    """
     num = len(words.hashes) - size + 1
     if num <= 0:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    hashes = np.zeros(num, np.uint64)
-    for place in range(size):
-        hashes += words.hashes[place : place + num] * np.uint64(pow(_BASES[0], place, 1 << 64))
-    inside = text_of[:num] == text_of[size - 1 :]
-    return _mixed(hashes[inside]), text_of[:num][inside]
+    whole_run = np.ones(num, np.bool_)
+    if known is not None:
+        for offset in range(size):
+            whole_run &= known[offset : offset + num]
+    first = np.flatnonzero(whole_run)
+    text_of = np.searchsorted(words.starts, first, side="right") - 1
+    inside = first + size <= words.starts[text_of + 1]
+    first, text_of = first[inside], text_of[inside]
+    hashes = np.zeros(len(first), np.uint64)
+    for offset in range(size):
+        hashes += words.hashes[first + offset] * np.uint64(pow(_BASES[0], offset, 1 << 64))
+    return hashes, text_of

@@ -1,4 +1,4 @@
-"""How the scaffold is taken off that the released files' queries carry.
+"""Removes the template text around the queries of the released files.
 
 A group's query is plain text; the template of the model (chat or Alpaca) is put around it by training.
 """
@@ -17,9 +17,9 @@ _SCAFFOLD = re.compile(
 
 def plain_query(query: str) -> str:
     """A query without the Alpaca scaffold that released files carry; other text stays as it is."""
-    found = _SCAFFOLD.match(query)
-    if found is None:
+    matched = _SCAFFOLD.match(query)
+    if matched is None:
         return query.strip()
-    given = (found["input"] or "").strip()
-    instruction = found["instruction"].strip()
+    given = (matched["input"] or "").strip()
+    instruction = matched["instruction"].strip()
     return with_input(instruction, given) if given else instruction

@@ -3,12 +3,10 @@
 Their data are local files (`evaluate.data_dir`), ours, or what is in the cache of the Hugging Face hub.
 """
 
-import csv
 import difflib
 import functools
 import importlib.resources
 import importlib.util
-import io
 import logging
 import re
 from collections.abc import Iterator
@@ -84,17 +82,9 @@ def local_rows(benchmark: str, section: EvaluateSection) -> list[Row] | None:
 
 
 def _read(path: Path) -> Iterator[tuple[str, Any]]:
-    if not path.name.removesuffix(".gz").endswith(".csv"):
-        is_array = read_text(path).lstrip().startswith("[")
-        for number, row in read_rows(path):
-            yield f"{'row' if is_array else 'line'} {number}", row
-        return
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    try:
-        for row in reader:
-            yield f"line {reader.line_num}", row
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+    is_array = read_text(path).lstrip().startswith("[")
+    for number, row in read_rows(path):
+        yield f"{'row' if is_array else 'line'} {number}", row
 
 
 def _texts(row: Any, place: str, *fields: str) -> Row:

@@ -23,6 +23,7 @@ from salign.report.figures import (
     society_path,
 )
 from salign.report.record import Figure, OverTime, RunRecord
+from salign.society.protocols import protocol_of
 from salign.tracking.metrics import Row, mean
 
 RECALLED = {
@@ -32,9 +33,10 @@ RECALLED = {
 
 
 def recalls(record: RunRecord) -> Plot | None:
-    """What agents were reminded of before they drafted, by round."""
+    """What agents were reminded of before they first spoke, by round."""
     if not record.paths:
         return None
+    role = protocol_of(record.config.society).reminded[0]
     lines = {name: by_round(record.paths, mean, metric) for name, metric in RECALLED.items()}
     distances = by_round(record.paths, mean, "sim/recall_distance_mean")
     rounds = list(range(1, len(distances) + 1))
@@ -47,14 +49,14 @@ def recalls(record: RunRecord) -> Plot | None:
     traces = [make_line(name, rounds, values, number) for number, (name, values) in enumerate(lines.items())]
     return Plot(
         "recalls",
-        "What agents recall before they draft",
-        "Shares of drafts, means over all worlds that reached a round. Populations differ only in initial memories."
+        f"What agents recall before their {role}s",
+        f"Shares of {role}s, means over all worlds that reached a round. Populations differ only in initial memories."
         f"{nearer}",
         "; ".join(
             f"{name}: {_percent(values[0])} at first, {_percent(values[-1])} at last" for name, values in lines.items()
         )
         + ".",
-        make_figure(traces, "round", "share of drafts", xaxis=round_axis(rounds), yaxis={"range": [0, 1]}),
+        make_figure(traces, "round", f"share of {role}s", xaxis=round_axis(rounds), yaxis={"range": [0, 1]}),
         ("what", "round", "share or distance"),
         long_rows([(name, rounds, v) for name, v in {**lines, "mean cosine distance": distances}.items()]),
     )
@@ -107,20 +109,20 @@ def validity(record: RunRecord) -> list[Plot]:
 
 def over_time(record: RunRecord) -> list[Plot]:
     """Calls, tokens, rates and, where the config has a price, cost."""
-    found = record.over_time
-    if found is None:
+    clock = record.over_time
+    if clock is None:
         return []
-    unit, x = (60.0, "minutes") if found.seconds[-1] > 300 else (1.0, "seconds")
-    times = (found.seconds / unit).round(3).tolist()
-    steps = np.diff(found.seconds)
-    rate = np.diff(found.calls) / np.where(steps > 0, steps, np.nan)
+    unit, x = (60.0, "minutes") if clock.seconds[-1] > 300 else (1.0, "seconds")
+    times = (clock.seconds / unit).round(3).tolist()
+    steps = np.diff(clock.seconds)
+    rate = np.diff(clock.calls) / np.where(steps > 0, steps, np.nan)
     curves: list[tuple[str, str, str, Any]] = [
-        ("calls", "Model calls", "calls, all shards", found.calls),
+        ("calls", "Model calls", "calls, all shards", clock.calls),
         ("calls-rate", "Calls per second", "calls/s", [None, *np.nan_to_num(rate).round(2).tolist()]),
-        ("in-flight", "Calls in flight", "calls", found.in_flight),
-        ("tokens", "Tokens", "prompt and completion", found.tokens),
+        ("in-flight", "Calls in flight", "calls", clock.in_flight),
+        ("tokens", "Tokens", "prompt and completion", clock.tokens),
     ]
-    cost = _costs(record, found)
+    cost = _costs(record, clock)
     price = record.config.tracking.price_per_1000_tokens
     if cost is not None and price is not None:
         curves.append(("cost", "Cost", price.currency, cost))
@@ -133,10 +135,10 @@ def over_time(record: RunRecord) -> list[Plot]:
     return plots
 
 
-def _costs(record: RunRecord, found: OverTime) -> list[float] | None:
-    if found.completion_tokens is None:
+def _costs(record: RunRecord, clock: OverTime) -> list[float] | None:
+    if clock.completion_tokens is None:
         return None
-    pairs = zip(found.tokens, found.completion_tokens, strict=True)
+    pairs = zip(clock.tokens, clock.completion_tokens, strict=True)
     costs = [record.cost(tokens - completion, completion) for tokens, completion in pairs]
     return None if costs[0] is None else [cost or 0.0 for cost in costs]
 
@@ -162,7 +164,7 @@ def data_scores(record: RunRecord) -> Plot | None:
         )
         for number, kind in enumerate(KINDS)
     ]
-    said = "; ".join(
+    words = "; ".join(
         f"{kind}: {card['kinds'][kind]['num_groups']} groups of {card['kinds'][kind]['num_responses']} responses"
         for kind in KINDS
     )
@@ -170,7 +172,7 @@ def data_scores(record: RunRecord) -> Plot | None:
         "data-scores",
         "Scores of the responses, by kind",
         "Nearest whole score, 1 to 7.",
-        said + ".",
+        words + ".",
         make_figure(traces, "score", "responses", barmode="group"),
         ("kind", "score", "responses"),
         [[kind, score, counts[kind][score]] for kind in KINDS for score in scores],
@@ -212,16 +214,16 @@ def training(record: RunRecord) -> list[Plot]:
     for key, title, names, axis in _CURVES:
         traces, lines = [], []
         for number, (stage, rows) in enumerate(record.training.items()):
-            for place, (name, what) in enumerate(names.items()):
+            for line, (name, what) in enumerate(names.items()):
                 points = _points(rows, name)
                 if points:
                     x, y = zip(*points, strict=True)
                     lines.append((f"{stage}{what}", x, y))
-                    traces.append(make_line(f"{stage}{what}", x, y, number, line={"dash": DASHES[2 * place]}))
+                    traces.append(make_line(f"{stage}{what}", x, y, number, line={"dash": DASHES[2 * line]}))
         if traces:
-            said = "; ".join(f"{name} from {y[0]:.4g} to {y[-1]:.4g} in {x[-1]} steps" for name, x, y in lines)
+            words = "; ".join(f"{name} from {y[0]:.4g} to {y[-1]:.4g} in {x[-1]} steps" for name, x, y in lines)
             figure = make_figure(traces, "step", "", yaxis=axis)
-            plots.append(Plot(key, title, "", said + ".", figure, ("stage", "step", title), long_rows(lines)))
+            plots.append(Plot(key, title, "", words + ".", figure, ("stage", "step", title), long_rows(lines)))
     return plots
 
 
@@ -235,7 +237,7 @@ def evaluation(record: RunRecord) -> list[Plot]:
 
     plots: list[Plot] = []
     for task in tasks(record):
-        rows = [(model, found[task]) for model, found in record.evaluation.items() if task in found]
+        rows = [(model, figures[task]) for model, figures in record.evaluation.items() if task in figures]
         trace = go.Scatter(
             x=[figure.mean for _, figure in rows],
             y=[model for model, _ in rows],
@@ -270,7 +272,7 @@ def evaluation(record: RunRecord) -> list[Plot]:
 
 def tasks(record: RunRecord) -> list[str]:
     """All figures of all evaluations by name, in the order in which they come."""
-    return list(dict.fromkeys(task for found in record.evaluation.values() for task in found))
+    return list(dict.fromkeys(task for figures in record.evaluation.values() for task in figures))
 
 
 def _arm(high: float | None, low: float | None) -> float:

@@ -57,8 +57,8 @@ def make_figure(traces: Sequence[Any], x: str, y: str, **layout: Any) -> dict[st
         "yaxis": {**axis, "title": {"text": y}, **layout.pop("yaxis", {})},
     }
     figure = go.Figure(data=list(traces), layout={**base, **layout, "template": None})
-    found: dict[str, Any] = json.loads(figure.to_json())
-    return found
+    decoded: dict[str, Any] = json.loads(figure.to_json())
+    return decoded
 
 
 def make_line(name: str, x: Sequence[Any], y: Sequence[Any], number: int, **how: Any) -> Any:
@@ -80,8 +80,8 @@ def round_axis(rounds: Sequence[int]) -> dict[str, Any]:
     return {"dtick": 1} if len(rounds) <= 12 else {}
 
 
-def _said(value: float | None, digits: int = 2) -> str:
-    return "nothing" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+def _shown(value: float | None) -> str:
+    return "nothing" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 # --- the society ---------------------------------------------------------------------------------
@@ -89,41 +89,55 @@ def _said(value: float | None, digits: int = 2) -> str:
 
 def drawn_paths(paths: Sequence[WorldPath]) -> list[WorldPath]:
     """The worlds whose own paths are drawn, evenly over all."""
-    places = sorted({round(place) for place in np.linspace(0, len(paths) - 1, min(len(paths), MAX_PATHS))})
-    return [paths[place] for place in places]
+    drawn = sorted({round(number) for number in np.linspace(0, len(paths) - 1, min(len(paths), MAX_PATHS))})
+    return [paths[number] for number in drawn]
 
 
-def population_means(paths: Sequence[WorldPath]) -> list[tuple[str, list[float | None], list[float | None]]]:
-    """Of each population: its mean alignment and engagement, round by round, over the worlds that came so far."""
-    found = []
+def path_axes(config: Config) -> tuple[str, str] | None:
+    """The two criteria that a world's path is drawn by; None where the protocol has but one."""
+    criteria = protocol_of(config.society).criteria
+    return (criteria[0], criteria[1]) if len(criteria) > 1 else None
+
+
+def population_means(
+    paths: Sequence[WorldPath], axes: tuple[str, str]
+) -> list[tuple[str, list[float | None], list[float | None]]]:
+    """Of each population: its mean ratings by two criteria, round by round, over the worlds that came so far."""
+    means = []
     for population in POPULATIONS:
         mine = [path for path in paths if path.population == population]
         most = max((len(path.rounds) for path in mine), default=0)
         if most:
             both = [
-                [mean(path.rounds[place][name] for path in mine if place < len(path.rounds)) for place in range(most)]
-                for name in ("sim/alignment_mean", "sim/engagement_mean")
+                [mean(path.rounds[n][name] for path in mine if n < len(path.rounds)) for n in range(most)]
+                for name in map(mean_of, axes)
             ]
-            found.append((population, both[0], both[1]))
-    return found
+            means.append((population, both[0], both[1]))
+    return means
+
+
+def mean_of(criterion: str) -> str:
+    """The metric of a round that has the outcome's mean rating by a criterion."""
+    return f"sim/{criterion}_mean"
 
 
 def society_path(record: RunRecord) -> Plot | None:
-    """Alignment against engagement as the rounds go by, one path for each world (the paper's figure)."""
+    """One criterion against another as the rounds go by, one path for each world (the paper's figure)."""
     import plotly.graph_objects as go
 
-    if not record.paths:
+    axes = path_axes(record.config)
+    if not record.paths or axes is None:
         return None
     paths, traces, seen = drawn_paths(record.paths), [], set()
     for path in paths:
-        x, y = path.values("sim/alignment_mean"), path.values("sim/engagement_mean")
+        x, y = (path.values(mean_of(criterion)) for criterion in axes)
         number = POPULATIONS.index(path.population)
         rounds = [row["sim/round"] for row in path.rounds]
         sizes = [10 if round_ == rounds[0] else 5 for round_ in rounds]
         symbols = ["circle-open" if round_ == rounds[0] else "circle" for round_ in rounds]
         if path.stop is not None:
             symbols[-1], sizes[-1] = ("diamond" if path.stop == "max_rounds" else "square"), 10
-        hover = f"world {path.world}, %{{text}}<br>alignment %{{x:.3f}}, engagement %{{y:.3f}}"
+        hover = f"world {path.world}, %{{text}}<br>{axes[0]} %{{x:.3f}}, {axes[1]} %{{y:.3f}}"
         traces.append(
             go.Scatter(
                 name=path.population,
@@ -141,34 +155,34 @@ def society_path(record: RunRecord) -> Plot | None:
         )
         seen.add(path.population)
     if len(record.paths) > 8:
-        for name, x, y in population_means(record.paths):
+        for name, x, y in population_means(record.paths, axes):
             line = {"color": COLOURS[POPULATIONS.index(name)], "width": 4, "dash": "solid"}
             traces.append(go.Scatter(name=f"{name}: mean", x=x, y=y, mode="lines", line=line))
-    said = "; ".join(_path_said(path) for path in paths[:8])
+    words = "; ".join(_path_in_words(path, axes) for path in paths[:8])
     drawn = "" if len(paths) == len(record.paths) else f" {len(paths)} of {len(record.paths)} worlds are drawn."
     return Plot(
         "society-path",
-        "Alignment against engagement, round by round",
+        f"{axes[0].capitalize()} against {axes[1]}, round by round",
         "One path for each world: means of the observers' ratings of the final answers, from 1 to 7. An "
         "open circle is the first round, a square the last round of a world that was shown to gain no more, a diamond "
         f"the last round allowed.{drawn}",
-        f"Paths of {len(record.paths)} worlds. {said}.",
-        make_figure(traces, "mean alignment", "mean engagement"),
-        ("world", "population", "round", "alignment", "engagement"),
+        f"Paths of {len(record.paths)} worlds. {words}.",
+        make_figure(traces, f"mean {axes[0]}", f"mean {axes[1]}"),
+        ("world", "population", "round", *axes),
         [
-            [path.world, path.population, row["sim/round"], row["sim/alignment_mean"], row["sim/engagement_mean"]]
+            [path.world, path.population, row["sim/round"], *(row[mean_of(criterion)] for criterion in axes)]
             for path in paths
             for row in path.rounds
         ],
     )
 
 
-def _path_said(path: WorldPath) -> str:
-    x, y = path.values("sim/alignment_mean"), path.values("sim/engagement_mean")
+def _path_in_words(path: WorldPath, axes: tuple[str, str]) -> str:
+    x, y = (path.values(mean_of(criterion)) for criterion in axes)
     end = f", and ended there: {path.stop}" if path.stop else ""
     return (
-        f"World {path.world} ({path.population}) goes from alignment {_said(x[0])} and engagement {_said(y[0])} to "
-        f"{_said(x[-1])} and {_said(y[-1])} in {len(path.rounds)} rounds{end}"
+        f"World {path.world} ({path.population}) goes from {axes[0]} {_shown(x[0])} and {axes[1]} {_shown(y[0])} to "
+        f"{_shown(x[-1])} and {_shown(y[-1])} in {len(path.rounds)} rounds{end}"
     )
 
 
@@ -184,7 +198,7 @@ def rated(config: Config) -> dict[str, str]:
     """What observers rate, in words, and the metric of a round that has its mean."""
     protocol = protocol_of(config.society)
     return {
-        f"{role}s: {criterion}": f"sim/{'' if role == protocol.outcome else f'{role}_'}{criterion}_mean"
+        f"{role}s: {criterion}": mean_of(criterion if role == protocol.outcome else f"{role}_{criterion}")
         for criterion in protocol.criteria
         for role in protocol.observed
     }
@@ -194,34 +208,35 @@ def ratings(record: RunRecord) -> Plot | None:
     """What observers rate, by round."""
     if not record.paths:
         return None
-    lines = {said: by_round(record.paths, mean, name) for said, name in rated(record.config).items()}
+    lines = {line: by_round(record.paths, mean, name) for line, name in rated(record.config).items()}
     rounds = list(range(1, len(next(iter(lines.values()))) + 1))
-    num_roles = len(protocol_of(record.config.society).observed)
+    roles = protocol_of(record.config.society).observed
+    num_roles = len(roles)
     dashes = ("solid",) if num_roles == 1 else ("dot", *["solid"] * (num_roles - 1))
-    styles = [(place // num_roles, dashes[place % num_roles]) for place in range(len(lines))]
+    styles = [(position // num_roles, dashes[position % num_roles]) for position in range(len(lines))]
     traces = [
-        make_line(said, rounds, values, number, line={"dash": dash}, marker={"symbol": SYMBOLS[place]})
-        for place, ((said, values), (number, dash)) in enumerate(zip(lines.items(), styles, strict=True))
+        make_line(line, rounds, values, number, line={"dash": dash}, marker={"symbol": SYMBOLS[position]})
+        for position, ((line, values), (number, dash)) in enumerate(zip(lines.items(), styles, strict=True))
     ]
-    first, last = ({said: values[place] for said, values in lines.items()} for place in (0, -1))
+    compared = f"; the {roles[0]} is dotted, the {roles[-1]} solid" if len(roles) > 1 else ""
     return Plot(
         "ratings",
         "What observers rate",
-        "Means over all worlds that reached a round; the draft is dotted, the final answer solid.",
+        f"Means over all worlds that reached a round{compared}.",
         f"Over {len(rounds)} rounds: "
-        + "; ".join(f"{said} from {_said(first[said])} to {_said(last[said])}" for said in lines)
+        + "; ".join(f"{line} from {_shown(values[0])} to {_shown(values[-1])}" for line, values in lines.items())
         + ".",
         make_figure(traces, "round", "mean rating, 1 to 7", xaxis=round_axis(rounds), hovermode="x unified"),
         ("what", "round", "mean rating"),
-        long_rows([(said, rounds, values) for said, values in lines.items()]),
+        long_rows([(line, rounds, values) for line, values in lines.items()]),
     )
 
 
 def cropped(society: Society, most: int = 20) -> tuple[Any, list[float]]:
-    """Counts of interactions by draft's and revision's alignment, where there are any, in at most so many bins a side.
+    """Counts of interactions by the first answer's and the outcome's rating, in at most so many bins a side.
 
     Returns:
-        [draft, revision] counts, and the middles of the bins.
+        [first answer, outcome] counts, where there are any, and the middles of the bins.
     """
     counts = society.before_after
     there = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
@@ -234,12 +249,14 @@ def cropped(society: Society, most: int = 20) -> tuple[Any, list[float]]:
 
 
 def before_after(record: RunRecord) -> Plot | None:
-    """Alignment of each draft and of its revision."""
+    """The rating of each first answer and of its outcome."""
     import plotly.graph_objects as go
 
     society = record.society
     if society is None or not society.before_after.any():
         return None
+    first, outcome, criterion = society.observed[0], society.observed[-1], society.criteria[0]
+    axes = f"{first}'s {criterion}", f"{outcome}'s {criterion}"
     counts, middles = cropped(society)
     higher, lower, num = society.num_higher, society.num_lower, int(society.before_after.sum())
     shown = [[math.log10(count) if count else None for count in row] for row in counts.T.tolist()]
@@ -252,7 +269,7 @@ def before_after(record: RunRecord) -> Plot | None:
             customdata=counts.T.tolist(),
             colorscale=[[0, "var(--few)"], [1, "var(--many)"]],
             showscale=False,
-            hovertemplate="draft %{x}, revision %{y}: %{customdata} interactions<extra></extra>",
+            hovertemplate=f"{first} %{{x}}, {outcome} %{{y}}: %{{customdata}} interactions<extra></extra>",
         ),
         go.Scatter(
             x=ends, y=ends, mode="lines", line={"color": "var(--ink)", "dash": "dot", "width": 1}, hoverinfo="skip"
@@ -260,23 +277,26 @@ def before_after(record: RunRecord) -> Plot | None:
     ]
     return Plot(
         "before-after",
-        "Each draft and its revision",
-        "Interactions by the alignment of draft and revision; a stronger colour is more (logarithmic). Above the line "
-        f"the revision was rated higher: {higher:,} of {num:,}; lower: {lower:,}.",
-        f"{higher:,} revisions were rated above their draft, {lower:,} below, {num - higher - lower:,} the same.",
-        make_figure(traces, "draft's alignment", "revision's alignment", showlegend=False),
-        ("draft's alignment", "revision's alignment", "interactions"),
+        f"Each {first} and its {outcome}",
+        f"Interactions by the {criterion} of {first} and {outcome}; a stronger colour is more (logarithmic). Above the "
+        f"line the {outcome} was rated higher: {higher:,} of {num:,}; lower: {lower:,}.",
+        f"{higher:,} {outcome}s were rated above their {first}, {lower:,} below, {num - higher - lower:,} the same.",
+        make_figure(traces, *axes, showlegend=False),
+        (*axes, "interactions"),
         [[middles[i], middles[j], int(counts[i, j])] for i, j in zip(*np.nonzero(counts), strict=True)],
     )
 
 
 def gain(record: RunRecord) -> Plot | None:
-    """How alignment changed, by what the audience said of the draft."""
+    """How the observers' rating changed, by what the audience said of the first answer."""
     import plotly.graph_objects as go
 
-    sums = {} if record.society is None else {k: v for k, v in record.society.followed.gain.items() if v[0]}
-    if not sums:
+    society = record.society
+    sums = {} if society is None else {k: v for k, v in society.followed.gain.items() if v[0]}
+    if society is None or not sums:
         return None
+    first, outcome = society.observed[0], society.observed[-1]
+    change, given = f"change in {society.criteria[0]}", f"audience's mean rating of the {first}"
     rows = [(score, int(n), total / n, _half_width(n, total, squares)) for score, (n, total, squares) in sums.items()]
     trace = go.Bar(
         x=[row[0] for row in rows],
@@ -289,11 +309,11 @@ def gain(record: RunRecord) -> Plot | None:
     return Plot(
         "gain",
         "What low and high ratings led to",
-        "Change in alignment from draft to revision, by the audience's mean rating of the draft; bars show 1.96 "
-        "standard errors. Drafts rated low by chance also rise by chance: compare with a run of an isolated society.",
+        f"{change.capitalize()} from {first} to {outcome}, by the {given}; bars show 1.96 standard errors. "
+        f"{first.capitalize()}s rated low by chance also rise by chance: compare with a run of an isolated society.",
         "; ".join(f"rated {row[0]}: {row[2]:+.2f} ({row[1]} interactions)" for row in rows) + ".",
-        make_figure([trace], "audience's mean rating of the draft", "change in alignment", xaxis={"dtick": 1}),
-        ("audience's mean rating", "interactions", "change in alignment", "1.96 standard errors"),
+        make_figure([trace], given, change, xaxis={"dtick": 1}),
+        ("audience's mean rating", "interactions", change, "1.96 standard errors"),
         [list(row) for row in rows],
     )
 
@@ -308,23 +328,25 @@ def followed(record: RunRecord) -> Plot | None:
     """Which feedback was followed."""
     import plotly.graph_objects as go
 
-    taken = {} if record.society is None else {k: v for k, v in record.society.followed.taken.items() if v[0]}
-    if not taken:
+    society = record.society
+    taken = {} if society is None else {k: v for k, v in society.followed.taken.items() if v[0]}
+    if society is None or not taken:
         return None
-    assert record.society is not None
+    first, outcome = society.observed[0], society.observed[-1]
     rows = [[score, int(n), share / n, chance / n] for score, (n, share, chance) in taken.items()]
     scores = [row[0] for row in rows]
+    own, chance = taken_up(outcome)
     traces = [
-        go.Bar(name="taken up by its revision", x=scores, y=[row[2] for row in rows], marker={"color": COLOURS[2]}),
-        go.Bar(name="by another revision (chance)", x=scores, y=[row[3] for row in rows], marker={"color": COLOURS[5]}),
+        go.Bar(name=own, x=scores, y=[row[2] for row in rows], marker={"color": COLOURS[2]}),
+        go.Bar(name=chance, x=scores, y=[row[3] for row in rows], marker={"color": COLOURS[5]}),
     ]
-    read, all_ = record.society.followed.num_read, record.society.num_interactions
-    drawn = "" if read >= all_ - record.society.num_failed else f" {read} of {all_} interactions, chosen at random."
+    read, all_ = society.followed.num_read, society.num_interactions
+    drawn = "" if read >= all_ - society.num_failed else f" {read} of {all_} interactions, chosen at random."
     return Plot(
         "followed",
         "Which feedback was followed",
-        "Share of a reason's own words (in neither question nor draft) that the revision takes up, by the rating given "
-        f"with the reason. For comparison, the same words in another interaction's revision.{drawn}",
+        f"Share of a reason's own words (in neither question nor {first}) that the {outcome} takes up, by the rating "
+        f"given with the reason. For comparison, the same words in another interaction's {outcome}.{drawn}",
         "; ".join(f"rating {r[0]}: {r[2]:.1%}, by chance {r[3]:.1%}" for r in rows) + ".",
         make_figure(
             traces,
@@ -336,3 +358,8 @@ def followed(record: RunRecord) -> Plot | None:
         ("rating", "reasons", "share taken up", "by chance"),
         rows,
     )
+
+
+def taken_up(outcome: str) -> tuple[str, str]:
+    """What the two shares of a reason's words are called."""
+    return f"taken up by its {outcome}", f"by another {outcome} (chance)"

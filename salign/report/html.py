@@ -92,10 +92,10 @@ def _cell(value: Any) -> str:
 
 
 def _map(record: RunRecord) -> dict[str, Any] | None:
-    """The map's ratings: of each world three bytes a cell and round, 0 for none, else 1 + 250 (rating - 1) / 6."""
-    cells = None if record.society is None else record.society.cells
-    if cells is None:
+    """The map's ratings: for each measure a byte a cell and round, 0 for none, else 1 + 250 (rating - 1) / 6."""
+    if record.society is None:
         return None
+    cells = record.society.cells
     populations = record.config.society.populations
     worlds = []
     for world, last in cells.lasts.items():
@@ -114,6 +114,7 @@ def _map(record: RunRecord) -> dict[str, Any] | None:
         "block": cells.block,
         "is_grid": cells.is_grid,
         "rounds": cells.rounds,
+        "criteria": [criterion for _, criterion in cells.measures],
         "worlds": worlds,
     }
 
@@ -127,8 +128,8 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
     if society is not None:
         remark = f"{society.num_failed:,} failed" if society.num_failed else "none failed"
         tiles.append(("interactions", f"{society.num_interactions:,}", remark))
-        for criterion in ("alignment", "engagement"):
-            means = [society.means[f"{role} {criterion}"] for role in society.observed]
+        for criterion in society.criteria:
+            means = [society.means[role, criterion] for role in society.observed]
             there = [f"{mean:.2f}" for mean in means if mean is not None]
             if len(there) == len(means):
                 tiles.append((criterion, " → ".join(there), " → ".join(f"{role}s" for role in society.observed)))
@@ -165,39 +166,39 @@ def _difference(estimate: Estimate) -> tuple[str, str]:
 
 def _evaluation_table(record: RunRecord) -> list[tuple[str, list[str]]]:
     return [
-        (task, [curves.evaluation_cell(found.get(task)) for found in record.evaluation.values()])
+        (task, [curves.evaluation_cell(by_task.get(task)) for by_task in record.evaluation.values()])
         for task in curves.tasks(record)
     ]
 
 
 def _bounds(record: RunRecord) -> list[str]:
     """What of a large run the page leaves out."""
-    said = []
+    bounds = []
     society = record.society
-    if society is not None and society.cells is not None:
-        said += _map_bounds(society.cells)
+    if society is not None:
+        bounds += _map_bounds(society.cells)
         if society.num_interactions > len(society.samples):
-            said.append(
+            bounds.append(
                 f"{len(society.samples)} of {society.num_interactions:,} interactions can be read here, drawn at "
                 "random."
             )
     if record.card is not None and record.card["num_groups"] > len(record.groups):
-        said.append(
+        bounds.append(
             f"{len(record.groups)} of {record.card['num_groups']:,} groups of the alignment data can be read here, "
             f"drawn at random, at most {MAX_SAMPLES // len(KINDS)} of a kind."
         )
-    return said
+    return bounds
 
 
 def _map_bounds(cells: CellMap) -> list[str]:
-    said = []
+    bounds = []
     if len(cells.lasts) < cells.num_worlds:
-        said.append(f"The map has the first {len(cells.lasts)} of {cells.num_worlds:,} worlds.")
+        bounds.append(f"The map has the first {len(cells.lasts)} of {cells.num_worlds:,} worlds.")
     if len(cells.rounds) < max(cells.lasts.values()):
-        said.append(f"The map has {len(cells.rounds)} of {max(cells.lasts.values()):,} rounds.")
+        bounds.append(f"The map has {len(cells.rounds)} of {max(cells.lasts.values()):,} rounds.")
     if cells.block > 1:
-        said.append(f"A cell of the map is the mean of a block of {cells.block} x {cells.block} agents.")
-    return said
+        bounds.append(f"A cell of the map is the mean of a block of {cells.block} x {cells.block} agents.")
+    return bounds
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -220,7 +221,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     for unit, machine in record.machines.items():
         gpus = f", {len(machine['gpus'])} x {machine['gpus'][0]}" if machine["gpus"] else ", no GPU"
         by_machine.setdefault(f"{machine['host']}: {machine['cores']} cores{gpus}", []).append(unit)
-    for place, units in by_machine.items():
+    for host, units in by_machine.items():
         named = ", ".join(units) if len(units) <= 8 else f"{units[0]} .. {units[-1]} ({len(units)} units)"
-        facts.append((f"on {place}", named))
+        facts.append((f"on {host}", named))
     return [*facts, *((f"input {name}", f"sha256 {digest}") for name, digest in manifest.get("inputs", {}).items())]

@@ -9,6 +9,7 @@ import numpy as np
 from salign.config import KINDS
 from salign.report import curves, figures
 from salign.report.record import RunRecord
+from salign.society.protocols import protocol_of
 from salign.storage import new_file
 from salign.tracking.metrics import mean
 
@@ -62,19 +63,20 @@ def draw_figures(record: RunRecord, folder: Path) -> list[Path]:
 
 
 def _society(record: RunRecord, figure: Any) -> bool:
-    if not record.paths:
+    criteria = figures.path_axes(record.config)
+    if not record.paths or criteria is None:
         return False
     axes, seen = figure.add_subplot(), set()
     for path in figures.drawn_paths(record.paths):
         number = figures.POPULATIONS.index(path.population)
-        x, y = path.values("sim/alignment_mean"), path.values("sim/engagement_mean")
+        x, y = (path.values(figures.mean_of(criterion)) for criterion in criteria)
         name = None if path.population in seen else path.population
         axes.plot(x, y, STYLES[number], color=COLOURS[number], lw=0.9, marker=".", ms=3, label=name, alpha=0.8)
         axes.plot(x[:1], y[:1], "o", mfc="none", color=COLOURS[number], ms=5)
         if path.stop is not None:
             axes.plot(x[-1:], y[-1:], "D" if path.stop == "max_rounds" else "s", color=COLOURS[number], ms=4)
         seen.add(path.population)
-    axes.set(xlabel="mean alignment", ylabel="mean engagement")
+    axes.set(xlabel=f"mean {criteria[0]}", ylabel=f"mean {criteria[1]}")
     axes.legend(fontsize=7)
     return True
 
@@ -83,10 +85,12 @@ def _ratings(record: RunRecord, figure: Any) -> bool:
     if not record.paths:
         return False
     axes = figure.add_subplot()
-    for place, (said, name) in enumerate(figures.rated(record.config).items()):
+    num_roles = len(protocol_of(record.config.society).observed)
+    for position, (line, name) in enumerate(figures.rated(record.config).items()):
         values = figures.by_round(record.paths, mean, name)
         rounds = range(1, len(values) + 1)
-        axes.plot(rounds, values, (":", "-")[place % 2], color=COLOURS[place // 2], lw=1.2, marker=".", label=said)
+        style = ":" if position % num_roles < num_roles - 1 else "-"
+        axes.plot(rounds, values, style, color=COLOURS[position // num_roles], lw=1.2, marker=".", label=line)
     axes.set(xlabel="round", ylabel="mean rating, 1 to 7")
     axes.legend(fontsize=7)
     return True
@@ -105,38 +109,41 @@ def _before_after(record: RunRecord, figure: Any) -> bool:
     norm = LogNorm(1, max(2, counts.max()))
     image = axes.imshow(shown, origin="lower", extent=(*ends, *ends), cmap="cividis", norm=norm)
     axes.plot(ends, ends, ":", color="black", lw=0.8)
-    axes.set(xlabel="draft's alignment", ylabel="revision's alignment")
+    first, outcome, criterion = record.society.observed[0], record.society.observed[-1], record.society.criteria[0]
+    axes.set(xlabel=f"{first}'s {criterion}", ylabel=f"{outcome}'s {criterion}")
     figure.colorbar(image, label="interactions")
     return True
 
 
 def _map(record: RunRecord, figure: Any) -> bool:
     """The first world, in its first, middle and last round."""
-    cells = None if record.society is None else record.society.cells
-    if cells is None:
+    if record.society is None:
         return False
+    cells = record.society.cells
     world, last = next(iter(cells.lasts.items()))
     values = cells.values(world)[0]
-    places = [place for place, round_ in enumerate(cells.rounds) if round_ <= last]
-    chosen = sorted({places[0], places[len(places) // 2], places[-1]})
+    held = [number for number, round_ in enumerate(cells.rounds) if round_ <= last]
+    chosen = sorted({held[0], held[len(held) // 2], held[-1]})
     if np.isnan(values[chosen]).all():
         return False
     low, high = np.nanmin(values[chosen]), np.nanmax(values[chosen])
     figure.set_size_inches(2.0 * len(chosen) + 0.6, 2.1)
-    for axes, place in zip(np.atleast_1d(figure.subplots(1, len(chosen))), chosen, strict=True):
-        square = values[place].reshape(cells.side, cells.side)
+    for axes, number in zip(np.atleast_1d(figure.subplots(1, len(chosen))), chosen, strict=True):
+        square = values[number].reshape(cells.side, cells.side)
         image = axes.imshow(square, cmap="cividis", vmin=low, vmax=high)
-        axes.set(xticks=[], yticks=[], title=f"round {cells.rounds[place]}")
-    figure.colorbar(image, ax=figure.axes, label="alignment")
+        axes.set(xticks=[], yticks=[], title=f"round {cells.rounds[number]}")
+    figure.colorbar(image, ax=figure.axes, label=cells.measures[0][1])
     return True
 
 
 def _followed(record: RunRecord, figure: Any) -> bool:
-    taken = {} if record.society is None else {k: v for k, v in record.society.followed.taken.items() if v[0]}
-    if not taken:
+    society = record.society
+    taken = {} if society is None else {k: v for k, v in society.followed.taken.items() if v[0]}
+    if society is None or not taken:
         return False
     axes, scores = figure.add_subplot(), np.array(list(taken))
-    for side, name, number in ((-0.2, "taken up by its revision", 2), (0.2, "by another revision (chance)", 5)):
+    own, chance = figures.taken_up(society.observed[-1])
+    for side, name, number in ((-0.2, own, 2), (0.2, chance, 5)):
         shares = [100 * sums[1 if side < 0 else 2] / sums[0] for sums in taken.values()]
         axes.bar(scores + side, shares, 0.4, label=name, color=COLOURS[number], hatch="" if side < 0 else "///")
     axes.set(xlabel="rating given with the reason", ylabel="% of its own words", xticks=scores)
@@ -183,11 +190,11 @@ def _evaluation(record: RunRecord, figure: Any) -> bool:
         return False
     figure.set_size_inches(3.4, 0.45 + len(tasks) * (0.35 + 0.17 * len(record.evaluation)))
     for axes, task in zip(np.atleast_1d(figure.subplots(len(tasks), 1)), tasks, strict=True):
-        found = [(model, row[task]) for model, row in record.evaluation.items() if task in row]
-        for place, (_, one) in enumerate(found):
-            axes.plot([one.mean], [place], "o", color=COLOURS[place % 6], ms=4)
+        rows = [(model, row[task]) for model, row in record.evaluation.items() if task in row]
+        for number, (_, one) in enumerate(rows):
+            axes.plot([one.mean], [number], "o", color=COLOURS[number % 6], ms=4)
             if one.low is not None and one.high is not None:
-                axes.plot([one.low, one.high], [place, place], color=COLOURS[place % 6], lw=1.2)
-        axes.set(yticks=range(len(found)), yticklabels=[model for model, _ in found], ylim=(len(found) - 0.5, -0.5))
+                axes.plot([one.low, one.high], [number, number], color=COLOURS[number % 6], lw=1.2)
+        axes.set(yticks=range(len(rows)), yticklabels=[model for model, _ in rows], ylim=(len(rows) - 0.5, -0.5))
         axes.set_title(task, fontsize=8)
     return True

@@ -1,8 +1,9 @@
 """Reads a run, finished or not, into what its report shows."""
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ class RunRecord:
     def missing(self, section: str, what: str, folder: Path) -> None:
         """Notes what is not there, with the error if it failed."""
         failure = read_failure(folder)
-        said = f"{what} failed: {failure[0]}" if failure is not None else f"{what} is not complete yet"
-        self.gaps.setdefault(section, []).append(said)
+        gap = f"{what} failed: {failure[0]}" if failure is not None else f"{what} is not complete yet"
+        self.gaps.setdefault(section, []).append(gap)
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float | None:
         """What tokens cost, where the config has a price."""
@@ -131,10 +132,10 @@ def thinned(rows: Sequence[Row], most: int) -> list[Row]:
     """So many rows, evenly spaced, first and last among them; rows with a measurement on held-out data stay."""
     if len(rows) <= most:
         return list(rows)
-    kept = {round(place) for place in np.linspace(0, len(rows) - 1, most)}
-    held_out = [place for place, row in enumerate(rows) if "eval/loss" in row]
+    kept = {round(position) for position in np.linspace(0, len(rows) - 1, most)}
+    held_out = [position for position, row in enumerate(rows) if "eval/loss" in row]
     kept |= set(held_out[:: 1 + len(held_out) // most])
-    return [rows[place] for place in sorted(kept)]
+    return [rows[position] for position in sorted(kept)]
 
 
 # --- the society ---------------------------------------------------------------------------------
@@ -173,15 +174,15 @@ def _paths(config: Config, rows: Sequence[Row], shard: Shard | None) -> list[Wor
     for row in rows:
         if "sim/world" in row:
             worlds.setdefault(row["sim/world"], []).append(row)
-    found = []
+    paths = []
     for world, of_world in sorted(worlds.items()):
         of_world.sort(key=lambda row: row["sim/round"])
         last = society.max_rounds if shard is None else shard.last_rounds[world]
         held = [row for row in of_world if row["sim/round"] <= last]  # not what ran ahead of a stop
         if held:
             population = society.populations[world % len(society.populations)]
-            found.append(WorldPath(world, population, tuple(held), held[-1].get("sim/stop")))
-    return found
+            paths.append(WorldPath(world, population, tuple(held), held[-1].get("sim/stop")))
+    return paths
 
 
 def _over_time(clocks: Sequence[Sequence[Row]]) -> OverTime | None:
@@ -218,22 +219,24 @@ def _read_data(run: RunDir, config: Config, record: RunRecord) -> None:
         record.missing("data", "the alignment data", run.dataset)
         return
     record.card = json.loads((run.dataset / "card.json").read_text(encoding="utf-8"))
-    by_kind = {kind: Reservoir(MAX_SAMPLES // len(KINDS), rng(config.run.seed, "report", kind)) for kind in KINDS}
-    for row in _json_rows(run.dataset / "groups.jsonl"):
-        reservoir = by_kind[row["kind"]]
-        place = reservoir.place()
-        if place is not None:
-            reservoir.keep(place, _group(row))
-    record.groups = [group for reservoir in by_kind.values() for group in reservoir.in_order()]
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    path = run.dataset / "groups.jsonl"
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
+        lines = enumerate(file, start=1)
+        for kind in KINDS:  # in the file one after the other, as many as the card says
+            reservoir = Reservoir(MAX_SAMPLES // len(KINDS), rng(config.run.seed, "report", kind))
+            for number, line in itertools.islice(lines, record.card["kinds"][kind]["num_groups"]):
+                slot = reservoir.draw()
+                if slot is not None:
+                    reservoir.keep(slot, _group(_decoded(line, f"{path}, line {number}")))
+            record.groups += reservoir.in_order()
+
+
+def _decoded(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row: dict[str, Any] = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON ({error})") from None
+    return row
 
 
 def _group(row: Mapping[str, Any]) -> dict[str, Any]:

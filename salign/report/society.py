@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from salign.markers import Done
 from salign.records import MAX_SCORE, MIN_SCORE, Interaction, Turn
 from salign.seeds import rng
 from salign.society.protocols import protocol_of
-from salign.tracking.metrics import mean
 
 MAX_SAMPLES = 200
 MAX_TEXT = 2_000
@@ -70,9 +70,9 @@ class CellMap:
         lasts = {world: last for shard in shards for world, last in sorted(shard.last_rounds.items())}
         self.num_agents = sum(shard.num_interactions for shard in shards) // max(1, sum(lasts.values()))
         protocol, topology = protocol_of(config.society), config.society.topology
-        # The outcome by each criterion, and the first answer by the first: what the outcome may be compared with.
+        # The outcome by each criterion, and by the first what it is compared with, if anything.
         self.measures = [(protocol.outcome, criterion) for criterion in protocol.criteria]
-        self.measures.append((protocol.observed[0], protocol.criteria[0]))
+        self.measures += [(role, protocol.criteria[0]) for role in protocol.observed[:-1][:1]]
         self.is_grid = isinstance(topology, GridTopology)
         width = max(1, topology.size if isinstance(topology, GridTopology) else int(np.ceil(self.num_agents**0.5)))
         self.block = -(-width // _MAX_SIDE)
@@ -87,21 +87,22 @@ class CellMap:
         # The first worlds, in which populations come by turns.
         self.lasts = dict(list(lasts.items())[:kept])
         self.num_worlds = len(lasts)
-        self._place = {number: place for place, number in enumerate(self.rounds)}
+        self._number_of_round = {round_: number for number, round_ in enumerate(self.rounds)}
         shape = (len(self.measures), len(self.rounds), num_cells)
         self._sums: dict[int, NDArray[np.float32]] = {world: np.zeros(shape, np.float32) for world in self.lasts}
         self._counts: dict[int, NDArray[np.int32]] = {world: np.zeros(shape, np.int32) for world in self.lasts}
 
     def add(self, interaction: Interaction) -> None:
-        place = self._place.get(interaction.round)
-        if interaction.world not in self.lasts or place is None:
+        number = self._number_of_round.get(interaction.round)
+        if interaction.world not in self.lasts or number is None:
             return
         cell = self._cell[interaction.agent]
         for measure, (role, criterion) in enumerate(self.measures):
-            value = _observed(interaction, role, criterion)
-            if value is not None:
-                self._sums[interaction.world][measure, place, cell] += value
-                self._counts[interaction.world][measure, place, cell] += 1
+            for turn in interaction.turns_of(role):
+                value = turn.observed_rating(criterion)
+                if value is not None:
+                    self._sums[interaction.world][measure, number, cell] += value
+                    self._counts[interaction.world][measure, number, cell] += 1
 
     def values(self, world: int) -> NDArray[np.float32]:
         """[measures, rounds, cells], NaN where nothing is known."""
@@ -110,55 +111,53 @@ class CellMap:
 
 
 class Followed:
-    """Which feedback was followed: how many of a reason's own words the revision takes up.
+    """Which feedback was followed: how many of a reason's own words the outcome takes up.
 
-    A reason's own words are those (of 4 letters or more) that neither question nor draft has. Chance is what the same
-    words find in the revision of another interaction.
+    A reason's own words are those (of 4 letters or more) that neither the question nor the first answer has. Chance is
+    what the same words find in the outcome of another interaction.
 
     Args:
-        observed: The roles of the first answer and of its revision, and of what is observed between; one alone has no
-            revision.
+        first: The role of the turn that the audience rates.
+        outcome: The role of the turn that answers it.
     """
 
-    def __init__(self, observed: Sequence[str]) -> None:
-        self._draft, self._revision = (observed[0], observed[-1]) if len(observed) > 1 else ("", "")
+    def __init__(self, first: str, outcome: str) -> None:
+        self._first, self._outcome = first, outcome
         self.taken: dict[int, list[float]] = {score: [0.0, 0.0, 0.0] for score in range(1, 8)}
-        """By the rating that stood with the reason: reasons, and sums of share and of chance."""
+        """By the rating that came with the reason: reasons, and sums of share and of chance."""
         self.gain: dict[int, list[float]] = {score: [0.0, 0.0, 0.0] for score in range(1, 8)}
-        """By the audience's mean rating: interactions, and sums of the change in alignment and of its square."""
+        """By the audience's mean rating: interactions, and sums of the observers' rating's change and of its square."""
         self.num_read = 0
         self._other: frozenset[str] = frozenset()
 
     def add(self, interaction: Interaction) -> list[float | None]:
-        """Takes up an interaction; the share of each reason's words that the revision took."""
+        """Takes up an interaction; the share of each reason's words that the outcome took."""
         feedback = heard(interaction)
-        draft, revised = interaction.turn(self._draft), interaction.turn(self._revision)
-        if draft is None or revised is None:
+        first, outcome = interaction.turn(self._first), interaction.turn(self._outcome)
+        if first is None or outcome is None:
             return [None] * len(feedback)
-        known = _words(interaction.topic) | _words(draft.text)
-        revision = _words(revised.text)
+        known = _words(interaction.topic) | _words(first.text)
+        words = _words(outcome.text)
         shares: list[float | None] = []
         for item in feedback:
             own = _words(item.text) - known
-            share = len(own & revision) / len(own) if own else None
+            share = len(own & words) / len(own) if own else None
             shares.append(share)
             if share is not None and item.rating is not None and self.num_read:
                 sums = self.taken[round(item.rating)]
                 sums[0] += 1
                 sums[1] += share
                 sums[2] += len(own & self._other) / len(own)
-        self._other = revision
+        self._other = words
         self.num_read += 1
         return shares
 
-    def add_gain(self, interaction: Interaction) -> None:
-        rating = mean(turn.rating for turn in heard(interaction))
-        before, after = (_observed(interaction, role, "alignment") for role in (self._draft, self._revision))
-        if rating is not None and before is not None and after is not None:
-            sums = self.gain[round(rating)]
-            sums[0] += 1
-            sums[1] += after - before
-            sums[2] += (after - before) ** 2
+    def add_gain(self, rating: float, gain: float) -> None:
+        """Takes up the audience's mean rating, and by how much the outcome was rated above the first answer."""
+        sums = self.gain[round(rating)]
+        sums[0] += 1
+        sums[1] += gain
+        sums[2] += gain**2
 
 
 def _words(text: str) -> frozenset[str]:
@@ -173,8 +172,8 @@ class Reservoir:
         self.items: list[tuple[int, Any]] = []
         self.num_seen = 0
 
-    def place(self) -> int | None:
-        """Where the next of the stream is to be kept, if it is."""
+    def draw(self) -> int | None:
+        """Which slot the next of the stream is to be kept in, if it is."""
         self.num_seen += 1
         if len(self.items) < self._size:
             self.items.append((self.num_seen, None))
@@ -182,8 +181,8 @@ class Reservoir:
         drawn = self._rng.randrange(self.num_seen)
         return drawn if drawn < self._size else None
 
-    def keep(self, place: int, item: Any) -> None:
-        self.items[place] = (self.num_seen, item)
+    def keep(self, slot: int, item: Any) -> None:
+        self.items[slot] = (self.num_seen, item)
 
     def in_order(self) -> list[Any]:
         return [item for _, item in sorted(self.items, key=lambda pair: pair[0])]
@@ -193,9 +192,11 @@ class Reservoir:
 class Society:
     """What is known of the interactions of all complete shards."""
 
-    cells: CellMap | None
+    cells: CellMap
     observed: tuple[str, ...]
-    """The protocol's roles of turns that observers rate, in order."""
+    """The protocol's roles of turns that observers rate, in order; by its first criterion the last, which is the
+    outcome, is compared with the first, where there are two."""
+    criteria: tuple[str, ...]
     followed: Followed
     num_interactions: int = 0
     num_failed: int = 0
@@ -204,11 +205,12 @@ class Society:
     completion_tokens: int = 0
     num_calls: int = 0
     before_after: NDArray[np.int64] = field(default_factory=lambda: np.zeros((NUM_BINS, NUM_BINS), np.int64))
-    """Interactions by alignment of draft (first) and revision, to the tenth."""
+    """Interactions by the rating of the first answer and of the outcome, to the tenth."""
     num_higher: int = 0
-    """Revisions whose alignment was rated higher than the draft's; `num_lower`: lower."""
+    """Outcomes that were rated higher than the first answer; `num_lower`: lower."""
     num_lower: int = 0
-    means: dict[str, float | None] = field(default_factory=dict)
+    means: dict[tuple[str, str], float | None] = field(default_factory=dict)
+    """By role and criterion."""
     missing: dict[str, list[int]] = field(default_factory=dict)
     """By who rates what: ratings asked for, and those that are missing."""
     failures: Counter[str] = field(default_factory=Counter)
@@ -225,16 +227,19 @@ class SocietyReader:
 
     def __init__(self, config: Config, shards: Sequence[Shard]) -> None:
         protocol = protocol_of(config.society)
-        roles = protocol.observed
-        self.society = Society(CellMap(config, shards) if shards else None, roles, Followed(roles))
-        self._observed = [(role, criterion) for role in roles for criterion in protocol.criteria]
-        names = [" ".join(series) for series in self._observed]
-        self.society.missing = {name: [0, 0] for name in ([FEEDBACK, *names] if config.society.has_audience else names)}
+        self._first, self._outcome = protocol.observed[0], protocol.outcome
+        followed = Followed(self._first, self._outcome)
+        self.society = Society(CellMap(config, shards), protocol.observed, protocol.criteria, followed)
+        # Of each role and criterion, ratings asked for, missing ones, and the sum of the others.
+        self._ratings: dict[tuple[str, str], list[float]] = {
+            (role, criterion): [0, 0, 0.0] for role in protocol.observed for criterion in protocol.criteria
+        }
+        self._feedback = [0, 0]
+        self._has_audience = config.society.has_audience
         self._samples = Reservoir(MAX_SAMPLES, rng(config.run.seed, "report", "interactions"))
         total = sum(shard.num_interactions for shard in shards)
         self._closely = min(1.0, _MAX_READ_CLOSELY / max(total, 1))
         self._rng = rng(config.run.seed, "report", "closely")
-        self._sums = {name: [0, 0.0] for name in names}
 
     def add(self, interaction: Interaction) -> None:
         society = self.society
@@ -247,34 +252,41 @@ class SocietyReader:
             # A record's failures are few kinds of sentence; numbers in them are not kinds of their own.
             if len(society.failures) < 50 or interaction.failure in society.failures:
                 society.failures[interaction.failure] += 1
-        if society.cells is not None:
-            society.cells.add(interaction)
+        society.cells.add(interaction)
         self._rate(interaction)
-        society.followed.add_gain(interaction)
-        place = self._samples.place()
-        if place is not None or self._rng.random() < self._closely:
-            taken = society.followed.add(interaction)
-            if place is not None:
-                self._samples.keep(place, self._sample(interaction, taken))
+        slot = self._samples.draw()
+        if slot is not None or self._rng.random() < self._closely:
+            taken = society.followed.add(interaction) if self._has_audience else []
+            if slot is not None:
+                self._samples.keep(slot, self._sample(interaction, taken))
 
     def _rate(self, interaction: Interaction) -> None:
         society = self.society
-        values = {FEEDBACK: [turn.rating for turn in heard(interaction)]} if FEEDBACK in society.missing else {}
-        for role, criterion in self._observed:
-            name = f"{role} {criterion}"
-            values[name] = [turn.observed_rating(criterion) for turn in interaction.turns_of(role)]
-            there = [rating for rating in values[name] if rating is not None]
-            self._sums[name][0] += len(there)
-            self._sums[name][1] += sum(there)
-        for name, ratings in values.items():
-            society.missing[name][0] += len(ratings)
-            society.missing[name][1] += ratings.count(None)
-        first, *others = society.observed
-        before, after = (_observed(interaction, role, "alignment") for role in (first, society.observed[-1]))
-        if others and before is not None and after is not None:
+        given = []  # by the audience
+        compared = {}
+        for turn in interaction.turns:
+            if turn.about is not None:
+                given.append(turn.rating)
+            if turn.role not in society.observed:
+                continue
+            for criterion in society.criteria:
+                rating, sums = turn.observed_rating(criterion), self._ratings[turn.role, criterion]
+                sums[0] += 1
+                if rating is None:
+                    sums[1] += 1
+                else:
+                    sums[2] += rating
+            compared[turn.role] = turn.observed_rating(society.criteria[0])
+        self._feedback[0] += len(given)
+        self._feedback[1] += given.count(None)
+        before, after = compared.get(self._first), compared.get(self._outcome)
+        if self._first != self._outcome and before is not None and after is not None:
             society.before_after[_bin(before), _bin(after)] += 1
             society.num_higher += after > before
             society.num_lower += after < before
+            there = [rating for rating in given if rating is not None]
+            if there:
+                society.followed.add_gain(fmean(there), after - before)
 
     def _sample(self, interaction: Interaction, taken: Sequence[float | None]) -> dict[str, Any]:
         """An interaction for reading; `taken` is each heard turn's share of words that the outcome took up."""
@@ -287,7 +299,7 @@ class SocietyReader:
             "part": interaction.agents[0].part,
             "question": clipped(interaction.topic),
             "failure": clipped(interaction.failure),
-            "alignment": [_observed(interaction, role, "alignment") for role in self.society.observed],
+            "compared": [_observed(interaction, role, self.society.criteria[0]) for role in self.society.observed],
             "turns": [
                 {
                     "role": turn.role,
@@ -299,16 +311,21 @@ class SocietyReader:
                     if turn.recalled is None
                     else {**dataclasses.asdict(turn.recalled), "answer": clipped(turn.recalled.answer)},
                     "judges": turn.about is not None,
-                    "taken": None if turn.about is None else next(shares),
+                    "taken": None if turn.about is None else next(shares, None),
                 }
                 for turn in interaction.turns
             ],
         }
 
     def end(self) -> Society:
-        self.society.samples = self._samples.in_order()
-        self.society.means = {name: total / num if num else None for name, (num, total) in self._sums.items()}
-        return self.society
+        society = self.society
+        society.samples = self._samples.in_order()
+        if self._has_audience:
+            society.missing[FEEDBACK] = self._feedback
+        for (role, criterion), (asked, missing, total) in self._ratings.items():
+            society.missing[f"{role} {criterion}"] = [int(asked), int(missing)]
+            society.means[role, criterion] = total / (asked - missing) if asked > missing else None
+        return society
 
 
 def _bin(rating: float) -> int:

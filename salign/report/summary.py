@@ -1,4 +1,4 @@
-"""The closing table of a run: what came out, in figures, and where everything lies."""
+"""The closing table of a run: the results in figures, and where everything is."""
 
 import itertools
 import json
@@ -132,7 +132,7 @@ def _add_society(table: Table, society: dict[str, Any]) -> None:
     calls = f"{society['num_calls']} model calls, {society['num_tokens']} tokens"
     table.add_row("interactions", f"{society['num_interactions']}{failed} ({calls})")
     for criterion, by_role in society["means"].items():
-        said = ", ".join(f"{role}s {_number(value)}" for role, value in by_role.items())
-        table.add_row(f"mean {criterion}, 1-7", said)
+        means = ", ".join(f"{role}s {_number(value)}" for role, value in by_role.items())
+        table.add_row(f"mean {criterion}, 1-7", means)
     if society["observer"] is not None:
         table.add_row("observer", in_words(society["observer"]))

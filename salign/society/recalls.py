@@ -1,4 +1,4 @@
-"""What agents were reminded of: how often, from where, and of how distant a question."""
+"""What agents recalled: how often, from where, and at which distance."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,8 +22,9 @@ class Recalls:
     def add(self, turn: Turn) -> None:
         """Takes up a turn, with what its speaker was reminded of."""
         self.num_turns += 1
-        if turn.recalled is not None:
-            self.distances[turn.recalled.source, round(turn.recalled.distance * 1000)] += 1
+        recalled = turn.recalled
+        if recalled is not None:
+            self.distances[recalled.source, round(recalled.distance * 1000)] += 1
 
     def merge(self, other: "Recalls") -> None:
         """Takes up other turns."""
@@ -74,17 +75,24 @@ class RecallRecord:
 
     def add(self, round_: int, by_role: Mapping[str, Recalls]) -> None:
         """Takes up a round of one world."""
-        there = self.rounds.setdefault(round_, {role: Recalls() for role in self.roles})
+        there = self._of_round(round_)
         for role in self.roles:
             if role in by_role:
                 there[role].merge(by_role[role])
 
     def take(self, interaction: Interaction) -> None:
         """Takes up one interaction."""
+        by_role: dict[str, Recalls] = {}
         for turn in interaction.turns:
             if turn.role in self.roles:
-                by_role = self.rounds.setdefault(interaction.round, {role: Recalls() for role in self.roles})
+                by_role = by_role or self._of_round(interaction.round)
                 by_role[turn.role].add(turn)
+
+    def _of_round(self, round_: int) -> dict[str, Recalls]:
+        by_role = self.rounds.get(round_)
+        if by_role is None:
+            by_role = self.rounds[round_] = {role: Recalls() for role in self.roles}
+        return by_role
 
     def first(self) -> Recalls:
         """All turns of the first round, in which agents have nothing of their own yet."""

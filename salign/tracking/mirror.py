@@ -113,7 +113,7 @@ def _wandb_errors() -> tuple[type[Exception], ...]:
 
 
 class Mirror:
-    """One W&B run; does nothing where wandb could not start, and nothing more once its process is gone."""
+    """One W&B run; does nothing where wandb is disabled or could not start, nor once its process is gone."""
 
     def __init__(self, run: Any | None) -> None:
         self._run = run
@@ -195,12 +195,13 @@ def _begin(run: RunDir, config: Config, job_type: JobType, id_: str, mode: Liter
 
 
 def _start(run: RunDir, config: Config, job_type: JobType, parts: Sequence[str]) -> Any | None:
-    """A W&B run; offline where the server does not answer in time; None where wandb does not start at all."""
+    """A W&B run; offline where the server does not answer in time; None where wandb is disabled or does not start."""
+    id_, mode = run_id(run, config, job_type, *parts), os.environ.get("WANDB_MODE", "online")
+    if mode == "disabled":  # wandb would still hash the files of artifacts, with all of them in memory
+        return None
     import wandb
 
-    id_, mode = run_id(run, config, job_type, *parts), os.environ.get("WANDB_MODE", "online")
-    if mode != "disabled":
-        write_atomic(_folder(run, job_type, parts) / "wandb-id.txt", id_ + "\n")
+    write_atomic(_folder(run, job_type, parts) / "wandb-id.txt", id_ + "\n")
     begun: list[Any] = []
     tries: list[Literal["online", "offline"] | None] = ["online", "offline"] if mode == "online" else [None]
     for each in tries:

@@ -1,4 +1,4 @@
-"""The W&B workspace as code: how the society goes, training's health, preference, evaluation, cost."""
+"""The W&B workspace as code: the society, the health of training, preferences, evaluation, cost."""
 
 import json
 import re
@@ -38,7 +38,10 @@ def build(entity: str, project: str) -> Any:
             over_rounds("Ratings that could be read", "sim/parse_rate", range_y=(0, 1)),
             over_rounds("Interactions that failed", "sim/failed"),
             over_rounds(
-                "Drafts that recall, by source", "sim/recalled_initial_share", "sim/recalled_own_share", range_y=(0, 1)
+                "What agents recall first, by source",
+                "sim/recalled_initial_share",
+                "sim/recalled_own_share",
+                range_y=(0, 1),
             ),
             wr.BarPlot(title="Groups of alignment data", metrics=[f"data/{kind}" for kind in KINDS]),
             wr.BarPlot(title="Shards", metrics=["sim/shards_done", "sim/shards_failed"]),

@@ -40,17 +40,13 @@
   const rating = (byte) => (byte === 0 ? null : 1 + ((byte - 1) / 250) * 6);
   // Cividis, told apart by everybody; in the dark its dark end is lighter than the page.
   const ratings = [[0, "var(--low)"], [0.35, "var(--lower)"], [0.7, "var(--higher)"], [1, "var(--high)"]];
-  const views = {
-    outcome: { at: (m, i) => rating(m[0][i]), scale: ratings, range: [1, 7], title: "alignment" },
-    engagement: { at: (m, i) => rating(m[1][i]), scale: ratings, range: [1, 7], title: "engagement" },
-    first: { at: (m, i) => rating(m[2][i]), scale: ratings, range: [1, 7], title: "alignment" },
-    change: {
-      at: (m, i) => (m[0][i] && m[2][i] ? rating(m[0][i]) - rating(m[2][i]) : null),
-      // Orange for worse, blue for better: told apart by everybody.
-      scale: [[0, "#b35806"], [0.25, "#f1a340"], [0.5, "#f2f2f2"], [0.75, "#67a9cf"], [1, "#2166ac"]],
-      range: null,
-      title: "change",
-    },
+  // From the last measure, the first answer's rating, to the first, the outcome's.
+  const change = {
+    at: (m, i) => { const before = m[m.length - 1][i]; return m[0][i] && before ? rating(m[0][i]) - rating(before) : null; },
+    // Orange for worse, blue for better: told apart by everybody.
+    scale: [[0, "#b35806"], [0.25, "#f1a340"], [0.5, "#f2f2f2"], [0.75, "#67a9cf"], [1, "#2166ac"]],
+    range: null,
+    title: "change",
   };
 
   function makeMap(record) {
@@ -60,6 +56,7 @@
     const { side, block } = record;
     const worlds = record.worlds.map((item) => ({ ...item, measures: item.measures.map(decoded) }));
     worlds.forEach((item, number) => world.append(new Option(`${item.world}: ${item.population}`, number)));
+    const views = record.criteria.map((title, number) => ({ at: (m, i) => rating(m[number][i]), scale: ratings, range: [1, 7], title }));
     let listening = false;
 
     function values(item, view, round) {
@@ -83,7 +80,7 @@
     }
 
     async function show() {
-      const item = worlds[world.value || 0], view = views[measure.value];
+      const item = worlds[world.value || 0], view = views[measure.value] ?? change;
       const rounds = record.rounds.filter((round) => round <= item.last);
       slider.max = rounds.length - 1;
       const at = Math.min(Number(slider.value), rounds.length - 1);
@@ -160,7 +157,9 @@
 
   function turn({ role, agent, text, rating: given, observed, recalled, judges, taken }, number, turns) {
     const made = [];
-    if (recalled !== null && !judges) {
+    const before = turns[number - 1]?.recalled;
+    const again = recalled && before && before.question === recalled.question && before.answer === recalled.answer;
+    if (recalled !== null && !judges && !again) {
       const { question, answer, source, distance } = recalled;
       const whose = source === "initial" ? "that it began with" : "of its own";
       made.push(saying("", `Remembered, an answer ${whose} to “${question}” (distance ${distance.toFixed(2)})`, answer));
@@ -172,7 +171,7 @@
     }
     const ratings = Object.entries(observed).map(([criterion, value]) => `${criterion} ${rated(value)}`);
     const who = `${role[0].toUpperCase()}${role.slice(1)}${ratings.length ? ": " : ""}${ratings.join(", ")}`;
-    made.push(saying(!ratings.length ? "" : number === turns.length - 1 ? "outcome" : "observed", who, text));
+    made.push(saying(!ratings.length ? "" : role === turns[turns.length - 1].role ? "outcome" : "observed", who, text));
     return made;
   }
 
@@ -194,8 +193,8 @@
     return made;
   }
 
-  function outcome({ failure, alignment }) {
-    const first = alignment[0], last = alignment[alignment.length - 1];
+  function outcome({ failure, compared }) {
+    const first = compared[0], last = compared[compared.length - 1];
     if (failure !== null) return "failed";
     return first === null || last === null || first === last ? "same" : last > first ? "better" : "worse";
   }

@@ -1,6 +1,6 @@
 """Back-Scatter, the paper's protocol (section 3.2): draft, feedback, revision, observation."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from salign.config import BackScatterProtocol
 from salign.records import Interaction, Recalled, Turn
@@ -63,23 +63,24 @@ class BackScatter(Protocol[BackScatterProtocol]):
         )
 
     def rows(
-        self, interaction: Interaction, kept: Callable[[Iterable[Turn]], list[Turn]], min_score: float
+        self, interaction: Interaction, kept: Callable[[Sequence[Turn]], list[Turn]], min_score: float
     ) -> Iterator[Row]:
         """The three kinds of the paper (section 3.3): imitation, self-critic, realignment."""
         draft, revision = interaction.turn(DRAFT), interaction.turn(REVISION)
         if draft is None:
             return
         question = interaction.topic
-        answers = kept(turn for turn in (draft, revision) if turn is not None)
-        yield Row("imitation", question, tuple((turn, turn.observed_rating("alignment")) for turn in answers))
-        if draft not in answers:
+        drafts = kept([draft])
+        revisions = [] if revision is None else kept([revision])
+        answers = [(turn, turn.observed_rating("alignment")) for turn in (*drafts, *revisions)]
+        yield Row("imitation", question, tuple(answers))
+        if not drafts:
             return
         feedback = kept(interaction.turns_of(FEEDBACK))
-        comments = tuple((turn, turn.rating) for turn in feedback)
-        yield Row("self_critic", queries.self_critic(question, draft.text), comments)
-        if revision is None or revision not in answers:
+        yield Row("self_critic", queries.self_critic(question, draft.text), tuple([(t, t.rating) for t in feedback]))
+        if revision is None or not revisions:
             return
-        before, after = (turn.observed_rating("alignment") for turn in (draft, revision))
+        (_, before), (_, after) = answers
         if before is not None and after is not None and after > max(before, min_score):
             reasons = [turn.text for turn in feedback if turn.rating is not None and turn.text.strip()]
             if reasons:  # without words there is nothing to learn to follow

@@ -1,4 +1,4 @@
-"""What a protocol is: one way in which agents interact. Worlds, rounds, shards and data know no other word of it.
+"""The interface of a protocol, one way in which agents interact. Worlds, rounds, shards and data know only this.
 
 Two rules hold for each, and give schedule, shards, ranks and resumption: an interaction of round r reads anybody's
 state as it stood after round r-1, and writes the state of its own agent alone, once, when it publishes.
@@ -6,9 +6,9 @@ state as it stood after round r-1, and writes the state of its own agent alone, 
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from salign.config import Kind, SocietySection
 from salign.engines.base import Reply
@@ -41,8 +41,7 @@ class Query:
     about: int
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """Responses to one query with their scores, None where one is missing."""
 
     kind: Kind
@@ -109,7 +108,7 @@ class Protocol(ABC, Generic[Section]):
 
     @abstractmethod
     def rows(
-        self, interaction: Interaction, kept: Callable[[Iterable[Turn]], list[Turn]], min_score: float
+        self, interaction: Interaction, kept: Callable[[Sequence[Turn]], list[Turn]], min_score: float
     ) -> Iterator[Row]:
         """What can be learnt from an interaction.
 

@@ -1,6 +1,6 @@
 """Sample: several answers of one agent to its question, rated by the observers alone."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from salign.config import SampleProtocol
 from salign.records import Interaction, Turn
@@ -36,7 +36,7 @@ class Sample(Protocol[SampleProtocol]):
         return said[0]
 
     def rows(
-        self, interaction: Interaction, kept: Callable[[Iterable[Turn]], list[Turn]], min_score: float
+        self, interaction: Interaction, kept: Callable[[Sequence[Turn]], list[Turn]], min_score: float
     ) -> Iterator[Row]:
         answers = kept(interaction.turns_of(ANSWER))
         yield Row("imitation", interaction.topic, tuple((turn, turn.observed_rating("alignment")) for turn in answers))
