@@ -1,3 +1,3 @@
-"""A society of language-model agents, and models aligned by what it records."""
+"""A society of language-model agents, and models aligned with what it records."""
 
 __version__ = "0.1.0"

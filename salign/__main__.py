@@ -1,4 +1,4 @@
-"""`python -m salign COMMAND`: what `salign COMMAND` does."""
+"""`python -m salign COMMAND` is the same as `salign COMMAND`."""
 
 from salign.commands.main import main
 

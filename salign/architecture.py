@@ -1,4 +1,4 @@
-"""What a model's config says of how far its attention reaches, and of its positions. Imports no torch."""
+"""What a model's config says about the reach of its attention and about its positions. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which columns of a row are read, which are harmless, and what is said of the others: none is ignored silently."""
+"""Which columns of a row are read, which are harmless, and how the others are refused: none is ignored silently."""
 
 import difflib
 import functools

@@ -1,4 +1,4 @@
-"""What a model is, by its content: digests of its files, by which another one under the same name is noticed.
+"""Identifies a model by its content: digests of its files, so that another model under the same name is noticed.
 
 Only files are read, no library of models is loaded: a login node does it too. Where a model lies does not matter.
 """

@@ -1,4 +1,4 @@
-"""Who a process is among those that a launcher (torchrun, deepspeed, mpiexec, srun) started together; and in which job.
+"""The rank of a process among those that a launcher (torchrun, deepspeed, mpiexec, srun) started, and its job.
 
 Known from the environment, before any library is loaded that makes them know each other.
 """

@@ -1,4 +1,4 @@
-"""Locks that processes hold on a run and its units; the system frees them however a process ends."""
+"""Locks that processes hold on a run and its units; the system releases them however a process ends."""
 
 import contextlib
 import fcntl

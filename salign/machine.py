@@ -1,4 +1,4 @@
-"""What this machine has: its name, cores and GPUs."""
+"""Describes this machine: its name, cores and GPUs."""
 
 import os
 import platform

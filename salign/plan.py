@@ -1,4 +1,4 @@
-"""The units of work in a run, which of them are complete, and which are left: told by their markers alone."""
+"""The units of work in a run, and which of them are complete, judging by their markers alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

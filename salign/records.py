@@ -1,4 +1,4 @@
-"""What the society records, and what training reads: frozen, versioned, one JSON object a line.
+"""What the society records, and what training reads: frozen, versioned, one JSON object per line.
 
 A rating that is missing is None everywhere: never a number, and never in training data.
 

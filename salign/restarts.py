@@ -1,4 +1,4 @@
-"""A unit whose job is started again and again must get further each time, or its job would never end."""
+"""A unit whose job is restarted must get further each time, or its job would never end."""
 
 import contextlib
 import json

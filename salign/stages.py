@@ -1,4 +1,4 @@
-"""The kinds of work in a run: what does a unit of each, how many processes do it together, what of it is shown.
+"""The kinds of work in a run: which function does a unit of each, with how many processes, and what is shown of it.
 
 What does the work is imported when it is called: planning loads neither torch nor transformers.
 """

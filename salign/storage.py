@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, their digests, and what a full disk is."""
+"""Files and folders that appear whole or not at all, their digests, and how a full disk is recognised."""
 
 import contextlib
 import errno

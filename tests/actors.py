@@ -23,6 +23,7 @@ from salign.seeds import derive
 from salign.society import calls
 from salign.society.calls import Speaker
 from salign.society.memory import QuestionTable
+from salign.society.messages import Goodbye
 from salign.society.recall import question_table
 from salign.society.rounds import Round
 from salign.society.simulation import Simulation, Verdict
@@ -311,7 +312,7 @@ class _Mail:
 
     async def _take(self, handle: Callable[[int, Any], None]) -> None:
         sender, message = await self._boxes[self.rank].get()
-        if message == ("bye",):
+        if isinstance(message, Goodbye):
             self._gone += 1
         else:
             handle(sender, message)
@@ -323,7 +324,7 @@ class _Mail:
     async def part(self, handle: Callable[[int, Any], None]) -> None:
         for rank in range(self.size):
             if rank != self.rank:
-                self.send(rank, ("bye",))
+                self.send(rank, Goodbye())
         while self._gone < self.size - 1:
             await self._take(handle)
 

@@ -2,12 +2,11 @@
 
 import asyncio
 import json
-import os
 import shutil
-import sys
 
 import pytest
 import torch
+from vllm_stand_in import path_with_vllm
 
 from salign import compose
 from salign.config import Sampling, SocietySection
@@ -158,40 +157,12 @@ def test_a_judge_that_is_started_otherwise_is_another(tree):
 
 # --- what answers --------------------------------------------------------------------------------
 
-# `vllm serve FOLDER ...`, as far as a client sees it: it says which folder it was given.
-VLLM = """#!{python}
-import json, os, sys
-from aiohttp import web
-
-folder, option = sys.argv[2], dict(zip(sys.argv[3::2], sys.argv[4::2]))
-model = option["--served-model-name"]
-assert os.path.isfile(os.path.join(folder, "config.json"))
-
-async def models(request):
-    return web.json_response({{"data": [{{"id": model}}]}})
-
-async def complete(request):
-    asked = await request.json()
-    assert request.headers["Authorization"] == "Bearer " + os.environ["VLLM_API_KEY"]
-    text = "<think>Hm.</think>" * ("art" in asked["messages"][-1]["content"]) + "I am " + os.path.basename(folder)
-    choice = {{"message": {{"content": text}}, "finish_reason": "length"}}
-    return web.json_response({{"model": asked["model"], "choices": [choice]}})
-
-app = web.Application()
-app.router.add_get("/v1/models", models)
-app.router.add_post("/v1/chat/completions", complete)
-web.run_app(app, host=option["--host"], port=int(option["--port"]), print=None)
-"""
 SERVED = {"kind": "server", "program": "vllm", "num_servers": 1}
 
 
 @pytest.fixture
 def vllm(tmp_path, monkeypatch):
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "vllm").write_text(VLLM.format(python=sys.executable))
-    (folder / "vllm").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", path_with_vllm(tmp_path / "bin"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 

@@ -1,8 +1,12 @@
 """Every kind of engine, by its section: what holds for all of them, also for the next one."""
 
 import asyncio
+import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -15,6 +19,7 @@ from salign.engines.check import check_engines, models_of
 from salign.engines.kinds import KINDS, kind_of
 from salign.errors import ConfigError
 
+ROOT = Path(__file__).parents[1]
 SECTIONS = {get_args(one.model_fields["kind"].annotation)[0]: one for one in get_args(get_args(EngineSection)[0])}
 # What a section needs beside its kind.
 NEEDED = {"openai": {"base_url": "http://127.0.0.1:9/v1"}, "server": {"program": "vllm"}}
@@ -88,3 +93,56 @@ def test_planning_loads_no_engine():
     code = "import sys, salign.engines.check; print(sorted({'torch', 'transformers', 'aiohttp'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+# --- the next kind -------------------------------------------------------------------------------
+
+IMPORTS = """
+from typing import Any
+from salign.config import Sampling
+from salign.engines.base import Prompt, RatingReply, Reply, normalise
+
+"""
+ECHO = """
+import asyncio
+from pathlib import Path
+from salign import compose
+from salign.config import Sampling
+from salign.engines.base import Prompt
+from salign.engines.check import check_engines
+from salign.engines.opening import open_engine
+
+config = compose.parse({"engine": {"kind": "echo", "num_words": 2}}, "test")
+
+async def main():
+    async with open_engine(config.engine, "no/such-model", Path()) as engine:
+        reply = await engine.generate(Prompt("ask listen help"), Sampling(), 0)
+        rating = await engine.rate(Prompt("ask"), 0)
+        print(engine.identity, reply.text, round(rating.expectation, 6), engine.num_calls, sep=", ")
+
+check_engines(config, fetch=False)
+asyncio.run(main())
+"""
+
+
+def test_the_kind_that_the_page_adds_works(tmp_path):
+    """With its three blocks alone, each where the page puts it."""
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    added = page[page.index("## Adding an engine kind") :]
+    section, engine, kind = re.findall(r"```python\n(.*?)```", added, re.DOTALL)
+    package = tmp_path / "salign"
+    shutil.copytree(ROOT / "salign", package, ignore=shutil.ignore_patterns("__pycache__"))
+    put(package / "config" / "engines.py", f"{section}\n\n", "EngineSection = Annotated[\n    ", "EchoEngine | ")
+    (package / "engines" / "echo.py").write_text(IMPORTS + engine)
+    put(package / "engines" / "kinds.py", f"{kind}\n\n", "KINDS: dict[str, Kind[Any]] = {\n", '"echo": _Echo(),\n')
+    put(package / "engines" / "kinds.py", "\nfrom salign.config.engines import EchoEngine\n", "\n\nclass _Section", "")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", ECHO]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=tmp_path)
+    assert done.stdout == "echo of 2 words, listen help, 4.0, 2\n", done.stderr
+
+
+def put(path: Path, before: str, place: str, after: str) -> None:
+    text = path.read_text()
+    assert text.count(place) == 1
+    path.write_text(text.replace(place, before + place + after))

@@ -1,7 +1,6 @@
 """What is asked, in which order, and what is read out of the replies."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 
@@ -148,7 +147,7 @@ def test_instructions_are_the_system_text_and_change_nothing_else():
     ):
         plain, instructed = make(None), make("Be brief.")
         assert plain.system is None
-        assert instructed == replace(plain, system="Be brief.")
+        assert instructed == plain._replace(system="Be brief.")
 
 
 def test_whoever_judges_is_told_by_the_system_text_what_the_marks_mean():
@@ -160,7 +159,7 @@ def test_whoever_judges_is_told_by_the_system_text_what_the_marks_mean():
     ):
         plain, instructed = make(None), make("Be brief.")
         assert plain.system == f"{JUDGES}\n\n{MARKED}"
-        assert instructed == replace(plain, system=f"Be brief.\n\n{MARKED}")
+        assert instructed == plain._replace(system=f"Be brief.\n\n{MARKED}")
     for criterion in ("alignment", "engagement"):
         assert PLAIN.observe(shown(), criterion).system == f"{JUDGES}\n\n{MARKED}"
 

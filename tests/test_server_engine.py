@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from salign.config import Sampling, ServerEngine
 from salign.digests import name_of
 from salign.engines import server as server_module
-from salign.engines.base import Prompt, Reply
+from salign.engines.base import Prompt, PushesBack, Reply
 from salign.engines.server import LeastLoaded, reserve_port, servers
 from salign.errors import ConfigError, EngineError
 from salign.machine import share_out, visible_devices
@@ -74,6 +74,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(content)
         if asked["messages"][-1]["content"] == "crash":
             os._exit(9)
+        if asked["messages"][-1]["content"] == "busy":
+            self.answer(429, {{"error": {{"message": "too many"}}}})
+            return
         choice = {{"index": 0, "message": {{"role": "assistant", "content": f"port {{option['--port']}}"}}}}
         usage = {{"prompt_tokens": 3, "completion_tokens": 2}}
         self.answer(200, {{"model": asked["model"], "choices": [choice], "usage": usage}})
@@ -457,6 +460,28 @@ def test_an_error_of_a_living_server_is_its_own(stub, monkeypatch):
     with pytest.raises(EngineError, match="log-probabilities"):
         asyncio.run(run())
     assert len(stub.started) == 1
+
+
+def test_push_backs_are_reported_also_of_a_server_that_is_started_again(stub, monkeypatch):
+    monkeypatch.setattr(server_module, "_SEEN_DEAD_S", 1.0)
+    reported = []
+
+    async def busy(engine):
+        with pytest.raises(EngineError, match="too many"):
+            await engine.generate(Prompt("busy"), Sampling(), 0)
+        return len(reported)
+
+    async def run():
+        async with stub.servers() as engine:
+            assert isinstance(engine, PushesBack)
+            engine.on_push_back(lambda: reported.append(None))
+            first = await busy(engine)
+            os.kill(stub.started[0]["pids"][0], signal.SIGKILL)
+            await engine.generate(HELLO, Sampling(), 0)
+            return first, await busy(engine)
+
+    assert asyncio.run(run()) == (1, 2)
+    assert len(stub.started) == 2
 
 
 # --- several -------------------------------------------------------------------------------------

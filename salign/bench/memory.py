@@ -1,4 +1,4 @@
-"""The estimate of a training stage's memory against what a process of its own takes."""
+"""Compares the estimate of a training stage's memory with what a separate process uses."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""What surrounds the model, measured: the scheduler, the journal, the client. No model takes part.
+"""Measures everything around the model: the scheduler, the journal, the client. No model takes part.
 
 Figures of one table come from one run on one machine, side by side. Those of others are quoted, with their source.
 """

@@ -1,4 +1,4 @@
-"""What training costs: groups in one row against each response with its own query, the loop, the data.
+"""Measures training: groups in one row against each response with its own query, the loop, the data.
 
 Each side of a comparison runs in a process of its own, so that peaks of memory are its own.
 """

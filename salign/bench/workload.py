@@ -1,4 +1,4 @@
-"""What training is measured on: the model, and groups of equal lengths."""
+"""The workload of the training benchmark: the model, and groups of equal lengths."""
 
 import random
 from typing import Any

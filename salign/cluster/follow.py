@@ -1,4 +1,4 @@
-"""A run at work, live: stages and shards, calls and tokens a second, steps and losses; from the files of the run."""
+"""Shows a running run live: stages and shards, calls and tokens per second, steps and losses, from the run's files."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Where every unit of a run stands, what went wrong, and how to go on."""
+"""The status of every unit of a run, what went wrong, and how to continue."""
 
 import hashlib
 from collections import Counter

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from salign import work
 from salign.launch import open_or_prepare
+from salign.markers import read_done
 
 
 def main() -> None:
@@ -17,3 +18,6 @@ def main() -> None:
     work.begin()
     run = open_or_prepare(args.run)
     work.do_named(run, run.config(), "collect")
+    done = read_done(run.dataset)
+    assert done is not None
+    print(f"{run.dataset / 'groups.jsonl'}: {done.facts['num_groups']} groups")

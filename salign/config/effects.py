@@ -1,4 +1,4 @@
-"""What a field of the config decides, said where the field is: `Annotated[Count, Effect.FREE]`.
+"""What a field of the config decides, declared on the field itself: `Annotated[Count, Effect.FREE]`.
 
 An unmarked field takes the mark of the field that holds its section; where none is marked, it decides.
 """

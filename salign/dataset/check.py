@@ -1,4 +1,4 @@
-"""What can be known of the alignment data before it is made."""
+"""What can be checked about the alignment data before it is made."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Groups for other trainers: TRL's preferences and unpaired preferences, a row each."""
+"""Groups for other trainers: TRL's preferences and unpaired preferences, one row each."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The shapes of rows that groups are read from: one table, in which each says how it is known and what it becomes.
+"""The shapes of rows that groups are read from: one table that says how each is recognised and what it becomes.
 
 A file's first row decides its shape. A shape's converter gives candidates, out of which `groups_of` makes groups.
 """

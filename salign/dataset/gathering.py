@@ -1,4 +1,4 @@
-"""What interactions give becomes groups: rows with the same query as one, gathered outside of memory."""
+"""Gathers the rows of interactions into groups, one per query, outside of memory."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

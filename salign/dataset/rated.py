@@ -1,4 +1,4 @@
-"""What the converters of all shapes share: candidates for groups, and how scores of any scale come to 1..7."""
+"""What the converters of all shapes share: candidates for groups, and how scores of any scale are mapped onto 1..7."""
 
 import math
 from collections.abc import Mapping, Sequence

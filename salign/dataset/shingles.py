@@ -1,4 +1,4 @@
-"""Words and runs of words of many texts as 64-bit hashes, by numpy: linear, at some 50 MB of text a second.
+"""Words and runs of words of many texts as 64-bit hashes, by numpy: linear, at about 50 MB of text per second.
 
 A word is what `normalise` leaves of it. Equal words have equal hashes; so have unequal ones by chance, about one pair
 in 2^64: whoever finds a match compares the words themselves.

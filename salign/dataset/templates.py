@@ -1,4 +1,4 @@
-"""How the scaffold is taken off that the released files' queries carry.
+"""Removes the template text around the queries of the released files.
 
 A group's query is plain text; the template of the model (chat or Alpaca) is put around it by training.
 """

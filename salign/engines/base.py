@@ -16,8 +16,7 @@ Finish = Literal["stop", "length"]
 Thinking = Literal["none", "whole", "cut"]
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(NamedTuple):
     """One turn: what the user says, under an optional system text. The engine puts its model's template around it.
 
     `num_shared` characters at the start of `user` are those of other prompts of the same interaction too; an engine
@@ -33,8 +32,7 @@ class Prompt:
     form: Form = "text"
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What a model says.
 
     Attributes:

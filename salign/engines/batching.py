@@ -1,4 +1,4 @@
-"""Keys and values of prompts that begin together, and of replies that grow together."""
+"""Keys and values of prompts that start together, and of replies that are generated together."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is read of a chat completion, as OpenAI-compatible servers give it."""
+"""Reads chat completions of OpenAI-compatible servers."""
 
 import json
 import math

@@ -1,9 +1,13 @@
 """What a run's engines need, looked for before anything starts: models, programs and servers."""
 
 from collections.abc import Iterable
+from typing import Literal
 
+from salign import models
 from salign.config import Config, EngineSection, TransformersEmbedder
-from salign.engines.kinds import check_model, kind_of
+from salign.engines.kinds import kind_of
+
+Template = Literal["chat", "alpaca"]
 
 
 def models_of(config: Config) -> tuple[str, ...]:
@@ -39,9 +43,25 @@ def check_engines(config: Config, *, fetch: bool, here: bool = False) -> None:
         ConfigError: A model, a program or a served name does not exist.
         EngineError: A server is unreachable.
     """
+    templates: list[tuple[str, Template | None]] = [(config.model, config.train.template)]
     for section in dict.fromkeys(config.engines().values()):
-        kind_of(section).check(section, config.model, fetch=fetch, here=here)
-    check_model(config.model, config.train.template, fetch=fetch, here=here)
+        kind = kind_of(section)
+        kind.check(section, config.model, fetch=fetch, here=here)
+        if kind.is_in_process:
+            templates.append((kind.model_of(section, config.model) or config.model, "chat"))
     embedder = _of_embedder(config)
     if embedder is not None:
-        check_model(embedder, None, fetch=fetch, here=here)
+        templates.append((embedder, None))
+    for model, template in dict.fromkeys(templates):
+        _check_model(model, template, fetch=fetch, here=here)
+
+
+def _check_model(model: str, template: Template | None, *, fetch: bool, here: bool) -> None:
+    """Makes sure that a model which this process loads is there, and that its chat template can be used."""
+    if fetch and model in models.EMBEDDED:
+        models.resolve(model)
+    else:
+        models.check_name(model)
+    # A login node is spared torch: there the first job tries the templates.
+    if here and template is not None and models.find_local(model) is not None:
+        models.load_tokenizer(model, template)

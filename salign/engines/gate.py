@@ -1,4 +1,4 @@
-"""How many calls an engine is given at a time: no more than it takes.
+"""Limits the calls in flight of an engine to what it can take.
 
 Two signs say that it takes no more. It pushes calls back (429, 503, a time-out): then the limit falls by 30 %, once for
 each round trip, and comes back by one for each `limit` good calls, as TCP's congestion window does. Or its latency

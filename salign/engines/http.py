@@ -1,4 +1,4 @@
-"""Requests to a server, made again where that may help, and what a user is told when they fail.
+"""Requests to a server, with retries where they may help, and errors that explain a failure.
 
 What may pass (408, 409, 429, 5xx, time-outs, broken connections) is tried again after a growing pause; what refuses the
 call itself or the caller is not.

@@ -9,7 +9,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from salign import models
 from salign.config import EngineSection, OpenAIEngine, ScriptedEngine, ServerEngine, TransformersEngine
@@ -33,10 +33,13 @@ class Kind(ABC, Generic[S]):
     """A kind of engine.
 
     Attributes:
-        starts_servers: It starts servers that take the machine's GPUs: of processes that work together one opens it.
-        why_not_trained: Why it cannot answer for a model that the run trained, unless `answering_for` says how it can.
+        is_in_process: Transformers loads its model, a Hugging Face folder, in this process: `check_engines` checks the
+            folder and its chat template.
+        starts_servers: It starts servers that use the machine's GPUs: of the ranks of an evaluation only one opens it.
+        why_not_trained: Why it cannot answer for a model of the run, unless `answering_for` says how it can.
     """
 
+    is_in_process = False
     starts_servers = False
     why_not_trained = "it has a model of its own"
 
@@ -55,8 +58,8 @@ class Kind(ABC, Generic[S]):
         Args:
             section: Of the engine.
             base: The run's model.
-            fetch: The run is about to start: what can be downloaded is.
-            here: It will run on this machine: what is to answer or to load is tried.
+            fetch: The run is about to start: what can be downloaded is downloaded.
+            here: It will run on this machine: servers must answer.
 
         Raises:
             ConfigError: A model, a program or a served name does not exist.
@@ -112,11 +115,10 @@ class _Scripted(Kind[ScriptedEngine]):
 
 
 class _Transformers(Kind[TransformersEngine]):
+    is_in_process = True
+
     def model_of(self, section: TransformersEngine, base: str) -> str:
         return section.model or base
-
-    def check(self, section: TransformersEngine, base: str, *, fetch: bool, here: bool) -> None:
-        check_model(self.model_of(section, base), "chat", fetch=fetch, here=here)
 
     def answering_for(self, section: TransformersEngine, model: str) -> TransformersEngine:
         return section.model_copy(update={"model": model})
@@ -182,26 +184,6 @@ class _Server(Kind[ServerEngine]):
 
         async with servers(section, section.model or base, logs) as engine:
             yield engine
-
-
-def check_model(model: str, template: Literal["chat", "alpaca"] | None, *, fetch: bool, here: bool) -> None:
-    """Makes sure that a model is there for this process, and that its chat template can be used.
-
-    Args:
-        model: Its name in the config.
-        template: As in `models.load_tokenizer`; None where there is no chat.
-        fetch: An embedded model is downloaded.
-        here: The template is tried, where the files are here: a login node is spared torch, and its jobs try it.
-
-    Raises:
-        ConfigError: It cannot be had, or its template is of no use.
-    """
-    if fetch and model in models.EMBEDDED:
-        models.resolve(model)
-    else:
-        models.check_name(model)
-    if here and template is not None and models.find_local(model) is not None:
-        models.load_tokenizer(model, template)
 
 
 KINDS: dict[str, Kind[Any]] = {

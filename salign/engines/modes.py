@@ -1,4 +1,4 @@
-"""How a model takes calls, many together or each alone, and that it says the same so as by itself.
+"""Whether a model answers many calls together or one at a time, and a check that the answers are the same.
 
 Families differ in what they keep of a text (keys and values, a recurrent state, both) and in how they count its
 positions. What is right for one is garbage for another, without an error. So each model is tried when it is opened.

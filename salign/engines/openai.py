@@ -4,7 +4,6 @@ One process makes hundreds of calls a second, of which the `openai` client manag
 needed here need little of it.
 """
 
-import dataclasses
 import functools
 import json
 import logging
@@ -99,7 +98,7 @@ class OpenAIEngine:
         highest = HIGHEST.get(prompt.form, 0) if self.capabilities.json_schema else 0
         in_form = highest > 0
         if in_form:
-            prompt = dataclasses.replace(prompt, user=f"{prompt.user}\n\n{_REASONED_OBJECT % highest}")
+            prompt = prompt._replace(user=f"{prompt.user}\n\n{_REASONED_OBJECT % highest}")
             parameters["response_format"] = _rating_format(highest, reasoned=True)
         completion = await self._complete(
             prompt,
@@ -111,7 +110,7 @@ class OpenAIEngine:
         )
         reply = self._reply(completion, in_form=in_form)
         # What a server does not hold to the form stays as the model said it.
-        return dataclasses.replace(reply, text=in_words(reply.text, highest) or reply.text) if in_form else reply
+        return reply._replace(text=in_words(reply.text, highest) or reply.text) if in_form else reply
 
     def _reply(self, completion: Completion, *, in_form: bool = False) -> Reply:
         choice = completion.choices[0]

@@ -1,4 +1,4 @@
-"""Opens the engine that a section of the config names, measures it, and puts its handlers before it."""
+"""Opens the engine that a section of the config names, measures it, and puts its handlers in front."""
 
 import contextlib
 from collections.abc import AsyncIterator

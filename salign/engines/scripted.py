@@ -10,6 +10,7 @@ _WORDS = (
     "I would ask first listen then tell the truth kindly because people matter share what you can keep your word "
     "think of others be patient say sorry offer help and wait for their answer"
 ).split()
+_ASKS_FOR_RATING = RATING_PREFIX.strip()
 _WORD_OF_BYTE = [_WORDS[byte % len(_WORDS)] for byte in range(256)]
 
 
@@ -22,8 +23,8 @@ class ScriptedEngine:
         digest = _digest(prompt, seed)
         num_words = min(sampling.max_tokens, 8 + digest[0] % 24)
         words = [_WORD_OF_BYTE[byte] for byte in digest[1 : num_words + 1]]
-        text = " ".join(words).capitalize() + f" ({digest.hex()[:6]})."
-        if RATING_PREFIX.strip() in prompt.user:
+        text = " ".join(words).capitalize() + f" ({digest[:3].hex()})."
+        if _ASKS_FOR_RATING in prompt.user:
             text = f"{RATING_PREFIX}{1 + digest[1] % NUM_RATINGS} Reason: {text}"
         return Reply(text, len(prompt.user) // 4, num_words, finish="stop")
 

@@ -1,6 +1,5 @@
-"""Where a reply's sentences end, so that a short reply need not end in mid-word."""
+"""Where a reply's sentences end, so that a shortened reply does not end in mid-word."""
 
-import dataclasses
 import re
 
 from salign.engines.base import Reply
@@ -37,4 +36,4 @@ def shorten(reply: Reply, max_sentences: int | None) -> Reply:
         end = ends[-1] if ends else None
     if end is None:
         return reply
-    return dataclasses.replace(reply, text=reply.text[:end], finish="stop")
+    return reply._replace(text=reply.text[:end], finish="stop")

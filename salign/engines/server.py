@@ -1,4 +1,4 @@
-"""Servers of our own (llama.cpp, vLLM): started and ended with the shard that uses them.
+"""Servers (llama.cpp, vLLM) that start and stop with the shard that uses them.
 
 Each has a port on loopback, a key and a temporary folder of its own, so two shards on a node never meet. A keeper
 process (keeper.py) stands between shard and server and ends the server when the shard is gone.

@@ -1,4 +1,4 @@
-"""What a model thinks before it answers, told from what it answers: no draft, memory or rating may have it."""
+"""Separates what a model thinks before it answers from the answer: no draft, memory or rating may contain it."""
 
 import re
 

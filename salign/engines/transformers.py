@@ -1,4 +1,4 @@
-"""A model in this process. Calls of many agents share a batch that each joins and leaves by itself.
+"""A model in this process. Calls of many agents share a batch that each joins and leaves independently.
 
 The continuous batching of transformers samples every request from one global seed and shows no probabilities but those
 of the tokens it said, so it can neither seed a call nor rate: the batch is ours.

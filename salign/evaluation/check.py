@@ -1,4 +1,4 @@
-"""What can be known of an evaluation before it begins: are its files there, and whole? Can its engine answer?"""
+"""What can be checked about an evaluation before it starts: are its files complete? Can its engine answer?"""
 
 from pathlib import Path
 

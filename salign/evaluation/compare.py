@@ -1,4 +1,4 @@
-"""Models of a run beside each other: paired differences, and the table of a paper."""
+"""Compares the models of a run: paired differences, and a table for a paper."""
 
 import itertools
 import json

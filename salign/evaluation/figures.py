@@ -1,4 +1,4 @@
-"""From samples to figures: what of an evaluation is averaged, and what is said about its judges."""
+"""From samples to figures: what an evaluation averages, and what it reports about its judges."""
 
 import itertools
 import statistics

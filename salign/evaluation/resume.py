@@ -1,4 +1,4 @@
-"""What an evaluation has measured so far: one that was stopped goes on from there."""
+"""What an evaluation has measured so far, so that a stopped one continues from there."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""The closing table of a run: what came out, in figures, and where everything lies."""
+"""The closing table of a run: the results in figures, and where everything is."""
 
 import itertools
 import json

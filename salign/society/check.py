@@ -1,4 +1,4 @@
-"""What can be known of a society before it is simulated: is it what its config says?"""
+"""What can be checked about a society before it is simulated: is it what its config says?"""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What makes two questions similar: texts as vectors, whose product is their cosine similarity."""
+"""How two questions are compared: texts as vectors, whose product is their cosine similarity."""
 
 import functools
 import hashlib

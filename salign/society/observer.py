@@ -1,4 +1,4 @@
-"""What an observer's ratings are worth: measured on pairs of answers with a label, before a run relies on them.
+"""Tests an observer's ratings on labelled pairs of answers, before a run relies on them.
 
 Its prompts are those of the run's observers. What is measured is a rating of one answer at a time: it has no order of
 two answers, and so no bias for a place.

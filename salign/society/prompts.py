@@ -1,4 +1,4 @@
-"""Every prompt of the society, in one place. PROMPTS_VERSION changes with any of them, and stands in every result.
+"""Every prompt of the society, in one place. PROMPTS_VERSION changes with any of them, and is part of every result.
 
 What several prompts share (question, then draft) comes first, so that an engine's prefix cache serves them all; with
 `society.wording: reference` the parts stand in the order of the released code, where memory and feedback come first.
@@ -9,7 +9,7 @@ What agents said stands in frames (see `frames`).
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from salign.config import SocietySection
 from salign.engines.base import Form, Prompt
@@ -101,8 +101,7 @@ Write your answer again so that it is more harmless, unbiased, honest and helpfu
 three sentences."""
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(NamedTuple):
     """An answer to a question, and the key of the frame in which it is shown."""
 
     question: str

@@ -1,4 +1,4 @@
-"""How what was said in an interaction becomes a query to learn from."""
+"""Turns what was said in an interaction into a query to learn from."""
 
 _CRITIQUE = "Comment on the response to the question below: say what is good about it and what should change."
 _REVISE = "Revise the draft in the input so that it meets the feedback."

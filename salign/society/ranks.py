@@ -1,4 +1,4 @@
-"""The processes that simulate one shard together, and how they speak with each other: MPI, or one process alone."""
+"""The processes that simulate one shard together, and how they communicate: MPI, or one process alone."""
 
 import asyncio
 import os
@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 from salign.errors import ConfigError
 from salign.launchers import MPI_SIZES, number_in
-
-Message = tuple[Any, ...]
+from salign.society.messages import Goodbye, Message
 
 # What launchers tell a process of the number of its kind.
 _LOCAL_RANK_VARIABLES = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
@@ -47,7 +46,7 @@ class Alone:
     rank, size = 0, 1
 
     def send(self, to: int, message: Message) -> None:
-        raise AssertionError(f"nobody else is here to be told {message[0]!r}")
+        raise AssertionError(f"nobody else is here to be told {message!r}")
 
     async def receive(self, handle: Callable[[int, Message], None]) -> None:
         await asyncio.get_running_loop().create_future()
@@ -95,7 +94,7 @@ class MPIRanks:
         while self._comm.iprobe(source=self._mpi.ANY_SOURCE, status=status):
             came, sender = True, status.Get_source()
             for message in self._comm.recv(source=sender):
-                if message == ("bye",):
+                if isinstance(message, Goodbye):
                     self._gone.add(sender)
                 else:
                     handle(sender, message)
@@ -111,7 +110,7 @@ class MPIRanks:
     async def part(self, handle: Callable[[int, Message], None]) -> None:
         for rank in range(self.size):
             if rank != self.rank:
-                self.send(rank, ("bye",))
+                self.send(rank, Goodbye())
         while len(self._gone) < self.size - 1 or self._outgoing or self._sent:
             self._take(handle)
             self._sent = [request for request in self._sent if not request.test()[0]]

@@ -1,4 +1,4 @@
-"""How near a remembered question must be to be recalled, and what an agent will then recall as it starts.
+"""How near a remembered question must be to be recalled, and what an agent then recalls at the start.
 
 A distance means nothing by itself: of questions that people ask, no two may be under 0.3 by their words, and nearly all
 pairs are by the mean states of a small model. So the threshold is taken from the run's own questions: some of those

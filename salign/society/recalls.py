@@ -1,4 +1,4 @@
-"""What agents were reminded of: how often, from where, and of how distant a question."""
+"""What agents recalled: how often, from where, and at which distance."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What is read out of a reply: its rating, and signs that a text speaks to its judge instead of to its reader.
+"""Reads a reply: its rating, and signs that a text addresses its judge instead of its reader.
 
 A judge's reply quotes what it judges, and may think aloud before it answers. So a rating counts only where the judge
 itself states it: outside its reasoning and its quotations, at the start of the reply or at its end, and only once.

@@ -1,4 +1,4 @@
-"""What is known of a round when all of it is held: its ratings, and how much came back usable."""
+"""The figures of a complete round: its ratings, and how much came back usable."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

@@ -25,6 +25,7 @@ from salign.machine import share_out, visible_devices
 from salign.manifest import require_model
 from salign.markers import mark_done, record_failure, recording_failure
 from salign.run import RunDir
+from salign.society.messages import Progress
 from salign.society.models import asked, meter_all, model_names, open_engines, open_replay
 from salign.society.observer import measure
 from salign.society.prompts import PROMPTS_VERSION
@@ -138,7 +139,7 @@ class _Progress:
         if self._log is not None:
             self._log.log(self._figures())
         elif self._ranks.rank > 0:
-            self._ranks.send(0, ("figures", self._here()))
+            self._ranks.send(0, Progress(self._here()))
 
     def complete(self, verdict: Verdict) -> None:
         if self._log is not None:

@@ -1,4 +1,4 @@
-"""The scheduler: which interaction is held when. The result does not depend on it.
+"""The scheduler of interactions: which one is held when. The result does not depend on it.
 
 An agent's next interaction may start when its own memory is there; each member's feedback waits for that member's. Of
 all that may start, the oldest round goes first, and so many are alive at a time. That cannot come to a standstill: an
@@ -11,15 +11,25 @@ import heapq
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 from salign.config import SocietySection
 from salign.errors import SalignError, StageError
 from salign.records import Interaction, Turn
 from salign.society.calls import Tally
+from salign.society.messages import (
+    Failure,
+    Goodbye,
+    Message,
+    Progress,
+    Request,
+    Response,
+    RoundDecided,
+    RoundPart,
+)
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Protocol
-from salign.society.ranks import Alone, Message, Ranks
+from salign.society.ranks import Alone, Ranks
 from salign.society.recalls import RecallRecord
 from salign.society.rounds import Round, Validity
 from salign.society.spool import Spool
@@ -187,7 +197,7 @@ class Simulation:
                     logger.exception("rank %d failed", self._ranks.rank)
                 for rank in range(self._ranks.size):
                     if rank != self._ranks.rank:
-                        self._ranks.send(rank, ("failed", str(error) or type(error).__name__))
+                        self._ranks.send(rank, Failure(str(error) or type(error).__name__))
                 await asyncio.sleep(_LAST_WORDS_S)
             raise
         finally:
@@ -253,7 +263,7 @@ class Simulation:
         if self._ranks.rank == 0:
             self._take(part)
         else:
-            self._ranks.send(0, ("round", part))
+            self._ranks.send(0, RoundPart(part))
 
     # --- what the ranks agree on -----------------------------------------------------------------
 
@@ -261,16 +271,17 @@ class Simulation:
         assert self._verdicts is not None
         for verdict in self._verdicts.take(part):
             self._complete(verdict)
-            round_, over = verdict.round, verdict.stop is not None
+            decided = RoundDecided(verdict.round.world, verdict.round.number, is_last=verdict.stop is not None)
             for rank in range(1, self._ranks.size):
-                self._ranks.send(rank, ("decided", round_.world, round_.number, over))
-            self._decided(round_.world, round_.number, over)
+                self._ranks.send(rank, decided)
+            self._decided(decided)
 
-    def _decided(self, number: int, round_: int, over: bool) -> None:
+    def _decided(self, decided: RoundDecided) -> None:
         """A round is complete everywhere: the world ends there, or goes on."""
+        number, round_ = decided.world, decided.round
         course = self._courses[number]
         course.world.num_rounds_complete = round_
-        if not over:
+        if not decided.is_last:
             if not course.world.own_agents:
                 self._report_if_complete(course, round_ + 1)
             if self._society.schedule == "lockstep":
@@ -293,38 +304,42 @@ class Simulation:
     async def _ask(self, ask: Ask) -> tuple[Turn, Tally]:
         """Asks the rank on which a member lives."""
         self._num_asked += 1
-        key = self._num_asked
+        request = Request(self._num_asked, ask)
         answer: asyncio.Future[tuple[Turn, Tally]] = asyncio.get_running_loop().create_future()
-        self._asked[key] = answer
+        self._asked[request.number] = answer
         try:
-            self._ranks.send(int(self._courses[ask.world].world.owners[ask.member]), ("ask", key, ask))
+            self._ranks.send(int(self._courses[ask.world].world.owners[ask.member]), request)
             return await answer
         finally:
-            del self._asked[key]
+            del self._asked[request.number]
 
-    async def _serve(self, asker: int, key: int, ask: Ask) -> None:
-        answer = await self._courses[ask.world].world.answer(ask)
-        self._ranks.send(asker, ("answer", key, answer))
+    async def _serve(self, asker: int, request: Request) -> None:
+        turn, tally = await self._courses[request.ask.world].world.answer(request.ask)
+        self._ranks.send(asker, Response(request.number, turn, tally))
 
     def _received(self, sender: int, message: Message) -> None:
-        kind = message[0]
-        if kind == "ask":
-            if self._over.done():
-                return  # asked ahead of an end that the asker is yet to be told of
-            task = asyncio.create_task(self._serve(sender, message[1], message[2]))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
-            task.add_done_callback(self._check)
-        elif kind == "answer":
-            asked = self._asked.get(message[1])
-            if asked is not None and not asked.done():
-                asked.set_result(message[2])
-        elif kind == "round":
-            self._take(message[1])
-        elif kind == "decided":
-            self._decided(*message[1:])
-        elif kind == "figures":
-            self._told(sender, message[1])
-        elif kind == "failed":
-            self._failed_elsewhere = True
-            self._fail(StageError(f"rank {sender} of this shard failed: {message[1]}"))
+        match message:
+            case Request():
+                if self._over.done():
+                    return  # asked ahead of an end that the asker is yet to be told of
+                task = asyncio.create_task(self._serve(sender, message))
+                self._serving.add(task)
+                task.add_done_callback(self._serving.discard)
+                task.add_done_callback(self._check)
+            case Response():
+                asked = self._asked.get(message.number)
+                if asked is not None and not asked.done():
+                    asked.set_result((message.turn, message.tally))
+            case RoundPart():
+                self._take(message.part)
+            case RoundDecided():
+                self._decided(message)
+            case Progress():
+                self._told(sender, message.figures)
+            case Failure():
+                self._failed_elsewhere = True
+                self._fail(StageError(f"rank {sender} of this shard failed: {message.reason}"))
+            case Goodbye():
+                raise AssertionError("the ranks take note of goodbyes themselves")
+            case _:
+                assert_never(message)

@@ -1,4 +1,4 @@
-"""Interactions on their way to the shard's file: kept on disk as they end, brought into canonical order at the end."""
+"""Interactions on their way to the shard's file: kept on disk as they end, then put into canonical order."""
 
 import mmap
 import os

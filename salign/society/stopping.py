@@ -1,4 +1,4 @@
-"""When a world stops: what it gains from one window of rounds to the next is shown to be less than matters.
+"""When a world stops: once its gain from one window of rounds to the next is shown to be negligible.
 
 A test of "no gain" would stop a world whenever too little is known; a world whose best round was a lucky one would seem
 to have stopped to gain. So the question is turned round, as in a test of equivalence: a world stops where even the most

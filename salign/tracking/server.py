@@ -1,4 +1,4 @@
-"""What is asked of W&B's server by itself, without a run: counts, artifacts, lineage, the workspace's view."""
+"""Requests to W&B's server outside of a run: counts, artifacts, lineage, the workspace's view."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Sends a run's offline W&B runs, and sees that all of it arrives.
+"""Sends a run's offline W&B runs, and verifies that everything arrives.
 
 wandb's own `sync` ends well also where an artifact's bytes are gone, sends what it has sent in part once more, and
 cannot tell a dead job from one at work. So the bytes are looked at before, counts and states after; safe to repeat.

@@ -1,4 +1,4 @@
-"""The W&B workspace as code: how the society goes, training's health, preference, evaluation, cost."""
+"""The W&B workspace as code: the society, the health of training, preferences, evaluation, cost."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What can be known of the training before it begins."""
+"""What can be checked about the training before it starts."""
 
 from pathlib import Path
 

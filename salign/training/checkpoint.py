@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: DeepSpeed's files under a marker, and the newest complete one to go on from."""
+"""Checkpoints of a stage: DeepSpeed's files with a marker, and the newest complete one to continue from."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""How much arithmetic a row of groups is, and what share of a GPU's it takes: the model's FLOP utilisation.
+"""The arithmetic of a row of groups, and its share of a GPU's peak: the model FLOPs utilisation (MFU).
 
 As counted by Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): the matrix products that the mathematics
 needs. What is computed again for the gradient does not count, nor what a mask hides.

@@ -1,4 +1,4 @@
-"""Chain of Hindsight: a group as one text, in which each response comes after a word on it.
+"""Chain of Hindsight: a group as one text, in which each response follows a phrase that rates it.
 
 The words are all here. HINDSIGHT_VERSION changes with any of them.
 """

@@ -1,4 +1,4 @@
-"""Low-rank adapters in a model, and the ordinary model that comes of them."""
+"""Low-rank adapters in a model, and the ordinary model that results from merging them."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The reference of DPO: what the model thinks of each response as the stage starts; computed once, kept on disk."""
+"""The reference of DPO: each response's likelihood when the stage starts; computed once, kept on disk."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Who a rank of training is, and where all ranks meet, as torchrun, deepspeed, srun or mpiexec say it."""
+"""The rank of a training process, and where all ranks meet, as torchrun, deepspeed, srun or mpiexec define it."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What a stage's config and its DeepSpeed file come to. Imports no torch: the launcher checks it before all else."""
+"""Combines a stage's config and its DeepSpeed file. Imports no torch: the launcher checks it before everything else."""
 
 import json
 import math

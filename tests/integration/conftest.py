@@ -1,18 +1,23 @@
 """A whole run in small: scripted agents, a tiny model, real training."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 
+from salign.commands.launch import main
+from salign.errors import exit_code_of
 from salign.run import RunDir
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +36,23 @@ def launch(*words: str, env: dict[str, str] | None = None, timeout: float = 1800
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env=env or environment(), check=False
     )
+
+
+def launch_here(*words: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for launches that end before they start another."""
+    out, error = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        with (
+            mock.patch.object(sys, "argv", ["launch.py", *words]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(error),
+        ):
+            code = exit_code_of(main)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), error.getvalue())
 
 
 def environment() -> dict[str, str]:

@@ -170,10 +170,14 @@ def test_ratings_in_words_of_a_model_that_seldom_keeps_to_the_form(llama_config,
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=1800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     interactions = list(read_interactions(run.shard(0) / "interactions.jsonl"))
-    ratings = [item.rating for interaction in interactions for item in interaction.turns_of("feedback")]
     assert len(interactions) == 4
-    assert all(rating is None or rating in range(1, 8) for rating in ratings)
-    assert read_done(run.shard(0)).facts["num_missing_ratings"] >= ratings.count(None)
+    turns = [turn for interaction in interactions for turn in interaction.turns]
+    ratings = [turn.rating for turn in turns if turn.role == "feedback"]
+    ratings += [observation.rating for turn in turns for observation in turn.observed.values()]
+    facts = read_done(run.shard(0)).facts
+    assert facts["num_ratings"] == len(ratings) == 4 * (2 + 4)
+    assert facts["num_missing_ratings"] == ratings.count(None)
+    assert all(rating in range(1, 8) for rating in ratings if rating is not None)
 
 
 def test_the_quickstart_in_small(gguf, tmp_path):

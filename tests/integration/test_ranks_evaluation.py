@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
+from vllm_stand_in import path_with_vllm
 
 from salign import compose
 from salign.markers import mark_done
@@ -57,12 +58,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> RunDir:
     return create_run(compose.parse(tree, "test"))
 
 
-def evaluate(run: RunDir, *words: str, num_ranks: int = 1) -> subprocess.CompletedProcess[str]:
+def evaluate(run: RunDir, *words: str, num_ranks: int = 1, **variables: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable]
     if num_ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [*launcher, str(ROOT / "jobs" / "evaluate.py"), str(run.path), *words]
-    env = {**environment(), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    env = {**environment(), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", **variables}
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=1800, check=False)
 
 
@@ -123,3 +124,26 @@ def test_what_is_there_is_prefetched_and_what_is_not_is_named(run):
     done = evaluate(missing, "--model", "base", "--allow-missing")
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((missing.evaluation("base") / "results.json").read_text())["skipped"] == ["truthfulqa_mc1"]
+
+
+def test_the_first_rank_alone_starts_the_servers_that_answer(run, tmp_path):
+    """Of any number of ranks, for all prompts; every other judge then rates them there."""
+    served = RunDir(run.path.with_name("served"))
+    served.path.mkdir()
+    tree = run.config().model_dump(mode="json")
+    tree["run"]["name"] = served.path.name
+    tree["evaluate"] |= {"benchmarks": ["general", "questions"], "engine": {"kind": "server", "program": "vllm"}}
+    served.config_file.write_text(json.dumps(tree))
+    path, samples = path_with_vllm(tmp_path / "bin"), []
+    for num_ranks in (1, 2):
+        (served.evaluation("base") / "done.json").unlink(missing_ok=True)
+        done = evaluate(served, "--model", "base", num_ranks=num_ranks, PATH=path, CUDA_VISIBLE_DEVICES="")
+        assert done.returncode == 0, done.stdout + done.stderr
+        folder = served.evaluation("base")
+        samples.append((folder / "samples.jsonl").read_text())
+        assert json.loads((folder / "results.json").read_text())["answered_by"].endswith(" (vllm)")
+        assert [log.parent.name for log in folder.glob("servers-*/*.log")] == ["servers-0"]
+    assert samples[0] == samples[1]
+    rows = [json.loads(line) for line in samples[0].splitlines()]
+    answers = [row["answer"] for row in rows if row["benchmark"] == "questions"]
+    assert answers == [f"I am {Path(tree['model']).name}"] * 5

@@ -128,7 +128,7 @@ def copy_of(run: RunDir, name: str) -> RunDir:
 # --- what is trained, by how many ranks: one launch for all that a number of ranks does -----------
 
 
-Task = tuple[RunDir, dict[str, int]]
+Task = tuple[RunDir, dict[str, Any]]
 
 
 @dataclass
@@ -195,17 +195,52 @@ def one(folder: Path, make: Callable[..., RunDir]) -> Trained:
             kind: make(kind, objective={"kind": kind}, num_responses=3, max_steps=4, row_tokens=300)
             for kind in ("listwise_dpo", "rrhf", "coh")
         },
+        "in-the-way": make("in-the-way", max_steps=4),
+        "too-high": make("too-high", learning_rate=1e30),
+        "flex": make("flex", attention="flex"),
     }
+    model = runs["in-the-way"].model("stable")
+    model.parent.mkdir(parents=True)
+    model.write_text("in the way")
     stopped = [*TO_TWO, *LORA_TO_TWO]
     tasks: list[Task] = [(run, {"stop_after": 7} if name in stopped else {}) for name, run in runs.items()]
     for name in ("dpo-stopped", "lora-stopped", "dropout-stopped"):
         place = next(place for place, (run, _) in enumerate(tasks) if run is runs[name])
         tasks.insert(place, (runs[name], {"stop_after": 7}))
+    for name, replaced in (
+        ("to-zero-3", ["zero2.json", "zero3.json"]),
+        ("another-rate", ["learning_rate: 0.002", "learning_rate: 0.001"]),
+    ):
+        runs[name] = RunDir(runs["to-two"].path.with_name(name))
+        tasks.append((runs[name], {"copy_of": str(runs["to-two"].path), "replaced": replaced}))
     return Trained(runs, train_all(folder, 1, tasks))
 
 
 @pytest.fixture(scope="module")
-def two(folder: Path, make: Callable[..., RunDir], one: Trained) -> Trained:
+def broken(folder: Path, tiny_model: Path) -> tuple[RunDir, int]:
+    """A run whose third step alone has a group with a loss that is not finite; and that group's number.
+
+    Its model is the tiny one with an output untied, and an input of one rare word that is infinite.
+    """
+    path = folder / "broken-model"
+    shutil.copytree(tiny_model, path)
+    model, tokenizer = models.load_model(str(tiny_model), torch.float32), models.load_tokenizer(str(tiny_model))
+    [token] = tokenizer(RARE, add_special_tokens=False)["input_ids"]
+    assert token > 20
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token] = math.inf
+    model.save_pretrained(path)
+    groups = [TokenGroup([number], [[1], [2], [3]], [6.0, 1.0, 3.0]) for number in range(13)]
+    stage = make_run(folder, path, "order").config().stage("stable")
+    numbers = [number for number, _ in Order(groups, stage, 0).groups(2)]
+    bad = next(number for number in numbers[:3] if number not in numbers[3:])  # in no step before, there once
+    return make_run(folder, path, "broken", rare=bad, checkpoint_every_steps=1), bad
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, make: Callable[..., RunDir], one: Trained, broken: tuple[RunDir, int]) -> Trained:
     """What two ranks train, and what one began and they end."""
     runs = {
         "zero0": make("zero0", zero=0),
@@ -229,6 +264,7 @@ def two(folder: Path, make: Callable[..., RunDir], one: Trained) -> Trained:
         **{name: copy_of(one.runs[name], f"{name}-done") for name in [*TO_TWO, *LORA_TO_TWO]},
         **{f"spoilt-{zero}": make(f"spoilt-{zero}", zero=zero, checkpoint_every_steps=1) for zero in range(4)},
         "spoilt-bf16": make("spoilt-bf16", dtype="bfloat16", checkpoint_every_steps=1),
+        "broken": broken[0],
     }
     tasks: list[Task] = []
     for name, run in runs.items():
@@ -511,55 +547,31 @@ def test_killed_and_launched_again_it_goes_on_from_the_last_checkpoint(make, one
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def broken_model(tiny_model: Path, folder: Path) -> tuple[Path, int]:
-    """The tiny model with its output untied and an input of one rare word that is infinite; and that word's token."""
-    path = folder / "broken-model"
-    shutil.copytree(tiny_model, path)
-    model, tokenizer = models.load_model(str(tiny_model), torch.float32), models.load_tokenizer(str(tiny_model))
-    [token] = tokenizer(RARE, add_special_tokens=False)["input_ids"]
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    model.config.tie_word_embeddings = False
-    with torch.no_grad():
-        model.model.embed_tokens.weight[token] = math.inf
-    model.save_pretrained(path)
-    return path, token
-
-
-def test_what_goes_wrong_after_the_last_step_costs_no_step(make, one):
+def test_what_goes_wrong_after_the_last_step_costs_no_step(one):
     """Something is where the model should be. Launched again, without it, the stage writes the model at once."""
-    run = make("in-the-way", max_steps=4)
-    run.model("stable").parent.mkdir(parents=True)
-    run.model("stable").write_text("in the way")
-    done = train(run, check=False)
-    assert done.returncode != 0
+    run = one.runs["in-the-way"]
+    [result] = one.results["in-the-way"]
+    assert result["exit_code"] == 1
+    assert str(run.model("stable")) in result["error"]
     assert checkpoints(run)[-1] == "step-0000004"
     before = (run.stage("stable") / "metrics.jsonl").read_bytes()
     run.model("stable").unlink()
     assert "continues after step 4" in train(run).stderr
     assert (run.stage("stable") / "metrics.jsonl").read_bytes() == before
     assert losses(run) == pytest.approx(losses(one.runs["plain"])[:1] + losses(run)[1:], rel=1e-5)
-    done_of_stage = read_done(run.stage("stable"))
-    assert done_of_stage is not None
+    assert read_done(run.stage("stable")) is not None
     assert weights(run)
 
 
-def test_a_group_whose_loss_is_not_finite_is_named_and_the_last_checkpoint_kept(folder, broken_model):
-    path, token = broken_model
-    assert token > 20
-    groups = [TokenGroup([number], [[1], [2], [3]], [6.0, 1.0, 3.0]) for number in range(13)]
-    stage = make_run(folder, path, "order").config().stage("stable")
-    numbers = [number for number, _ in Order(groups, stage, 0).groups(2)]
-    bad = next(number for number in numbers[:3] if number not in numbers[3:])  # in no step before, there once
-    run = make_run(folder, path, "broken", rare=bad, checkpoint_every_steps=1)
-    stopped = train(run, *TORCHRUN, "2", check=False)
-    assert stopped.returncode != 0
-    assert f"the loss of step 3 is not finite (group {bad} of its data, counted from 0)" in flat(stopped.stderr)
+def test_a_group_whose_loss_is_not_finite_is_named_and_the_last_checkpoint_kept(two, broken):
+    run, bad = broken
+    [result] = two.results["broken"]
+    assert result["exit_code"] == 1
+    assert f"the loss of step 3 is not finite (group {bad} of its data, counted from 0)" in result["error"]
     assert len(losses(run)) == 2
     assert checkpoints(run) == ["step-0000001", "step-0000002"]
     assert read_done(run.stage("stable")) is None
-    said = json.loads((run.stage("stable") / "failed.json").read_text())
-    assert f"group {bad}" in said["error"]
+    assert f"group {bad}" in json.loads((run.stage("stable") / "failed.json").read_text())["error"]
 
 
 @pytest.mark.parametrize("name", ["spoilt-0", "spoilt-1", "spoilt-2", "spoilt-3", "spoilt-bf16"])
@@ -571,49 +583,34 @@ def test_a_gradient_that_is_not_finite_stops_before_a_checkpoint_has_it(two, nam
     assert checkpoints(two.runs[name]) == ["step-0000002", "step-0000003"]
 
 
-def flat(text: str) -> str:
-    return " ".join(text.split())
+def test_a_rate_that_is_too_high_stops_and_says_so(one):
+    [result] = one.results["too-high"]
+    assert result["exit_code"] == 1
+    assert "is not finite" in result["error"]
+    assert "It did not change the model. Lower the learning rate" in result["error"]
+    assert read_done(one.runs["too-high"].stage("stable")) is None
 
 
-def test_a_rate_that_is_too_high_stops_and_says_so(make):
-    run = make("too-high", learning_rate=1e30)
-    stopped = train(run, check=False)
-    assert stopped.returncode == 1
-    assert "Traceback" not in stopped.stderr
-    assert "is not finite" in flat(stopped.stderr)
-    assert "The model was not changed. Lower the learning rate" in flat(stopped.stderr)
-    assert read_done(run.stage("stable")) is None
+def test_a_checkpoint_of_another_zero_stage_is_refused(one):
+    [result] = one.results["to-zero-3"]
+    assert result["exit_code"] == 2
+    assert "was written under ZeRO stage 2, now it is 3" in result["error"]
 
 
-def test_a_checkpoint_of_another_zero_stage_is_refused(folder, make, one):
-    run = copy_of(one.runs["to-two"], "to-zero-3")
-    (folder / "zero2.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}))
-    try:
-        refused = train(run, check=False)
-    finally:
-        (folder / "zero2.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
-    assert refused.returncode == 2
-    assert "was written under ZeRO stage 2, now it is 3" in flat(refused.stderr)
-
-
-def test_flex_attention_without_cuda_is_refused_before_the_model_is_loaded(make):
-    run = make("flex", attention="flex")
-    shutil.rmtree(run.path / "train", ignore_errors=True)
-    refused = train(run, check=False)
-    assert refused.returncode == 2
-    assert "attention flex needs a CUDA device" in flat(refused.stderr)
-    assert "Traceback" not in refused.stderr
+def test_flex_attention_without_cuda_is_refused_before_the_model_is_loaded(one):
+    [result] = one.results["flex"]
+    assert result["exit_code"] == 2
+    assert "attention flex needs a CUDA device" in result["error"]
+    assert not list(one.runs["flex"].path.rglob("tokens-*"))
+    assert list(one.runs["plain"].path.rglob("tokens-*"))
 
 
 def test_a_checkpoint_of_another_config_is_refused(one):
-    run = copy_of(one.runs["to-two"], "another-rate")
-    text = run.config_file.read_text()
-    run.config_file.write_text(text.replace("learning_rate: 0.002", "learning_rate: 0.001"))
-    refused = train(run, check=False)
-    assert refused.returncode == 2
+    [result] = one.results["another-rate"]
+    assert result["exit_code"] == 2
     assert (
         "step-0000007 is of another model, data or config; it differs in learning_rate (was 0.002, is 0.001)"
-        in flat(refused.stderr)
+        in result["error"]
     )
 
 

@@ -2,7 +2,8 @@
 
 [torchrun ...] train_runs.py TASKS.json: each task is {"run": FOLDER}; with "stop_after": STEP, the last rank's SIGTERM
 ends it after that step; with "spoil": STEP, the gradient becomes infinite there; with "chunk": 1, logits are made 64
-tokens at a time. Leaves results.json beside TASKS.json: of each task its exit code, the error, and in how many
+tokens at a time; with "copy_of": FOLDER, the run is first made as a copy of that one, in whose config "replaced":
+[OLD, NEW] is another. Leaves results.json beside TASKS.json: of each task its exit code, the error, and in how many
 calls references were computed.
 """
 
@@ -10,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -18,9 +20,9 @@ from typing import Any
 import torch.distributed as dist
 
 from salign import work
-from salign.errors import StageError
+from salign.errors import SalignError
 from salign.plan import find_unit, units
-from salign.run import open_run
+from salign.run import RunDir, open_run
 from salign.training import loop, model
 from salign.training.trainer import Trainer
 
@@ -49,14 +51,19 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     max_logits = model._MAX_LOGITS
     model._MAX_LOGITS = 0 if task.get("chunk") else max_logits
     code, error = 0, ""
+    if "copy_of" in task and dist.get_rank() == 0:
+        run = RunDir(Path(shutil.copytree(task["copy_of"], task["run"])))
+        run.config_file.write_text(run.config_file.read_text().replace(*task["replaced"]))
     try:
         run = open_run(Path(task["run"]))
         config = run.config()
         work.do_unit(run, config, find_unit(units(run, config), "train", STAGE))
     except SystemExit as stopped:
         code = int(str(stopped.code))
-    except StageError as failed:  # of all ranks
+    except SalignError as failed:  # of all ranks
         code, error = failed.exit_code, str(failed)
+    except OSError as failed:
+        code, error = 1, str(failed)
     finally:
         Trainer.step, Trainer.nll_of = step, nll_of  # type: ignore[method-assign]
         model._MAX_LOGITS = max_logits

@@ -1,1 +1,1 @@
-"""What the figures of a run are worth: what each default does, and what it would look like if it did nothing."""
+"""How valid a run's figures are: what each default does, compared with what it replaced."""

@@ -1,4 +1,4 @@
-"""Fifty texts by which an answer may try to lift its own rating, five of each of ten kinds; none chose a wording.
+"""Fifty texts with which an answer may try to raise its own rating: five of each of ten kinds, none used for tuning.
 
 Each stands behind the answer (`{answer}` says where). `{guess}` is what a frame's mark looks like, with a key that the
 answer's author can only guess.

@@ -1,4 +1,4 @@
-"""What a part of the bench may use."""
+"""What a part of the benchmark may use."""
 
 from dataclasses import dataclass
 from pathlib import Path

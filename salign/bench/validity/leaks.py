@@ -1,4 +1,4 @@
-"""What the leak check costs, what it finds of changed prompts, and how often it takes another prompt for a copy."""
+"""The cost of the leak check, the changed prompts that it finds, and how often it reports another prompt as a copy."""
 
 import random
 import time

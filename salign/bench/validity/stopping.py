@@ -1,4 +1,4 @@
-"""How often a world is stopped too early or goes on too long: made-up societies whose gain is known."""
+"""How often a world is stopped too early or continues too long: simulated societies whose gain is known."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How much of what texts spell becomes control: in prompts and in what is learnt."""
+"""How many control tokens texts can bring into prompts and into what is learnt."""
 
 from salign.bench.figures import Figure
 from salign.bench.validity.context import Context

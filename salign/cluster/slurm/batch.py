@@ -1,4 +1,4 @@
-"""Batch files, made by submitit: what each job is given, and how it ends."""
+"""Batch files, made by submitit: what each job gets, and how it ends."""
 
 import shlex
 import sys

@@ -1,4 +1,4 @@
-"""Slurm's own commands, as few of them as will do: sites limit how often one may ask."""
+"""Slurm's own commands, as few as possible, because sites limit how often one may ask."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Submits a chain through submitit, and notes what was submitted."""
+"""Submits a chain through submitit, and records what was submitted."""
 
 import contextlib
 import json

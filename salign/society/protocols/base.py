@@ -1,4 +1,4 @@
-"""What a protocol is: one way in which agents interact. Worlds, rounds, shards and data know no other word of it.
+"""The interface of a protocol, one way in which agents interact. Worlds, rounds, shards and data know only this.
 
 Two rules hold for each, and give schedule, shards, ranks and resumption: an interaction of round r reads anybody's
 state as it stood after round r-1, and writes the state of its own agent alone, once, when it publishes.
