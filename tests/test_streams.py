@@ -34,7 +34,7 @@ def test_a_world_that_is_copied_says_nothing_that_another_says(tmp_path):
 
 
 def test_an_unknown_reader_is_named():
-    with pytest.raises(ConfigError, match="no part nothing of the bench streams; it has: collect, "):
+    with pytest.raises(ConfigError, match="no part nothing of the benchmark streams; its parts: collect, "):
         streams.measure(1_000, ["nothing"], print)
 
 
