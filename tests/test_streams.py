@@ -13,7 +13,7 @@ from salign.records import read_interactions
 def test_each_reader_is_measured_in_a_process_of_its_own_against_its_bounds():
     parts: list[str] = []
     figures = streams.measure(1_000, ["collect with dataset.ratio", "summary"], parts.append)
-    assert parts == ["making 1,000 interactions", "collect with dataset.ratio", "summary"]
+    assert parts == ["collect with dataset.ratio", "making 1,000 interactions", "summary"]
     assert [(figure.unit, figure.to_reach) for figure in figures] == [
         ("/s of a core", ">= 20,000"),
         ("MiB", "<= 512"),
@@ -33,7 +33,8 @@ def test_a_world_that_is_copied_says_nothing_that_another_says(tmp_path):
     assert (by_ratio.shard(0) / "interactions.jsonl").samefile(run.shard(0) / "interactions.jsonl")
 
 
-def test_an_unknown_reader_is_named():
+def test_an_unknown_reader_is_named_before_anything_is_made(monkeypatch):
+    monkeypatch.setattr(streams, "make_runs", None)
     with pytest.raises(ConfigError, match="no part nothing of the benchmark streams; its parts: collect, "):
         streams.measure(1_000, ["nothing"], print)
 

@@ -99,7 +99,8 @@ def read(reader: str, run: RunDir) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "processor": processor, "peak": usage.ru_maxrss * _KIB}
 
 
-def _measured(reader: str, run: RunDir) -> list[Figure]:
+def _measured(reader: str, runs: Callable[[], tuple[RunDir, RunDir]]) -> list[Figure]:
+    run = runs()[1 if "ratio" in reader else 0]
     if reader in ("summary", "report") and read_done(run.dataset) is None:
         read("collect", run)
     command = [sys.executable, "-m", "salign.bench.streams", reader, str(run.path)]
@@ -128,11 +129,13 @@ def measure(num_interactions: int, only: Sequence[str], say: Callable[[str], Non
         ConfigError: There is no such part.
     """
     with tempfile.TemporaryDirectory(prefix="salign-bench-") as folder:
-        say(f"making {num_interactions:,} interactions")
-        run, by_ratio = make_runs(Path(folder), -(-num_interactions // _NUM_OF_WORLD))
-        parts = {
-            reader: functools.partial(_measured, reader, by_ratio if "ratio" in reader else run) for reader in READERS
-        }
+
+        @functools.cache
+        def runs() -> tuple[RunDir, RunDir]:  # made when a part is measured: an unknown part is an error at once
+            say(f"making {num_interactions:,} interactions")
+            return make_runs(Path(folder), -(-num_interactions // _NUM_OF_WORLD))
+
+        parts = {reader: functools.partial(_measured, reader, runs) for reader in READERS}
         return measure_parts("streams", parts, only, say)
 
 
