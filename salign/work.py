@@ -40,6 +40,16 @@ def do_unit(run: RunDir, config: Config, unit: Unit) -> None:
     stage_of(unit).run(run, config, unit.argument)
 
 
+def _do(run: RunDir, config: Config, words: Sequence[str]) -> None:
+    """Does the unit of those words; if that fails, in whichever rank, its folder says of what."""
+    unit = find_unit(units(run, config), *words)
+    try:
+        do_unit(run, config, unit)
+    except (SalignError, OSError) as error:
+        record_failure(unit.folder, error)
+        raise
+
+
 def do_named(run: RunDir, config: Config, stage: str, argument: str = "") -> None:
     """Does the unit that a user names, and shows how far it is.
 
@@ -77,15 +87,7 @@ def do_all(run_path: Path, named: Sequence[tuple[str, ...]]) -> None:
     run = open_run(run_path)
     config = run.config()
 
-    def one(words: tuple[str, ...]) -> None:
-        unit = find_unit(units(run, config), *words)
-        try:
-            do_unit(run, config, unit)
-        except (SalignError, OSError) as error:  # of whichever rank
-            record_failure(unit.folder, error)
-            raise
-
-    codes = [exit_code_of(functools.partial(one, words)) for words in named]
+    codes = [exit_code_of(functools.partial(_do, run, config, words)) for words in named]
     if any(codes):
         sys.exit(max(codes))
 
@@ -125,7 +127,7 @@ def _main() -> None:
     begin()
     run = open_run(args.run)
     config = run.config()
-    do_unit(run, config, find_unit(units(run, config), args.stage, args.argument))
+    _do(run, config, (args.stage, args.argument))
 
 
 if __name__ == "__main__":

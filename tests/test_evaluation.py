@@ -9,7 +9,7 @@ import torch
 from vllm_stand_in import path_with_vllm
 
 from salign import compose
-from salign.config import Sampling, SocietySection
+from salign.config import JUDGED, Sampling, SocietySection
 from salign.digests import name_of
 from salign.engines.base import RatingReply, Reply
 from salign.engines.check import check_engines
@@ -22,7 +22,7 @@ from salign.evaluation.check import check_evaluation
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.figures import about_judging, values_of
 from salign.evaluation.judge import JUDGE_VERSION, Judge
-from salign.evaluation.judged import Item, Sample, answer_all, attacks, items, refusal_position
+from salign.evaluation.judged import RATED, Item, Sample, answer_all, attacks, items, refusal_position
 from salign.evaluation.versions import settings_of_judges
 from salign.markers import mark_done, read_done
 from salign.run import create_run
@@ -127,6 +127,28 @@ def test_a_model_against_itself_differs_by_nothing(done, config):
             (0, 0, 0, 1.0, False)
         ]
     assert all(found.best(figure) is None for figure in found.figures)
+
+
+def test_every_benchmark_with_answers_says_what_is_rated():
+    assert set(RATED) == set(JUDGED)
+
+
+def test_the_criterion_says_how_a_judge_is_asked():
+    """Not the benchmark: by one of the observers' criteria it is asked as they are, by any other from 1 to 10."""
+    forms = []
+
+    class Recorder:
+        async def generate(self, prompt, sampling, seed):
+            forms.append(prompt.form)
+            return Reply("Rating: 6 Reason: So.", 1, 1)
+
+    judge = Judge(Recorder(), SocietySection(rating="parse"), 0)
+    for benchmark in ("questions", "hh"):
+        asyncio.run(judge.rate(Sample(Item(benchmark, 0, "Why?", "Why?"), "So.")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RATED, "hh", ("alignment",))
+        asyncio.run(judge.rate(Sample(Item("hh", 0, "Why?", "Why?"), "So.")))
+    assert forms == ["rating", "rating", "rating_10", "rating"]
 
 
 def test_two_judges_agree_as_far_as_they_do(tree):

@@ -2,16 +2,17 @@
 
 import io
 import json
+import sys
 import time
 
 import pytest
 from rich.console import Console
 
-from salign import compose
+from salign import compose, work
 from salign.cluster.status import print_status
-from salign.errors import ConfigError
+from salign.errors import ConfigError, StageError
 from salign.locks import lock
-from salign.markers import mark_done, read_done, recording_failure
+from salign.markers import forget, mark_done, read_done, read_failure, recording_failure
 from salign.plan import Unit, complete, find_unit, state, units
 from salign.run import RunDir
 from salign.tracking.metrics import MetricsLog
@@ -169,3 +170,26 @@ def test_where_there_is_no_terminal_progress_is_plain_lines(tmp_path, monkeypatc
 def test_the_plan_of_a_config_is_json_free_of_secrets(config, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-test-123456")
     assert "sk-of-the-test" not in json.dumps(config.model_dump(mode="json"))
+
+
+def test_a_unit_that_fails_before_its_stage_begins_says_so_in_its_folder(run, monkeypatch):
+    """By whichever command a job does it: such as one that was started again and again."""
+    monkeypatch.setattr(work, "begin", lambda: None)  # whose handlers of signals would stay
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
+    run.dataset.mkdir()
+
+    def by_command() -> None:
+        monkeypatch.setattr(sys, "argv", ["work", "collect", str(run.path)])
+        with pytest.raises(StageError):
+            work._main()
+
+    def within_a_job() -> None:
+        with pytest.raises(SystemExit):
+            work.do_all(run.path, [("collect",)])
+
+    for do in (by_command, within_a_job):
+        forget(run.dataset)
+        (run.dataset / ".restarts.json").write_text('{"progress": [0, ""], "num_idle": 2}')
+        do()
+        assert "without getting further" in read_failure(run.dataset)[0]

@@ -6,11 +6,16 @@ from collections import Counter
 import pytest
 from actors import NO_DIGIT, QUESTIONS, SMALL, Actor, Life, live, random_delay
 
-from salign.config import Config, DatasetSection, RunSection, SocietySection
+from salign.config import Config, DatasetSection, RunSection, SampleProtocol, SocietySection
 from salign.dataset.gathering import build_groups
 from salign.errors import CallRejectedError
+from salign.records import Turn
 from salign.report.society import SocietyReader
+from salign.society import prompts
+from salign.society.calls import spoken
 from salign.society.protocols import PROTOCOLS, protocol_of
+from salign.society.protocols.base import Protocol
+from salign.society.protocols.sample import Sample
 
 KINDS = sorted(PROTOCOLS)
 # Every draft recalls: the questions come again, and whatever is near is near enough.
@@ -32,6 +37,13 @@ def test_each_is_in_the_registry_under_the_name_that_a_config_gives_it():
         society = SocietySection(protocol={"kind": kind})
         assert type(protocol_of(society)) is PROTOCOLS[society.protocol.kind]
     assert SocietySection().protocol.kind == "back_scatter"
+
+
+@every_protocol
+def test_its_section_says_whether_an_audience_is_drawn(kind):
+    """One that answers for its members without one would hold every interaction alone, and nothing else would fail."""
+    answers = PROTOCOLS[kind].answer is not Protocol.answer
+    assert SocietySection(protocol={"kind": kind}).has_audience == answers
 
 
 @every_protocol
@@ -98,7 +110,8 @@ def test_whatever_is_not_answered_ends_in_a_record_and_not_in_an_error(kind, end
                 return CallRejectedError("refused")
             return NO_DIGIT if call.sampling is None else ""
 
-        life = held(kind, Actor(say), max_rounds=2)
+        # Of two ranks: what another process says must not end the run either.
+        life = held(kind, Actor(say), max_rounds=2, num_ranks=2)
         assert len(life.interactions) == 36
         for interaction in life.interactions:
             if interaction.failure is None:
@@ -135,6 +148,36 @@ def test_what_is_held_can_be_learnt_from_and_reported(kind, tmp_path):
     for round_ in life.rounds:
         metrics = round_.metrics(protocol)
         assert all(1 <= metrics[f"sim/{criterion}_mean"] <= 7 for criterion in protocol.criteria)
+
+
+class Pair(Sample):
+    """The leader answers, and so does the first of its audience."""
+
+    async def interact(self, conversation):
+        seat, agent = conversation.seat, conversation.agent
+        reply = await agent.generate(prompts.draft(seat.question, seat.recalled), self.society.draft, "answer")
+        said = conversation.say("answer", spoken(reply, "answer"), seat.recalled)
+        await conversation.ask(seat.audience[:1], said)
+        return said
+
+    async def answer(self, calls, member, question, query, recalled):
+        reply = await calls.generate(prompts.draft(question, recalled), self.society.draft, f"answer:{member}")
+        return Turn(member, "answer", "" if member == 4 else reply.text, recalled=recalled)
+
+
+def test_observers_rate_what_a_member_says_if_its_role_is_observed(monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "sample", Pair)
+    monkeypatch.setattr(SampleProtocol, "asks_audience", True)
+    one, three = (held("sample", num_ranks=num_ranks, max_rounds=3) for num_ranks in (1, 3))
+    for interaction in one.interactions:
+        first, second = interaction.turns
+        assert (first.agent, second.agent != first.agent) == (interaction.agent, True)
+        for turn in interaction.turns:
+            assert set(turn.observed) == ({"alignment", "engagement"} if turn.text else set())
+    assert three.file == one.file
+    protocol = protocol_of(SocietySection(protocol={"kind": "sample"}))
+    of_one, of_three = ({(r.world, r.number): r.metrics(protocol) for r in life.rounds} for life in (one, three))
+    assert of_three == of_one
 
 
 # --- sample ---------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def print_status(run: RunDir, config: Config, console: Console) -> None:
         table.add_column(column, overflow="fold")
     for name, standing in _rows(board):
         word = f"{standing.word} ({standing.detail})" if standing.detail else standing.word
-        log = "" if standing.log is None else str(standing.log.relative_to(run.path))
+        log = "" if standing.log is None else str(standing.log).removeprefix(f"{run.path}/")
         table.add_row(name, word, standing.task or "", log)
     console.print(table)
     failed = board.failed()

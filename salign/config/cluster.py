@@ -1,6 +1,7 @@
 """Where a run is executed: on this machine or by Slurm."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -59,31 +60,98 @@ class LocalCluster(_Cluster):
         return min(num_shards, self.num_workers)
 
 
-class SlurmResources(Section):
+class Resources(Section):
     """What one job, or each task of an array, gets."""
 
-    partition: str | None = None
-    """None: `cluster.partition`."""
     timeout_min: Count = 60
     """A job that needs longer is stopped in time, requeued, and continues from its journal or checkpoint."""
     nodes: Count = 1
     """Nodes of one job."""
     tasks_per_node: Count = 1
-    """Processes per node, started by srun: ranks of training or of an evaluation, or the MPI ranks of a shard."""
+    """Processes per node: ranks of training or of an evaluation, or the MPI ranks of a shard."""
     cpus_per_task: Count = 2
     """Threads of one task."""
     mem_gb: Annotated[float, NotBool, Field(gt=0)] | None = None
-    """Memory per node; None: the partition's default."""
+    """Memory per node; None: the default of the place where the job runs."""
     gpus_per_node: CountOrZero = 0
-    """As `--gpus-per-node`."""
+    """GPUs that the job takes of each node."""
 
     @property
     def num_tasks(self) -> int:
         return self.nodes * self.tasks_per_node
 
 
-class SlurmCluster(_Cluster):
-    """A chain of jobs: the array of shards, the collector, the training stages, the evaluations."""
+class _BatchCluster(_Cluster):
+    """A scheduler of jobs: the array of shards, the collector, the training stages, the evaluations."""
+
+    simulate: Resources = Resources()
+    """For each task of the array."""
+    collect: Resources = Resources()
+    """One task."""
+    train: Resources = Resources()
+    """A task is a rank."""
+    evaluate: Resources = Resources()
+    """A task is a rank."""
+    shards_per_task: Count = 1
+    """Shards that one task of the array simulates, one after the other; for small shards."""
+    max_parallel: Count = 256
+    """Tasks of the array that run at the same time."""
+    min_shards: Count | None = None
+    """The chain continues once this many shards are complete, even if others failed; None: it needs all."""
+    signal_delay_s: Annotated[int, NotBool, Field(ge=10)] = 120
+    """How long before its time limit a job is warned. Slurm may warn up to a minute earlier."""
+    setup: tuple[str, ...] = ()
+    """Shell lines at the start of every job, such as `module load cuda`."""
+    python: str | None = None
+    """The shell command of the interpreter, such as `apptainer exec --nv image.sif python`; None: the launcher's."""
+    environment: tuple[EnvironmentName, ...] = _ENVIRONMENT
+    """The only variables of the launcher's environment that jobs get; each engine's `api_key_env` is added."""
+
+    @property
+    def num_ranks(self) -> int:
+        """Training ranks."""
+        return self.train.num_tasks
+
+    @property
+    def ranks_per_shard(self) -> int:
+        """MPI processes that simulate one shard together."""
+        return self.simulate.num_tasks
+
+    @property
+    def by_stage(self) -> Mapping[str, Resources]:
+        """What the jobs of each stage get."""
+        return {name: getattr(self, name) for name in ("simulate", "collect", "train", "evaluate")}
+
+    def num_shards_at_once(self, num_shards: int) -> int:
+        return min(math.ceil(num_shards / self.shards_per_task), self.max_parallel) * self.shards_per_task
+
+    def num_gpus(self, stage: str) -> int:
+        return self.by_stage[stage].nodes * self.by_stage[stage].gpus_per_node
+
+    @model_validator(mode="after")
+    def _jobs_are_possible(self) -> "_BatchCluster":
+        mistakes = []
+        if self.collect.num_tasks > 1:
+            tasks = self.collect.num_tasks
+            mistakes.append(f"collect: runs in one process, not {tasks}; leave out nodes and tasks_per_node")
+        mistakes += [
+            f"{name}.timeout_min {resources.timeout_min} is no longer than signal_delay_s {self.signal_delay_s}: the "
+            "job would be told to stop as soon as it starts"
+            for name, resources in self.by_stage.items()
+            if 60 * resources.timeout_min <= self.signal_delay_s
+        ]
+        return unless(self, mistakes)
+
+
+class SlurmResources(Resources):
+    """What one job, or each task of an array, gets."""
+
+    partition: str | None = None
+    """None: `cluster.partition`."""
+
+
+class SlurmCluster(_BatchCluster):
+    """A chain of Slurm's jobs."""
 
     kind: Literal["slurm"]
     partition: str | None = None
@@ -102,59 +170,18 @@ class SlurmCluster(_Cluster):
     """A task is a rank."""
     evaluate: SlurmResources = SlurmResources()
     """A task is a rank."""
-    shards_per_task: Count = 1
-    """Shards that one task of the array simulates, one after the other; for small shards."""
-    max_parallel: Count = 256
-    """Tasks of the array that run at the same time."""
-    min_shards: Count | None = None
-    """The chain continues once this many shards are complete, even if others failed; None: it needs all."""
-    signal_delay_s: Annotated[int, NotBool, Field(ge=10)] = 120
-    """How long before its time limit a job is warned. Slurm may warn up to a minute earlier."""
-    setup: tuple[str, ...] = ()
-    """Shell lines at the start of every job, such as `module load cuda`."""
-    python: str | None = None
-    """The shell command of the interpreter, such as `apptainer exec --nv image.sif python`; None: the launcher's."""
     mpi: str = "pmi2"
     """Value of srun's `--mpi` where a shard spans ranks; `srun --mpi=list` shows what is available."""
-    environment: tuple[EnvironmentName, ...] = _ENVIRONMENT
-    """The only variables of the launcher's environment that jobs get; each engine's `api_key_env` is added."""
     sbatch: dict[str, str | int | bool] = Field(default={})
     """Further options of sbatch, such as {exclude: "n[3-4]", comment: "..."}."""
 
     @property
-    def num_ranks(self) -> int:
-        """Training ranks."""
-        return self.train.num_tasks
-
-    def num_shards_at_once(self, num_shards: int) -> int:
-        return min(math.ceil(num_shards / self.shards_per_task), self.max_parallel) * self.shards_per_task
-
-    def num_gpus(self, stage: str) -> int:
-        return self.by_stage[stage].nodes * self.by_stage[stage].gpus_per_node
-
-    @property
-    def ranks_per_shard(self) -> int:
-        """MPI processes that simulate one shard together."""
-        return self.simulate.num_tasks
+    def by_stage(self) -> Mapping[str, SlurmResources]:
+        return {name: getattr(self, name) for name in super().by_stage}
 
     @model_validator(mode="after")
-    def _possible(self) -> "SlurmCluster":
-        mistakes = []
-        if self.collect.num_tasks > 1:
-            tasks = self.collect.num_tasks
-            mistakes.append(f"collect: runs in one process, not {tasks}; leave out nodes and tasks_per_node")
-        mistakes += [
-            f"{name}.timeout_min {resources.timeout_min} is no longer than signal_delay_s {self.signal_delay_s}: the "
-            "job would be told to stop as soon as it starts"
-            for name, resources in self.by_stage.items()
-            if 60 * resources.timeout_min <= self.signal_delay_s
-        ]
-        mistakes += [f"sbatch.{name} is set by salign" for name in sorted(self.sbatch.keys() & _OURS)]
-        return unless(self, mistakes)
-
-    @property
-    def by_stage(self) -> dict[str, SlurmResources]:
-        return {name: getattr(self, name) for name in ("simulate", "collect", "train", "evaluate")}
+    def _sets_nothing_of_ours(self) -> "SlurmCluster":
+        return unless(self, [f"sbatch.{name} is set by salign" for name in sorted(self.sbatch.keys() & _OURS)])
 
 
 _OURS = {"job-name", "dependency", "array", "export", "requeue", "kill-on-invalid-dep", "output", "error", "signal"}

@@ -1,20 +1,29 @@
 """How agents interact."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from salign.config.base import NotBool, Section, kind_unless_said
 
 
-class BackScatterProtocol(Section):
+class _Protocol(Section):
+    """How agents interact; what it does is the class that `salign.society.protocols.PROTOCOLS` has for its kind."""
+
+    asks_audience: ClassVar[bool] = True
+    """Whether an agent's audience is asked; else none is drawn."""
+
+
+class BackScatterProtocol(_Protocol):
     """The paper's protocol (section 3.2): each agent drafts an answer, others judge it, and the agent revises it."""
 
     kind: Literal["back_scatter"] = "back_scatter"
 
 
-class SampleProtocol(Section):
+class SampleProtocol(_Protocol):
     """Each agent answers its question several times, and only the observers judge: data without a society."""
+
+    asks_audience = False
 
     kind: Literal["sample"]
     num_answers: Annotated[int, NotBool, Field(ge=2)] = 4

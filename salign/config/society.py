@@ -285,8 +285,7 @@ class SocietySection(Section):
     @property
     def has_audience(self) -> bool:
         """Whether anybody is asked what they think of another's answer."""
-        asks = isinstance(self.protocol, BackScatterProtocol)
-        return asks and self.topology.kind != "isolated" and "audience" not in self.without
+        return self.protocol.asks_audience and self.topology.kind != "isolated" and "audience" not in self.without
 
     @property
     def num_rating_tries(self) -> int:

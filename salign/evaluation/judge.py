@@ -1,4 +1,4 @@
-"""A judge's ratings of answers: held-out questions by the society's observers, the others from 1 to 10."""
+"""A judge's ratings of answers: by the criteria of the society's observers as they rate, by others from 1 to 10."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from salign.errors import CallRejectedError
 from salign.evaluation.judged import RATED, Sample
 from salign.seeds import derive
 from salign.society import frames
-from salign.society.prompts import Judged, Wording, judging
+from salign.society.prompts import CRITERIA, Judged, Wording, judging
 from salign.society.replies import parse_rating
 
 # Of the prompt below, its frame and form, and how a rating is read from the reply; stands in every result.
@@ -60,8 +60,8 @@ class Judge:
         return dict(zip(criteria, ratings, strict=True))
 
     async def _rate(self, sample: Sample, answer: str, criterion: str) -> float | None:
-        held_out = sample.item.benchmark == "questions"
-        for attempt in range(self._society.num_rating_tries if held_out else 1 + self._society.num_rating_retries):
+        as_observers = criterion in CRITERIA
+        for attempt in range(self._society.num_rating_tries if as_observers else 1 + self._society.num_rating_retries):
             # The attack is part of the seed: an item's own, not its question's.
             place = (self._seed, "evaluate", sample.item.benchmark, sample.item.prompt, criterion, attempt)
             try:
@@ -76,7 +76,7 @@ class Judge:
         question = sample.item.question
         # The same at each attempt, and nothing that the answer's author is shown.
         key = frames.draw_key(self._seed, "evaluate", sample.item.benchmark, sample.item.prompt)
-        if sample.item.benchmark != "questions":
+        if criterion not in CRITERIA:
             # At temperature 0 a second try would say the same again.
             sampling = _REPLY if attempt == 0 else _REPLY.model_copy(update={"temperature": 0.7})
             asked = _JUDGE.format(question=question, answer=answer, key=key)

@@ -87,7 +87,9 @@ class Round:
         for role, recalls in other.recalls.items():
             self.recalls[role].merge(recalls)
         for series, ratings in other.observed.items():
-            self.observed.setdefault(series, {}).update(ratings)
+            by_agent = self.observed.setdefault(series, {})
+            for agent, given in ratings.items():  # one that was asked by several may have spoken in both parts
+                by_agent[agent] = (*by_agent.get(agent, ()), *given)
 
     def ratings(self, role: str, criterion: str) -> list[float | None]:
         """The observers' ratings of a role's turns by a criterion."""

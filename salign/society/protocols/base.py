@@ -97,6 +97,9 @@ class Protocol(ABC, Generic[Section]):
     async def answer(self, calls: Calls, member: int, question: str, query: Query, recalled: Recalled | None) -> Turn:
         """What a member that is asked says: a function of its own state and the query.
 
+        It may be held in another process than the interaction. So whatever is refused or empty is a turn without text,
+        and `interact` decides whether it can go on; an error that is raised here ends the run.
+
         Args:
             calls: The member's.
             member: Its number.
@@ -160,21 +163,26 @@ class Conversation:
             name: Tells several turns of one role apart in the names of the observers' calls.
         """
         turn = Turn(self.seat.leader.agent, role, reply.text, recalled=recalled, flags=flags_of(reply))
+        self._add(turn, name or role)
+        return reply.text
+
+    def _add(self, turn: Turn, called: str) -> None:
         self._turns.append(turn)
-        if role in self._protocol.observed:
-            called = name or role
-            judged = self._observer.judged(self.seat.question, reply.text, called)
+        if turn.text and turn.role in self._protocol.observed:
+            judged = self._observer.judged(self.seat.question, turn.text, called)
             for criterion in self._protocol.criteria:
                 task = self._observing.create_task(self._observer.observe(judged, called, criterion))
                 self._observed.append((turn, criterion, task))
-        return reply.text
 
     async def ask(self, members: Sequence[int], text: str) -> list[Turn]:
-        """Asks members, all at once, about the turn that was said last; their turns, which are added."""
+        """Asks members, all at once, about the turn that was said last; their turns, which are added.
+
+        Observers rate those with a text whose role is one that they do.
+        """
         query = Query(text, about=len(self._turns) - 1)
         heard = await together(*(self._ask(member, query) for member in members))
         for turn, tally in heard:
-            self._turns.append(turn)
+            self._add(turn, f"{turn.role}:{turn.agent}")
             self._asked.add(tally)
         return [turn for turn, _ in heard]
 
