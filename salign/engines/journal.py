@@ -38,8 +38,8 @@ class CallKeys:
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
-        # By the sampling's own number, and with it, so that no other can have it: to compare the fields costs more than
-        # all else.
+        # By `id`: hashing and comparing the fields costs more than all else. Each is kept, so that no other object gets
+        # its id.
         self._begun: dict[int, tuple[Sampling | None, Any]] = {}
 
     def of(self, prompt: Prompt, sampling: Sampling | None, seed: int) -> bytes:

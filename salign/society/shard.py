@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 # A machine that fails takes so much of the journal with it at most.
 _SYNC_EVERY_S = 1.0
 
-# So many more objects than there were may be there, some MB, before garbage in circles is looked for: of 100 calls, 10
-# objects are in one, and all others are gone as soon as nobody needs them.
+# Objects that may be allocated (some MB) before cyclic garbage is looked for. 100 calls leave 10 objects in cycles; all
+# others are freed by their reference counts.
 _NUM_OBJECTS = 50_000
 
 # So long mpiexec is given to pass on what was said before all is ended.
@@ -208,7 +208,7 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
 
 @contextlib.contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Looks for garbage in circles less often than every 700 objects, which takes a tenth of a society's time."""
+    """Collects cyclic garbage rarely: at the interpreter's default, every 700 objects, it takes a tenth of the time."""
     before = gc.get_threshold()
     gc.set_threshold(_NUM_OBJECTS, *before[1:])
     try:

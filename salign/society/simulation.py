@@ -38,7 +38,7 @@ from salign.society.world import Ask, World
 
 logger = logging.getLogger(__name__)
 
-# Before a rank that failed ends all ranks, the others may note what it failed of.
+# How long a rank that failed waits before it ends all ranks, so that the others can record the reason.
 _LAST_WORDS_S = 1.0
 
 
@@ -277,7 +277,7 @@ class Simulation:
             self._decided(decided)
 
     def _decided(self, decided: RoundDecided) -> None:
-        """A round is complete everywhere: the world ends there, or goes on."""
+        """A round is complete on all ranks: the world ends with it, or goes on."""
         number, round_ = decided.world, decided.round
         course = self._courses[number]
         course.world.num_rounds_complete = round_
@@ -321,7 +321,7 @@ class Simulation:
         match message:
             case Request():
                 if self._over.done():
-                    return  # asked ahead of an end that the asker is yet to be told of
+                    return  # all worlds have ended, and the asker has not been told yet
                 task = asyncio.create_task(self._serve(sender, message))
                 self._serving.add(task)
                 task.add_done_callback(self._serving.discard)

@@ -116,18 +116,18 @@ class World:
     async def _remembers(self, agent: int, after_round: int) -> None:
         """Waits until the agent's memory after a round is there."""
         if self._remembers_after[agent] < after_round:
-            there = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault((agent, after_round), []).append(there)
-            await there
+            published = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault((agent, after_round), []).append(published)
+            await published
 
     def _publish(self, agent: int, round_: int, question: int, answer: str | None) -> None:
         if answer is not None and "memory" not in self._setting.society.without:
             # A round that is complete reads no more; the next reads what stood after it.
             self._memories[agent].remember(question, answer, round_, read_after=self.num_rounds_complete)
         self._remembers_after[agent] = round_
-        for there in self._waiting.pop((agent, round_), ()):
-            if not there.done():
-                there.set_result(None)
+        for published in self._waiting.pop((agent, round_), ()):
+            if not published.done():
+                published.set_result(None)
 
     async def answer(self, ask: Ask) -> tuple[Turn, Tally]:
         """What an agent that lives here says when it is asked, as soon as its memory after the round before is there.
