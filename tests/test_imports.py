@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # From the ground up; what stands in one line knows nothing of each other.
 LAYERS = """
-errors launchers architecture seeds
+errors launchers architecture seeds garbage
 chat files config
 columns records compose
 machine storage locks

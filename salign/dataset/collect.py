@@ -17,6 +17,7 @@ from salign.dataset.gathering import build_groups, chosen, kind_of
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import Match, Text, find_leaks, prompts_of
 from salign.errors import StageError
+from salign.garbage import rare_collections
 from salign.locks import lock
 from salign.markers import mark_done, read_done, recording_failure, require_done
 from salign.records import AlignmentGroup, Interaction, read_interactions, to_bytes
@@ -195,6 +196,7 @@ def _named(matches: Sequence[Match]) -> str:
     return "; ".join(f"{match.prompt[:_MAX_SHOWN]!r} ({match.place})" for match in matches[:3])
 
 
+@rare_collections()
 def collect(run: RunDir, config: Config) -> None:
     """Reads every shard, writes `dataset/groups.jsonl` and `card.json`; `done.json` last.
 

@@ -16,6 +16,7 @@ from salign.config import KINDS, Config
 from salign.errors import DataError
 from salign.evaluation.compare import compare
 from salign.evaluation.statistics import Estimate
+from salign.garbage import rare_collections
 from salign.markers import read_done, read_failure
 from salign.records import read_interactions
 from salign.report.society import MAX_SAMPLES, Reservoir, Shard, Society, SocietyReader, clipped
@@ -141,6 +142,7 @@ def thinned(rows: Sequence[Row], most: int) -> list[Row]:
 # --- the society ---------------------------------------------------------------------------------
 
 
+@rare_collections()
 def _read_society(run: RunDir, config: Config, record: RunRecord) -> None:
     shards, clocks = [], []
     for number in range(config.society.num_shards):

@@ -13,6 +13,7 @@ from rich.table import Table
 from salign.config import KINDS, Config
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.statistics import Estimate
+from salign.garbage import rare_collections
 from salign.markers import read_done
 from salign.records import Interaction, read_interactions
 from salign.run import RunDir
@@ -23,6 +24,7 @@ from salign.storage import write_atomic
 from salign.tracking.metrics import mean, read_metrics
 
 
+@rare_collections()
 def _society(interactions: Iterable[Interaction], protocol: Protocol[Any]) -> dict[str, Any]:
     counts = Counter(num_interactions=0, num_failed=0, num_calls=0, num_tokens=0)
     ratings: dict[tuple[str, str], array[float]] = {

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ from salign.engines.journal import Journal, written_header
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import metered
 from salign.errors import REQUEUE, SalignError, redact
+from salign.garbage import rare_collections
 from salign.locks import lock
 from salign.machine import share_out, visible_devices
 from salign.manifest import require_model
@@ -42,10 +42,6 @@ logger = logging.getLogger(__name__)
 
 # A machine that fails takes so much of the journal with it at most.
 _SYNC_EVERY_S = 1.0
-
-# Objects that may be allocated (some MB) before cyclic garbage is looked for. 100 calls leave 10 objects in cycles; all
-# others are freed by their reference counts.
-_NUM_OBJECTS = 50_000
 
 # So long mpiexec is given to pass on what was said before all is ended.
 _LAST_WORDS_S = 0.5
@@ -183,7 +179,7 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             if check is not None:
                 apart = metered(*models[1], journal)  # what it is asked here is no part of the society's counts
                 measured = await measure(apart, config.society, check, config.run.seed)
-            with _rare_collections():
+            with rare_collections():
                 await _until_first(simulation.run(), _tick(progress, journal))
             await journal.sync()
             facts = _facts(worlds, engines, simulation)
@@ -204,17 +200,6 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             facts["graphs"] = write_graphs(config.society, worlds, folder)
         ranks.barrier()  # nobody removes its spool before it is read
         return None if everybody is None else facts
-
-
-@contextlib.contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Collects cyclic garbage rarely: at the interpreter's default, every 700 objects, it takes a tenth of the time."""
-    before = gc.get_threshold()
-    gc.set_threshold(_NUM_OBJECTS, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _take_own_gpus() -> None:
