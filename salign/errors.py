@@ -18,7 +18,7 @@ from typing import NoReturn
 REQUEUE = 75
 # Names a file that a Slurm job which fails of an error leaves: unlike one that a signal ended, it is not started again.
 _FAILED_FLAG = "SALIGN_FAILED"
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|DATABASE_URL|_(PASS|PAT|AUTH)$", re.IGNORECASE)
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _PERMISSION_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 

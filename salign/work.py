@@ -69,7 +69,7 @@ def showing(unit: Unit) -> Iterator[None]:
     if watch is None or not is_first():
         yield
         return
-    with watching(watch([unit]), Console()):
+    with watching(watch([unit]), Console(markup=False)):
         yield
 
 

@@ -29,7 +29,13 @@ run() { srun --kill-on-bad-exit=1 "$@"; }
 export SALIGN_FAILED=$PWD/.salign-failed-$SLURM_JOB_ID
 rm -f "$SALIGN_FAILED"
 finish() {
-  case $1 in 75 | 137 | 140 | 143) [ -e "$SALIGN_FAILED" ] || scontrol requeue "$SLURM_JOB_ID" ;; esac
+  # A controller that is starting again does not answer for a while.
+  case $1 in 75 | 137 | 140 | 143)
+    [ -e "$SALIGN_FAILED" ] || for pause in 2 5 10 20 40 80; do
+      scontrol requeue "$SLURM_JOB_ID" && break
+      sleep $pause
+    done ;;
+  esac
   rm -f "$SALIGN_FAILED"
   exit "$1"
 }

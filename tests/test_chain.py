@@ -1,22 +1,36 @@
 """What Slurm says, read; what it is told. The real one is in integration/test_slurm.py."""
 
+import io
 import shlex
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from salign import compose
 from salign.cluster.slurm.batch import batch_file
 from salign.cluster.slurm.check import _compare
-from salign.cluster.slurm.commands import Node, Slurm, _minutes, _node, _num_gpus, _telling_states, clean_environment
+from salign.cluster.slurm.commands import (
+    LiveJob,
+    Node,
+    Slurm,
+    _minutes,
+    _node,
+    _num_gpus,
+    _telling_states,
+    clean_environment,
+)
 from salign.cluster.slurm.jobs import chain, suffix_of
+from salign.cluster.slurm.scheduler import SlurmScheduler
 from salign.cluster.slurm.submission import Submission, _note, submissions
+from salign.cluster.status import Board, print_status
+from salign.commands import status
 from salign.config import SlurmCluster
 from salign.errors import ConfigError, StageError, exit_code_of
 from salign.markers import mark_done
 from salign.plan import to_run, units
 from salign.restarts import check_restart
-from salign.run import RunDir
+from salign.run import RunDir, create_run
 
 
 def config(root: Path, **given):
@@ -85,6 +99,7 @@ def test_a_step_says_what_its_job_does_not():
 
 def test_a_job_hands_nothing_of_itself_on():
     inside = {"SLURM_JOB_ID": "1", "SBATCH_PARTITION": "x", "PMI_RANK": "0", "SLURM_CONF": "/c", "HOME": "/h"}
+    inside |= {"SQUEUE_STATES": "RUNNING", "SACCT_FORMAT": "x", "SINFO_ALL": "1", "SCANCEL_STATE": "PENDING"}
     assert clean_environment(inside) == {"SLURM_CONF": "/c", "HOME": "/h"}
 
 
@@ -180,7 +195,8 @@ srun --unbuffered --output {run}/slurm/%j_%t_log.out --kill-on-bad-exit=1 python
 
 # teardown
 code=$?
-case $code in 75|137|140|143) [ -e "$SALIGN_FAILED" ] || scontrol requeue "$SLURM_JOB_ID" ;; esac
+case $code in 75|137|140|143) [ -e "$SALIGN_FAILED" ] || for pause in 2 5 10 20 40 80; do \
+scontrol requeue "$SLURM_JOB_ID" && break; sleep $pause; done ;; esac
 exit $code"""
 
 
@@ -354,3 +370,46 @@ def test_a_job_that_fails_of_an_error_leaves_its_flag(monkeypatch, tmp_path, cap
     assert exit_code_of(fail) == 1
     assert flag.exists()
     assert "error: the value, the place, the remedy" in capsys.readouterr().err
+
+
+# --- a scheduler that does not answer ------------------------------------------------------------
+
+
+def test_status_goes_on_where_slurm_does_not_answer(tmp_path, monkeypatch):
+    made = config(tmp_path)
+    run = RunDir(tmp_path / "r")
+    run.slurm.mkdir(parents=True)
+    _note(run, Submission("7", "collect", (("dataset",),), (), 1.0))
+    monkeypatch.setattr(SlurmScheduler, "is_reachable", lambda self: True)
+    monkeypatch.setattr(Slurm, "ended_states", lambda self, jobs: {})
+    waiting = LiveJob("7", "r-collect" + suffix_of(run), "PENDING", "Priority", "")
+    monkeypatch.setattr(Slurm, "live_jobs", lambda self, suffix: [waiting])
+    board = Board(run, made)
+    board.look()
+    assert board.standings["dataset"].word == "pending"
+    assert board.silent_since is None
+
+    def no_answer(self, suffix):
+        raise StageError("`squeue` gave no answer in 60 s")
+
+    monkeypatch.setattr(Slurm, "live_jobs", no_answer)
+    board.look()
+    assert board.standings["dataset"].word == "pending"  # as it was known last
+    assert board.is_at_work
+    since = board.silent_since
+    assert since is not None
+    board.look()
+    assert board.silent_since == since
+    text = io.StringIO()
+    print_status(run, made, Console(file=text, width=200))
+    assert "known only from the run's folder: `squeue` gave no answer in 60 s" in text.getvalue()
+
+
+def test_a_folder_with_brackets_in_its_name_is_shown(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "[" / "x]r"
+    monkeypatch.chdir(tmp_path)
+    made = config(root)
+    run = create_run(made)
+    monkeypatch.setattr("sys.argv", ["status", str(run.path)])
+    status.main()
+    assert "[/x]r" in capsys.readouterr().out.replace("\n", "")

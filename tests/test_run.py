@@ -7,12 +7,13 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from salign import compose
+from salign import compose, locks
 from salign.config import Config
 from salign.errors import ConfigError, DataError, StageError, explain_os_error, redact
 from salign.locks import is_locked, lock
@@ -192,6 +193,25 @@ def test_a_lock_keeps_others_out_until_its_holder_is_killed(tmp_path):
     with lock(path, "the thing"):
         assert is_locked(path)
     assert not is_locked(path)
+
+
+def test_a_lock_writes_through_no_link(tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / ".lock"
+    victim.write_text("precious")
+    path.symlink_to(victim)
+    with pytest.raises(StageError, match=r"the lock .*\.lock is a link. Remove it"), lock(path, "the thing"):
+        pass
+    assert victim.read_text() == "precious"
+
+
+def test_a_job_waits_longer_for_a_lock_that_a_dead_node_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_LOCK_PATIENCE_S", 0.0)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with another_process(tmp_path / ".lock") as holder:
+        assert holder.stdout.readline() == "held\n"
+        threading.Timer(0.3, holder.kill).start()
+        with lock(tmp_path / ".lock", "the thing"):
+            assert holder.wait() != 0
 
 
 def test_who_waits_gets_the_lock_when_the_holder_is_killed(tmp_path):
@@ -523,3 +543,17 @@ def test_a_marker_says_where_its_unit_was_made_and_an_older_one_need_not(tmp_pat
     (tmp_path / DONE).write_text(json.dumps(marker))
     assert read_done(tmp_path).machine == {}
     assert read_done(tmp_path).facts == {"num": 1}
+
+
+@pytest.mark.parametrize(
+    "name", ["GITHUB_PAT", "SMTP_PASS", "MY_PASSWD", "PROXY_AUTH", "AWS_CREDENTIALS", "DATABASE_URL", "HF_TOKEN"]
+)
+def test_what_is_named_like_a_secret_is_one(monkeypatch, name):
+    monkeypatch.setenv(name, "opensesame1")
+    assert redact("it said opensesame1") == f"it said <{name}>"
+
+
+def test_paths_and_the_like_are_no_secrets(monkeypatch):
+    for name in ("PATH", "XAUTHORITY", "COMPASS", "PATTERN"):
+        monkeypatch.setenv(name, "opensesame1")
+    assert redact("it said opensesame1") == "it said opensesame1"

@@ -68,10 +68,20 @@ class _View:
             table.add_column(column, overflow="fold")
         for row in self.rows():
             table.add_row(*row)
+        table.caption = self._silence()
         return table
 
+    def _silence(self) -> str | None:
+        """Since when less is known than usual, and why."""
+        since = self._board.silent_since
+        if since is None:
+            return None
+        return f"unanswered since {time.strftime('%H:%M:%S', time.localtime(since))}: {self._board.unanswered[0]}"
+
     def lines(self) -> list[str]:
-        return [": ".join((name, ", ".join(filter(None, rest)))) for name, *rest in self.rows()]
+        lines = [": ".join((name, ", ".join(filter(None, rest)))) for name, *rest in self.rows()]
+        silence = self._silence()
+        return lines if silence is None else [*lines, silence]
 
 
 @contextmanager

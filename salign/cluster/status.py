@@ -1,6 +1,7 @@
 """The status of every unit of a run, what went wrong, and how to continue."""
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from rich.table import Table
 from salign.cluster.scheduler import Ended, LiveTask, Placement, Scheduler
 from salign.cluster.schedulers import all_schedulers
 from salign.config import Config
+from salign.errors import ConfigError, StageError
 from salign.locks import is_locked
 from salign.markers import require_done
 from salign.plan import Unit, complete, state, units
@@ -62,7 +64,14 @@ class Standing:
 
 
 class Board:
-    """All units of a run and where they stand, by their markers and by what schedulers say of their tasks."""
+    """All units of a run and where they stand, by their markers and by what schedulers say of their tasks.
+
+    Attributes:
+        live: Tasks that have not ended, as they were known last.
+        unanswered: What schedulers answered instead of what they were asked; the markers tell the rest.
+        silent_since: Since when a scheduler does not say what is live (s since the epoch); None where all do.
+        without_accounting: Schedulers that remember nothing of ended jobs.
+    """
 
     def __init__(self, run: RunDir, config: Config) -> None:
         self.run = run
@@ -71,6 +80,8 @@ class Board:
         self._schedulers = all_schedulers(run)
         self.live: list[LiveTask] = []
         self.without_accounting: list[str] = []
+        self.unanswered: list[str] = []
+        self.silent_since: float | None = None
         self.standings: dict[str, Standing] = {}
         self._ended: dict[str, Ended] = {}
 
@@ -80,7 +91,7 @@ class Board:
         for scheduler in self._schedulers:
             placements |= {key: (scheduler, placement) for key, placement in scheduler.placements().items()}
         if ask:
-            self.live = [task for scheduler in self._schedulers for task in scheduler.live()]
+            self._ask_what_is_live()
         live = {task.id: task for task in self.live}
         done = complete(self.units)
         states = {unit.key: state(unit, done) for unit in self.units}
@@ -95,11 +106,27 @@ class Board:
             unit.key: self._standing(unit, *states[unit.key], live, placements.get(unit.key)) for unit in self.units
         }
 
+    def _ask_what_is_live(self) -> None:
+        known, silent_since = self.live, self.silent_since
+        self.live, self.unanswered, self.silent_since = [], [], None
+        for scheduler in self._schedulers:
+            try:
+                self.live += scheduler.live()
+            except (StageError, ConfigError) as error:
+                self.unanswered.append(str(error))
+                self.silent_since = silent_since or time.time()
+                placed = {placement.task for placement in scheduler.placements().values()}
+                self.live += [task for task in known if task.id in placed]
+
     def _ask_how_they_ended(self, over: Mapping[str, Scheduler]) -> None:
         self._ended, self.without_accounting = {}, []
         for scheduler in self._schedulers:
             tasks = [task for task, its in over.items() if its is scheduler]
-            ended = scheduler.ended(tasks) if tasks else {}
+            try:
+                ended = scheduler.ended(tasks) if tasks else {}
+            except (StageError, ConfigError) as error:
+                self.unanswered.append(str(error))
+                ended = {}
             if ended is None:
                 self.without_accounting.append(scheduler.name)
             else:
@@ -108,7 +135,12 @@ class Board:
     @property
     def is_at_work(self) -> bool:
         """Whether anything of the run may still get further by itself."""
-        return bool(self.live) or self.counts()["running"] > 0 or is_locked(self.run.launch_lock)
+        return (
+            bool(self.live)
+            or self.silent_since is not None
+            or self.counts()["running"] > 0
+            or is_locked(self.run.launch_lock)
+        )
 
     def _standing(
         self,
@@ -208,6 +240,8 @@ def print_status(run: RunDir, config: Config, console: Console) -> None:
         console.print(f"{len(failed) - _MAX_FAILURES} more failed", highlight=False)
     counts = board.counts()
     console.print(", ".join(f"{count} {word}" for word, count in counts.items()), highlight=False)
+    for error in board.unanswered:
+        console.print(f"known only from the run's folder: {error}", markup=False, highlight=False, soft_wrap=True)
     for name in board.without_accounting:
         console.print(
             f"{name} keeps no accounting here: how a job ended is known only from the run's folder, and a job that "

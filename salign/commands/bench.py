@@ -45,7 +45,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=SHARED / "data", help="validity: third-party data")
     args = parser.parse_args()
-    console = Console()
+    console = Console(markup=False)
 
     def say(part: str) -> None:
         console.print(f"measuring: {part}", highlight=False)

@@ -46,4 +46,4 @@ def main() -> None:
     if args.skip_bad:
         config = compose.skipping_bad(config)
     options = LaunchOptions(dry_run=args.dry_run, prepare=args.prepare, wait=args.wait, replace=args.replace)
-    launch(config, Console(), options)
+    launch(config, Console(markup=False), options)

@@ -23,7 +23,7 @@ def main() -> None:
     if args.digest:
         print(digest(run, run.config()))
         return
-    console = Console()
+    console = Console(markup=False)
     if args.watch:
         follow(run, run.config(), console)
     print_status(run, run.config(), console)

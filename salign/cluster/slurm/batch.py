@@ -11,10 +11,12 @@ from salign.config import Config, SlurmCluster
 from salign.run import RunDir
 
 # srun's exit codes of a task that asked for another start, or that a signal ended: KILL, USR2, TERM. A cancelled job's
-# script is ended with it, and does not come here; one that failed of an error leaves the flag.
+# script is ended with it, and does not come here; one that failed of an error leaves the flag. A controller that is
+# starting again does not answer for a while; once it has taken the request, it ends this script.
 _FINISH = (
     "code=$?",
-    'case $code in 75|137|140|143) [ -e "$SALIGN_FAILED" ] || scontrol requeue "$SLURM_JOB_ID" ;; esac',
+    'case $code in 75|137|140|143) [ -e "$SALIGN_FAILED" ] || for pause in 2 5 10 20 40 80; do '
+    'scontrol requeue "$SLURM_JOB_ID" && break; sleep $pause; done ;; esac',
     "exit $code",
 )
 

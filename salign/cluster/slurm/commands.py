@@ -153,8 +153,8 @@ class Slurm:
 
 
 def clean_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment without what a job that this process is part of would hand on to those that it submits."""
-    ours = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMIX_")
+    """The environment without what a job around this process, or a user's profile, would make Slurm's commands do."""
+    ours = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMIX_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_")
     return {name: value for name, value in environ.items() if name == "SLURM_CONF" or not name.startswith(ours)}
 
 
