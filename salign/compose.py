@@ -8,7 +8,7 @@ path is relative to the working directory.
 import difflib
 import os
 import typing
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +19,10 @@ from pydantic_core import ErrorDetails
 from salign.config import AnswersData, Config, DataPart, Effect, Rows, selected
 from salign.config.base import SectionT
 from salign.config.effects import sections_in
+from salign.documents import parse_yaml, read_yaml
 from salign.errors import ConfigError
 
 Tree = dict[str, Any]
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key said twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        self.flatten_mapping(node)
-        seen: list[Any] = []
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    "while reading a mapping",
-                    node.start_mark,
-                    f"the key {key!r} appears twice",
-                    key_node.start_mark,
-                )
-            seen.append(key)
-        return super().construct_mapping(node, deep)
 
 
 def _merge(below: Tree, above: Tree) -> Tree:
@@ -76,18 +58,20 @@ def _base(name: str, folder: Path) -> Path:
     return path if path.exists() or not shipped(name).is_file() else shipped(name)
 
 
-def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
+def _read_yaml(path: Path, seen: tuple[Path, ...] = (), known: dict[Path, Tree] | None = None) -> Tree:
+    """The tree of a file over those of its bases; a file that several name is read once."""
+    known = {} if known is None else known
     if path in seen:
         raise ConfigError(f"{path} is its own base: {' -> '.join(map(str, (*seen, path)))}")
+    if path in known:
+        return known[path]
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+        tree = read_yaml(path, f"config file {path}")
     except FileNotFoundError:
         named = f", named in the bases of {seen[-1]}" if seen else ""
         raise ConfigError(f"no config file {path}{named}; the shipped ones are under configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -97,8 +81,9 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
         raise ConfigError(f"config file {path}: `bases` must be a list of file names")
     merged: Tree = {}
     for base in bases:
-        merged = _merge(merged, _read_yaml(_base(base, path.parent), (*seen, path)))
-    return _merge(merged, _anchor(tree, path.parent))
+        merged = _merge(merged, _read_yaml(_base(base, path.parent), (*seen, path), known))
+    known[path] = _merge(merged, _anchor(tree, path.parent))
+    return known[path]
 
 
 def _nest(keys: Sequence[str], value: Any) -> Tree:
@@ -112,12 +97,7 @@ def _override(tree: Tree, override: str) -> Tree:
     keys = name.split(".")
     if not equals or not all(keys):
         raise ConfigError(f"override {name!r} must have the form key.sub=value, such as society.max_rounds=3")
-    try:
-        value = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"the value of override {name!r} is not valid YAML: {' '.join(str(error).split())}"
-        ) from error
+    value = parse_yaml(text, f"the value of override {name!r}")
     return _set(tree, keys, _anchor(value, Path.cwd()), name)
 
 

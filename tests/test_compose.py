@@ -1,5 +1,6 @@
 """Config files, overrides, and the errors that they give."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -324,7 +325,7 @@ def test_a_file_that_is_wrong_is_named(tmp_path, text, said):
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no config file .*none\.yaml"):
         compose.load(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is not an ordinary file"):
         compose.load(tmp_path)
     (tmp_path / "c.yaml").write_bytes(b"model: \xff\xfe")
     with pytest.raises(ConfigError, match=r"c\.yaml cannot be read"):
@@ -585,3 +586,58 @@ def test_the_config_loads_no_torch():
     """A login node answers in a second."""
     code = "import sys, salign.config, salign.compose, salign.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- careless and hostile documents --------------------------------------------------------------
+
+
+def bomb(levels: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: {seed: 1:30}", "1:30 would be read as a number of another base"),
+        ("cluster: {simulate: {timeout_min: 1:30:00}}", "1:30:00 would be read as a number of another base"),
+        ("run: {seed: 010}", "010 would be read as a number of another base"),
+        (f"run: {{seed: {'9' * 5000}}}", "is not valid YAML: .*digits"),
+        ("[" * 5000, "is nested too deeply|is not valid YAML"),
+        ("a: " + "[" * 60 + "]" * 60, "is nested too deeply; a config has at most 50 levels"),
+        ("a: &a [*a]", "is nested too deeply"),
+        (bomb(9), "has more than 100,000 values"),
+        ("model: a\x00b", "is not valid YAML"),
+        ("x" * (1 << 20) + "y", "a config has at most 1,048,576"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_document_is_read_within_bounds(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        compose.load(write(tmp_path / "c.yaml", text))
+
+
+@pytest.mark.parametrize("text", ["2024-13-45", "2024-02-30", "2024-01-01"])
+def test_a_date_is_the_text_that_was_written(tmp_path, text):
+    assert compose.load(write(tmp_path / "c.yaml", f"run: {{name: {text}}}")).run.name == text
+
+
+def test_numbers_that_mean_what_they_look_like_are_read(tmp_path):
+    loaded = compose.load(write(tmp_path / "c.yaml", "run: {seed: 0}\nsociety: {max_rounds: 10, draft: {top_p: 0.5}}"))
+    assert (loaded.run.seed, loaded.society.max_rounds, loaded.society.draft.top_p) == (0, 10, 0.5)
+
+
+def test_what_is_no_ordinary_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match="is not an ordinary file"):
+        compose.load(tmp_path / "c.yaml")
+
+
+def test_bases_that_double_are_read_once_each(tmp_path):
+    write(tmp_path / "0.yaml", "run: {seed: 7}")
+    for number in range(1, 40):
+        for name in (f"{number}.yaml", f"{number}b.yaml"):
+            below = number - 1
+            write(tmp_path / name, f"bases: [{below}.yaml, {f'{below}b' if below else below}.yaml]")
+    assert compose.load(tmp_path / "39.yaml").run.seed == 7

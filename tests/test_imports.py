@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; what stands in one line knows nothing of each other.
 LAYERS = """
 errors launchers architecture seeds garbage
-chat files config
+chat documents files config
 columns records compose
 machine storage locks
 markers

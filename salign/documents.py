@@ -1,0 +1,119 @@
+"""YAML that a user wrote: read within bounds, and without the surprises of YAML 1.1."""
+
+import re
+import stat
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from salign.errors import ConfigError
+
+_MAX_BYTES = 1 << 20
+# Values in a document, each alias counted as often as it is used; the longest shipped config has some 200.
+_MAX_VALUES = 100_000
+_MAX_DEPTH = 50
+# What YAML 1.1 reads as a number of base 60 or 8, and YAML 1.2 does not.
+_SURPRISING = re.compile(r"[-+]?(\d+(:\d+)+(\.\d*)?|0[\d_]+)")
+
+
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key said twice, and numbers that do not mean what they look like."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        self.flatten_mapping(node)
+        seen: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    "while reading a mapping",
+                    node.start_mark,
+                    f"the key {key!r} appears twice",
+                    key_node.start_mark,
+                )
+            seen.append(key)
+        return super().construct_mapping(node, deep)
+
+    def text(self, node: yaml.ScalarNode) -> str:
+        return str(self.construct_scalar(node))
+
+    def number(self, node: yaml.ScalarNode) -> Any:
+        if _SURPRISING.fullmatch(node.value):
+            problem = f"{node.value} would be read as a number of another base; write it in base 10, or quote it"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        try:
+            is_whole = node.tag.endswith(":int")
+            return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+        except ValueError as error:  # of thousands of digits, or none
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.number)
+# A date is the text that was written: YAML 1.2 has no others, and some are impossible.
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.text)
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """The value of one YAML document.
+
+    Args:
+        text: The document.
+        what: As an error names it.
+
+    Raises:
+        ConfigError: It is not valid, or larger or deeper than any config.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check_size(node, what)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ConfigError(f"{what} is nested too deeply; a config has at most {_MAX_DEPTH} levels") from None
+
+
+def _check_size(node: yaml.Node, what: str) -> None:
+    """Refuses what would grow without end when its aliases are followed."""
+    sizes: dict[int, int] = {}
+
+    def size_of(node: yaml.Node, depth: int) -> int:
+        if depth > _MAX_DEPTH:
+            raise ConfigError(f"{what} is nested too deeply; a config has at most {_MAX_DEPTH} levels")
+        known = sizes.get(id(node))
+        if known is None:
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            inner = (part for each in parts for part in (each if isinstance(each, tuple) else (each,)))
+            known = sizes[id(node)] = 1 + sum(size_of(part, depth + 1) for part in inner)
+        return known
+
+    if size_of(node, 0) > _MAX_VALUES:
+        raise ConfigError(f"{what} has more than {_MAX_VALUES:,} values, which no config has")
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The value of a YAML file.
+
+    Raises:
+        ConfigError: As `parse_yaml`; or it is no ordinary file, too large, or no text.
+        OSError: It cannot be read.
+    """
+    kind = path.stat()
+    if not stat.S_ISREG(kind.st_mode):
+        raise ConfigError(f"{what} is not an ordinary file")
+    if kind.st_size > _MAX_BYTES:
+        raise ConfigError(f"{what} has {kind.st_size:,} bytes; a config has at most {_MAX_BYTES:,}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} cannot be read: {error}") from error
+    return parse_yaml(text, what)
