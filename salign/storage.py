@@ -41,18 +41,30 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block has filled it without an error."""
+    """A folder that appears under its name only when the block has filled it without an error.
+
+    Its files can be read by whom the user lets read files (umask): some libraries make theirs for the user alone.
+    """
     for left in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
         yield part
+        _apply_umask(part)
         if path.exists():
             shutil.rmtree(path)
         part.replace(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _apply_umask(folder: Path) -> None:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(file.stat().st_mode | (0o666 & ~umask))
 
 
 def full_disk(folder: Path) -> OSError | None:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import platform
+import stat
 import subprocess
 import sys
 import threading
@@ -557,3 +558,14 @@ def test_paths_and_the_like_are_no_secrets(monkeypatch):
     for name in ("PATH", "XAUTHORITY", "COMPASS", "PATTERN"):
         monkeypatch.setenv(name, "opensesame1")
     assert redact("it said opensesame1") == "it said opensesame1"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_of_a_folder_are_for_whom_the_user_lets_read(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "model") as part:
+            (part / "weights").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model" / "weights").stat().st_mode) == mode
