@@ -98,6 +98,8 @@ def begin() -> None:
     SIGUSR2, by which a scheduler warns of a time limit or a preemption, ends it with the exit code that asks for
     another start. A stage that has something to save installs a handler of its own.
     """
+    if starts := os.environ.get("SALIGN_STARTS"):  # of a job: from here on, `check_restart` counts
+        Path(starts).unlink(missing_ok=True)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("salign").setLevel(logging.INFO)
     end_on_signals()

@@ -28,6 +28,14 @@ run() { srun --kill-on-bad-exit=1 "$@"; }
 # back into the queue and goes on from its journal or checkpoint. One that failed of an error leaves a flag and stays so.
 export SALIGN_FAILED=$PWD/.salign-failed-$SLURM_JOB_ID
 rm -f "$SALIGN_FAILED"
+# Python removes this file when it begins: a job whose Python never does is not started again without end.
+export SALIGN_STARTS=$PWD/.salign-starts-$SLURM_JOB_ID
+echo start >> "$SALIGN_STARTS"
+if [ "$(wc -l < "$SALIGN_STARTS")" -gt 4 ]; then
+  rm -f "$SALIGN_STARTS"
+  echo "error: the job was started 4 times, and Python did not begin to work; look at the lines above" >&2
+  exit 1
+fi
 finish() {
   # A controller that is starting again does not answer for a while.
   case $1 in 75 | 137 | 140 | 143)

@@ -1,7 +1,10 @@
 """What Slurm says, read; what it is told. The real one is in integration/test_slurm.py."""
 
 import io
+import os
 import shlex
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,7 @@ from salign.markers import mark_done
 from salign.plan import to_run, units
 from salign.restarts import check_restart
 from salign.run import RunDir, create_run
+from salign.work import begin
 
 
 def config(root: Path, **given):
@@ -187,6 +191,12 @@ export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" OMP_NUM_THREADS="${{OMP_NUM_THR
 export PYTHONPATH=/code"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1
 export SALIGN_FAILED={run}/slurm/"$SLURM_JOB_ID".failed
 rm -f "$SALIGN_FAILED"
+export SALIGN_STARTS={run}/slurm/"$SLURM_JOB_ID".starts
+echo start >> "$SALIGN_STARTS"
+if [ "$(wc -l < "$SALIGN_STARTS")" -gt 4 ]; then
+  touch "$SALIGN_FAILED"; echo "error: the job was started 4 times, and Python did not begin to work. Look at the \
+lines above, at cluster.setup, cluster.python and the stage's mem_gb; then launch again."; exit 1
+fi
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -218,6 +228,37 @@ def test_the_batch_file_of_a_training_stage(tmp_path):
     job = next(job for job in chain(made.cluster, units(run, made), 1001) if job.name == "train-stable")
     text = batch_file(run, made, job, code=Path("/code"), after=["41", "42"])
     assert text == GOLDEN.format(run=shlex.quote(str(run.path)), suffix=suffix_of(run))
+
+
+def test_a_job_whose_python_never_begins_is_given_up(tmp_path):
+    made = config(tmp_path)
+    run = RunDir(tmp_path / "r")
+    run.slurm.mkdir(parents=True)
+    file = tmp_path / "job.sbatch"
+    file.write_text(batch_file(run, made, chain(made.cluster, units(run, made), 1001)[1], code=Path("/code")))
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in {"srun": "kill -9 $$", "scontrol": 'echo "$@" >> "$ASKED"'}.items():
+        (commands / name).write_text(f"#!/bin/bash\n{text}\n")
+        (commands / name).chmod(0o755)
+    environ = {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "ASKED": str(tmp_path / "asked")}
+    ends = [
+        subprocess.run(["bash", str(file)], env=environ, capture_output=True, text=True, check=False) for _ in "12345"
+    ]
+    assert [end.returncode for end in ends] == [137] * 4 + [1]
+    assert "error: the job was started 4 times, and Python did not begin" in ends[4].stdout
+    assert (tmp_path / "asked").read_text() == "requeue 7\n" * 4
+    assert (run.slurm / "7.failed").exists()
+
+
+def test_python_that_begins_forgets_the_starts(tmp_path, monkeypatch):
+    (tmp_path / "7.starts").write_text("start\n")
+    monkeypatch.setenv("SALIGN_STARTS", str(tmp_path / "7.starts"))
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGUSR2)]
+    begin()
+    for number, handler in handlers:
+        signal.signal(number, handler)
+    assert not (tmp_path / "7.starts").exists()
 
 
 def test_the_batch_file_of_an_array_over_ranks(tmp_path):
@@ -304,6 +345,8 @@ def test_without_a_default_partition_one_must_be_named():
         ({"collect": {"nodes": 2}}, "collect: runs in one process, not 2"),
         ({"train": {"timeout_min": 1}}, "train.timeout_min 1 is no longer than signal_delay_s 120"),
         ({"sbatch": {"dependency": "x", "nice": 5}}, "sbatch.dependency is set by salign"),
+        ({"sbatch": {"job_name": "x"}}, "sbatch.job_name is set by salign"),
+        ({"sbatch": {"mem_per_cpu": "2G"}, "train": {"mem_gb": 4}}, "sbatch.mem_per_cpu contradicts train.mem_gb"),
         ({"environment": ["A=B"]}, "environment"),
         ({"min_shards": 6}, "min_shards 6 exceeds society.num_shards 5"),
     ],

@@ -13,6 +13,8 @@ EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 # From the submitter's environment; values travel with the submission and are written to no file of the run.
 _ENVIRONMENT = (
     *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SALIGN_CACHE", "NETRC"),
+    *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "all_proxy", "ALL_PROXY"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     *("HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_API_KEY"),
 )
 
@@ -106,6 +108,8 @@ class _BatchCluster(_Cluster):
     """The shell command of the interpreter, such as `apptainer exec --nv image.sif python`; None: the launcher's."""
     environment: tuple[EnvironmentName, ...] = _ENVIRONMENT
     """The only variables of the launcher's environment that jobs get; each engine's `api_key_env` is added."""
+    more_environment: tuple[EnvironmentName, ...] = ()
+    """Further ones, for what a site or a library needs beside the usual."""
 
     @property
     def num_ranks(self) -> int:
@@ -181,7 +185,15 @@ class SlurmCluster(_BatchCluster):
 
     @model_validator(mode="after")
     def _sets_nothing_of_ours(self) -> "SlurmCluster":
-        return unless(self, [f"sbatch.{name} is set by salign" for name in sorted(self.sbatch.keys() & _OURS)])
+        named = {name.lstrip("-").replace("_", "-").lower(): name for name in self.sbatch}
+        mistakes = [f"sbatch.{named[name]} is set by salign" for name in sorted(named.keys() & _OURS)]
+        sized = [stage for stage, resources in self.by_stage.items() if resources.mem_gb is not None]
+        mistakes += [
+            f"sbatch.{named[name]} contradicts {', '.join(f'{stage}.mem_gb' for stage in sized)}"
+            for name in sorted(named.keys() & {"mem-per-cpu", "mem-per-gpu"})
+            if sized
+        ]
+        return unless(self, mistakes)
 
 
 _OURS = {"job-name", "dependency", "array", "export", "requeue", "kill-on-invalid-dep", "output", "error", "signal"}

@@ -13,6 +13,12 @@ from salign.run import RunDir
 # srun's exit codes of a task that asked for another start, or that a signal ended: KILL, USR2, TERM. A cancelled job's
 # script is ended with it, and does not come here; one that failed of an error leaves the flag. A controller that is
 # starting again does not answer for a while; once it has taken the request, it ends this script.
+# A job whose Python never begins is started so often.
+_MAX_STARTS = 4
+_NEVER_BEGAN = (
+    f"error: the job was started {_MAX_STARTS} times, and Python did not begin to work. Look at the lines above, at "
+    "cluster.setup, cluster.python and the stage's mem_gb; then launch again."
+)
 _FINISH = (
     "code=$?",
     'case $code in 75|137|140|143) [ -e "$SALIGN_FAILED" ] || for pause in 2 5 10 20 40 80; do '
@@ -25,7 +31,7 @@ def _environment(config: Config, cluster: SlurmCluster) -> str:
     """The names of the variables that a job gets; sbatch takes their values from the launcher's environment."""
     sections = [*config.engines().values(), config.society.embedder]
     keys = [key for section in sections if (key := getattr(section, "api_key_env", None)) is not None]
-    return ",".join(dict.fromkeys([*cluster.environment, *keys]))
+    return ",".join(dict.fromkeys([*cluster.environment, *cluster.more_environment, *keys]))
 
 
 def _setup(run: RunDir, code: Path, cluster: SlurmCluster) -> list[str]:
@@ -38,6 +44,12 @@ def _setup(run: RunDir, code: Path, cluster: SlurmCluster) -> list[str]:
         f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
         f'export SALIGN_FAILED={shlex.quote(str(run.slurm))}/"$SLURM_JOB_ID".failed',
         'rm -f "$SALIGN_FAILED"',
+        # What goes wrong before Python counts its starts must not go wrong without end. Python removes the file.
+        f'export SALIGN_STARTS={shlex.quote(str(run.slurm))}/"$SLURM_JOB_ID".starts',
+        'echo start >> "$SALIGN_STARTS"',
+        f'if [ "$(wc -l < "$SALIGN_STARTS")" -gt {_MAX_STARTS} ]; then',
+        f'  touch "$SALIGN_FAILED"; echo "{_NEVER_BEGAN}"; exit 1',
+        "fi",
     ]
 
 
