@@ -12,6 +12,8 @@ class _Protocol(Section):
 
     asks_audience: ClassVar[bool] = True
     """Whether an agent's audience is asked; else none is drawn."""
+    needs_sampling: ClassVar[bool] = False
+    """Whether an agent is asked the same again, so that `draft.temperature` must not be 0."""
 
 
 class BackScatterProtocol(_Protocol):
@@ -24,6 +26,7 @@ class SampleProtocol(_Protocol):
     """Each agent answers its question several times, and only the observers judge: data without a society."""
 
     asks_audience = False
+    needs_sampling = True
 
     kind: Literal["sample"]
     num_answers: Annotated[int, NotBool, Field(ge=2)] = 4

@@ -22,7 +22,7 @@ from salign.config.base import (
 )
 from salign.config.effects import Effect
 from salign.config.engines import EngineSection, ServerAddress
-from salign.config.protocols import BackScatterProtocol, ProtocolSection, SampleProtocol
+from salign.config.protocols import BackScatterProtocol, ProtocolSection
 from salign.config.sources import EverydaySource, Source
 
 Population = Literal["all_good", "all_bad", "half_half", "mixed_half_half"]
@@ -318,8 +318,9 @@ class SocietySection(Section):
             mistakes.append(
                 f"topology.num_links {topology.num_links} must be less than topology.num_agents {topology.num_agents}"
             )
-        if isinstance(self.protocol, SampleProtocol) and self.draft.temperature == 0:
-            mistakes.append("draft.temperature 0 would give the protocol sample the same answer each time; raise it")
+        if self.protocol.needs_sampling and self.draft.temperature == 0:
+            kind = self.protocol.kind
+            mistakes.append(f"draft.temperature 0 would give the protocol {kind} the same answer each time; raise it")
         if self.num_shards > self.num_worlds:
             mistakes.append(
                 f"num_shards {self.num_shards} exceeds num_worlds {self.num_worlds}: a shard has at least one world"
