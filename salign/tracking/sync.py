@@ -98,7 +98,7 @@ def _sync_one(server: Server, id_: str, fragments: Sequence[Fragment], unit: Uni
         made = unit.folder if unit else "it"
         raise StageError(
             f"not sent: files of its artifacts are gone ({', '.join(gone[:3])}{' ...' if gone[3:] else ''}). Put them "
-            f"back (a run's folder that was moved: link its old place to it), or make {made} again."
+            f"back (a run's folder that was moved: link its old path to it), or make {made} again."
         )
     if waiting:
         _check_not_begun(server, id_, fragments, waiting)

@@ -619,7 +619,7 @@ def test_a_stage_that_is_not_there_and_one_that_is_not_ready(make):
     command = [sys.executable, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stabel"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 2
-    assert "train.stages has: stable" in done.stderr
+    assert "no unit `train stabel`; there are: stable" in done.stderr
 
 
 def test_several_processes_of_another_launcher_are_refused(make):

@@ -339,8 +339,8 @@ def test_a_job_at_work_is_left_alone_or_followed_to_its_end(server, run):
 def test_the_workspace_is_made_once_and_then_updated_under_its_address(server, run):
     first, second = (dashboard(server, run, "apply", str(run.path)) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert first.stdout == f"made: {server.url}/{ENTITY}/salign?nw=salign\n"
-    assert second.stdout == first.stdout.replace("made", "updated")
+    assert first.stdout == f"created: {server.url}/{ENTITY}/salign?nw=salign\n"
+    assert second.stdout == first.stdout.replace("created", "updated")
     [view] = server.views.values()
     sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
     shown = ["Society", "Training health", "Preference", "Evaluation", "Cost"]
