@@ -1,6 +1,7 @@
 """A module imports only from those below it."""
 
 import ast
+import functools
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -40,10 +41,17 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@functools.cache
+def import_statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Wherever in the module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imported(path: Path, there: dict[str, Path]) -> set[str]:
-    """Modules of salign that one imports, wherever in it."""
+    """Modules of salign that one imports."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in import_statements(path):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "salign":
             full = [f"{node.module}.{alias.name}" for alias in node.names]
             names |= {name if name in there else node.module for name in full}

@@ -178,7 +178,8 @@ def another_process(path: Path):
         process.stdout.close()
 
 
-def test_a_lock_keeps_others_out_until_its_holder_is_killed(tmp_path):
+def test_a_lock_keeps_others_out_until_its_holder_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_LOCK_PATIENCE_S", 0.1)
     path = tmp_path / "deep" / ".lock"
     assert not is_locked(path)
     with another_process(path) as holder:
@@ -516,7 +517,8 @@ def test_what_was_noted_of_the_code_stays(tmp_path, monkeypatch):
     assert [launch["code"] for launch in second["later_launches"]] == [{"commit": "later"}]
 
 
-def test_a_launch_that_is_refused_leaves_the_config_of_the_one_at_work(tmp_path):
+def test_a_launch_that_is_refused_leaves_the_config_of_the_one_at_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_LOCK_PATIENCE_S", 0.1)
     with claim_run(config(tmp_path)) as run:
         before = run.config_file.read_bytes()
         with pytest.raises(StageError, match="already being worked on"), claim_run(config(tmp_path, run={"seed": 5})):
