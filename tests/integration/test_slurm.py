@@ -119,10 +119,11 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_what_time_limits_send
         "cluster.max_parallel=5",
         "cluster.train.tasks_per_node=1",  # on two nodes
         "evaluate.models=[stable]",
-        f"train.stages.sft.max_steps={steps}",
-        "train.stages.sft.num_epochs=1000",
-        "train.stages.sft.checkpoint_every_steps=100",
-        "train.stages.stable.max_steps=4",
+        "train.stages.sft.max_steps=4",
+        # It waits for the society, so that it is at work when that has gone through all this.
+        f"train.stages.stable.max_steps={steps}",
+        "train.stages.stable.num_epochs=1000",
+        "train.stages.stable.checkpoint_every_steps=100",
     ]
     done = launch(*words)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -152,8 +153,8 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_what_time_limits_send
     slurm("revive", crashed)
 
     # Slurm's signal before a time limit, as salign asks for it, at two moments of the training.
-    train = next(one for one in submissions(run) if one.name == "train-sft").job_id
-    metrics = run.stage("sft") / "metrics.jsonl"
+    train = next(one for one in submissions(run) if one.name == "train-stable").job_id
+    metrics = run.stage("stable") / "metrics.jsonl"
 
     def told_to_stop(after: int, seen: list[int]) -> bool:
         """Whether the signal was sent to a training at work: the crash may have put it back into the queue."""
@@ -183,7 +184,7 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_what_time_limits_send
     rows = read_metrics(metrics)
     assert [row["train/global_step"] for row in rows] == list(range(1, steps + 1))
     logs = "".join(path.read_text() for path in run.slurm.glob("*_0_log.out"))
-    assert logs.count("train stage sft was asked to stop: saved after step") >= 2
+    assert logs.count("train stage stable was asked to stop: saved after step") >= 2
     assert "submitted" not in launch(*words).stdout  # there is nothing left to do
 
 
