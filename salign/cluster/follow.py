@@ -12,7 +12,7 @@ from salign.cluster.status import Board
 from salign.config import Config
 from salign.plan import Unit
 from salign.run import RunDir
-from salign.stages import stage_of
+from salign.stages import groups_of, stage_of
 from salign.tracking.progress import Watched, reached
 
 _LOOK_EVERY_S = 1.0
@@ -26,10 +26,12 @@ _WORDS = ("pending", "running", "done", "failed", "cancelled", "interrupted", "t
 
 def _watched(board: Board) -> list[tuple[str, list[Unit], Watched | None]]:
     """The rows of a view, each with its units and what of them is shown: an array is one row."""
-    array = [unit for unit in board.units if stage_of(unit).is_array]
-    groups = [(stage_of(array[0]).name, array)] if array else []
-    groups += [(unit.name, [unit]) for unit in board.units if not stage_of(unit).is_array]
-    return [(name, group, watch(group) if (watch := stage_of(group[0]).watch) else None) for name, group in groups]
+    watched: list[tuple[str, list[Unit], Watched | None]] = []
+    for group in groups_of(board.units):
+        stage = stage_of(group[0])
+        name = stage.name if stage.is_array else group[0].name
+        watched.append((name, group, None if stage.watch is None else stage.watch(group)))
+    return watched
 
 
 class _View:

@@ -17,7 +17,7 @@ from salign.machine import share_out, visible_devices
 from salign.markers import forget, read_failure
 from salign.plan import Unit, complete, units
 from salign.run import RunDir
-from salign.stages import stage_of
+from salign.stages import groups_of, stage_of
 from salign.storage import full_disk
 from salign.tracking.mirror import prepare_environment
 from salign.tracking.progress import watching
@@ -146,7 +146,7 @@ class LocalScheduler(Scheduler):
         assert isinstance(config.cluster, LocalCluster)
         run, everything = self.run, units(self.run, config)
         prepare_environment(run, config)
-        for group in _groups(everything):
+        for group in groups_of(everything):
             # Some of what was left may be complete after all: what it needs came out as before.
             done = complete(everything)
             pending = [unit for unit in group if unit.key not in done]
@@ -161,10 +161,3 @@ class LocalScheduler(Scheduler):
                 continue
             with watching(stage.watch(group), console):
                 _run_all(pending, run, config, config.cluster.num_workers)
-
-
-def _groups(everything: Sequence[Unit]) -> list[list[Unit]]:
-    """Units that run at the same time: those of an array; any other by itself."""
-    array = [unit for unit in everything if stage_of(unit).is_array]
-    others = [[unit] for unit in everything if not stage_of(unit).is_array]
-    return [array, *others] if array else others

@@ -11,7 +11,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -196,7 +196,6 @@ class Journal:
         self._waiting: list[bytes] = []
         self._error: OSError | None = None
         self._descriptor: int | None = None
-        self._writes_later: Callable[[], object] | None = None
         if writer is not None:
             self._open(folder / f"journal-{writer:05d}.jsonl")
 

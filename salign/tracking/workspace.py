@@ -22,6 +22,24 @@ def build(entity: str, project: str) -> Any:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
+    made = ws.Workspace(
+        entity=entity,
+        project=project,
+        name=_NAME,
+        sections=[
+            ws.Section(name, panels=panels, is_open=True, layout_settings=ws.SectionLayoutSettings(columns=3, rows=2))
+            for name, panels in _sections(wr).items()
+        ],
+        settings=ws.WorkspaceSettings(smoothing_type="none", max_runs=50),
+        runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group"), ws.Metric("JobType")]),
+    )
+    made._internal_name = f"nw-{_VIEW}-v"
+    return made
+
+
+def _sections(wr: Any) -> dict[str, list[Any]]:
+    """The panels of each section, made of `wandb_workspaces.reports.v2`."""
+
     def over_rounds(title: str, *metrics: str, **how: Any) -> Any:
         return wr.LinePlot(title=title, x="sim/round", y=list(metrics), **how)
 
@@ -31,7 +49,7 @@ def build(entity: str, project: str) -> Any:
     def both(title: str, name: str, **how: Any) -> Any:
         return over_steps(title, f"train/{name}", f"eval/{name}", **how)
 
-    sections = {
+    return {
         "Society": [
             over_rounds("Alignment, 1 to 7", "sim/draft_alignment_mean", "sim/alignment_mean"),
             over_rounds("Engagement, 1 to 7", "sim/draft_engagement_mean", "sim/engagement_mean"),
@@ -72,19 +90,6 @@ def build(entity: str, project: str) -> Any:
             over_steps("Tokens trained on", "train/num_tokens"),
         ],
     }
-    made = ws.Workspace(
-        entity=entity,
-        project=project,
-        name=_NAME,
-        sections=[
-            ws.Section(name, panels=panels, is_open=True, layout_settings=ws.SectionLayoutSettings(columns=3, rows=2))
-            for name, panels in sections.items()
-        ],
-        settings=ws.WorkspaceSettings(smoothing_type="none", max_runs=50),
-        runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group"), ws.Metric("JobType")]),
-    )
-    made._internal_name = f"nw-{_VIEW}-v"
-    return made
 
 
 def spec(workspace: Any) -> dict[str, Any]:

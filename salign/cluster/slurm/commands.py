@@ -56,11 +56,6 @@ class Slurm:
         self.num_commands: Counter[str] = Counter()
         self._max_array_size: int | None = None
 
-    @staticmethod
-    def is_here() -> bool:
-        """Whether this machine has Slurm's commands."""
-        return shutil.which("sbatch") is not None
-
     def usage(self) -> str:
         """How often Slurm was asked; "" where it was not."""
         if not self.num_commands:
