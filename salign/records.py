@@ -2,30 +2,27 @@
 
 A rating that is missing is None everywhere: never a number, and never in training data.
 
-The parts of an interaction have no slots: a row that was read becomes the dictionary of its object, which saves half of
-the time of reading.
+Records are structs of msgspec, which checks the type of each field while it decodes a line.
 """
 
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
-import orjson
+import msgspec
 
 from salign.config import Kind
 from salign.errors import DataError
 
-INTERACTION_VERSION = 3
+INTERACTION_VERSION: Final = 3
 MIN_SCORE, MAX_SCORE = 1.0, 7.0
 
-_Part = TypeVar("_Part")
-_new, _set = object.__new__, object.__setattr__
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is written and read: its fields are named by position or keyword, and cannot be set again."""
 
 
-@dataclass(frozen=True)
-class Recalled:
+class Recalled(Record, frozen=True):
     """A question with an answer to it, as an agent remembers it.
 
     `source` says whether the agent began with it or gave it itself; `distance` is the cosine distance of the remembered
@@ -38,8 +35,7 @@ class Recalled:
     distance: float
 
 
-@dataclass(frozen=True)
-class Observation:
+class Observation(Record, frozen=True):
     """What an observer says of one turn by one criterion.
 
     `rating` is in 1..7 or None; `mass` is the probability that the digits had before they were made to sum to 1, None
@@ -51,8 +47,7 @@ class Observation:
     text: str = ""
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(Record, frozen=True):
     """What one agent says in an interaction.
 
     `role` is what it says it as (`draft`, `feedback`, `revision`, ...). `about` is the position of the turn that it
@@ -66,7 +61,7 @@ class Turn:
     about: int | None = None
     rating: float | None = None
     mass: float | None = None
-    observed: dict[str, Observation] = dataclasses.field(default_factory=dict)
+    observed: dict[str, Observation] = msgspec.field(default_factory=dict)
     recalled: Recalled | None = None
     flags: tuple[str, ...] = ()
 
@@ -76,8 +71,7 @@ class Turn:
         return None if observation is None else observation.rating
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(Record, frozen=True):
     """Who takes part: its label in the population, its part of a mixed society, the model it speaks through."""
 
     agent: int
@@ -86,8 +80,7 @@ class Member:
     engine: str
 
 
-@dataclass(frozen=True)
-class Interaction:
+class Interaction(Record, frozen=True):
     """One interaction, led by the first of `agents` in `round` (counted from 1) of `world`.
 
     `agents` are those whose own interaction it is, not those who are only asked. `topic` is the question. `failure`
@@ -96,7 +89,7 @@ class Interaction:
 
     world: int
     round: int
-    agents: tuple[Member, ...]
+    agents: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1)]
     protocol: str
     topic: str
     turns: tuple[Turn, ...]
@@ -104,7 +97,7 @@ class Interaction:
     num_calls: int
     prompt_tokens: int
     completion_tokens: int
-    version: int = INTERACTION_VERSION
+    version: Literal[3] = INTERACTION_VERSION
 
     @property
     def agent(self) -> int:
@@ -127,57 +120,15 @@ class Interaction:
                 return turn
         return None
 
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> "Interaction":
-        """The interaction of a decoded row, which it takes over."""
-        if row.get("version") != INTERACTION_VERSION:
-            raise ValueError(
-                f"interaction version {row.get('version')!r}, this code reads {INTERACTION_VERSION}: the run was "
-                "simulated by another version of salign; simulate it again, or read it with that version"
-            )
-        if not row["agents"]:
-            raise ValueError("agents is empty")
-        row["agents"] = tuple([_taken_over(Member, member) for member in row["agents"]])
-        row["turns"] = tuple(map(_turn, row["turns"]))
-        return _taken_over(cls, row)
 
-
-_FIELDS: dict[type, set[str]] = {
-    part: {field.name for field in dataclasses.fields(part)}
-    for part in (Recalled, Observation, Turn, Member, Interaction)
-}
-
-
-def _turn(row: dict[str, Any]) -> Turn:
-    observed, recalled = row["observed"], row["recalled"]
-    if observed:
-        for criterion, observation in observed.items():
-            observed[criterion] = _taken_over(Observation, observation)
-    if recalled is not None:
-        row["recalled"] = _taken_over(Recalled, recalled)
-    row["flags"] = tuple(row["flags"])
-    return _taken_over(Turn, row)
-
-
-def _taken_over(part: type[_Part], row: dict[str, Any]) -> _Part:
-    """An object whose fields are a decoded row, without copying them; TypeError where those are not its fields."""
-    if row.keys() != _FIELDS[part]:
-        return part(**row)
-    made = _new(part)
-    _set(made, "__dict__", row)
-    return made
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Record, frozen=True):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class AlignmentGroup:
+class AlignmentGroup(Record, frozen=True):
     """Responses to one query with a score for each, in 1..7; the shape of the released data, and its kind and origin.
 
     `query` is plain text; training puts a template around it. `context` is what stands before it in a conversation: a
@@ -189,7 +140,7 @@ class AlignmentGroup:
     responses: tuple[str, ...]
     scores: tuple[float, ...]
     kind: Kind | Literal["demonstration"] | None = None
-    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    provenance: dict[str, Any] = msgspec.field(default_factory=dict)
     context: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
@@ -212,6 +163,10 @@ class AlignmentGroup:
         return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Interaction).decode
+
+
 def to_line(record: Interaction | AlignmentGroup) -> str:
     """A record as one line of JSON, the same bytes for the same record."""
     return to_bytes(record).decode()
@@ -219,7 +174,7 @@ def to_line(record: Interaction | AlignmentGroup) -> str:
 
 def to_bytes(record: Interaction | AlignmentGroup) -> bytes:
     """`to_line`, encoded."""
-    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    return _encode(record) + b"\n"
 
 
 def read_interactions(path: Path) -> Iterator[Interaction]:
@@ -233,12 +188,24 @@ def read_interactions(path: Path) -> Iterator[Interaction]:
             if not line.strip():
                 continue
             try:
-                yield Interaction.from_json(orjson.loads(line))
-            except orjson.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})"
-                ) from None
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: {error}") from error
-            except (KeyError, TypeError, AttributeError) as error:
-                raise DataError(f"{path}, line {number}: not an interaction ({error!r})") from error
+                yield _decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise DataError(f"{path}, line {number}: {_mistake(line, error)}") from None
+
+
+class _Versioned(msgspec.Struct):
+    version: int
+
+
+def _mistake(line: bytes, error: Exception) -> str:
+    """Why a line is no interaction; another version first, whatever else it leads to."""
+    try:
+        version = msgspec.json.decode(line, type=_Versioned).version
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        version = INTERACTION_VERSION
+    if version != INTERACTION_VERSION:
+        return (
+            f"interaction version {version}, this code reads {INTERACTION_VERSION}: the run was simulated by another "
+            "version of salign; simulate it again, or read it with that version"
+        )
+    return f"not an interaction: {error}"

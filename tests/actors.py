@@ -8,10 +8,12 @@ import pickle
 import random
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
+
+from msgspec.structs import replace
 
 from salign.config import Sampling, SocietySection
 from salign.engines import opening

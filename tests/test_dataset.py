@@ -1,14 +1,14 @@
 """Interactions -> alignment groups, the files of groups, and the leak check."""
 
-import dataclasses
 import gzip
 import json
 from collections import Counter
-from dataclasses import replace
 
 import actors
+import msgspec
 import pytest
 from actors import Feedback, Rating
+from msgspec.structs import replace
 
 from salign import compose
 from salign.config import Config, DatasetSection, EverydaySource, Ratio, SocietySection
@@ -212,8 +212,8 @@ def test_groups_are_written_and_read_as_they_are(tmp_path):
     (tmp_path / "groups.jsonl").write_text("".join(map(to_line, groups)), encoding="utf-8")
     loaded = load_groups(tmp_path / "groups.jsonl")
     assert loaded.num_unrated == 0
-    plain = [json.loads(json.dumps(dataclasses.asdict(group))) for group in groups]
-    assert [json.loads(json.dumps(dataclasses.asdict(group))) for group in loaded.groups] == plain
+    plain = [json.loads(json.dumps(msgspec.to_builtins(group))) for group in groups]
+    assert [json.loads(json.dumps(msgspec.to_builtins(group))) for group in loaded.groups] == plain
 
 
 @pytest.mark.parametrize(

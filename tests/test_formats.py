@@ -1,10 +1,10 @@
 """Rows of files in every shape, as groups."""
 
-import dataclasses
 import gzip
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from salign import files
 from salign.columns import Columns
@@ -236,7 +236,7 @@ def test_turns_before_the_last_are_context():
         assert (group.query, group.context) == (PAIR.query, (kind, *turns))
         assert group.messages == [*talk]
     said = f"\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: {PAIR.query}\n\nAssistant: "
-    expected = dataclasses.replace(PAIR, context=turns)
+    expected = replace(PAIR, context=turns)
     assert read({"chosen": f"{said}It is blue.", "rejected": f"{said}It is green."}) == expected
     assert read({"prompt": said, "chosen": "It is blue.", "rejected": "It is green."}) == expected
     # What one speaker says in two messages is one: templates want them to alternate.

@@ -2,11 +2,11 @@
 
 import logging
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from actors import PRIOR, QUESTIONS, interaction
+from msgspec.structs import replace
 
 from salign.config import SocietySection
 from salign.errors import ConfigError

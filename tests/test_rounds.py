@@ -2,11 +2,11 @@
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 from actors import Feedback, Rating, interaction
+from msgspec.structs import replace
 
 from salign.config import FLAGS, Gates, SocietySection
 from salign.errors import StageError

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from salign import compose, models
 from salign.config import EverydaySource, GroupsData
@@ -151,7 +152,7 @@ def test_the_store_gives_what_tokenize_gives(tmp_path, tokenizer, monkeypatch, f
 
     monkeypatch.setattr(tokens, "_FLUSH", flush)
     monkeypatch.setattr(tokens, "_BATCH", 4)
-    groups = [dataclasses.replace(group, query=f"{group.query} {n}") for n in range(5) for group in GROUPS]
+    groups = [replace(group, query=f"{group.query} {n}") for n in range(5) for group in GROUPS]
     store = build(tmp_path / "s", iter(groups), tokenizer)
     expected = tokenize(groups, tokenizer, 512).groups
     assert len(store) == len(expected) == 15

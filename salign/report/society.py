@@ -1,6 +1,5 @@
 """What the report shows of the interactions, gathered in one pass over them; only counts grow with the record."""
 
-import dataclasses
 import random
 import re
 from collections import Counter
@@ -10,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from salign.config import Config, GridTopology
@@ -309,7 +309,7 @@ class SocietyReader:
                     "observed": {criterion: given.rating for criterion, given in turn.observed.items()},
                     "recalled": None
                     if turn.recalled is None
-                    else {**dataclasses.asdict(turn.recalled), "answer": clipped(turn.recalled.answer)},
+                    else {**structs.asdict(turn.recalled), "answer": clipped(turn.recalled.answer)},
                     "judges": turn.about is not None,
                     "taken": None if turn.about is None else next(shares, None),
                 }

@@ -3,7 +3,7 @@
 The words are all here. HINDSIGHT_VERSION changes with any of them.
 """
 
-import dataclasses
+from msgspec.structs import replace
 
 from salign.records import AlignmentGroup
 from salign.seeds import rng
@@ -36,4 +36,4 @@ def chain_of_hindsight(group: AlignmentGroup, *place: int | str) -> AlignmentGro
     if group.scores[worst] < group.scores[best]:
         parts.append(f"{BAD} {group.responses[worst]}")
         rng(*place, "hindsight").shuffle(parts)
-    return dataclasses.replace(group, responses=("\n".join(parts),), scores=(group.scores[best],))
+    return replace(group, responses=("\n".join(parts),), scores=(group.scores[best],))
