@@ -52,7 +52,8 @@ class Turn(Record, frozen=True):
 
     `role` is what it says it as (`draft`, `feedback`, `revision`, ...). `about` is the position of the turn that it
     judges, with `rating` in 1..7, None where none can be had, and `mass` as in `Observation`. `observed` holds the
-    observers' ratings of this turn by criterion; `flags` what makes the text doubtful, such as `cut`.
+    observers' ratings of this turn by criterion; `flags` what makes the text doubtful, such as `cut`; `data` what else
+    the protocol knows of the turn, such as a ballot or a payoff: small, and what JSON can say.
     """
 
     agent: int
@@ -64,6 +65,7 @@ class Turn(Record, frozen=True):
     observed: dict[str, Observation] = msgspec.field(default_factory=dict)
     recalled: Recalled | None = None
     flags: tuple[str, ...] = ()
+    data: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def observed_rating(self, criterion: str) -> float | None:
         """The observers' rating by a criterion; None where there is none."""

@@ -28,7 +28,7 @@ from salign.society import frames, prompts
 from salign.society.calls import Calls, Speaker
 from salign.society.prompts import CRITERIA, Judged, Wording
 from salign.society.protocols import protocol_of
-from salign.society.protocols.base import Conversation, Query, Seat
+from salign.society.protocols.base import Conversation, Query, Seat, State, Update
 
 QUESTION = "How do I apologise to my sister?"
 AUDIENCE = (11, 13, 17, 19)
@@ -37,6 +37,14 @@ OBSERVED = [f"observe:{what}:{criterion}" for what in ("draft", "revision") for 
 
 def recalled(agent: int) -> Recalled:
     return Recalled(QUESTION, f"once said by {agent}", "own", 0.0)
+
+
+def state(agent: int) -> State:
+    return State(agent, recalled(agent), {})
+
+
+async def nothing(member: int, note: str) -> None:
+    raise AssertionError(f"Back-Scatter has no notes, and reads {note} of {member}")
 
 
 def engine(told=None, delay=lambda call: 0.0) -> Actor:
@@ -66,12 +74,13 @@ async def held(actor: Actor, *, seed=0, gate=64, audience=AUDIENCE, publish=None
 
     async def ask(member: int, query: Query):
         calls = Calls(society, wording, speaker, place)
-        return await protocol.answer(calls, member, QUESTION, query, recalled(member)), calls.tally
+        return await protocol.answer(calls, state(member), QUESTION, query), calls.tally
 
     leader = Member(12, "good", None, "actor")
-    seat = Seat(2, 3, leader, question=QUESTION, recalled=recalled(12), audience=audience)
-    calls = (Calls(society, wording, who, place) for who in (speaker, observer))
-    return await Conversation(protocol, seat, *calls, ask).hold(publish or (lambda revision: None))
+    seat = Seat(2, 3, (leader,), (state(12),), question=QUESTION, audience=audience)
+    agent, judge = (Calls(society, wording, who, place) for who in (speaker, observer))
+    conversation = Conversation(protocol, seat, (agent,), judge, ask=ask, look=nothing)
+    return await conversation.hold(publish or (lambda updates: None))
 
 
 def hold(told=None, delay=lambda call: 0.0, **how) -> tuple[Interaction, Actor]:
@@ -237,8 +246,8 @@ def test_the_revision_waits_for_all_feedback_but_not_for_the_draft_to_be_observe
 
 def test_the_revision_is_published_before_it_is_observed():
     told = []
-    _, actor = hold(delay=lambda call: 1.0, publish=lambda revision: told.append((revision, now())))
-    assert told == [("The revision.", one(actor, "revision").end)]
+    _, actor = hold(delay=lambda call: 1.0, publish=lambda updates: told.append((updates, now())))
+    assert told == [([Update("The revision.")], one(actor, "revision").end)]
     assert one(actor, "observe:revision:alignment").start >= told[0][1]
 
 
@@ -257,10 +266,10 @@ def test_a_failure_is_published_at_once_for_others_wait_for_it(told):
     _, actor = hold(
         told,
         delay=lambda call: 1000.0 if "observe" in call.step else 1.0,
-        publish=lambda said: heard.append((said, now())),
+        publish=lambda updates: heard.append((updates, now())),
     )
     others = [call.end for call in actor.calls if "observe" not in call.step]
-    assert heard == [(None, max(others))]
+    assert heard == [((), max(others))]
 
 
 def test_calls_that_others_wait_for_go_before_observations():

@@ -14,15 +14,15 @@ from salign.report.society import SocietyReader
 from salign.society import prompts
 from salign.society.calls import spoken
 from salign.society.protocols import PROTOCOLS, protocol_of
-from salign.society.protocols.base import Protocol
+from salign.society.protocols.base import Protocol, Update
 from salign.society.protocols.sample import Sample
 
 KINDS = sorted(PROTOCOLS)
 # Every draft recalls: the questions come again, and whatever is near is near enough.
 MUCH_RECALL = {"questions": QUESTIONS[:4], "max_recall_distance": 2.0}
 GOLDEN = {
-    "back_scatter": "73283dca56d950559ad70be95c25f9f6c933661c11b2e2cff0a7e241ba04fd56",
-    "sample": "2004a0e52102b1d1dda77ffd58fccac8c29e011a9305c7f55c83858638989aa4",
+    "back_scatter": "853ef577ce208b123bda4ee064020ece8abc34a143ac07e9a703ec5d037c1b5e",
+    "sample": "0e12caffb04390281762c20aee4fba863806feea4ff8290b634b02409aa9dc99",
 }
 every_protocol = pytest.mark.parametrize("kind", KINDS)
 
@@ -158,11 +158,12 @@ class Pair(Sample):
         reply = await agent.generate(prompts.draft(seat.question, seat.recalled), self.society.draft, "answer")
         said = conversation.say("answer", spoken(reply, "answer"), seat.recalled)
         await conversation.ask(seat.audience[:1], said)
-        return said
+        return [Update(said)]
 
-    async def answer(self, calls, member, question, query, recalled):
-        reply = await calls.generate(prompts.draft(question, recalled), self.society.draft, f"answer:{member}")
-        return Turn(member, "answer", "" if member == 4 else reply.text, recalled=recalled)
+    async def answer(self, calls, state, question, query):
+        asked = prompts.draft(question, state.recalled)
+        reply = await calls.generate(asked, self.society.draft, f"answer:{state.agent}")
+        return Turn(state.agent, "answer", "" if state.agent == 4 else reply.text, recalled=state.recalled)
 
 
 def test_observers_rate_what_a_member_says_if_its_role_is_observed(monkeypatch):

@@ -28,7 +28,7 @@ def numbered(interactions: Iterable[Interaction]) -> Iterator[Interaction]:
 def round_of(*interactions: Interaction, number: int = 1) -> Round:
     made = Round(0, number)
     for item in numbered(interactions):
-        made.add(item)
+        made.add(item, BACK_SCATTER)
     return made
 
 
@@ -125,7 +125,7 @@ def test_parts_of_a_round_merge_to_the_whole_in_any_order(seed):
     generator.shuffle(held)
     parts = [Round(0, 1) for _ in range(5)]
     for item in held:
-        generator.choice(parts[:4]).add(item)  # one rank owns nobody
+        generator.choice(parts[:4]).add(item, BACK_SCATTER)  # one rank owns nobody
     merged = parts.pop(generator.randrange(5))
     for part in parts:
         merged.merge(part)

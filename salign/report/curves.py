@@ -66,6 +66,32 @@ def _percent(share: float | None) -> str:
     return "unknown" if share is None else f"{share:.0%}"
 
 
+def measured(record: RunRecord) -> Plot | None:
+    """The protocol's own figures, by round."""
+    figures = protocol_of(record.config.society).figures
+    if not record.paths or not figures:
+        return None
+    lines = {title: by_round(record.paths, mean, f"sim/{name}") for name, title in figures.items()}
+    rounds = list(range(1, len(next(iter(lines.values()))) + 1))
+    traces = [make_line(title, rounds, values, number) for number, (title, values) in enumerate(lines.items())]
+    return Plot(
+        "protocol",
+        f"What the protocol {record.config.society.protocol.kind} measures",
+        "Means over all worlds that reached a round.",
+        "; ".join(
+            f"{title}: {_number(values[0])} at first, {_number(values[-1])} at last" for title, values in lines.items()
+        )
+        + ".",
+        make_figure(traces, "round", "mean", xaxis=round_axis(rounds)),
+        ("what", "round", "mean"),
+        long_rows([(title, rounds, values) for title, values in lines.items()]),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
+
+
 def validity(record: RunRecord) -> list[Plot]:
     """Ratings that could be read, and interactions that failed."""
     if not record.paths:
@@ -291,7 +317,7 @@ def plots(record: RunRecord) -> dict[str, list[Plot]]:
     """All figures that can be drawn, by section of the page."""
     there = functools.partial(filter, lambda plot: plot is not None)
     return {
-        "society": list(there([society_path(record), recalls(record)])),
+        "society": list(there([society_path(record), measured(record), recalls(record)])),
         "ratings": list(there([ratings(record), before_after(record), followed(record), gain(record)])),
         "running": [*validity(record), *over_time(record)],
         "data": list(there([data_scores(record)])),

@@ -1,28 +1,26 @@
 """What the ranks of one shard tell each other. Each message is one of these classes, and receivers match on them."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from salign.records import Turn
-from salign.society.calls import Tally
 from salign.society.rounds import Round
-from salign.society.world import Ask
+from salign.society.world import Ask, Look
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Asks a member that lives on the receiver's rank. The sender numbers its requests."""
+    """Asks or reads an agent that lives on the receiver's rank. The sender numbers its requests."""
 
     number: int
-    ask: Ask
+    ask: Ask | Look
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the member said, and the calls that it took: the answer to the receiver's request of that number."""
+    """The answer to the receiver's request of that number: what `World.answer` or `World.look` returned."""
 
     number: int
-    turn: Turn
-    tally: Tally
+    answer: Any
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,10 +51,14 @@ class Round:
     """How many turns that say something have which flags."""
     recalls: defaultdict[str, Recalls] = field(default_factory=lambda: defaultdict(Recalls))
     """What agents were reminded of, by the role of the turn, of every role."""
+    measured: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Values of the protocol's own figures, by name."""
 
-    def add(self, interaction: Interaction) -> None:
-        """Takes up one interaction."""
+    def add(self, interaction: Interaction, protocol: Protocol[Any]) -> None:
+        """Takes up one interaction, held by a protocol."""
         self.num_interactions += 1
+        for name, value in protocol.measure(interaction):
+            self.measured[name].append(value)
         if interaction.failure is not None:
             self.num_failed += 1
             self.failures = sorted({*self.failures, interaction.failure})[:_NUM_EXAMPLES]
@@ -86,6 +90,8 @@ class Round:
         self.flags.update(other.flags)
         for role, recalls in other.recalls.items():
             self.recalls[role].merge(recalls)
+        for name, values in other.measured.items():
+            self.measured[name].extend(values)
         for series, ratings in other.observed.items():
             by_agent = self.observed.setdefault(series, {})
             for agent, given in ratings.items():  # one that was asked by several may have spoken in both parts
@@ -116,6 +122,7 @@ class Round:
             "sim/world": self.world,
             "sim/round": self.number,
             **means,
+            **{f"sim/{name}": mean(self.measured.get(name, ())) for name in protocol.figures},
             "sim/parse_rate": validity.rated_share,
             "sim/digit_mass_median": validity.digit_mass_median,
             "sim/flagged_share": validity.flagged_share,

@@ -15,8 +15,7 @@ from typing import Any, assert_never
 
 from salign.config import SocietySection
 from salign.errors import SalignError, StageError
-from salign.records import Interaction, Turn
-from salign.society.calls import Tally
+from salign.records import Interaction
 from salign.society.messages import (
     Failure,
     Goodbye,
@@ -34,7 +33,7 @@ from salign.society.recalls import RecallRecord
 from salign.society.rounds import Round, Validity
 from salign.society.spool import Spool
 from salign.society.stopping import Gain, Stop, StopRule
-from salign.society.world import Ask, World
+from salign.society.world import Ask, Look, World
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +130,7 @@ class Simulation:
         told: Callable[[int, Any], None] = lambda rank, figures: None,
     ) -> None:
         self._society = society
+        self._protocol = protocol_of(society)
         self._courses = {world.number: _Course(world) for world in worlds}
         self._spool = spool
         self._ranks = ranks or Alone()
@@ -140,7 +140,7 @@ class Simulation:
         self._ready: list[tuple[int, int, int]] = []  # round, world, agent
         self._alive: dict[asyncio.Task[Interaction], tuple[int, int]] = {}  # world, round
         self._serving: set[asyncio.Task[None]] = set()
-        self._asked: dict[int, asyncio.Future[tuple[Turn, Tally]]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
         self._num_asked = 0
         self.num_held = 0
         self.num_discarded = 0
@@ -247,7 +247,7 @@ class Simulation:
             interaction = task.result()
             self._spool.add(interaction)
             self.num_held += 1
-            course.rounds.setdefault(round_, Round(number, round_)).add(interaction)
+            course.rounds.setdefault(round_, Round(number, round_)).add(interaction, self._protocol)
             self._report_if_complete(course, round_)
         except BaseException as error:  # noqa: BLE001 (a callback has nobody to raise to)
             self._fail(error)
@@ -301,11 +301,11 @@ class Simulation:
         if all(other.last_round is not None for other in self._courses.values()) and not self._over.done():
             self._over.set_result(None)
 
-    async def _ask(self, ask: Ask) -> tuple[Turn, Tally]:
-        """Asks the rank on which a member lives."""
+    async def _ask(self, ask: Ask | Look) -> Any:
+        """Asks the rank on which an agent lives."""
         self._num_asked += 1
         request = Request(self._num_asked, ask)
-        answer: asyncio.Future[tuple[Turn, Tally]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[request.number] = answer
         try:
             self._ranks.send(int(self._courses[ask.world].world.owners[ask.member]), request)
@@ -314,8 +314,9 @@ class Simulation:
             del self._asked[request.number]
 
     async def _serve(self, asker: int, request: Request) -> None:
-        turn, tally = await self._courses[request.ask.world].world.answer(request.ask)
-        self._ranks.send(asker, Response(request.number, turn, tally))
+        world, ask = self._courses[request.ask.world].world, request.ask
+        answer = await (world.answer(ask) if isinstance(ask, Ask) else world.look(ask))
+        self._ranks.send(asker, Response(request.number, answer))
 
     def _received(self, sender: int, message: Message) -> None:
         match message:
@@ -329,7 +330,7 @@ class Simulation:
             case Response():
                 asked = self._asked.get(message.number)
                 if asked is not None and not asked.done():
-                    asked.set_result((message.turn, message.tally))
+                    asked.set_result(message.answer)
             case RoundPart():
                 self._take(message.part)
             case RoundDecided():

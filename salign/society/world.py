@@ -2,8 +2,10 @@
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +13,17 @@ from salign.config import SocietySection
 from salign.records import Interaction, Member, Recalled, Turn
 from salign.society.calls import Calls, Speaker, Tally
 from salign.society.memory import QuestionTable
+from salign.society.notes import Notes
 from salign.society.population import initial_memories, labels, parts
 from salign.society.prompts import Wording
 from salign.society.protocols import protocol_of
-from salign.society.protocols.base import Conversation, Query, Seat
+from salign.society.protocols.base import Conversation, Query, Seat, State, Update
 from salign.society.questions import QuestionOrder
 from salign.society.sources import Exemplar
 from salign.society.topology import draw_audience, make_topology
+
+_NO_NOTES: Mapping[str, Any] = MappingProxyType({})
+_NOTHING = Update()
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,16 @@ class Ask:
     member: int
     question: int
     query: Query
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """An interaction of a round reads a note of any agent; what it takes to read it on another rank."""
+
+    world: int
+    round: int
+    member: int
+    note: str
 
 
 class World:
@@ -79,6 +95,7 @@ class World:
         self._labels = {agent: everybody[agent] for agent in self.own_agents}
         mine = self._labels.items()
         self._memories = initial_memories(society, setting.prior, setting.table, mine, seed, number)
+        self._notes: dict[int, Notes] = {}  # of those that have any
         # The last round after which an agent's memory is there, and who waits for a later one.
         self._remembers_after = array("i", bytes(4 * self.num_agents))
         self._waiting: dict[tuple[int, int], list[asyncio.Future[None]]] = {}
@@ -88,6 +105,11 @@ class World:
     def num_answers(self) -> int:
         """How many own answers the agents here keep, replaced ones included."""
         return sum(memory.num_versions for memory in self._memories.values())
+
+    @property
+    def num_notes(self) -> int:
+        """How many notes the agents here keep, replaced ones included."""
+        return sum(notes.num_versions for notes in self._notes.values())
 
     def question(self, agent: int, round_: int) -> int:
         """The number of the question that an agent asks in a round."""
@@ -101,6 +123,11 @@ class World:
         if memory is None:
             return None
         return Recalled(table.questions[memory.question], memory.answer, memory.source, memory.distance)
+
+    def _state(self, agent: int, question: int, after_round: int) -> State:
+        notes = self._notes.get(agent)
+        recalled = self._recall(agent, question, after_round)
+        return State(agent, recalled, _NO_NOTES if notes is None else notes.after(after_round))
 
     def _calls(self, speaker: Speaker, round_: int, agent: int) -> Calls:
         return Calls(self._setting.society, self._wording, speaker, (self._setting.seed, self.number, round_, agent))
@@ -120,10 +147,13 @@ class World:
             self._waiting.setdefault((agent, after_round), []).append(published)
             await published
 
-    def _publish(self, agent: int, round_: int, question: int, answer: str | None) -> None:
-        if answer is not None and "memory" not in self._setting.society.without:
-            # A round that is complete reads no more; the next reads what stood after it.
-            self._memories[agent].remember(question, answer, round_, read_after=self.num_rounds_complete)
+    def _publish(self, agent: int, round_: int, question: int, update: Update) -> None:
+        # A round that is complete reads no more; the next reads what stood after it.
+        read_after = self.num_rounds_complete
+        if update.answer is not None and "memory" not in self._setting.society.without:
+            self._memories[agent].remember(question, update.answer, round_, read_after)
+        if update.notes:
+            self._notes.setdefault(agent, Notes()).write(update.notes, round_, read_after)
         self._remembers_after[agent] = round_
         for published in self._waiting.pop((agent, round_), ()):
             if not published.done():
@@ -136,16 +166,22 @@ class World:
             EngineError: The member's engine is at fault.
         """
         await self._remembers(ask.member, ask.round - 1)
-        recalled = self._recall(ask.member, ask.question, ask.round - 1)
+        state = self._state(ask.member, ask.question, ask.round - 1)
         calls = self._calls(self._speaker(ask.member), ask.round, ask.agent)
         question = self._setting.table.questions[ask.question]
-        return await self._protocol.answer(calls, ask.member, question, ask.query, recalled), calls.tally
+        return await self._protocol.answer(calls, state, question, ask.query), calls.tally
+
+    async def look(self, look: Look) -> Any:
+        """A note of an agent that lives here, as soon as its state after the round before is there."""
+        await self._remembers(look.member, look.round - 1)
+        notes = self._notes.get(look.member)
+        return None if notes is None else notes.read(look.note, look.round - 1)
 
     async def interact(
         self,
         agent: int,
         round_: int,
-        ask: Callable[[Ask], Awaitable[tuple[Turn, Tally]]] | None,
+        ask: Callable[[Ask | Look], Awaitable[Any]] | None,
         published: Callable[[int, int], None],
     ) -> Interaction:
         """Holds one interaction of an agent that lives here and has finished the round before.
@@ -153,7 +189,7 @@ class World:
         Args:
             agent: Who leads it.
             round_: Counted from 1.
-            ask: How members that live elsewhere are asked; None where all live here.
+            ask: How agents that live elsewhere are asked and read; None where all live here.
             published: Told of agent and round when the agent's memory after this round is there.
 
         Raises:
@@ -164,9 +200,9 @@ class World:
         seat = Seat(
             self.number,
             round_,
-            self._member(agent),
+            (self._member(agent),),
+            (self._state(agent, number, round_ - 1),),
             question=setting.table.questions[number],
-            recalled=self._recall(agent, number, round_ - 1),
             audience=draw_audience(setting.society, self.topology, agent, *place),
         )
         here = self.owners[agent]
@@ -175,12 +211,17 @@ class World:
             request = Ask(self.number, round_, agent, member, number, query)
             if ask is None or self.owners[member] == here:
                 return await self.answer(request)
-            return await ask(request)
+            answered: tuple[Turn, Tally] = await ask(request)
+            return answered
 
-        def publish(answer: str | None) -> None:
-            self._publish(agent, round_, number, answer)
+        async def seen(member: int, note: str) -> Any:
+            request = Look(self.number, round_, member, note)
+            return await (self.look(request) if ask is None or self.owners[member] == here else ask(request))
+
+        def publish(updates: Sequence[Update]) -> None:
+            self._publish(agent, round_, number, updates[0] if updates else _NOTHING)
             published(agent, round_)
 
         observer = self._calls(setting.observer or setting.speakers[0], round_, agent)
         leader = self._calls(self._speaker(agent), round_, agent)
-        return await Conversation(self._protocol, seat, leader, observer, heard).hold(publish)
+        return await Conversation(self._protocol, seat, (leader,), observer, ask=heard, look=seen).hold(publish)

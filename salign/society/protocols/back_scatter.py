@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from salign.config import BackScatterProtocol
-from salign.records import Interaction, Recalled, Turn
+from salign.records import Interaction, Turn
 from salign.society import frames, prompts, queries
 from salign.society.calls import Calls, UnansweredError, spoken, together
-from salign.society.protocols.base import Conversation, Protocol, Query, Row
+from salign.society.protocols.base import Conversation, Protocol, Query, Row, State, Update
 from salign.society.replies import flags_of
 
 DRAFT, FEEDBACK, REVISION = "draft", "feedback", "revision"
@@ -25,7 +25,7 @@ class BackScatter(Protocol[BackScatterProtocol]):
         members = society.audience_size if society.has_audience else 0
         return 1 + per_member * members + 1 + len(self.observed) * len(self.criteria)
 
-    async def interact(self, conversation: Conversation) -> str:
+    async def interact(self, conversation: Conversation) -> list[Update]:
         seat, agent = conversation.seat, conversation.agent
         asked = prompts.draft(seat.question, seat.recalled, agent.instructions, agent.key(frames.DRAFTING))
         drafted = spoken(await agent.generate(asked, self.society.draft, DRAFT), DRAFT)
@@ -35,11 +35,11 @@ class BackScatter(Protocol[BackScatterProtocol]):
             raise UnansweredError("no rating of the audience could be read")
         shown = agent.judged(seat.question, draft, frames.REVISING)
         asked = agent.wording.revision(shown, feedback, agent.instructions)
-        return conversation.say(
-            REVISION, spoken(await agent.generate(asked, self.society.revision, REVISION), REVISION)
-        )
+        revised = spoken(await agent.generate(asked, self.society.revision, REVISION), REVISION)
+        return [Update(conversation.say(REVISION, revised))]
 
-    async def answer(self, calls: Calls, member: int, question: str, query: Query, recalled: Recalled | None) -> Turn:
+    async def answer(self, calls: Calls, state: State, question: str, query: Query) -> Turn:
+        member, recalled = state.agent, state.recalled
         about = (calls.judged(question, query.text, DRAFT), recalled, calls.instructions)
         wanted = "feedback_text" not in self.society.without
         if self.society.rating == "logprob" and wanted:

@@ -1,13 +1,13 @@
 """The interface of a protocol, one way in which agents interact. Worlds, rounds, shards and data know only this.
 
 Two rules hold for each, and give schedule, shards, ranks and resumption: an interaction of round r reads anybody's
-state as it stood after round r-1, and writes the state of its own agent alone, once, when it publishes.
+state as it stood after round r-1, and writes the states of its own agents alone, once, when it publishes.
 """
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from salign.config import Kind, SocietySection
@@ -18,19 +18,56 @@ from salign.society.calls import Calls, Tally, UnansweredError, together
 from salign.society.replies import flags_of
 
 
+class State(NamedTuple):
+    """What an agent brings to an interaction of round r: its state as it stood after round r-1.
+
+    `recalled` is what it remembers of the question; `notes` are its own, by name, and are not to be changed in place.
+    """
+
+    agent: int
+    recalled: Recalled | None
+    notes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What an interaction writes into the state of one of its agents.
+
+    `answer` is remembered as the agent's to the question, None where it has none; `notes` replace those of the same
+    names: small values that JSON can say, never changed in place afterwards.
+    """
+
+    answer: str | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One interaction before it is held: who leads it in which round, and who may be asked.
+    """One interaction before it is held: whose it is in which round, and who may be asked.
 
-    `recalled` is what the leader remembers of the question.
+    `cast` are those whose interaction it is, the leader first; `states` are theirs.
     """
 
     world: int
     round: int
-    leader: Member
+    cast: tuple[Member, ...]
+    states: tuple[State, ...]
     question: str
-    recalled: Recalled | None
     audience: tuple[int, ...]
+
+    @property
+    def leader(self) -> Member:
+        return self.cast[0]
+
+    @property
+    def recalled(self) -> Recalled | None:
+        """What the leader remembers of the question."""
+        return self.states[0].recalled
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """The leader's."""
+        return self.states[0].notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +103,8 @@ class Protocol(ABC, Generic[Section]):
     """Roles of the turns before which a speaker looks into its memory; the leader's first."""
     criteria: ClassVar[tuple[str, ...]] = ("alignment", "engagement")
     """By which observers rate."""
+    figures: ClassVar[Mapping[str, str]] = {}
+    """What a round is measured by beside ratings: each figure's name, and what it says, as the report's title."""
 
     def __init__(self, society: SocietySection, section: Section) -> None:
         self.society = society
@@ -82,11 +121,11 @@ class Protocol(ABC, Generic[Section]):
         """Model calls of an interaction at most, without those that are made again."""
 
     @abstractmethod
-    async def interact(self, conversation: "Conversation") -> str:
+    async def interact(self, conversation: "Conversation") -> Sequence[Update]:
         """Holds one interaction.
 
         Returns:
-            What the leader remembers as its answer to the question, which is published at once.
+            What each of the cast carries on, in the cast's order, which is published at once.
 
         Raises:
             UnansweredError: It cannot be brought to its end.
@@ -94,7 +133,7 @@ class Protocol(ABC, Generic[Section]):
             EngineError: The engine itself is at fault.
         """
 
-    async def answer(self, calls: Calls, member: int, question: str, query: Query, recalled: Recalled | None) -> Turn:
+    async def answer(self, calls: Calls, state: State, question: str, query: Query) -> Turn:
         """What a member that is asked says: a function of its own state and the query.
 
         It may be held in another process than the interaction. So whatever is refused or empty is a turn without text,
@@ -102,10 +141,9 @@ class Protocol(ABC, Generic[Section]):
 
         Args:
             calls: The member's.
-            member: Its number.
+            state: The member's.
             question: Of the interaction.
             query: What it is asked.
-            recalled: What it remembers of the question.
         """
         raise NotImplementedError(f"{type(self).__name__} asks nobody")
 
@@ -121,6 +159,10 @@ class Protocol(ABC, Generic[Section]):
             min_score: From which score on an answer that was improved is one to learn from.
         """
 
+    def measure(self, interaction: Interaction) -> Iterable[tuple[str, float]]:
+        """Values of an interaction, each with the name of the figure that is their mean over a round."""
+        return ()
+
 
 class Conversation:
     """What an interaction is held with: the leader's calls, its audience, and the turns so far.
@@ -130,39 +172,60 @@ class Conversation:
     Args:
         protocol: By which it is held.
         seat: Who, what, and who may be asked.
-        agent: The leader's calls.
+        agents: The calls of each of the cast.
         observer: The observers' calls.
         ask: Asks one member.
+        look: Reads an agent's note of a name; None where it has none.
     """
 
     def __init__(
         self,
         protocol: Protocol[Section],
         seat: Seat,
-        agent: Calls,
+        agents: Sequence[Calls],
         observer: Calls,
+        *,
         ask: Callable[[int, Query], Coroutine[Any, Any, tuple[Turn, Tally]]],
+        look: Callable[[int, str], Coroutine[Any, Any, Any]],
     ) -> None:
         self.seat = seat
-        self.agent = agent
+        self.agents = agents
         self._protocol = protocol
         self._observer = observer
         self._ask = ask
+        self._look = look
         self._turns: list[Turn] = []
         self._observed: list[tuple[Turn, str, asyncio.Task[Observation]]] = []
         self._observing: asyncio.TaskGroup
         self._asked = Tally()
 
-    def say(self, role: str, reply: Reply, recalled: Recalled | None = None, name: str | None = None) -> str:
-        """Adds a turn of the leader's, which observers rate if its role is one that they do; its text.
+    @property
+    def agent(self) -> Calls:
+        """The leader's calls."""
+        return self.agents[0]
+
+    def say(
+        self,
+        role: str,
+        reply: Reply,
+        recalled: Recalled | None = None,
+        name: str | None = None,
+        *,
+        by: int = 0,
+        data: dict[str, Any] | None = None,
+    ) -> str:
+        """Adds a turn of one of the cast, which observers rate if its role is one that they do; its text.
 
         Args:
             role: What it is said as.
             reply: What is said.
-            recalled: What the leader was reminded of before.
+            recalled: What the speaker was reminded of before.
             name: Tells several turns of one role apart in the names of the observers' calls.
+            by: The speaker's place in the cast.
+            data: What else is to be known of the turn.
         """
-        turn = Turn(self.seat.leader.agent, role, reply.text, recalled=recalled, flags=flags_of(reply))
+        speaker = self.seat.cast[by].agent
+        turn = Turn(speaker, role, reply.text, recalled=recalled, flags=flags_of(reply), data=data or {})
         self._add(turn, name or role)
         return reply.text
 
@@ -186,11 +249,18 @@ class Conversation:
             self._asked.add(tally)
         return [turn for turn, _ in heard]
 
-    async def hold(self, publish: Callable[[str | None], None]) -> Interaction:
+    async def read(self, agents: Sequence[int], note: str) -> list[Any]:
+        """Each agent's note of a name, as it stood after the round before; None where it had none.
+
+        No model is called, and nothing is said. Any agent of the world may be read.
+        """
+        return await together(*(self._look(agent, note) for agent in agents))
+
+    async def hold(self, publish: Callable[[Sequence[Update]], None]) -> Interaction:
         """Holds the interaction.
 
         Args:
-            publish: Told of the leader's answer, once, as soon as it is there; None where there is none.
+            publish: Told of what the cast carries on, once, as soon as it is there; of nothing where it failed.
 
         Returns:
             The record; where it could not be brought to its end, its `failure` says so.
@@ -201,24 +271,24 @@ class Conversation:
         failure = None
         try:
             async with asyncio.TaskGroup() as self._observing:
-                answer = None
+                updates: Sequence[Update] = ()
                 try:
-                    answer = await self._protocol.interact(self)
+                    updates = await self._protocol.interact(self)
                 except (UnansweredError, CallRejectedError) as error:
                     failure = str(error)
-                publish(answer)
+                publish(updates)
         except BaseExceptionGroup as errors:
             first = errors.exceptions[0]
             raise first from first.__cause__
         for turn, criterion, task in self._observed:
             turn.observed[criterion] = task.result()
         total = self._asked
-        total.add(self.agent.tally)
-        total.add(self._observer.tally)
+        for calls in (*self.agents, self._observer):
+            total.add(calls.tally)
         return Interaction(
             world=self.seat.world,
             round=self.seat.round,
-            agents=(self.seat.leader,),
+            agents=self.seat.cast,
             protocol=self._protocol.society.protocol.kind,
             topic=self.seat.question,
             turns=tuple(self._turns),

@@ -6,7 +6,7 @@ from salign.config import SampleProtocol
 from salign.records import Interaction, Turn
 from salign.society import frames, prompts
 from salign.society.calls import spoken, together
-from salign.society.protocols.base import Conversation, Protocol, Row
+from salign.society.protocols.base import Conversation, Protocol, Row, Update
 
 ANSWER = "answer"
 
@@ -24,7 +24,7 @@ class Sample(Protocol[SampleProtocol]):
     def max_calls(self) -> int:
         return self.section.num_answers * (1 + len(self.criteria))
 
-    async def interact(self, conversation: Conversation) -> str:
+    async def interact(self, conversation: Conversation) -> list[Update]:
         seat, agent = conversation.seat, conversation.agent
         asked = prompts.draft(seat.question, seat.recalled, agent.instructions, agent.key(frames.DRAFTING))
         names = [f"{ANSWER}:{number}" for number in range(self.section.num_answers)]
@@ -33,7 +33,7 @@ class Sample(Protocol[SampleProtocol]):
             conversation.say(ANSWER, spoken(reply, ANSWER), seat.recalled, name)
             for name, reply in zip(names, replies, strict=True)
         ]
-        return said[0]
+        return [Update(said[0])]
 
     def rows(
         self, interaction: Interaction, kept: Callable[[Sequence[Turn]], list[Turn]], min_score: float
