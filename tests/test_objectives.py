@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import statistics
 from dataclasses import dataclass
 
 import pytest
@@ -12,8 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from salign.config import (
     CoHObjective,
     DPOObjective,
+    GRPOObjective,
     ListwiseDPOObjective,
     Objective,
+    RLOOObjective,
     RRHFObjective,
     SFTObjective,
     StableObjective,
@@ -21,7 +24,14 @@ from salign.config import (
 from salign.config.effects import sections_in
 from salign.records import AlignmentGroup
 from salign.training.hindsight import BAD, GOOD, chain_of_hindsight
-from salign.training.losses import LOSSES, counted_groups, objective_loss, objective_losses, objective_sum
+from salign.training.losses import (
+    LOSSES,
+    counted_groups,
+    objective_loss,
+    objective_losses,
+    objective_metrics,
+    objective_sum,
+)
 from salign.training.objectives import dpo_losses, implicit_rewards, listwise_dpo_losses, preference_metrics
 
 SFT = SFTObjective(kind="sft")
@@ -31,6 +41,8 @@ DPO = DPOObjective(kind="dpo")
 DPO_BEST = DPOObjective(kind="dpo", pairs="best")
 LISTWISE = ListwiseDPOObjective(kind="listwise_dpo")
 RRHF = RRHFObjective(kind="rrhf")
+GRPO = GRPOObjective(kind="grpo")
+RLOO = RLOOObjective(kind="rloo")
 OBJECTIVES = [
     SFT,
     COH,
@@ -45,6 +57,10 @@ OBJECTIVES = [
     RRHF,
     RRHFObjective(kind="rrhf", sft_weight=0.0),
     RRHFObjective(kind="rrhf", sft_weight=0.3),
+    GRPO,
+    GRPOObjective(kind="grpo", normalise="none", clip=0.01, beta=0.0),
+    RLOO,
+    RLOOObjective(kind="rloo", clip=1.5, beta=0.5),
 ]
 NAN = math.nan
 
@@ -90,6 +106,7 @@ class Response:
     score: float
     logp: float  # sum over tokens
     reference_logp: float
+    num_tokens: int
 
 
 def log_sigmoid(x):
@@ -131,6 +148,26 @@ def reference_rrhf(group, objective):
     return math.fsum(ranking) - objective.sft_weight * best_of(group).logp
 
 
+def reference_policy_gradient(group, objective):
+    if len({response.score for response in group}) < 2:
+        return None
+    mean = math.fsum(response.score for response in group) / len(group)
+    terms = []
+    for response in group:
+        if objective.kind == "rloo":
+            others = [other.score for other in group if other is not response]
+            advantage = response.score - math.fsum(others) / len(others)
+        else:
+            advantage = response.score - mean
+            if objective.normalise == "std":
+                advantage /= statistics.stdev([other.score for other in group]) + 1e-4
+        drift = response.nll + response.reference_logp / response.num_tokens
+        ratio = math.exp(-drift)
+        clipped = min(max(ratio, 1 - objective.clip), 1 + objective.clip)
+        terms.append(objective.beta * (math.exp(drift) - drift - 1) - min(ratio * advantage, clipped * advantage))
+    return math.fsum(terms) / len(terms)
+
+
 def reference_group(group, objective):
     """The loss of one group, a list of the responses that are there; None where it does not count."""
     if objective.kind in ("sft", "coh"):
@@ -140,7 +177,13 @@ def reference_group(group, objective):
             return None
         settings = objective.model_dump(exclude={"kind"})
         return reference_stable([[r.nll for r in group]], [[r.score for r in group]], **settings)
-    per_group = {"dpo": reference_dpo, "listwise_dpo": reference_listwise, "rrhf": reference_rrhf}
+    per_group = {
+        "dpo": reference_dpo,
+        "listwise_dpo": reference_listwise,
+        "rrhf": reference_rrhf,
+        "grpo": reference_policy_gradient,
+        "rloo": reference_policy_gradient,
+    }
     return per_group[objective.kind](group, objective)
 
 
@@ -158,7 +201,7 @@ class Batch:
         rows = zip(*(tensor.tolist() for tensor in vars(self).values()), strict=True)
         return [
             [
-                Response(nll, score, -nll * count, -reference * count)
+                Response(nll, score, -nll * count, -reference * count, count)
                 for nll, score, count, reference in zip(*row, strict=True)
                 if not math.isnan(nll) and not math.isnan(score)
             ]
@@ -517,6 +560,37 @@ def test_a_group_without_a_pair_counts_for_rrhf_and_not_for_dpo():
         assert counted_groups(objective, batch.scores).tolist() == [False, False, True, False]
         assert objective_losses(objective, *batch).tolist() == pytest.approx([0.0, 0.0, math.log(2), 0.0])
         assert objective_loss(objective, *batch).item() == pytest.approx(math.log(2))
+
+
+def test_grpo_by_hand():
+    # advantages 2, -1, -1 over a deviation of sqrt(3); the model is its sampler: every ratio is 1
+    batch = batch_of([(1.0, 6.0, 2, 1.0), (2.0, 3.0, 4, 2.0), (4.0, 3.0, 1, 4.0)])
+    assert objective_loss(GRPO, *batch).item() == pytest.approx(0.0)
+    nll = batch.nll.requires_grad_()
+    objective_loss(GRPO, nll, *list(batch)[1:]).backward()
+    # gradient ascent on A * log p, a third of it for each answer of the group
+    assert nll.grad[0].tolist() == pytest.approx([a / (3**0.5 + 1e-4) / 3 for a in (2.0, -1.0, -1.0)])
+
+
+def test_rloo_compares_with_the_mean_of_the_others():
+    batch = batch_of([(1.0, 6.0, 2, 1.0), (2.0, 3.0, 4, 2.0), (4.0, 3.0, 1, 4.0)])
+    nll = batch.nll.requires_grad_()
+    objective_loss(RLOO, nll, *list(batch)[1:]).backward()
+    assert nll.grad[0].tolist() == pytest.approx([3.0 / 3, -1.5 / 3, -1.5 / 3])
+
+
+def test_an_answer_whose_ratio_is_clipped_is_pushed_no_further():
+    """The first has gained more than the clip allows, the second lost more: without a divergence nothing is left."""
+    objective = GRPOObjective(kind="grpo", clip=0.2, beta=0.0)
+    batch = batch_of([(1.0, 6.0, 2, 1.3), (2.0, 3.0, 4, 1.7)])
+    nll = batch.nll.requires_grad_()
+    objective_loss(objective, nll, *list(batch)[1:]).backward()
+    assert not nll.grad.any()
+    logged = objective_metrics(objective, batch.nll.detach(), batch.scores, batch.reference_nll)
+    assert logged["clipped"].item() == 2
+    assert logged["responses"].item() == 2
+    assert logged["divergence"].item() == pytest.approx(math.exp(-0.3) + 0.3 - 1 + math.exp(0.3) - 0.3 - 1)
+    assert logged["advantage"].item() == pytest.approx(2 * 1.5 / (4.5**0.5 + 1e-4))
 
 
 def test_no_gradient_goes_to_the_reference():

@@ -86,6 +86,42 @@ class RRHFObjective(_Objective):
     """Weight of the best response's likelihood, which is a sum over its tokens as in the paper."""
 
 
+class _PolicyGradient(_Objective):
+    """A policy gradient on answers that the model at the stage's start sampled, each against others of its group.
+
+    The importance ratio is that of whole answers: the geometric mean of their tokens' (GSPO, Zheng et al. 2025, arXiv
+    2507.18071), so that one number a response is enough.
+    """
+
+    compares = True
+    needs_reference = True
+
+    clip: Positive = 0.2
+    """An answer counts no further once its ratio has gained or lost this share in the direction it is pushed to."""
+    beta: NotNegative = 0.04
+    """Weight of the divergence from the model at the start, in nats a token (the estimator of arXiv 2402.03300)."""
+
+
+class GRPOObjective(_PolicyGradient):
+    """GRPO: an answer's advantage is its score less its group's mean, over the group's standard deviation.
+
+    Shao et al. 2024, arXiv 2402.03300.
+    """
+
+    kind: Literal["grpo"]
+    normalise: Literal["std", "none"] = "std"
+    """`none` leaves the deviation out: groups of nearly equal scores are not blown up (arXiv 2503.20783)."""
+
+
+class RLOOObjective(_PolicyGradient):
+    """RLOO: an answer's advantage is its score less the mean of the others of its group.
+
+    Ahmadian et al. 2024, arXiv 2402.14740.
+    """
+
+    kind: Literal["rloo"]
+
+
 class CoHObjective(_Objective):
     """Chain of Hindsight: learns a text of the best and the worst response, each after a phrase that says which it is.
 
@@ -98,6 +134,13 @@ class CoHObjective(_Objective):
 
 
 Objective = Annotated[
-    SFTObjective | StableObjective | DPOObjective | ListwiseDPOObjective | RRHFObjective | CoHObjective,
+    SFTObjective
+    | StableObjective
+    | DPOObjective
+    | ListwiseDPOObjective
+    | RRHFObjective
+    | CoHObjective
+    | GRPOObjective
+    | RLOOObjective,
     Field(discriminator="kind"),
 ]

@@ -10,16 +10,21 @@ from torch import Tensor
 from salign.config import (
     CoHObjective,
     DPOObjective,
+    GRPOObjective,
     ListwiseDPOObjective,
     Objective,
+    RLOOObjective,
     RRHFObjective,
     SFTObjective,
     StableObjective,
 )
 from salign.training.objectives import (
     dpo_losses,
+    group_advantages,
     implicit_rewards,
     listwise_dpo_losses,
+    policy_gradient_losses,
+    policy_gradient_metrics,
     rrhf_losses,
     sft_losses,
     stable_losses,
@@ -80,6 +85,20 @@ def _listwise_dpo(objective: ListwiseDPOObjective, given: Likelihoods) -> Tensor
     return listwise_dpo_losses(given.rewards(objective.beta), given.scores)
 
 
+def _advantages(objective: GRPOObjective | RLOOObjective, given: Likelihoods) -> Tensor:
+    normalise = objective.normalise if isinstance(objective, GRPOObjective) else "leave_one_out"
+    return group_advantages(given.nll, given.scores, normalise=normalise)
+
+
+def _policy_gradient(objective: GRPOObjective | RLOOObjective, given: Likelihoods) -> Tensor:
+    advantages = _advantages(objective, given)
+    losses = policy_gradient_losses(
+        given.nll, given.reference_nll, advantages, clip=objective.clip, beta=objective.beta
+    )
+    # A group without two different scores has the divergence alone; it does not count.
+    return losses * counted_groups(objective, given.scores.masked_fill(given.nll.isnan(), torch.nan))
+
+
 LOSSES: dict[type, Callable[[Any, Likelihoods], Tensor]] = {
     SFTObjective: _sft,
     CoHObjective: _sft,  # on the text that `training.hindsight` makes of a group
@@ -87,6 +106,8 @@ LOSSES: dict[type, Callable[[Any, Likelihoods], Tensor]] = {
     RRHFObjective: _rrhf,
     DPOObjective: _dpo,
     ListwiseDPOObjective: _listwise_dpo,
+    GRPOObjective: _policy_gradient,
+    RLOOObjective: _policy_gradient,
 }
 """Each group's loss, [groups], by the section of its objective."""
 
@@ -159,3 +180,14 @@ def objective_loss(
         what = "two responses of different scores" if objective.compares else "a rated response"
         raise ValueError(f"no group has {what}, which objective {objective.kind} needs")
     return total / count
+
+
+def objective_metrics(objective: Objective, nll: Tensor, scores: Tensor, reference_nll: Tensor) -> dict[str, Tensor]:
+    """What an objective logs beyond `preference_metrics`, as sums over responses: empty for most.
+
+    Args are those of `objective_losses`.
+    """
+    if not isinstance(objective, GRPOObjective | RLOOObjective):
+        return {}
+    given = Likelihoods(nll, scores, nll.new_empty(0), reference_nll)
+    return policy_gradient_metrics(nll, reference_nll, _advantages(objective, given), clip=objective.clip)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from salign.config import Attention, Objective
 from salign.errors import ConfigError
 from salign.training.attention import mask_of, prepare
-from salign.training.losses import objective_sum
+from salign.training.losses import objective_metrics, objective_sum
 from salign.training.objectives import preference_metrics
 from salign.training.packing import Lengths, Row, lay_out
 from salign.training.settings import MAX_LOGITS
@@ -116,7 +116,10 @@ class GroupLoss(nn.Module):
         nll = response_nll(self.model, row)
         reference = row.reference_nll if self._objective.needs_reference else None
         total, _ = objective_sum(self._objective, nll, row.scores, row.num_tokens, reference)
-        return total, nll.detach(), preference_metrics(nll, row.scores)
+        found = nll.detach()
+        logged = preference_metrics(found, row.scores)
+        logged |= objective_metrics(self._objective, found, row.scores, row.reference_nll)
+        return total, found, logged
 
 
 def recompute(model: PreTrainedModel) -> None:

@@ -123,7 +123,7 @@ class Trainer:
             if train and self._arithmetic is not None:
                 sums.add({"flops": self._arithmetic.flops([tokens[position] for position in positions])})
             sums.add({name: float(value) for name, value in parts.items()})
-        names = ("loss", "tokens", "padding", "flops", "bad", "bad_group", *_PARTS)
+        names = ("loss", "tokens", "padding", "flops", "bad", "bad_group", *_OF_GROUPS, *_OF_RESPONSES)
         figures = {name: sums.figures.get(name, 0.0) for name in names}
         return {**sum_over_ranks(figures, self._ranks.device), "counted": num_counted}, layout_s
 
@@ -217,7 +217,8 @@ class Trainer:
         )
 
 
-_PARTS = ("groups", "contrasted", "best", "others", "margin", "likeliest")
+_OF_GROUPS = ("groups", "contrasted", "best", "others", "margin", "likeliest")
+_OF_RESPONSES = ("responses", "clipped", "divergence", "advantage")
 
 
 def _not_finite(nll: Tensor, num_tokens: Tensor) -> int | None:
@@ -238,6 +239,18 @@ def _losses(prefix: str, sums: dict[str, float]) -> dict[str, Any]:
         f"{prefix}/logps/rejected": sums["others"] / contrasted if contrasted else None,
         f"{prefix}/rewards/margins": sums["margin"] / contrasted if contrasted else None,
         f"{prefix}/rewards/accuracies": sums["likeliest"] / contrasted if contrasted else None,
+        **_policy(prefix, sums),
+    }
+
+
+def _policy(prefix: str, sums: dict[str, float]) -> dict[str, float]:
+    """Means over the responses of a policy gradient; nothing for other objectives."""
+    if not sums["responses"]:
+        return {}
+    return {
+        f"{prefix}/policy/clipped_share": sums["clipped"] / sums["responses"],
+        f"{prefix}/policy/divergence": sums["divergence"] / sums["responses"],
+        f"{prefix}/policy/advantage_size": sums["advantage"] / sums["responses"],
     }
 
 
