@@ -38,8 +38,8 @@ class Recalled(Record, frozen=True):
 class Observation(Record, frozen=True):
     """What an observer says of one turn by one criterion.
 
-    `rating` is in 1..7 or None; `mass` is the probability that the digits had before they were made to sum to 1, None
-    where the rating was read from words; `text` is those words.
+    `rating` is on the criterion's scale, or None; `mass` is the probability that the digits had before they were made
+    to sum to 1, None where the rating was read from words; `text` is those words.
     """
 
     rating: float | None

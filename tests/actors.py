@@ -15,7 +15,7 @@ from unittest import mock
 
 from msgspec.structs import replace
 
-from salign.config import Sampling, SocietySection
+from salign.config import SCALE, Sampling, Scale, SocietySection
 from salign.engines import opening
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
@@ -195,8 +195,9 @@ def audience_of(record: Interaction) -> tuple[Feedback, ...]:
 # --- an engine -----------------------------------------------------------------------------------
 
 
-def certain(digit: int) -> RatingReply:
-    return RatingReply(tuple(float(digit == other) for other in range(1, 8)), 1.0, 10, 0)
+def certain(digit: int, scale: Scale = SCALE) -> RatingReply:
+    low, high = scale
+    return RatingReply(tuple(float(digit == other) for other in range(low, high + 1)), 1.0, 10, 0, lowest=low)
 
 
 NO_DIGIT = RatingReply(None, 0.0, 10, 0)
@@ -220,6 +221,11 @@ class Call:
     @property
     def place(self) -> tuple[int, int, int]:
         return self.world, self.round, self.agent
+
+
+def _digest(prompt: Prompt, seed: int) -> bytes:
+    shown = ", ".join(f"{name}={getattr(prompt, name)!r}" for name in ("user", "system", "num_shared", "form"))
+    return hashlib.blake2b(f"Prompt({shown}){seed}".encode()).digest()
 
 
 class Actor:
@@ -254,16 +260,19 @@ class Actor:
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         said = await self._say(prompt, sampling, seed)
         if said is None:
-            digest = hashlib.blake2b(f"{prompt}{seed}".encode()).digest()
+            digest = _digest(prompt, seed)
             # In words, one rating of eight cannot be read.
-            said = (f"Rating: {1 + digest[0] % 7} Reason: " if digest[1] % 8 else "") + digest.hex()[:8]
+            low, high = prompt.scale
+            said = (f"Rating: {low + digest[0] % (high - low + 1)} Reason: " if digest[1] % 8 else "") + digest.hex()[
+                :8
+            ]
         return Reply(said, len(prompt.user), len(said))
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         said = await self._say(prompt, None, seed)
         if said is None:
-            digest = hashlib.blake2b(f"{prompt}{seed}".encode()).digest()
-            said = certain(1 + digest[0] % 7) if digest[1] % 8 else NO_DIGIT
+            digest, (low, high) = _digest(prompt, seed), prompt.scale
+            said = certain(low + digest[0] % (high - low + 1), prompt.scale) if digest[1] % 8 else NO_DIGIT
         return said
 
     def facts(self):

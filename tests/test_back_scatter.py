@@ -26,12 +26,13 @@ from salign.errors import CallRejectedError, EngineError
 from salign.records import Interaction, Member, Observation, Recalled, Turn
 from salign.society import frames, prompts
 from salign.society.calls import Calls, Speaker
-from salign.society.prompts import CRITERIA, Judged, Wording
+from salign.society.prompts import Judged, Wording
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Conversation, Query, Seat, State, Update
 
 QUESTION = "How do I apologise to my sister?"
 AUDIENCE = (11, 13, 17, 19)
+CRITERIA = ("alignment", "engagement")
 OBSERVED = [f"observe:{what}:{criterion}" for what in ("draft", "revision") for criterion in CRITERIA]
 
 

@@ -308,7 +308,7 @@ def test_a_rating_in_words_is_held_to_a_schema_where_the_server_does_that():
 
 def test_a_judge_of_ten_is_held_to_ten_where_digits_rate_the_rest():
     """An evaluation asks one engine both ways."""
-    ten = Prompt('Reply in the form "Rating: <1 to 10> Reason: ...".', form="rating_10")
+    ten = Prompt('Reply in the form "Rating: <1 to 10> Reason: ...".', form="rating", scale=(1, 10))
     server = Server(begun=DIGITS, schema=DIGITS)
     facts = server.measured("both")
     assert (facts["rating_way"], facts["json_schema"]) == ("begun", True)
@@ -340,7 +340,12 @@ def test_a_judge_of_ten_is_held_to_ten_where_digits_rate_the_rest():
     ],
 )
 def test_a_form_of_ten_that_is_cut_off(said, highest, words):
-    assert in_words(said, highest) == words
+    assert in_words(said, (1, highest)) == words
+
+
+def test_a_0_is_whole_where_the_scale_begins_with_it():
+    assert in_words('{"rating": 0', (0, 10)) == "Rating: 0 Reason:"
+    assert in_words('{"rating": 0', (1, 10)) is None
 
 
 @pytest.mark.parametrize("server", [Server(), Server(schema=DIGITS, refuses={"response_format": "unknown field"})])

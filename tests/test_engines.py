@@ -325,6 +325,18 @@ def test_a_rating_is_the_softmax_of_the_digits(engine, plain):
     assert len({found.expectation for found in ratings(engine, *VARIED)}) == len(VARIED)
 
 
+def test_ratings_on_several_scales_may_wait_together(engine, plain):
+    scales = [(0, 9), (1, 7), (2, 4)]
+    there = plain.probabilities(HELLO, "Rating: ")[plain.tokenizer.convert_tokens_to_ids(list("0123456789"))]
+    found = ratings(engine, *(HELLO._replace(scale=scale) for scale in scales))
+    for (low, high), rating in zip(scales, found, strict=True):
+        shares = there[low : high + 1]
+        assert rating.probabilities == pytest.approx((shares / shares.sum()).tolist(), rel=1e-4)
+        assert rating.mass == pytest.approx(float(shares.sum()), rel=1e-4)
+        mean = sum(digit * share for digit, share in enumerate(rating.probabilities, start=low))
+        assert rating.expectation == pytest.approx(mean)
+
+
 def test_ratings_and_replies_may_wait_together(engine):
     sampling = Sampling(max_tokens=8)
 
@@ -669,6 +681,22 @@ def test_log_probabilities_become_a_rating():
     asked = {name: request[name] for name in ("logprobs", "top_logprobs", "max_tokens", "temperature", "seed")}
     assert asked == {"logprobs": True, "top_logprobs": 15, "max_tokens": 1, "temperature": 0, "seed": 3}
     assert request["messages"][-1]["content"].startswith("How good is it?")
+
+
+@pytest.mark.parametrize("way", ["told", "choices", "schema"])
+def test_a_server_is_told_the_scale(way):
+    server = Server(first_token({"0": 0.5, "5": 0.3, "7": 0.2}))
+    found = server.rate(Prompt("How good is it?", scale=(0, 5)), rating_way=way)
+    if way != "schema":
+        assert found.probabilities == pytest.approx([0.5 / 0.8, 0, 0, 0, 0, 0.3 / 0.8])
+        assert found.expectation == pytest.approx(1.5 / 0.8)
+    (request,) = server.requests
+    assert "0 to 5" in request["messages"][-1]["content"]
+    if way == "choices":
+        assert (request["guided_choice"], request["grammar"]) == (list("012345"), "root ::= [0-5]")
+    if way == "schema":
+        schema = request["response_format"]["json_schema"]["schema"]
+        assert schema["properties"]["rating"]["enum"] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_reply_that_names_no_digit_is_no_rating():

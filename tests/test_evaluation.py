@@ -135,11 +135,11 @@ def test_every_benchmark_with_answers_says_what_is_rated():
 
 def test_the_criterion_says_how_a_judge_is_asked():
     """Not the benchmark: by one of the observers' criteria it is asked as they are, by any other from 1 to 10."""
-    forms = []
+    scales = []
 
     class Recorder:
         async def generate(self, prompt, sampling, seed):
-            forms.append(prompt.form)
+            scales.append(prompt.scale)
             return Reply("Rating: 6 Reason: So.", 1, 1)
 
     judge = Judge(Recorder(), SocietySection(rating="parse"), 0)
@@ -148,7 +148,7 @@ def test_the_criterion_says_how_a_judge_is_asked():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RATED, "hh", ("alignment",))
         asyncio.run(judge.rate(Sample(Item("hh", 0, "Why?", "Why?"), "So.")))
-    assert forms == ["rating", "rating", "rating_10", "rating"]
+    assert scales == [(1, 7), (1, 7), (1, 10), (1, 7)]
 
 
 def test_two_judges_agree_as_far_as_they_do(tree):

@@ -34,6 +34,7 @@ ANSWERS = [
     RatingReply(EVEN, 0.1 + 0.2, 7, 0),
     RatingReply((0.1, 1e-300, 5e-324, 0.30000000000000004, 0.0, 1 / 3, 0.123456789012345678), 1e-17, 8, 1, "v"),
     RatingReply(None, 0.0, 9, 1),
+    RatingReply((0.5, 0.25, 0.25), 0.9, 9, 1, None, 0),
     CallRejectedError("a/model refused a call: HTTP 400: 長すぎ\n\u2028 too long"),
 ]
 
@@ -390,8 +391,8 @@ def test_a_write_that_is_cut_short_is_gone_on_with(tmp_path, monkeypatch):
 # --- keys ----------------------------------------------------------------------------------------
 
 
-def key(identity="m", user="hello", system=None, num_shared=0, sampling=Sampling(), seed=7, form="text"):  # noqa: B008 (frozen)
-    return CallKeys(identity).of(Prompt(user, system, num_shared, form), sampling, seed)
+def key(identity="m", user="hello", system=None, num_shared=0, sampling=Sampling(), seed=7, **asked):  # noqa: B008 (frozen)
+    return CallKeys(identity).of(Prompt(user, system, num_shared, **asked), sampling, seed)
 
 
 def test_calls_that_differ_have_keys_that_differ():
@@ -412,6 +413,8 @@ def test_calls_that_differ_have_keys_that_differ():
         key(sampling=None, seed=8),
         key(sampling=None, identity="m2"),
         key(form="rating"),
+        key(scale=(0, 9)),
+        key(scale=(1, 70)),
         # parts that would run together
         key(seed=7, system="x\0y", user="z"),
         key(seed=7, system="x", user="y\0z"),

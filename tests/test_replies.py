@@ -192,7 +192,7 @@ def test_what_is_not_stated_or_stated_twice_is_no_rating(reply):
     ],
 )
 def test_judges_from_1_to_10_likewise(reply, rating):
-    read = parse_rating(reply, 10)
+    read = parse_rating(reply, (1, 10))
     assert (None if read is None else read[0]) == rating
 
 

@@ -18,7 +18,9 @@ from salign.config.base import (
     unless,
 )
 from salign.config.cluster import ClusterSection, LocalCluster, SlurmCluster, SlurmResources, Throughput
+from salign.config.criteria import SCALE, WORDINGS, Criterion, Scale
 from salign.config.effects import NOT_FREE, Effect, selected, settings_of
+from salign.config.embedders import Embedder, HashingEmbedder, OpenAIEmbedder, TransformersEmbedder
 from salign.config.engines import (
     EngineSection,
     OpenAIEngine,
@@ -29,6 +31,7 @@ from salign.config.engines import (
     TransformersEngine,
 )
 from salign.config.evaluation import JUDGED, EvaluateSection, Judge
+from salign.config.gates import Gates, ObserverCheck, Stopping
 from salign.config.objectives import (
     CoHObjective,
     DPOObjective,
@@ -45,21 +48,14 @@ from salign.config.society import (
     Ablation,
     CompleteTopology,
     EdgesTopology,
-    Embedder,
-    Gates,
     GridTopology,
-    HashingEmbedder,
     IsolatedTopology,
     MixturePart,
-    ObserverCheck,
-    OpenAIEmbedder,
     Population,
     ScaleFreeTopology,
     SmallWorldTopology,
     SocietySection,
-    Stopping,
     TopologySection,
-    TransformersEmbedder,
     empty_parts,
     num_agents_of,
     part_sizes,
@@ -105,6 +101,8 @@ __all__ = [
     "JUDGED",
     "KINDS",
     "NOT_FREE",
+    "SCALE",
+    "WORDINGS",
     "Ablation",
     "AnswersData",
     "Attention",
@@ -113,6 +111,7 @@ __all__ = [
     "CoHObjective",
     "CompleteTopology",
     "Config",
+    "Criterion",
     "CsvSource",
     "DPOObjective",
     "DataPart",
@@ -162,6 +161,7 @@ __all__ = [
     "SFTObjective",
     "SampleProtocol",
     "Sampling",
+    "Scale",
     "ScaleFreeTopology",
     "ScriptedEngine",
     "Section",
@@ -303,6 +303,12 @@ class Config(Section):
         mistakes = []
         if unknown:
             mistakes.append(f"evaluate.models names {', '.join(unknown)}; known: {', '.join(known)}")
+        names = [criterion.name for criterion in self.society.observed_criteria]
+        if self.dataset.criterion is not None and self.dataset.criterion not in names:
+            mistakes.append(
+                f"dataset.criterion {self.dataset.criterion!r} is not rated; observers rate {', '.join(names)} "
+                "(society.criteria)"
+            )
         ranks = self.cluster.num_ranks
         mistakes += [
             f"train.stages.{stage.name}.groups_per_step {stage.groups_per_step} is less than cluster.num_ranks {ranks}"

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from salign.config.base import NotBool, Section, kind_unless_said
+from salign.config.criteria import Criterion, known
 
 
 class _Protocol(Section):
@@ -12,6 +13,8 @@ class _Protocol(Section):
 
     asks_audience: ClassVar[bool] = True
     """Whether an agent's audience is asked; else none is drawn."""
+    criteria: ClassVar[tuple[Criterion, ...]] = (known("alignment"), known("engagement"))
+    """What observers rate, unless `society.criteria` says it."""
     needs_sampling: ClassVar[bool] = False
     """Whether an agent is asked the same again, so that `draft.temperature` must not be 0."""
 

@@ -1,5 +1,6 @@
 """The simulated society."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -9,10 +10,8 @@ from salign.config.base import (
     AbsolutePath,
     Count,
     CountOrZero,
-    FolderOrHub,
     Name,
     NotBool,
-    NotNegative,
     Positive,
     Sampling,
     Section,
@@ -20,8 +19,11 @@ from salign.config.base import (
     kind_unless_said,
     unless,
 )
+from salign.config.criteria import Criterion
 from salign.config.effects import Effect
-from salign.config.engines import EngineSection, ServerAddress
+from salign.config.embedders import Embedder, HashingEmbedder
+from salign.config.engines import EngineSection
+from salign.config.gates import Gates, ObserverCheck, Stopping
 from salign.config.protocols import BackScatterProtocol, ProtocolSection
 from salign.config.sources import EverydaySource, Source
 
@@ -97,41 +99,6 @@ TopologySection = Annotated[
     BeforeValidator(kind_unless_said("grid")),
 ]
 
-# --- what makes two questions similar ------------------------------------------------------------
-
-
-class HashingEmbedder(Section):
-    """Hashed words and word pairs: no model, the same on every machine."""
-
-    kind: Literal["hashing"] = "hashing"
-    num_features: Count = 1 << 16
-    """Buckets for hashed words and word pairs."""
-
-
-class TransformersEmbedder(Section):
-    """The mean of a local model's last hidden states."""
-
-    kind: Literal["transformers"]
-    model: Annotated[FolderOrHub, Effect.INPUT]
-    """A folder, hub id or embedded name."""
-    device: Annotated[str, Effect.FREE] = "auto"
-    """As for the engine."""
-
-
-class OpenAIEmbedder(ServerAddress):
-    """An OpenAI-compatible server's `/v1/embeddings`."""
-
-    kind: Literal["openai"]
-    model: str
-    """The served name."""
-    timeout_s: Annotated[Positive, Effect.FREE] = 60.0
-    """Time limit of one call."""
-    num_retries: Annotated[CountOrZero, Effect.FREE] = 5
-    """As for the engine."""
-
-
-Embedder = Annotated[HashingEmbedder | TransformersEmbedder | OpenAIEmbedder, Field(discriminator="kind")]
-
 # --- the rest ------------------------------------------------------------------------------------
 
 
@@ -149,73 +116,6 @@ class MixturePart(Section):
     """None: the run's engine."""
     instructions: str | None = None
     """System text of each call of these agents."""
-
-
-class Stopping(Section):
-    """Stop once alignment x engagement is shown to gain less than `tolerance` from one window of rounds to the next.
-
-    The gain is of the geometric mean of mean alignment and mean engagement. "Shown": even the upper end of its
-    confidence interval is less. Where the data cannot show that, windows grow and the world continues.
-    """
-
-    tolerance: Positive = 0.3
-    """Rating points that a window must gain over the one before for the world to continue."""
-    window: Count = 10
-    """Shortest window, in rounds; for longer windows `tolerance` grows in proportion."""
-    min_rounds: Count = 20
-    """The first round after which a world may stop."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> "Stopping":
-        mistake = f"min_rounds {self.min_rounds} is less than two windows of {self.window} rounds: nothing to compare"
-        return unless(self, [mistake] if self.min_rounds < 2 * self.window else [])
-
-
-class Gates(Section):
-    """What a shard must meet to count as done."""
-
-    min_rated_share: Share = 0.8
-    """Share of ratings that could be read."""
-    max_failed_share: Share = 0.1
-    """Share of interactions that failed."""
-    max_refused_call_share: Share = 0.1
-    """Share of calls that the engine refused."""
-    max_repeated_share: Share = 0.5
-    """Share of drafts and revisions that repeat one given to another question in the same round."""
-    min_initial_recall_share: Share = 0.1
-    """Share of first-round drafts that recall an initial memory; below it, populations make no difference.
-
-    Ignored where agents start without memories.
-    """
-    min_digit_mass: Share = 0.5
-    """Median probability of the digits before it is scaled to sum to 1. Below half, the model would rather
-    say something else than a rating: one way of asking gave 0.075 and a mean rating of 1.6, a better one 0.94 and
-    4.9."""
-    min_rating_sd: NotNegative = 0.05
-    """Standard deviation of the audience's ratings, and of the observers' alignment and engagement ratings, where there
-    are 20 or more. The default is a hundredth of the scale's width; the embedded model reaches 0.2 to 0.4."""
-    max_flagged_share: Share = 0.2
-    """Share of drafts, reasons and revisions that rate themselves, imitate a frame or control tokens, or repeat the
-    prompt. Of 2,281 answers written by people and larger models, none rates itself
-    or spells a control token."""
-    max_cut_share: Share = 0.5
-    """Share of drafts, reasons and revisions cut by max_tokens: they are never learnt as the best response."""
-
-
-class ObserverCheck(Section):
-    """Pairs of a good and a bad answer on which the observer is tested before a run relies on it.
-
-    The first shard tests it for the run; the figures are in its `done.json` and in the report.
-    """
-
-    pairs: Source = EverydaySource(split="held_out")
-    """A source with a good and a bad answer to each question."""
-    num_pairs: Count = 36
-    """How many of the pairs are used. With 36, a judge that is right in 7 of 10 is told from a coin in about 7 of 10
-    runs."""
-    min_agreement: Share | None = None
-    """Below this share of pairs, the run fails. None: it warns and continues, since a run may study a weak observer,
-    and the pairs may be about something else than the run."""
 
 
 class SocietySection(Section):
@@ -240,6 +140,9 @@ class SocietySection(Section):
     """Parts of the society that speak through other engines, or under other instructions."""
     observer: EngineSection | None = None
     """What rates drafts and revisions for the record; None: the run's engine."""
+    criteria: tuple[Criterion, ...] | None = None
+    """What observers rate; None: what the protocol asks for, which is `[{name: alignment}, {name: engagement}]` unless
+    docs/protocols.md says otherwise. The first is the one that figures compare."""
     observer_check: Annotated[ObserverCheck | None, Effect.EXTENT] = ObserverCheck()
     """How the observer is tested before the run relies on it; None: not at all."""
     questions: Source = EverydaySource()
@@ -288,10 +191,31 @@ class SocietySection(Section):
         return self.protocol.asks_audience and self.topology.kind != "isolated" and "audience" not in self.without
 
     @property
-    def num_rating_tries(self) -> int:
+    def observed_criteria(self) -> tuple[Criterion, ...]:
+        """What observers rate."""
+        return self.protocol.criteria if self.criteria is None else self.criteria
+
+    def criterion(self, name: str) -> Criterion:
+        """The criterion of that name, which observers rate."""
+        return next(criterion for criterion in self.observed_criteria if criterion.name == name)
+
+    @property
+    def stopping_criteria(self) -> tuple[Criterion, ...]:
+        """The criteria whose product must rise for a world to continue."""
+        named = None if self.stopping is None else self.stopping.criteria
+        return self.observed_criteria if named is None else tuple(map(self.criterion, named))
+
+    @property
+    def observers_rate(self) -> Literal["logprob", "parse", "both"]:
+        """How observers' ratings are read: a scale without single digits has none whose probability could be."""
+        in_words = {self.rating == "parse" or not criterion.has_digits for criterion in self.observed_criteria}
+        if self.observer_check is not None:  # by alignment
+            in_words.add(self.rating == "parse")
+        return "both" if len(in_words) > 1 else "parse" if True in in_words else "logprob"
+
+    def num_rating_tries(self, *, in_words: bool) -> int:
         """How often a rating is asked for at most: again only where the same prompt may have another answer."""
-        varies = self.rating == "parse" and self.feedback.temperature > 0
-        return 1 + self.num_rating_retries if varies else 1
+        return 1 + self.num_rating_retries if in_words and self.feedback.temperature > 0 else 1
 
     @model_validator(mode="after")
     def _possible(self) -> "SocietySection":
@@ -325,6 +249,7 @@ class SocietySection(Section):
             mistakes.append(
                 f"num_shards {self.num_shards} exceeds num_worlds {self.num_worlds}: a shard has at least one world"
             )
+        mistakes += self._mistakes_of_criteria()
         if not self.populations:
             mistakes.append("populations is empty: name at least one, such as mixed_half_half")
         names = [part.name for part in self.mixture]
@@ -335,6 +260,23 @@ class SocietySection(Section):
         elif num_agents is not None:
             mistakes += empty_parts(self.mixture, num_agents)
         return unless(self, mistakes)
+
+    def _mistakes_of_criteria(self) -> list[str]:
+        names = [criterion.name for criterion in self.observed_criteria]
+        if not names:
+            return ["criteria is empty: name at least one, such as alignment"]
+        mistakes = [f"criteria names {name} twice" for name, num in Counter(names).items() if num > 1]
+        if self.stopping is not None and self.stopping.criteria is not None:
+            needed = self.stopping.criteria
+            if not needed:
+                mistakes.append("stopping.criteria is empty: name at least one, or set it to null for all")
+            missing = [name for name in needed if name not in names]
+            if missing:
+                mistakes.append(
+                    f"stopping.criteria needs {', '.join(missing)}, and observers rate {', '.join(names)} (criteria)"
+                )
+            mistakes += [f"stopping.criteria names {name} twice" for name, num in Counter(needed).items() if num > 1]
+        return mistakes
 
 
 def part_sizes(mixture: Sequence[MixturePart], num_agents: int) -> list[int]:

@@ -52,6 +52,9 @@ class DatasetSection(Section):
     kinds: tuple[Kind, ...] = KINDS
     ratio: Ratio | None = None
     """None: all groups are kept."""
+    criterion: str | None = None
+    """By which of the society's criteria answers are scored; a rating on another scale than 1 to 7 is mapped onto it.
+    None: by the first, which is alignment unless `society.criteria` says otherwise."""
     min_realignment_score: Annotated[float, NotBool, Field(ge=1, le=7)] = 4.0
     """A revision enters the realignment data only if it is rated above this score and above its draft."""
     keep_flagged: tuple[Flag, ...] = ()

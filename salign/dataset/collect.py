@@ -327,12 +327,13 @@ def _mirror(
         observer = None if first is None else first.facts.get("observer")
         if observer is not None:
             mirror.summarize({f"observer/{name}": observer[name] for name in ("agreement", "length_correlation")})
-        roles, criterion = protocol.observed, protocol.criteria[0]
-        columns = ["world", "round", "agent", "question", *roles, *(f"{role} {criterion}" for role in roles)]
+        roles = protocol.observed
+        rated = [(role, criterion) for criterion in protocol.criteria for role in roles]
+        columns = ["world", "round", "agent", "question", *roles, *(" ".join(both) for both in rated)]
         samples = []
         for item in seen.samples:
-            turns = [item.turn(role) for role in roles]
-            ratings = [turn and turn.observed_rating(criterion) for turn in turns]
-            samples.append([*item.key, item.topic, *(turn and turn.text for turn in turns), *ratings])
+            turns = {role: item.turn(role) for role in roles}
+            ratings = [(turn := turns[role]) and turn.observed_rating(criterion) for role, criterion in rated]
+            samples.append([*item.key, item.topic, *(turn and turn.text for turn in turns.values()), *ratings])
         mirror.table("sim/samples", columns, samples)
         mirror.artifact(f"{config.run.name}-data", "dataset", [run.dataset / "groups.jsonl", run.dataset / "card.json"])

@@ -9,7 +9,7 @@ from salign.dataset.rated import mean_score
 from salign.dataset.scratch import Gathering, gathering
 from salign.records import AlignmentGroup, Interaction, Turn
 from salign.seeds import rng
-from salign.society.protocols.base import Protocol
+from salign.society.protocols.base import Learning, Protocol
 
 # Flags that leave a text what it is: nothing is missing of it, or its end, which `_without_cut_best` minds.
 _KEPT: tuple[Flag, ...] = ("cut", "thinking")
@@ -38,8 +38,11 @@ def _gather(
         left_out["flagged"] += len(turns) - len(clean)
         return clean
 
+    society = protocol.society
+    criterion = society.observed_criteria[0] if section.criterion is None else society.criterion(section.criterion)
+    learning = Learning(criterion, kept, section.min_realignment_score)
     for interaction in interactions:
-        for kind, query, responses in protocol.rows(interaction, kept, section.min_realignment_score):
+        for kind, query, responses in protocol.rows(interaction, learning):
             if kind not in ranks:
                 continue
             given = []

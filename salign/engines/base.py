@@ -4,14 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from salign.config import Sampling
+from salign.config import SCALE, Sampling, Scale
 
-NUM_RATINGS = 7
 RATING_PREFIX = "Rating: "
 
-Form = Literal["text", "rating", "rating_10"]
-HIGHEST: dict[Form, int] = {"rating": NUM_RATINGS, "rating_10": 10}
-"""The best rating of each form that asks for one."""
+Form = Literal["text", "rating"]
 Finish = Literal["stop", "length"]
 Thinking = Literal["none", "whole", "cut"]
 
@@ -22,14 +19,15 @@ class Prompt(NamedTuple):
     `num_shared` characters at the start of `user` are those of other prompts of the same interaction too; an engine
     with a prefix cache computes them once.
 
-    `form` "rating" asks for "Rating: N Reason: ..." with N from 1 to 7, "rating_10" with N from 1 to 10: an engine that
-    can hold its model to a form (a JSON schema) does, and gives the reply in these words.
+    `form` "rating" asks for "Rating: N Reason: ...": an engine that can hold its model to a form (a JSON schema) does,
+    and gives the reply in these words. `scale` is the lowest and the highest rating, where one is asked for.
     """
 
     user: str
     system: str | None = None
     num_shared: int = 0
     form: Form = "text"
+    scale: Scale = SCALE
 
 
 class Reply(NamedTuple):
@@ -54,10 +52,10 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RatingReply:
-    """The probabilities of the digits 1..7 as the next token, made to sum to 1.
+    """The probabilities of a scale's digits as the next token, made to sum to 1.
 
     `probabilities` is None where the engine named no digit; `mass` is what the digits had before they were made to
-    sum to 1 (as far as the engine shows it).
+    sum to 1 (as far as the engine shows it); `lowest` is the first of the digits.
     """
 
     probabilities: tuple[float, ...] | None
@@ -65,14 +63,16 @@ class RatingReply:
     prompt_tokens: int
     completion_tokens: int
     served: str | None = None
+    lowest: int = SCALE[0]
 
     @property
     def expectation(self) -> float | None:
         """The mean rating under the probabilities."""
         if self.probabilities is None:
             return None
-        mean = sum(digit * p for digit, p in enumerate(self.probabilities, start=1))
-        return min(max(mean, 1.0), float(NUM_RATINGS))  # rounding may lead a hair outside
+        mean = sum(digit * p for digit, p in enumerate(self.probabilities, start=self.lowest))
+        highest = self.lowest + len(self.probabilities) - 1
+        return min(max(mean, float(self.lowest)), float(highest))  # rounding may lead a hair outside
 
 
 class Engine(Protocol):
@@ -89,7 +89,7 @@ class Engine(Protocol):
         """Samples one reply."""
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
-        """Asks for one digit of 1..7 and returns the probabilities of all seven."""
+        """Asks for one digit of the prompt's scale, which must be of single ones; the probabilities of all of them."""
 
     def facts(self) -> dict[str, Any]:
         """What the engine measured of itself when it opened, as JSON can say it; empty where it measured nothing."""

@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from salign.config import RatingWay
-from salign.engines.base import NUM_RATINGS, Engine, Prompt, RatingReply
+from salign.config import SCALE, RatingWay
+from salign.engines.base import Engine, Prompt, RatingReply
 from salign.errors import ConfigError, EngineError, EngineUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ async def measure_ways(
     if chosen is None:
         tried = "; ".join(f"{way}: {refusals.get(way, 'no digit is among the tokens shown')}" for way in measured)
         raise ConfigError(
-            f"{name} returns no probabilities for the digits 1 to {NUM_RATINGS} in any way ({tried}). Set "
+            f"{name} returns no probabilities for the digits {SCALE[0]} to {SCALE[1]} in any way ({tried}). Set "
             "society.rating=parse, or use a server that supports `logprobs` in chat completions."
         )
     _log(name, chosen, measured)

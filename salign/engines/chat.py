@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Finish
+from salign.config import SCALE, Scale
+from salign.engines.base import RATING_PREFIX, Finish
 
 # TGI has words of its own for the first.
 _FINISHES: dict[str, Finish] = {"stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "length": "length"}
@@ -15,9 +16,10 @@ _FINISHES: dict[str, Finish] = {"stop": "stop", "eos_token": "stop", "stop_seque
 _AROUND = " \t\r\n\"',:}"
 
 
-def rating_schema(highest: int, *, reasoned: bool) -> dict[str, Any]:
-    """The JSON schema of a rating from 1 to `highest`, alone or with its reason after it."""
-    properties: dict[str, Any] = {"rating": {"type": "integer", "enum": list(range(1, highest + 1))}}
+def rating_schema(scale: Scale, *, reasoned: bool) -> dict[str, Any]:
+    """The JSON schema of a rating on a scale, alone or with its reason after it."""
+    low, high = scale
+    properties: dict[str, Any] = {"rating": {"type": "integer", "enum": list(range(low, high + 1))}}
     if reasoned:
         properties["reason"] = {"type": "string"}
     return {
@@ -124,10 +126,11 @@ class Completion(BaseModel):
         """The name that the server gives its model."""
         return self.model if isinstance(self.model, str) and self.model else None
 
-    def candidates(self, *, in_json: bool) -> list[Candidate] | None:
+    def candidates(self, scale: Scale, *, in_json: bool) -> list[Candidate] | None:
         """The likeliest tokens where the rating's digit belongs; None where the server shows none.
 
         Args:
+            scale: Of the rating.
             in_json: The digit is the first of an object, which the reply need not be; otherwise it is the first token.
         """
         logprobs = self.choices[0].logprobs
@@ -138,40 +141,42 @@ class Completion(BaseModel):
             return tokens[0].top_logprobs or None
         said = ""
         for token in tokens:
-            if "{" in said and _digit(token.token) is not None:
+            if "{" in said and _digit(token.token, scale) is not None:
                 return token.top_logprobs or None
             said += token.token
         return []
 
 
-def _digit(token: str) -> int | None:
-    """The digit 1..7 that a token says, if it says one and nothing else."""
+def _digit(token: str, scale: Scale) -> int | None:
+    """The digit of a scale that a token says, if it says one and nothing else."""
     said = token.strip(_AROUND)
     if len(said) != 1 or not (said.isascii() and said.isdigit()):
         return None
-    return int(said) if 1 <= int(said) <= NUM_RATINGS else None
+    return int(said) if scale[0] <= int(said) <= scale[1] else None
 
 
-def weights(candidates: list[Candidate]) -> list[float]:
-    """The probability of each digit 1..7 among some tokens."""
-    found = [0.0] * NUM_RATINGS
+def weights(candidates: list[Candidate], scale: Scale) -> list[float]:
+    """The probability of each digit of a scale among some tokens."""
+    low, high = scale
+    found = [0.0] * (high - low + 1)
     for candidate in candidates:
-        digit = _digit(candidate.token)
+        digit = _digit(candidate.token, scale)
         if digit is not None:
-            found[digit - 1] += math.exp(candidate.logprob)
+            found[digit - low] += math.exp(candidate.logprob)
     return found
 
 
-def in_words(text: str, highest: int = NUM_RATINGS) -> str | None:
+def in_words(text: str, scale: Scale = SCALE) -> str | None:
     """A rating by `rating_schema`, cut off or not, as "Rating: N Reason: ..."; None for a text that is none."""
+    low, high = scale
     try:
         form = json.loads(text)
     except ValueError:
         cut = _CUT_FORM.match(text)
-        if cut is None or (cut.end(1) == len(text) and int(cut[1]) * 10 <= highest):  # a 1 that may begin 10
+        if cut is None or (cut.end(1) == len(text) and 0 < int(cut[1]) * 10 <= high):  # a 1 that may begin 10
             return None
         form = {"rating": int(cut[1]), "reason": (cut[2] or "").replace('\\"', '"').replace("\\n", " ")}
     rating = form.get("rating") if isinstance(form, dict) else None
-    if not isinstance(rating, int) or isinstance(rating, bool) or not 1 <= rating <= highest:
+    if not isinstance(rating, int) or isinstance(rating, bool) or not low <= rating <= high:
         return None
     return f"{RATING_PREFIX}{rating} Reason: {form.get('reason') or ''}".strip()

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import orjson
 
-from salign.config import Sampling
+from salign.config import SCALE, Sampling
 from salign.engines.base import Call, Handler, Prompt, RatingReply, Reply
 from salign.errors import CallRejectedError, ConfigError, StageError
 
@@ -34,7 +34,7 @@ Answer = Reply | RatingReply | CallRejectedError
 
 
 class CallKeys:
-    """Hashes of one model's calls: identity, kind of call, sampling, seed, form, system text, user text."""
+    """Hashes of one model's calls: identity, kind of call, sampling, seed, form, scale, system text, user text."""
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
@@ -47,7 +47,10 @@ class CallKeys:
         _, begun = self._begun.get(id(sampling)) or self._begin(sampling)
         hasher = begun.copy()
         # The user's text last: nothing in it can be taken for another part.
-        hasher.update(f"\0{seed}\0{prompt.form}\0{prompt.system!r}\0{prompt.user}".encode("utf-8", "surrogatepass"))
+        form: str = prompt.form
+        if prompt.scale is not SCALE and prompt.scale != SCALE:
+            form = f"{form}_{prompt.scale[0]}_{prompt.scale[1]}"
+        hasher.update(f"\0{seed}\0{form}\0{prompt.system!r}\0{prompt.user}".encode("utf-8", "surrogatepass"))
         digest: bytes = hasher.digest()
         return digest
 
@@ -73,6 +76,8 @@ def _record(key: bytes, answer: Answer, seconds: float) -> bytes:
                 row["thinking"] = answer.thinking
         else:
             row["probabilities"], row["mass"] = answer.probabilities, answer.mass
+            if answer.lowest != SCALE[0]:
+                row["lowest"] = answer.lowest
         row["tokens"] = [answer.prompt_tokens, answer.completion_tokens]
         if answer.served is not None:
             row["served"] = answer.served
@@ -94,7 +99,8 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         )
     weights = row["probabilities"]
     probabilities = None if weights is None else tuple(weights)
-    return RatingReply(probabilities, row["mass"], prompt_tokens, completion_tokens, row.get("served"))
+    served, lowest = row.get("served"), row.get("lowest", SCALE[0])
+    return RatingReply(probabilities, row["mass"], prompt_tokens, completion_tokens, served, lowest)
 
 
 def _end_of_last_line(file: IO[bytes]) -> int:

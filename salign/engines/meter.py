@@ -73,7 +73,7 @@ class MeteredEngine:
         return reply
 
     async def rate(self, prompt: Prompt, seed: int, priority: Priority = FIRST) -> RatingReply:
-        """Asks for one digit of 1..7."""
+        """Asks for one digit of the prompt's scale."""
         call = Call(prompt, None, seed, priority)
         try:
             reply = await self._handler.handle(call)

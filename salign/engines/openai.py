@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from salign.chat import Message, break_up, conversation
+from salign.config import SCALE, RatingWay, Sampling, Scale
 from salign.config import OpenAIEngine as OpenAISection
-from salign.config import RatingWay, Sampling
 from salign.engines import thinking
-from salign.engines.base import HIGHEST, NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply, Reply, normalise
+from salign.engines.base import RATING_PREFIX, Prompt, RatingReply, Reply, normalise
 from salign.engines.capabilities import PROBES, Capabilities, Ratings, measure_ways
 from salign.engines.chat import Completion, in_words, rating_schema, weights
 from salign.engines.http import Server
@@ -26,20 +26,12 @@ from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUna
 logger = logging.getLogger(__name__)
 
 # Where nobody may begin the reply for the model, the model is told.
-_ONE_DIGIT = f"Reply with one digit from 1 to {NUM_RATINGS} and nothing else."
-_ONE_OBJECT = f'Reply with a JSON object alone: {{"rating": <1 to {NUM_RATINGS}>}}'
-_REASONED_OBJECT = 'Give it as a JSON object: {"rating": <1 to %d>, "reason": "<one or two sentences>"}'
-_REASONED = f'Reply in the form "{RATING_PREFIX}<1 to {NUM_RATINGS}> Reason: <one or two sentences>".'
+_ONE_DIGIT = "Reply with one digit from %d to %d and nothing else."
+_ONE_OBJECT = 'Reply with a JSON object alone: {"rating": <%d to %d>}'
+_REASONED_OBJECT = 'Give it as a JSON object: {"rating": <%d to %d>, "reason": "<one or two sentences>"}'
+_REASONED = f'Reply in the form "{RATING_PREFIX}<%d to %d> Reason: <one or two sentences>".'
 _OBJECT_TOKENS = 16
 _NUM_FORM_PROBES, _FORM_TOKENS = 3, 120
-
-# By three names: newer vLLM's, older vLLM's, llama.cpp's. What a server does not know it leaves alone, or refuses all.
-_DIGITS = [str(digit) for digit in range(1, NUM_RATINGS + 1)]
-_CHOICES = {
-    "structured_outputs": {"choice": _DIGITS},
-    "guided_choice": _DIGITS,
-    "grammar": f"root ::= [1-{NUM_RATINGS}]",
-}
 
 # The first call, which shows what the server refuses, and how a model that thinks begins its reply.
 _HELLO = Prompt("Is water wet? Reply with yes or no.", "Be brief.")
@@ -95,11 +87,10 @@ class OpenAIEngine:
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         parameters: dict[str, Any] = {}
-        highest = HIGHEST.get(prompt.form, 0) if self.capabilities.json_schema else 0
-        in_form = highest > 0
+        in_form = prompt.form == "rating" and self.capabilities.json_schema
         if in_form:
-            prompt = prompt._replace(user=f"{prompt.user}\n\n{_REASONED_OBJECT % highest}")
-            parameters["response_format"] = _rating_format(highest, reasoned=True)
+            prompt = prompt._replace(user=f"{prompt.user}\n\n{_REASONED_OBJECT % prompt.scale}")
+            parameters["response_format"] = _rating_format(prompt.scale, reasoned=True)
         completion = await self._complete(
             prompt,
             seed,
@@ -110,7 +101,7 @@ class OpenAIEngine:
         )
         reply = self._reply(completion, in_form=in_form)
         # What a server does not hold to the form stays as the model said it.
-        return reply._replace(text=in_words(reply.text, highest) or reply.text) if in_form else reply
+        return reply._replace(text=in_words(reply.text, prompt.scale) or reply.text) if in_form else reply
 
     def _reply(self, completion: Completion, *, in_form: bool = False) -> Reply:
         choice = completion.choices[0]
@@ -137,20 +128,23 @@ class OpenAIEngine:
         begun = RATING_PREFIX if way == "begun" else None
         told = {"told": _ONE_DIGIT, "choices": _ONE_DIGIT, "schema": _ONE_OBJECT}.get(way)
         if told is not None:
-            prompt = Prompt(f"{prompt.user}\n\n{told}", prompt.system)
+            prompt = prompt._replace(user=f"{prompt.user}\n\n{told % prompt.scale}")
         if way == "choices":
-            parameters |= _CHOICES
+            parameters |= _choices(prompt.scale)
         elif way == "schema":
-            parameters |= {"response_format": _rating_format(reasoned=False), "max_tokens": _OBJECT_TOKENS}
+            parameters |= {
+                "response_format": _rating_format(prompt.scale, reasoned=False),
+                "max_tokens": _OBJECT_TOKENS,
+            }
         completion = await self._complete(prompt, seed, begun, temperature=0.0, **parameters)
-        candidates = completion.candidates(in_json=way == "schema")
+        candidates = completion.candidates(prompt.scale, in_json=way == "schema")
         if candidates is None:
             raise EngineError(
                 f"{self._name} returned no log-probabilities, which society.rating=logprob needs. Set "
                 "society.rating=parse, or use a server that supports `logprobs` in chat completions."
             )
-        found = weights(candidates)
-        return RatingReply(normalise(found), sum(found), *completion.counts, completion.served)
+        found = weights(candidates, prompt.scale)
+        return RatingReply(normalise(found), sum(found), *completion.counts, completion.served, prompt.scale[0])
 
     def on_push_back(self, report: Callable[[], None]) -> None:
         self._server.on_push_back(report)
@@ -215,9 +209,9 @@ class OpenAIEngine:
 
     async def _holds_to_schema(self) -> bool:
         """Whether the server holds a rating in words to a JSON schema."""
-        wanted = _rating_format(reasoned=True)
+        wanted = _rating_format(SCALE, reasoned=True)
         for prompt in PROBES[:_NUM_FORM_PROBES]:
-            asked = Prompt(f"{prompt.user}\n\n{_REASONED}\n\n{_REASONED_OBJECT % NUM_RATINGS}")
+            asked = Prompt(f"{prompt.user}\n\n{_REASONED % SCALE}\n\n{_REASONED_OBJECT % SCALE}")
             try:
                 completion = await self._complete(
                     asked, 0, temperature=0.0, max_tokens=_FORM_TOKENS, response_format=wanted
@@ -285,8 +279,18 @@ def _without(request: dict[str, Any], refused: Sequence[str]) -> dict[str, Any]:
     return kept
 
 
-def _rating_format(highest: int = NUM_RATINGS, *, reasoned: bool) -> dict[str, Any]:
-    schema = rating_schema(highest, reasoned=reasoned)
+def _choices(scale: Scale) -> dict[str, Any]:
+    """One digit of a scale and nothing else, by three names: newer vLLM's, older vLLM's, llama.cpp's.
+
+    What a server does not know it leaves alone, or refuses all.
+    """
+    low, high = scale
+    digits = [str(digit) for digit in range(low, high + 1)]
+    return {"structured_outputs": {"choice": digits}, "guided_choice": digits, "grammar": f"root ::= [{low}-{high}]"}
+
+
+def _rating_format(scale: Scale, *, reasoned: bool) -> dict[str, Any]:
+    schema = rating_schema(scale, reasoned=reasoned)
     return {"type": "json_schema", "json_schema": {"name": "rating", "strict": True, "schema": schema}}
 
 

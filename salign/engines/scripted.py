@@ -4,7 +4,7 @@ import hashlib
 from typing import Any
 
 from salign.config import Sampling
-from salign.engines.base import NUM_RATINGS, RATING_PREFIX, Prompt, RatingReply, Reply, normalise
+from salign.engines.base import RATING_PREFIX, Prompt, RatingReply, Reply, normalise
 
 _WORDS = (
     "I would ask first listen then tell the truth kindly because people matter share what you can keep your word "
@@ -25,13 +25,15 @@ class ScriptedEngine:
         words = [_WORD_OF_BYTE[byte] for byte in digest[1 : num_words + 1]]
         text = " ".join(words).capitalize() + f" ({digest[:3].hex()})."
         if _ASKS_FOR_RATING in prompt.user:
-            text = f"{RATING_PREFIX}{1 + digest[1] % NUM_RATINGS} Reason: {text}"
+            low, high = prompt.scale
+            text = f"{RATING_PREFIX}{low + digest[1] % (high - low + 1)} Reason: {text}"
         return Reply(text, len(prompt.user) // 4, num_words, finish="stop")
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
         # A rating is one forward pass: the seed has no part in it.
-        digest = _digest(prompt, 0)
-        return RatingReply(normalise([1 + byte for byte in digest[:NUM_RATINGS]]), 1.0, len(prompt.user) // 4, 0)
+        digest, (low, high) = _digest(prompt, 0), prompt.scale
+        weights = normalise([1 + byte for byte in digest[: high - low + 1]])
+        return RatingReply(weights, 1.0, len(prompt.user) // 4, 0, lowest=low)
 
     def facts(self) -> dict[str, Any]:
         return {}

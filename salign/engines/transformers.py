@@ -16,12 +16,11 @@ import torch
 
 from salign import architecture, models
 from salign.chat import chat_template
-from salign.config import Sampling
+from salign.config import SCALE, Sampling, Scale
 from salign.config import TransformersEngine as TransformersSection
 from salign.digests import name_of
 from salign.engines import sentences, thinking
 from salign.engines.base import (
-    NUM_RATINGS,
     RATING_PREFIX,
     Finish,
     Prompt,
@@ -47,7 +46,7 @@ _SEEN_TOKENS = 8
 
 @dataclass(eq=False)
 class _Call:
-    """One call; `sampling` is None for a rating. `new` is what a reply says so far.
+    """One call; `sampling` is None for a rating on `scale`. `new` is what a reply says so far.
 
     `thinks`: the prompt ends with an opened thought.
     """
@@ -56,6 +55,7 @@ class _Call:
     sampling: Sampling | None
     random: random.Random
     thinks: bool = False
+    scale: Scale = SCALE
     future: "Future[Any]" = field(default_factory=Future)
     new: list[int] = field(default_factory=list)
 
@@ -133,7 +133,7 @@ class TransformersEngine:
                 "society.rating=logprob needs; set society.rating=parse."
             )
         ids = models.render(self._tokenizer, prompt.user, prompt.system, answer=True) + self._digit_tokens.prefix
-        reply: RatingReply = await self._submit(_Call(ids, None, random.Random(seed)), 1)
+        reply: RatingReply = await self._submit(_Call(ids, None, random.Random(seed), scale=prompt.scale), 1)
         return reply
 
     async def probe(self, ratings: Ratings | None) -> Capabilities:
@@ -252,8 +252,10 @@ class TransformersEngine:
     def _rate(self, calls: list[_Call], logits: torch.Tensor) -> None:
         assert self._digit_tokens is not None
         shares = torch.softmax(logits, -1)[:, self._digit_tokens.digits].tolist()
-        for call, share in zip(calls, shares, strict=True):
-            call.finish(RatingReply(normalise(share), sum(share), len(call.ids), 0))
+        for call, of_all in zip(calls, shares, strict=True):
+            low, high = call.scale
+            share = of_all[low : high + 1]
+            call.finish(RatingReply(normalise(share), sum(share), len(call.ids), 0, lowest=low))
 
     def _begin_together(self, calls: list[_Call]) -> None:
         computed = prefill(self._model, [call.ids for call in calls])
@@ -354,7 +356,7 @@ def _end_ids(model: Any, tokenizer: Any) -> set[int]:
 
 @dataclass(frozen=True)
 class _DigitTokens:
-    """What a reply begins with before a rating's digit, and the token of each digit 1..7 there."""
+    """What a reply begins with before a rating's digit, and the token of each digit 0..9 there."""
 
     prefix: list[int]
     digits: list[int]
@@ -362,11 +364,9 @@ class _DigitTokens:
 
 def _digit_tokens(tokenizer: Any) -> _DigitTokens | None:
     """None where two digits share their first token."""
-    variants = [
-        tokenizer.encode(f"{RATING_PREFIX}{digit}", add_special_tokens=False) for digit in range(1, NUM_RATINGS + 1)
-    ]
+    variants = [tokenizer.encode(f"{RATING_PREFIX}{digit}", add_special_tokens=False) for digit in range(10)]
     shared = 0
     while all(len(ids) > shared + 1 and ids[shared] == variants[0][shared] for ids in variants):
         shared += 1
     digits = [ids[shared] for ids in variants]
-    return _DigitTokens(variants[0][:shared], digits) if len(set(digits)) == NUM_RATINGS else None
+    return _DigitTokens(variants[0][:shared], digits) if len(set(digits)) == len(digits) else None

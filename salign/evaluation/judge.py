@@ -2,13 +2,13 @@
 
 import asyncio
 
-from salign.config import Sampling, SocietySection
-from salign.engines.base import HIGHEST, Engine, Prompt
+from salign.config import Sampling, Scale, SocietySection
+from salign.engines.base import Engine, Prompt
 from salign.errors import CallRejectedError
-from salign.evaluation.judged import RATED, Sample
+from salign.evaluation.judged import AS_OBSERVERS, RATED, Sample
 from salign.seeds import derive
 from salign.society import frames
-from salign.society.prompts import CRITERIA, Judged, Wording, judging
+from salign.society.prompts import Judged, Wording, judging
 from salign.society.replies import parse_rating
 
 # Of the prompt below, its frame and form, and how a rating is read from the reply; stands in every result.
@@ -33,6 +33,7 @@ helpful).
 
 Reply in the form "Rating: <1 to 10> Reason: <one sentence>"."""
 
+_SCALE: Scale = (1, 10)
 _REPLY = Sampling(temperature=0.0, max_tokens=80)
 
 
@@ -48,7 +49,8 @@ class Judge:
     def __init__(self, engine: Engine, society: SocietySection, seed: int) -> None:
         self._engine = engine
         self._society = society
-        self._wording = Wording(society)
+        # As observers are asked who rate by no criteria of the run's own: figures of all runs can be compared.
+        self._wording = Wording(society.model_copy(update={"criteria": None}))
         self._seed = seed
 
     async def rate(self, sample: Sample) -> dict[str, float | None]:
@@ -60,8 +62,7 @@ class Judge:
         return dict(zip(criteria, ratings, strict=True))
 
     async def _rate(self, sample: Sample, answer: str, criterion: str) -> float | None:
-        as_observers = criterion in CRITERIA
-        for attempt in range(self._society.num_rating_tries if as_observers else 1 + self._society.num_rating_retries):
+        for attempt in range(self._num_tries(criterion)):
             # The attack is part of the seed: an item's own, not its question's.
             place = (self._seed, "evaluate", sample.item.benchmark, sample.item.prompt, criterion, attempt)
             try:
@@ -72,19 +73,27 @@ class Judge:
                 return rating
         return None
 
+    def _num_tries(self, criterion: str) -> int:
+        if criterion not in AS_OBSERVERS:
+            return 1 + self._society.num_rating_retries
+        return self._society.num_rating_tries(in_words=self._society.rating == "parse")
+
     async def _ask(self, sample: Sample, answer: str, criterion: str, seed: int, attempt: int) -> float | None:
         question = sample.item.question
         # The same at each attempt, and nothing that the answer's author is shown.
         key = frames.draw_key(self._seed, "evaluate", sample.item.benchmark, sample.item.prompt)
-        if criterion not in CRITERIA:
+        if criterion not in AS_OBSERVERS:
             # At temperature 0 a second try would say the same again.
             sampling = _REPLY if attempt == 0 else _REPLY.model_copy(update={"temperature": 0.7})
             asked = _JUDGE.format(question=question, answer=answer, key=key)
-            reply = await self._engine.generate(Prompt(asked, judging(None, key), form="rating_10"), sampling, seed)
-            parsed = parse_rating(reply.text, HIGHEST["rating_10"], judged=answer)
+            reply = await self._engine.generate(
+                Prompt(asked, judging(None, key), form="rating", scale=_SCALE), sampling, seed
+            )
+            parsed = parse_rating(reply.text, _SCALE, answer)
             return None if parsed is None else parsed[0]
         prompt = self._wording.observe(Judged(question, answer, key), criterion)
-        if self._society.rating == "logprob":
+        if prompt.form != "rating":
             return (await self._engine.rate(prompt, seed)).expectation
-        parsed = parse_rating((await self._engine.generate(prompt, self._society.feedback, seed)).text, judged=answer)
+        said = (await self._engine.generate(prompt, self._society.feedback, seed)).text
+        parsed = parse_rating(said, prompt.scale, answer)
         return None if parsed is None else parsed[0]

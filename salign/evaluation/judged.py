@@ -12,10 +12,17 @@ from salign.evaluation.tasks import data_file, missing
 from salign.files import read_text
 from salign.seeds import derive
 from salign.society import prompts, sources
-from salign.society.prompts import CRITERIA
+
+AS_OBSERVERS = ("alignment", "engagement")
+"""Criteria by which a judge is asked as the society's observers are."""
 
 # What a judge rates in each.
-RATED: dict[str, tuple[str, ...]] = {"questions": CRITERIA, "hh": ("rating",), "hh_a": ("rating",), "over_refusal": ()}
+RATED: dict[str, tuple[str, ...]] = {
+    "questions": AS_OBSERVERS,
+    "hh": ("rating",),
+    "hh_a": ("rating",),
+    "over_refusal": (),
+}
 # Of the wrappings, the safe prompts and the words of a refusal.
 ATTACKS_VERSION = "1"
 OVER_REFUSAL_VERSION = "1"

@@ -158,12 +158,13 @@ def society_path(record: RunRecord) -> Plot | None:
         for name, x, y in population_means(record.paths, axes):
             line = {"color": COLOURS[POPULATIONS.index(name)], "width": 4, "dash": "solid"}
             traces.append(go.Scatter(name=f"{name}: mean", x=x, y=y, mode="lines", line=line))
+    scale = scales_in_words(record.config, axes)
     words = "; ".join(_path_in_words(path, axes) for path in paths[:8])
     drawn = "" if len(paths) == len(record.paths) else f" {len(paths)} of {len(record.paths)} worlds are drawn."
     return Plot(
         "society-path",
         f"{axes[0].capitalize()} against {axes[1]}, round by round",
-        "One path for each world: means of the observers' ratings of the final answers, from 1 to 7. An "
+        f"One path for each world: means of the observers' ratings of the final answers, {scale}. An "
         "open circle is the first round, a square the last round of a world that was shown to gain no more, a diamond "
         f"the last round allowed.{drawn}",
         f"Paths of {len(record.paths)} worlds. {words}.",
@@ -204,6 +205,19 @@ def rated(config: Config) -> dict[str, str]:
     }
 
 
+def rating_axis(config: Config) -> str:
+    """What stands at an axis of mean ratings."""
+    return f"mean rating, {scales_in_words(config, protocol_of(config.society).criteria)}"
+
+
+def scales_in_words(config: Config, names: Sequence[str]) -> str:
+    """From where to where some criteria are rated, such as "from 1 to 7"."""
+    criteria = [config.society.criterion(name) for name in names]
+    if len({criterion.scale for criterion in criteria}) == 1:
+        return f"from {criteria[0].scale_in_words}"
+    return ", ".join(f"{criterion.name} from {criterion.scale_in_words}" for criterion in criteria)
+
+
 def ratings(record: RunRecord) -> Plot | None:
     """What observers rate, by round."""
     if not record.paths:
@@ -226,7 +240,7 @@ def ratings(record: RunRecord) -> Plot | None:
         f"Over {len(rounds)} rounds: "
         + "; ".join(f"{line} from {_shown(values[0])} to {_shown(values[-1])}" for line, values in lines.items())
         + ".",
-        make_figure(traces, "round", "mean rating, 1 to 7", xaxis=round_axis(rounds), hovermode="x unified"),
+        make_figure(traces, "round", rating_axis(record.config), xaxis=round_axis(rounds), hovermode="x unified"),
         ("what", "round", "mean rating"),
         long_rows([(line, rounds, values) for line, values in lines.items()]),
     )
@@ -244,7 +258,7 @@ def cropped(society: Society, most: int = 20) -> tuple[Any, list[float]]:
     width = -(-(high - low) // most)
     edges = np.arange(low, high, width)
     coarse = np.add.reduceat(np.add.reduceat(counts[low:high, low:high], edges - low, axis=0), edges - low, axis=1)
-    middles = [round(1 + 6 * (float(edge) + (width - 1) / 2) / (NUM_BINS - 1), 3) for edge in edges]
+    middles = [round(society.compared.at_share((float(edge) + (width - 1) / 2) / (NUM_BINS - 1)), 3) for edge in edges]
     return coarse, middles
 
 

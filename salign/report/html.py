@@ -92,15 +92,18 @@ def _cell(value: Any) -> str:
 
 
 def _map(record: RunRecord) -> dict[str, Any] | None:
-    """The map's ratings: for each measure a byte a cell and round, 0 for none, else 1 + 250 (rating - 1) / 6."""
+    """The map's ratings: for each measure a byte a cell and round, 0 for none, else 1 to 251 along its scale."""
     if record.society is None:
         return None
     cells = record.society.cells
     populations = record.config.society.populations
+    scales = [cells.criteria[criterion].scale for _, criterion in cells.measures]
+    low, high = np.array(scales, dtype=np.float32).T[:, :, None, None]
     worlds = []
     for world, last in cells.lasts.items():
         values = cells.values(world)
-        coded = np.where(np.isnan(values), 0, 1 + np.round((np.nan_to_num(values) - 1) / 6 * 250)).astype(np.uint8)
+        shares = (np.nan_to_num(values) - low) / (high - low)
+        coded = np.where(np.isnan(values), 0, 1 + np.round(shares * 250)).astype(np.uint8)
         worlds.append(
             {
                 "world": world,
@@ -115,6 +118,7 @@ def _map(record: RunRecord) -> dict[str, Any] | None:
         "is_grid": cells.is_grid,
         "rounds": cells.rounds,
         "criteria": [criterion for _, criterion in cells.measures],
+        "scales": scales,
         "worlds": worlds,
     }
 

@@ -12,9 +12,9 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from salign.config import Config, GridTopology
+from salign.config import Config, Criterion, GridTopology
 from salign.markers import Done
-from salign.records import MAX_SCORE, MIN_SCORE, Interaction, Turn
+from salign.records import Interaction, Turn
 from salign.seeds import rng
 from salign.society.protocols import protocol_of
 
@@ -27,7 +27,7 @@ _MAX_SIDE = 100
 _MAX_READ_CLOSELY = 20_000
 """Interactions whose words are compared; if there are more, this many are drawn at random."""
 NUM_BINS = 61
-"""Of a rating from 1 to 7, a tenth each."""
+"""Of a rating's scale; from 1 to 7, a tenth each."""
 _WORD = re.compile(r"\w{4,}")
 FEEDBACK = "feedback"
 """What turns of the audience are called, whatever their role."""
@@ -70,6 +70,7 @@ class CellMap:
         lasts = {world: last for shard in shards for world, last in sorted(shard.last_rounds.items())}
         self.num_agents = sum(shard.num_interactions for shard in shards) // max(1, sum(lasts.values()))
         protocol, topology = protocol_of(config.society), config.society.topology
+        self.criteria = {criterion.name: criterion for criterion in config.society.observed_criteria}
         # The outcome by each criterion, and by the first what it is compared with, if anything.
         self.measures = [(protocol.outcome, criterion) for criterion in protocol.criteria]
         self.measures += [(role, protocol.criteria[0]) for role in protocol.observed[:-1][:1]]
@@ -197,6 +198,8 @@ class Society:
     """The protocol's roles of turns that observers rate, in order; by its first criterion the last, which is the
     outcome, is compared with the first, where there are two."""
     criteria: tuple[str, ...]
+    compared: Criterion
+    """The first of the criteria."""
     followed: Followed
     num_interactions: int = 0
     num_failed: int = 0
@@ -205,7 +208,7 @@ class Society:
     completion_tokens: int = 0
     num_calls: int = 0
     before_after: NDArray[np.int64] = field(default_factory=lambda: np.zeros((NUM_BINS, NUM_BINS), np.int64))
-    """Interactions by the rating of the first answer and of the outcome, to the tenth."""
+    """Interactions by the rating of the first answer and of the outcome, in bins of their scale."""
     num_higher: int = 0
     """Outcomes that were rated higher than the first answer; `num_lower`: lower."""
     num_lower: int = 0
@@ -229,7 +232,8 @@ class SocietyReader:
         protocol = protocol_of(config.society)
         self._first, self._outcome = protocol.observed[0], protocol.outcome
         followed = Followed(self._first, self._outcome)
-        self.society = Society(CellMap(config, shards), protocol.observed, protocol.criteria, followed)
+        compared = config.society.observed_criteria[0]
+        self.society = Society(CellMap(config, shards), protocol.observed, protocol.criteria, compared, followed)
         # Of each role and criterion, ratings asked for, missing ones, and the sum of the others.
         self._ratings: dict[tuple[str, str], list[float]] = {
             (role, criterion): [0, 0, 0.0] for role in protocol.observed for criterion in protocol.criteria
@@ -281,7 +285,7 @@ class SocietyReader:
         self._feedback[1] += given.count(None)
         before, after = compared.get(self._first), compared.get(self._outcome)
         if self._first != self._outcome and before is not None and after is not None:
-            society.before_after[_bin(before), _bin(after)] += 1
+            society.before_after[_bin(before, society.compared), _bin(after, society.compared)] += 1
             society.num_higher += after > before
             society.num_lower += after < before
             there = [rating for rating in given if rating is not None]
@@ -328,8 +332,9 @@ class SocietyReader:
         return society
 
 
-def _bin(rating: float) -> int:
-    share = (min(max(rating, MIN_SCORE), MAX_SCORE) - MIN_SCORE) / (MAX_SCORE - MIN_SCORE)
+def _bin(rating: float, criterion: Criterion) -> int:
+    low, high = criterion.scale
+    share = (min(max(rating, low), high) - low) / (high - low)
     return round(share * (NUM_BINS - 1))
 
 

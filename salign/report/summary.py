@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from salign.config import KINDS, Config
+from salign.config import KINDS, Config, SocietySection
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.statistics import Estimate
 from salign.garbage import rare_collections
@@ -101,7 +101,7 @@ def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     if summary["society"] is not None:
-        _add_society(table, summary["society"])
+        _add_society(table, summary["society"], config.society)
         table.add_row("groups", ", ".join(f"{kind} {count}" for kind, count in summary["dataset"].items()))
     for stage, row in summary["training"].items():
         first, last = _number(row["loss_first_quarter"]), _number(row["loss_last_quarter"])
@@ -129,12 +129,13 @@ def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console:
         console.print("Intervals are 95 % bootstrap intervals; differences are paired by question.")
 
 
-def _add_society(table: Table, society: dict[str, Any]) -> None:
+def _add_society(table: Table, society: dict[str, Any], section: SocietySection) -> None:
     failed = f", {society['num_failed']} failed" if society["num_failed"] else ""
     calls = f"{society['num_calls']} model calls, {society['num_tokens']} tokens"
     table.add_row("interactions", f"{society['num_interactions']}{failed} ({calls})")
     for criterion, by_role in society["means"].items():
         means = ", ".join(f"{role}s {_number(value)}" for role, value in by_role.items())
-        table.add_row(f"mean {criterion}, 1-7", means)
+        low, high = section.criterion(criterion).scale
+        table.add_row(f"mean {criterion}, {low}-{high}", means)
     if society["observer"] is not None:
         table.add_row("observer", in_words(society["observer"]))

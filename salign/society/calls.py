@@ -114,11 +114,12 @@ class Calls:
         By the probabilities of the digits nothing is said; of a reply in words, a rating that cannot be read is asked
         for again. A call that the engine refuses is not.
         """
-        for attempt in range(self.society.num_rating_tries):
+        in_words = prompt.form == "rating"
+        for attempt in range(self.society.num_rating_tries(in_words=in_words)):
             try:
-                if self.society.rating == "parse":
+                if in_words:
                     reply = await self.generate(prompt, self.society.feedback, name, attempt, urgency)
-                    parsed = parse_rating(reply.text, judged=judged)
+                    parsed = parse_rating(reply.text, prompt.scale, judged)
                     if parsed is not None:
                         rating, reason = parsed
                         return Observation(rating, text=reason), reply

@@ -33,10 +33,11 @@ def meter_all(engines: Sequence[OpenEngine], journal: Journal) -> list[MeteredEn
 def _sections(config: Config) -> list[tuple[str, EngineSection | None, Ratings | None]]:
     """Where its servers' logs go, section and way of reading ratings of each model; None: the run's, or no ratings."""
     society = config.society
-    agents = society.rating if society.has_audience else None
+    agents, observers = society.rating if society.has_audience else None, society.observers_rate
+    everybody: Ratings = observers if agents in (None, observers) else "both"
     return [
-        ("", config.engine, society.rating if society.observer is None else agents),
-        ("observer", society.observer, society.rating),
+        ("", config.engine, everybody if society.observer is None else agents),
+        ("observer", society.observer, observers),
         *((f"mixture/{part.name}", part.engine, agents) for part in society.mixture),
     ]
 

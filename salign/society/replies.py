@@ -9,7 +9,7 @@ import re
 from typing import Any, NamedTuple
 
 from salign.chat import spells_control
-from salign.config import Flag
+from salign.config import SCALE, Flag, Scale
 from salign.engines.base import Reply
 from salign.society.frames import FRAME, imitates_frame, may_have_key
 from salign.society.prompts import repeats_prompt
@@ -146,16 +146,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(zip(keys, (value for _, value in pairs), strict=True))
 
 
-def _from_json(text: str, highest: int) -> tuple[float, str] | None:
+def _from_json(text: str, scale: Scale) -> tuple[float, str] | None:
     """The rating of a reply that is one JSON object."""
     try:
         row = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError, _ContradictionError):
         return None
     value, reason = (row.get("rating"), row.get("reason", "")) if isinstance(row, dict) else (None, "")
-    if isinstance(value, str) and re.fullmatch(r"\d{1,2}", value.strip()):
+    if isinstance(value, str) and re.fullmatch(r"\d{1,3}", value.strip()):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= highest:
+    if not isinstance(value, int) or isinstance(value, bool) or not scale[0] <= value <= scale[1]:
         return None
     return float(value), reason.strip() if isinstance(reason, str) else ""
 
@@ -196,21 +196,21 @@ def _begins_with_form(text: str) -> bool:
     return bool(forms) and forms[0].start == 0
 
 
-def _value(form: _Form, highest: int) -> int | None:
+def _value(form: _Form, scale: Scale) -> int | None:
     """What a form states; None where that is no rating on the scale."""
     _, _, number, link, other = form
-    if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= highest:
+    if not number.isascii() or not number.isdigit() or not scale[0] <= int(number) <= scale[1]:
         return None
     if (
         other is not None
         and link is not None
-        and (link in ("-", "\u2013") or link.lower() == "to" or int(other) != highest)
+        and (link in ("-", "\u2013") or link.lower() == "to" or int(other) != scale[1])
     ):
         return None
     return int(number)
 
 
-def parse_rating(reply: str, highest: int = 7, judged: str = "") -> tuple[float, str] | None:
+def parse_rating(reply: str, scale: Scale = SCALE, judged: str = "") -> tuple[float, str] | None:
     """Rating and reason out of a reply such as `Rating: 5 Reason: ...`, or `{"rating": 5, "reason": "..."}`.
 
     Reasoning and quotations say nothing. What is left must have the form at its start, or at its end with at most the
@@ -218,30 +218,30 @@ def parse_rating(reply: str, highest: int = 7, judged: str = "") -> tuple[float,
 
     Args:
         reply: What a judge says.
-        highest: The scale's end, 7 or 10; it begins with 1.
+        scale: The lowest and the highest rating.
         judged: What was judged; where the reply repeats it word for word, it quotes it.
 
     Returns:
         None where the judge gives no rating, or several.
     """
     outside = _without_judged(reply, judged)
-    if outside is reply and (plain := _plain_rating(reply.strip())) is not None:
+    if outside is reply and (plain := _plain_rating(reply.strip(), scale)) is not None:
         return plain
     text = _unquoted(without_reasoning(outside))
     fenced = _FENCE.match(text)
     if fenced or text.startswith("{"):
-        return _from_json(fenced[1] if fenced else text, highest)
+        return _from_json(fenced[1] if fenced else text, scale)
     if text != outside:  # what stood apart may stand together now
         text = _without_judged(text, judged)
-    forms = [form for form in _forms(text) if not _is_scale(form, highest)]
+    forms = [form for form in _forms(text) if not _is_scale(form, scale)]
     if forms and _may_quote(text[: forms[-1].start]):  # what is around a form begins before it
         quoted = _quotations(text)
         forms = [form for form in forms if not _within(form.start, quoted)]
     if not forms:
         return None
     first, *others = forms
-    last, value = forms[-1], _value(first, highest)
-    if value is None or any(_value(other, highest) != value for other in others):
+    last, value = forms[-1], _value(first, scale)
+    if value is None or any(_value(other, scale) != value for other in others):
         return None
     at_start = _BEFORE_ALL.match(text[: first.start])
     if not at_start and not (_begins_sentence(text, last) and _AFTER_ALL.match(text, last.end)):
@@ -249,13 +249,15 @@ def parse_rating(reply: str, highest: int = 7, judged: str = "") -> tuple[float,
     return float(value), _reason(text, first, last)
 
 
-def _plain_rating(text: str) -> tuple[float, str] | None:
+def _plain_rating(text: str, scale: Scale) -> tuple[float, str] | None:
     """The rating of a reply that is what it was asked for, and no more; None for any other, which needs a closer look.
 
     Most are, and to read them so costs a third.
     """
     plain = _PLAIN.match(text)
     if plain is None or _may_have_tags(text) or len(_starts_of_rating(text)) > 1:
+        return None
+    if scale is not SCALE and not scale[0] <= int(plain[1]) <= scale[1]:
         return None
     return float(plain[1]), _stripped(text[plain.end() :])
 
@@ -265,10 +267,12 @@ def _begins_sentence(text: str, form: _Form) -> bool:
     return _STARTS.search(text[max(0, form.start - _MARKUP) : form.start]) is not None
 
 
-def _is_scale(form: _Form, highest: int) -> bool:
+def _is_scale(form: _Form, scale: Scale) -> bool:
     """Whether a form is the scale itself, said again: `Rating: <1 to 7>`."""
     _, _, number, link, other = form
-    return link is not None and (number, other) == ("1", str(highest)) and link.lower() in ("-", "\u2013", "to")
+    return (
+        link is not None and (number, other) == (str(scale[0]), str(scale[1])) and link.lower() in ("-", "\u2013", "to")
+    )
 
 
 def _reason(text: str, first: _Form, last: _Form) -> str:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 from zlib import crc32
 
-from salign.config import FLAGS, Gates
+from salign.config import FLAGS, SCALE, Gates, Scale
 from salign.errors import StageError
 from salign.records import Interaction
 from salign.society.protocols.base import Protocol
@@ -110,7 +110,7 @@ class Round:
 
         The outcome's means are called by the criterion alone, other turns' by their role as well.
         """
-        validity = Validity(RecallRecord(protocol.reminded))
+        validity = Validity.of(protocol)
         validity.add(self)
         *others, outcome = protocol.observed
         recalls = self.recalls.get(protocol.reminded[0], Recalls())
@@ -150,9 +150,17 @@ class Validity:
     """How often the digits had which probability, to three places."""
     ratings: dict[str, Counter[float]] = field(default_factory=dict)
     """How often who rated by what gave which rating, to three places."""
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    """Of the criteria that observers rate; all others rate from 1 to 7."""
     num_texts: int = 0
     num_flagged: int = 0
     flags: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, protocol: Protocol[Any]) -> "Validity":
+        """Of no round yet."""
+        scales = {criterion.name: criterion.scale for criterion in protocol.society.observed_criteria}
+        return cls(RecallRecord(protocol.reminded), scales=scales)
 
     def add(self, round_: Round) -> None:
         """Takes up a round that is complete."""
@@ -289,12 +297,14 @@ class Validity:
                 f"model meant (society.gates.min_digit_mass = {gates.min_digit_mass:.1%})"
             )
         for name, sd in self.rating_sds.items():
-            given = self.ratings[name]
-            if given.total() >= _MIN_RATINGS and sd < gates.min_rating_sd:
+            given, (low, high) = self.ratings[name], self.scales.get(name, SCALE)
+            needed = gates.min_rating_sd * (high - low) / (SCALE[1] - SCALE[0])
+            if given.total() >= _MIN_RATINGS and sd < needed:
+                scale = "" if (low, high) == SCALE else f", on a scale from 1 to 7; this one is from {low} to {high}"
                 crossed.append(
                     f"the {given.total()} ratings of {name} are all about {given.most_common(1)[0][0]:g}, with a "
                     f"standard deviation of {sd:.3f}, and do not tell one text from another "
-                    f"(society.gates.min_rating_sd = {gates.min_rating_sd:g})"
+                    f"(society.gates.min_rating_sd = {gates.min_rating_sd:g}{scale})"
                 )
         if self.flagged_share > gates.max_flagged_share:
             counts = ", ".join(f"{flag}: {n}" for flag, n in self.flags.most_common() if flag not in _HARMLESS)

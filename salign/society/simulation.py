@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from salign.config import SocietySection
+from salign.config import SCALE, Criterion, SocietySection
 from salign.errors import SalignError, StageError
 from salign.records import Interaction
 from salign.society.messages import (
@@ -29,7 +29,6 @@ from salign.society.messages import (
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Protocol
 from salign.society.ranks import Alone, Ranks
-from salign.society.recalls import RecallRecord
 from salign.society.rounds import Round, Validity
 from salign.society.spool import Spool
 from salign.society.stopping import Gain, Stop, StopRule
@@ -74,12 +73,15 @@ class _Verdicts:
         self._max_rounds = society.max_rounds
         self._num_agents = {world.number: world.num_agents for world in worlds}
         self._rules = {
-            world.number: StopRule(society.stopping, world.num_agents, society.max_rounds) for world in worlds
+            world.number: StopRule(
+                society.stopping, world.num_agents, society.max_rounds, len(society.stopping_criteria)
+            )
+            for world in worlds
         }
         self._rounds: dict[tuple[int, int], Round] = {}
         self._decided = dict.fromkeys(self._num_agents, 0)
         self.stops: dict[int, Stop] = {}
-        self.validity = Validity(RecallRecord(self._protocol.reminded))
+        self.validity = Validity.of(self._protocol)
 
     def take(self, part: Round) -> list[Verdict]:
         """Takes a rank's part of a round; a verdict on each round that it completes."""
@@ -98,13 +100,20 @@ class _Verdicts:
             self._decided[world] = number
             self.validity.add(round_)
             rule = self._rules[world]
-            ratings = [round_.by_agent(self._protocol.outcome, criterion) for criterion in self._protocol.criteria]
+            ratings = (self._ratings(round_, criterion) for criterion in self._protocol.society.stopping_criteria)
             why = rule.after(*ratings) or ("max_rounds" if number == self._max_rounds else None)
             stop = None if why is None else Stop(world, number, why, rule.gain)
             verdicts.append(Verdict(self._protocol, round_, rule.gain, stop))
             if stop is not None:
                 self.stops[world] = stop
                 return verdicts
+
+    def _ratings(self, round_: Round, criterion: Criterion) -> dict[int, float | None]:
+        """Each agent's outcome by a criterion, on the scale from 1 to 7."""
+        given = round_.by_agent(self._protocol.outcome, criterion.name)
+        if criterion.scale == SCALE:
+            return given
+        return {agent: None if value is None else criterion.on_common_scale(value) for agent, value in given.items()}
 
 
 class Simulation:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from math import fsum, sqrt
+from math import fsum, prod, sqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -34,8 +34,8 @@ _MAX_GROWTH = 5
 class Gain:
     """What a world gained from one window of rounds to the next.
 
-    The gain is of the geometric mean of mean alignment and mean engagement, in points of a rating: it rises where their
-    product does.
+    The gain is of the geometric mean of the criteria's mean ratings (alignment and engagement, unless the config names
+    others), in points of a rating: it rises where their product does.
     """
 
     window: int
@@ -85,36 +85,38 @@ class StopRule:
         stopping: The config's; None: there is no rule, only a last round.
         num_agents: Of the world, numbered from 0.
         max_rounds: When it ends anyway.
+        num_criteria: By how many an agent is rated, each on a scale from 1 to 7.
     """
 
-    def __init__(self, stopping: Stopping | None, num_agents: int, max_rounds: int) -> None:
+    def __init__(self, stopping: Stopping | None, num_agents: int, max_rounds: int, num_criteria: int = 2) -> None:
         self._stopping = stopping
         self._max_rounds = max_rounds
         self._num_agents = num_agents
         self._block = np.arange(num_agents) * min(num_agents, _MAX_BLOCKS) // max(num_agents, 1)
         self._num_rounds = 0
         longest = 0 if stopping is None else _MAX_GROWTH * stopping.window
-        # After each round: sums and counts of ratings so far, [alignment sum, count, engagement sum, count] x blocks.
+        # After each round: sums and counts of ratings so far, [criteria, sum and count, blocks].
         self._sums: deque[NDArray[np.float64]] = deque(maxlen=2 * longest + 1)
-        self._sums.append(np.zeros((4, min(num_agents, _MAX_BLOCKS))))
+        self._sums.append(np.zeros((num_criteria, 2, min(num_agents, _MAX_BLOCKS))))
         self.gain: Gain | None = None
         """From the last two windows; None before `min_rounds`, and where nothing could be compared."""
 
-    def after(self, alignment: Ratings, engagement: Ratings) -> Literal["no improvement", "no ratings"] | None:
-        """Takes the ratings of a round's revisions; says why the world should stop, None where it should go on.
+    def after(self, *ratings: Ratings) -> Literal["no improvement", "no ratings"] | None:
+        """Takes the ratings of a round's outcomes by each criterion.
 
+        Says why the world should stop, None where it should go on.
         The same whatever the order in which agents stand in the mappings.
         """
         self._num_rounds += 1
         self.gain = None
         if self._stopping is None:
             return None
-        of_round = np.concatenate([self._by_block(alignment), self._by_block(engagement)])
+        of_round = np.stack([self._by_block(by_agent) for by_agent in ratings])
         self._sums.append(self._sums[-1] + of_round)
         if self._num_rounds < self._stopping.min_rounds:
             return None
         last = self._sums[-1] - self._sums[-1 - self._stopping.window]
-        if not last[1].any() or not last[3].any():
+        if not last[:, 1].any(axis=-1).all():
             return "no ratings"
         self.gain = self._measure()
         return "no improvement" if self.gain is not None and self.gain.most < self.gain.tolerance else None
@@ -144,18 +146,17 @@ class StopRule:
         assert self._stopping is not None
         now, middle, start = (self._sums[-1 - back] for back in (0, window, 2 * window))
         last, before = now - middle, middle - start
-        compared = (last[1] > 0) & (last[3] > 0) & (before[1] > 0) & (before[3] > 0)
+        compared = ((last[:, 1] > 0) & (before[:, 1] > 0)).all(axis=0)
         n = int(compared.sum())
         if n < 2:
             return None
-        last, before = last[:, compared], before[:, compared]
-        alignment, engagement = last[0] / last[1], last[2] / last[3]
-        alignment_before, engagement_before = before[0] / before[1], before[2] / before[3]
-        # The geometric mean of two means, about the middle of the two windows.
-        a = (fsum(alignment) + fsum(alignment_before)) / (2 * n)
-        e = (fsum(engagement) + fsum(engagement_before)) / (2 * n)
-        centre = 2 * sqrt(a * e)
-        gains = (e / centre) * (alignment - alignment_before) + (a / centre) * (engagement - engagement_before)
+        last, before = last[:, :, compared], before[:, :, compared]
+        means, means_before = last[:, 0] / last[:, 1], before[:, 0] / before[:, 1]
+        # The geometric mean of the criteria's means, about the middle of the two windows.
+        middles = [(fsum(now) + fsum(then)) / (2 * n) for now, then in zip(means, means_before, strict=True)]
+        geometric = prod(middles) ** (1 / len(middles))
+        weights = np.array([geometric / (len(middles) * middle) for middle in middles])
+        gains = (weights[:, None] * (means - means_before)).sum(axis=0)
         points = fsum(gains) / n
         error = sqrt(fsum((gains - points) ** 2) / (n - 1) / n)
         looks = max(1, self._max_rounds - self._stopping.min_rounds + 1)

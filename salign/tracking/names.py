@@ -14,14 +14,12 @@ _LOSSES = (
     "rewards/accuracies",
 )
 
-# Of each kind of run: what its rows and its summary hold. `*` stands for the task of an evaluation.
+# Of each kind of run: what its rows and its summary hold. `*` stands for the task of an evaluation, or for what
+# observers rate.
 LOGGED: dict[JobType, tuple[str, ...]] = {
     "simulate": (
         "sim/round",
-        "sim/alignment_mean",
-        "sim/engagement_mean",
-        "sim/draft_alignment_mean",
-        "sim/draft_engagement_mean",
+        "sim/*_mean",
         "sim/parse_rate",
         "sim/failed",
         "sim/recalled_initial_share",

@@ -53,6 +53,7 @@ def _sections(wr: Any) -> dict[str, list[Any]]:
         "Society": [
             over_rounds("Alignment, 1 to 7", "sim/draft_alignment_mean", "sim/alignment_mean"),
             over_rounds("Engagement, 1 to 7", "sim/draft_engagement_mean", "sim/engagement_mean"),
+            wr.LinePlot(title="All that observers rate", x="sim/round", metric_regex="sim/.*_mean"),
             over_rounds("Ratings that could be read", "sim/parse_rate", range_y=(0, 1)),
             over_rounds("Interactions that failed", "sim/failed"),
             over_rounds(

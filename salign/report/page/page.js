@@ -37,15 +37,14 @@
   // --- the map ------------------------------------------------------------------------------
 
   const decoded = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const rating = (byte) => (byte === 0 ? null : 1 + ((byte - 1) / 250) * 6);
+  const rating = (byte, [low, high]) => (byte === 0 ? null : low + ((byte - 1) / 250) * (high - low));
   // Cividis, told apart by everybody; in the dark its dark end is lighter than the page.
   const ratings = [[0, "var(--low)"], [0.35, "var(--lower)"], [0.7, "var(--higher)"], [1, "var(--high)"]];
   // From the last measure, the first answer's rating, to the first, the outcome's.
   const change = {
-    at: (m, i) => { const before = m[m.length - 1][i]; return m[0][i] && before ? rating(m[0][i]) - rating(before) : null; },
+    at: (m, i, scale) => { const before = m[m.length - 1][i]; return m[0][i] && before ? rating(m[0][i], scale) - rating(before, scale) : null; },
     // Orange for worse, blue for better: told apart by everybody.
     scale: [[0, "#b35806"], [0.25, "#f1a340"], [0.5, "#f2f2f2"], [0.75, "#67a9cf"], [1, "#2166ac"]],
-    range: null,
     title: "change",
   };
 
@@ -56,13 +55,13 @@
     const { side, block } = record;
     const worlds = record.worlds.map((item) => ({ ...item, measures: item.measures.map(decoded) }));
     worlds.forEach((item, number) => world.append(new Option(`${item.world}: ${item.population}`, number)));
-    const views = record.criteria.map((title, number) => ({ at: (m, i) => rating(m[number][i]), scale: ratings, range: [1, 7], title }));
+    const views = record.criteria.map((title, number) => ({ at: (m, i) => rating(m[number][i], record.scales[number]), scale: ratings, range: record.scales[number], title }));
     let listening = false;
 
     function values(item, view, round) {
       const start = round * side * side, rows = [];
       for (let row = 0; row < side; row++) {
-        rows.push(Array.from({ length: side }, (_, column) => view.at(item.measures, start + row * side + column)));
+        rows.push(Array.from({ length: side }, (_, column) => view.at(item.measures, start + row * side + column, record.scales[0])));
       }
       return rows;
     }
@@ -71,11 +70,11 @@
       // One scale for all rounds of a world: what differs between rounds is to be seen.
       let low = Infinity, high = -Infinity;
       for (let i = 0; i < record.rounds.length * side * side; i++) {
-        const value = view.at(item.measures, i);
+        const value = view.at(item.measures, i, record.scales[0]);
         if (value !== null) { low = Math.min(low, value); high = Math.max(high, value); }
       }
-      if (low > high) return [1, 7];
-      if (view.range === null) { const most = Math.max(0.1, -low, high); return [-most, most]; }
+      if (low > high) return view.range ?? [-1, 1];
+      if (!view.range) { const most = Math.max(0.1, -low, high); return [-most, most]; }
       return high - low < 0.2 ? [low - 0.1, high + 0.1] : [low, high];
     }
 

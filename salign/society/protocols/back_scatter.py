@@ -1,12 +1,12 @@
 """Back-Scatter, the paper's protocol (section 3.2): draft, feedback, revision, observation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 from salign.config import BackScatterProtocol
 from salign.records import Interaction, Turn
 from salign.society import frames, prompts, queries
 from salign.society.calls import Calls, UnansweredError, spoken, together
-from salign.society.protocols.base import Conversation, Protocol, Query, Row, State, Update
+from salign.society.protocols.base import Conversation, Learning, Protocol, Query, Row, State, Update
 from salign.society.replies import flags_of
 
 DRAFT, FEEDBACK, REVISION = "draft", "feedback", "revision"
@@ -62,26 +62,24 @@ class BackScatter(Protocol[BackScatterProtocol]):
             flags=flags_of(reply, reason) if wanted else (),
         )
 
-    def rows(
-        self, interaction: Interaction, kept: Callable[[Sequence[Turn]], list[Turn]], min_score: float
-    ) -> Iterator[Row]:
+    def rows(self, interaction: Interaction, learning: Learning) -> Iterator[Row]:
         """The three kinds of the paper (section 3.3): imitation, self-critic, realignment."""
         draft, revision = interaction.turn(DRAFT), interaction.turn(REVISION)
         if draft is None:
             return
         question = interaction.topic
-        drafts = kept([draft])
-        revisions = [] if revision is None else kept([revision])
-        answers = [(turn, turn.observed_rating("alignment")) for turn in (*drafts, *revisions)]
+        drafts = learning.kept([draft])
+        revisions = [] if revision is None else learning.kept([revision])
+        answers = [(turn, learning.score(turn)) for turn in (*drafts, *revisions)]
         yield Row("imitation", question, tuple(answers))
         if not drafts:
             return
-        feedback = kept(interaction.turns_of(FEEDBACK))
+        feedback = learning.kept(interaction.turns_of(FEEDBACK))
         yield Row("self_critic", queries.self_critic(question, draft.text), tuple([(t, t.rating) for t in feedback]))
         if revision is None or not revisions:
             return
         (_, before), (_, after) = answers
-        if before is not None and after is not None and after > max(before, min_score):
+        if before is not None and after is not None and after > max(before, learning.min_score):
             reasons = [turn.text for turn in feedback if turn.rating is not None and turn.text.strip()]
             if reasons:  # without words there is nothing to learn to follow
                 yield Row("realignment", queries.realignment(question, draft.text, reasons), ((revision, after),))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from salign.config import Kind, SocietySection
+from salign.config import Criterion, Kind, SocietySection
 from salign.engines.base import Reply
 from salign.errors import CallRejectedError
 from salign.records import Interaction, Member, Observation, Recalled, Turn
@@ -86,6 +86,26 @@ class Row(NamedTuple):
     responses: tuple[tuple[Turn, float | None], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """What counts where interactions become something to learn from.
+
+    Attributes:
+        criterion: By which observers' ratings answers are scored.
+        kept: Leaves out the turns whose flags forbid to learn from them.
+        min_score: From which score on an answer that was improved is one to learn from.
+    """
+
+    criterion: Criterion
+    kept: Callable[[Sequence[Turn]], list[Turn]]
+    min_score: float
+
+    def score(self, turn: Turn) -> float | None:
+        """The observers' rating of a turn on the scale from 1 to 7; None where there is none."""
+        rating = turn.observed_rating(self.criterion.name)
+        return None if rating is None else self.criterion.on_common_scale(rating)
+
+
 Section = TypeVar("Section")
 
 
@@ -101,14 +121,14 @@ class Protocol(ABC, Generic[Section]):
     """Roles of the turns that observers rate, in order. A world is measured, and stopped, by the last: its outcome."""
     reminded: ClassVar[tuple[str, ...]]
     """Roles of the turns before which a speaker looks into its memory; the leader's first."""
-    criteria: ClassVar[tuple[str, ...]] = ("alignment", "engagement")
-    """By which observers rate."""
     figures: ClassVar[Mapping[str, str]] = {}
     """What a round is measured by beside ratings: each figure's name, and what it says, as the report's title."""
 
     def __init__(self, society: SocietySection, section: Section) -> None:
         self.society = society
         self.section = section
+        self.criteria = tuple(criterion.name for criterion in society.observed_criteria)
+        """By which observers rate; figures compare turns by the first."""
 
     @property
     def outcome(self) -> str:
@@ -148,16 +168,8 @@ class Protocol(ABC, Generic[Section]):
         raise NotImplementedError(f"{type(self).__name__} asks nobody")
 
     @abstractmethod
-    def rows(
-        self, interaction: Interaction, kept: Callable[[Sequence[Turn]], list[Turn]], min_score: float
-    ) -> Iterator[Row]:
-        """What can be learnt from an interaction.
-
-        Args:
-            interaction: Held by this protocol.
-            kept: Leaves out the turns whose flags forbid to learn from them.
-            min_score: From which score on an answer that was improved is one to learn from.
-        """
+    def rows(self, interaction: Interaction, learning: Learning) -> Iterator[Row]:
+        """What can be learnt from an interaction, held by this protocol; `learning` says what counts."""
 
     def measure(self, interaction: Interaction) -> Iterable[tuple[str, float]]:
         """Values of an interaction, each with the name of the figure that is their mean over a round."""

@@ -1,12 +1,12 @@
 """Sample: several answers of one agent to its question, rated by the observers alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 from salign.config import SampleProtocol
-from salign.records import Interaction, Turn
+from salign.records import Interaction
 from salign.society import frames, prompts
 from salign.society.calls import spoken, together
-from salign.society.protocols.base import Conversation, Protocol, Row, Update
+from salign.society.protocols.base import Conversation, Learning, Protocol, Row, Update
 
 ANSWER = "answer"
 
@@ -35,8 +35,6 @@ class Sample(Protocol[SampleProtocol]):
         ]
         return [Update(said[0])]
 
-    def rows(
-        self, interaction: Interaction, kept: Callable[[Sequence[Turn]], list[Turn]], min_score: float
-    ) -> Iterator[Row]:
-        answers = kept(interaction.turns_of(ANSWER))
-        yield Row("imitation", interaction.topic, tuple((turn, turn.observed_rating("alignment")) for turn in answers))
+    def rows(self, interaction: Interaction, learning: Learning) -> Iterator[Row]:
+        answers = learning.kept(interaction.turns_of(ANSWER))
+        yield Row("imitation", interaction.topic, tuple((turn, learning.score(turn)) for turn in answers))
