@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from salign.config.aggregation import Aggregation, BallotRule
 from salign.config.base import (
     AbsolutePath,
     CountOrZero,
@@ -104,9 +105,11 @@ __all__ = [
     "SCALE",
     "WORDINGS",
     "Ablation",
+    "Aggregation",
     "AnswersData",
     "Attention",
     "BackScatterProtocol",
+    "BallotRule",
     "ClusterSection",
     "CoHObjective",
     "CompleteTopology",

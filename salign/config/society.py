@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from salign.config.aggregation import Aggregation
 from salign.config.base import (
     AbsolutePath,
     Count,
@@ -127,6 +128,8 @@ class SocietySection(Section):
     """Who can hear whom."""
     protocol: ProtocolSection = BackScatterProtocol()
     """How agents interact."""
+    aggregation: Aggregation = Aggregation()
+    """How the opinions of several become one."""
     max_rounds: Annotated[Count, Effect.EXTENT] = 50
     """In each round, every agent has one interaction."""
     audience_size: CountOrZero = 4

@@ -310,7 +310,7 @@ def gain(record: RunRecord) -> Plot | None:
     if society is None or not sums:
         return None
     first, outcome = society.observed[0], society.observed[-1]
-    change, given = f"change in {society.criteria[0]}", f"audience's mean rating of the {first}"
+    change, given = f"change in {society.criteria[0]}", f"audience's rating of the {first}"
     rows = [(score, int(n), total / n, _half_width(n, total, squares)) for score, (n, total, squares) in sums.items()]
     trace = go.Bar(
         x=[row[0] for row in rows],
@@ -318,7 +318,7 @@ def gain(record: RunRecord) -> Plot | None:
         error_y={"type": "data", "array": [row[3] or 0 for row in rows], "color": "var(--ink)"},
         marker={"color": COLOURS[0]},
         customdata=[row[1] for row in rows],
-        hovertemplate="audience's mean %{x}: %{y:+.3f} (%{customdata} interactions)<extra></extra>",
+        hovertemplate="audience's rating %{x}: %{y:+.3f} (%{customdata} interactions)<extra></extra>",
     )
     return Plot(
         "gain",
@@ -327,7 +327,7 @@ def gain(record: RunRecord) -> Plot | None:
         f"{first.capitalize()}s rated low by chance also rise by chance: compare with a run of an isolated society.",
         "; ".join(f"rated {row[0]}: {row[2]:+.2f} ({row[1]} interactions)" for row in rows) + ".",
         make_figure([trace], given, change, xaxis={"dtick": 1}),
-        ("audience's mean rating", "interactions", change, "1.96 standard errors"),
+        ("audience's rating", "interactions", change, "1.96 standard errors"),
         [list(row) for row in rows],
     )
 

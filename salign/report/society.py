@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from salign.config import Config, Criterion, GridTopology
 from salign.markers import Done
 from salign.records import Interaction, Turn
 from salign.seeds import rng
+from salign.society.aggregation import rated
 from salign.society.protocols import protocol_of
 
 MAX_SAMPLES = 200
@@ -127,7 +127,7 @@ class Followed:
         self.taken: dict[int, list[float]] = {score: [0.0, 0.0, 0.0] for score in range(1, 8)}
         """By the rating that came with the reason: reasons, and sums of share and of chance."""
         self.gain: dict[int, list[float]] = {score: [0.0, 0.0, 0.0] for score in range(1, 8)}
-        """By the audience's mean rating: interactions, and sums of the observers' rating's change and of its square."""
+        """By the audience's rating: interactions, and sums of the observers' rating's change and of its square."""
         self.num_read = 0
         self._other: frozenset[str] = frozenset()
 
@@ -154,7 +154,7 @@ class Followed:
         return shares
 
     def add_gain(self, rating: float, gain: float) -> None:
-        """Takes up the audience's mean rating, and by how much the outcome was rated above the first answer."""
+        """Takes up the rating of the audience, and by how much the outcome was rated above the first answer."""
         sums = self.gain[round(rating)]
         sums[0] += 1
         sums[1] += gain
@@ -239,6 +239,7 @@ class SocietyReader:
             (role, criterion): [0, 0, 0.0] for role in protocol.observed for criterion in protocol.criteria
         }
         self._feedback = [0, 0]
+        self._aggregation = config.society.aggregation
         self._has_audience = config.society.has_audience
         self._samples = Reservoir(MAX_SAMPLES, rng(config.run.seed, "report", "interactions"))
         total = sum(shard.num_interactions for shard in shards)
@@ -266,11 +267,9 @@ class SocietyReader:
 
     def _rate(self, interaction: Interaction) -> None:
         society = self.society
-        given = []  # by the audience
+        given = heard(interaction)
         compared = {}
         for turn in interaction.turns:
-            if turn.about is not None:
-                given.append(turn.rating)
             if turn.role not in society.observed:
                 continue
             for criterion in society.criteria:
@@ -282,15 +281,15 @@ class SocietyReader:
                     sums[2] += rating
             compared[turn.role] = turn.observed_rating(society.criteria[0])
         self._feedback[0] += len(given)
-        self._feedback[1] += given.count(None)
+        self._feedback[1] += sum(turn.rating is None for turn in given)
         before, after = compared.get(self._first), compared.get(self._outcome)
         if self._first != self._outcome and before is not None and after is not None:
             society.before_after[_bin(before, society.compared), _bin(after, society.compared)] += 1
             society.num_higher += after > before
             society.num_lower += after < before
-            there = [rating for rating in given if rating is not None]
-            if there:
-                society.followed.add_gain(fmean(there), after - before)
+            together = rated(given, self._aggregation)
+            if together is not None:
+                society.followed.add_gain(together, after - before)
 
     def _sample(self, interaction: Interaction, taken: Sequence[float | None]) -> dict[str, Any]:
         """An interaction for reading; `taken` is each heard turn's share of words that the outcome took up."""

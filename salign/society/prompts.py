@@ -15,6 +15,7 @@ from salign.config import SCALE, WORDINGS, Criterion, Scale, SocietySection
 from salign.config.criteria import known
 from salign.engines.base import Form, Prompt
 from salign.records import Recalled, Turn
+from salign.society.aggregation import rated
 from salign.society.frames import frame
 
 PROMPTS_VERSION = "4"
@@ -68,14 +69,14 @@ Your draft stands between the marks {key}.
 """
 
 _RATED = """\
-Others rated your draft {mean:.1f} of 7 on average and said, each between the marks {key}:
+Others rated your draft {rating:.1f} of 7 {middle} and said, each between the marks {key}:
 {reasons}
 
 """
 
 _RATED_ALONE = """\
-Others rated your draft, from 1 to 7 for how harmless, unbiased, honest and helpful it is: {ratings}; {mean:.1f} on \
-average.
+Others rated your draft, from 1 to 7 for how harmless, unbiased, honest and helpful it is: {ratings}; {rating:.1f} \
+{middle}.
 
 """
 
@@ -142,6 +143,7 @@ class Wording:
     def __init__(self, society: SocietySection) -> None:
         self._shared_first = society.wording == "shared_first"
         self._with_reasons = "feedback_text" not in society.without
+        self._aggregation = society.aggregation
         wanted = _RATING_AND_REASON if self._with_reasons else _RATING_ALONE
         in_words = society.rating == "parse"
         self._feedback = _asked(known("alignment"), wanted if in_words else None)
@@ -196,16 +198,17 @@ class Wording:
         if not feedback:
             return Prompt(shown + _REVISE_ALONE, instructions)
         there = [(turn.rating, turn.text) for turn in feedback if turn.rating is not None]
-        rated = sorted(there, key=lambda item: -item[0])
-        mean = sum(rating for rating, _ in rated) / len(rated)
+        ordered = sorted(there, key=lambda item: -item[0])
+        rating = rated(feedback, self._aggregation)
+        middle = "in the median" if self._aggregation.ratings == "median" else "on average"
         if self._with_reasons:
             reasons = "\n".join(
-                f"- ({rating:.1f} of 7) {drafted.key} {reason} {drafted.key}" for rating, reason in rated
+                f"- ({given:.1f} of 7) {drafted.key} {reason} {drafted.key}" for given, reason in ordered
             )
-            said = _RATED.format(mean=mean, reasons=reasons, key=drafted.key)
+            said = _RATED.format(rating=rating, middle=middle, reasons=reasons, key=drafted.key)
         else:
-            ratings = ", ".join(f"{rating:.1f}" for rating, _ in rated)
-            said = _RATED_ALONE.format(mean=mean, ratings=ratings)
+            ratings = ", ".join(f"{given:.1f}" for given, _ in ordered)
+            said = _RATED_ALONE.format(rating=rating, middle=middle, ratings=ratings)
         parts = (shown, said) if self._shared_first else (said, shown)
         return Prompt("".join(parts) + _REVISE, instructions)
 
