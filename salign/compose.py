@@ -7,8 +7,9 @@ path is relative to the working directory.
 
 import difflib
 import os
+import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,8 @@ def _kinds_of(model: type[BaseModel]) -> tuple[str, ...]:
     return typing.get_args(field.annotation) if field else ()
 
 
-def _place(loc: Iterable[int | str], tree: Any) -> tuple[str, list[type[BaseModel]]]:
-    """A pydantic location as the path that the user wrote, and the sections that hold its last name."""
+def _place(loc: Iterable[int | str], tree: Any) -> tuple[str, list[type[BaseModel]], list[type[BaseModel]]]:
+    """A pydantic location as the user wrote it; the sections that hold its last name; what may stand there."""
     models: list[type[BaseModel]] = [Config]
     holders = models
     path: list[str] = []
@@ -141,30 +142,25 @@ def _place(loc: Iterable[int | str], tree: Any) -> tuple[str, list[type[BaseMode
         models = [found for field in fields for found in sections_in(field.annotation)]
         tree = tree.get(part) if isinstance(tree, dict) else None
         path.append(part)
-    return ".".join(path), holders
+    return ".".join(path), holders, models
 
 
 # Where somebody may have put a key by mistake, the value is not said.
 _MAY_HOLD_A_KEY = ("base_url", "api_key_env")
 
 
-def _kinds_at(holder: type[BaseModel], path: str) -> list[str]:
-    field = holder.model_fields[path.rpartition(".")[2]]
-    return [kind for model in sections_in(field.annotation) for kind in _kinds_of(model)]
-
-
 def _describe(error: ErrorDetails, tree: Tree) -> str:
-    path, holders = _place(error["loc"], tree)
+    path, holders, models = _place(error["loc"], tree)
+    kinds = [kind for model in models for kind in _kinds_of(model)]
     if error["type"] == "extra_forbidden":
         names = sorted({name for model in holders for name in model.model_fields})
         near = difflib.get_close_matches(path.rpartition(".")[2], names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known there: {', '.join(names)}"
         return f"{path}: unknown name; {hint}"
     if error["type"] == "union_tag_not_found":
-        kinds = [kind for model in holders for kind in _kinds_at(model, path)]
         return f"{path}.kind: missing; it is one of {', '.join(kinds)}"
     if error["type"] == "union_tag_invalid":
-        kinds, given = [kind for model in holders for kind in _kinds_at(model, path)], error["ctx"]["tag"]
+        given = error["ctx"]["tag"]
         near = difflib.get_close_matches(given, kinds, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(kinds)}"
         return f"{path}.kind: unknown kind {given!r}; {hint}"
@@ -178,6 +174,32 @@ def _describe(error: ErrorDetails, tree: Tree) -> str:
     return f"{path + ': ' if path else ''}{message}{shown}"
 
 
+_MAX_TEXT = 20_000  # characters; what agents are told is the longest text of a config
+_MAX_NUMBER = (1 << 63) - 1
+_MAX_MISTAKES = 20  # that are listed
+_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_OF_LINES = ("instructions", "setup")
+"""Names of texts that may have several lines; elsewhere a line break would get into file names and batch files."""
+
+
+def _unfit(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """What no setting takes: control characters, texts without end, numbers of more than 64 bits."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _unfit(key, (*path, "(a name)")) if isinstance(key, str) else ()
+        yield from _unfit(item, (*path, str(key)))
+    if isinstance(value, int) and abs(value) > _MAX_NUMBER:
+        yield f"{'.'.join(path)}: the number has more than 64 bits"
+    if not isinstance(value, str):
+        return
+    if len(value) > _MAX_TEXT:
+        yield f"{'.'.join(path)}: {len(value):,} characters; a text of a config has at most {_MAX_TEXT:,}"
+    elif found := _UNFIT.search(value):
+        yield f"{'.'.join(path)}: contains the character {found[0]!a}, which no setting may have"
+    elif "\n" in value and not any(name in path for name in _OF_LINES):
+        yield f"{'.'.join(path)}: has several lines, and is one"
+
+
 def parse(tree: Mapping[str, Any], origin: str) -> Config:
     """Validates a tree of plain values.
 
@@ -188,13 +210,16 @@ def parse(tree: Mapping[str, Any], origin: str) -> Config:
     Raises:
         ConfigError: With every mistake, its path and the nearest valid name.
     """
+    mistakes = list(_unfit(tree))
     try:
-        return Config.model_validate(tree)
+        if not mistakes:
+            return Config.model_validate(tree)
     except ValidationError as error:
         mistakes = _all_mistakes(dict(tree), error)
-        noun = "mistake" if len(mistakes) == 1 else "mistakes"
-        listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
-        raise ConfigError(f"{len(mistakes)} {noun} in the config ({origin}):{listed}") from None
+    noun = "mistake" if len(mistakes) == 1 else "mistakes"
+    listed = "".join(f"\n  - {mistake}" for mistake in mistakes[:_MAX_MISTAKES])
+    more = f"\n  - and {len(mistakes) - _MAX_MISTAKES:,} more" if mistakes[_MAX_MISTAKES:] else ""
+    raise ConfigError(f"{len(mistakes)} {noun} in the config ({origin}):{listed}{more}") from None
 
 
 def _all_mistakes(tree: Tree, error: ValidationError | None) -> list[str]:

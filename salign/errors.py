@@ -7,20 +7,22 @@ traceback.
 import contextlib
 import errno
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from salign.shown import neutral, redact, shortened
+
 # Exit code of a process that was asked to stop, saved, and is to be started again (EX_TEMPFAIL).
 REQUEUE = 75
 # Names a file that a Slurm job which fails of an error leaves: unlike one that a signal ended, it is not started again.
 _FAILED_FLAG = "SALIGN_FAILED"
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|DATABASE_URL|_(PASS|PAT|AUTH)$", re.IGNORECASE)
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-_PERMISSION_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+# What a place may be at fault for: its permissions, its name, what is there instead, or its file system.
+_OF_A_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+_OF_A_PLACE |= {errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EIO, errno.ESTALE, errno.EMLINK}
 
 
 class SalignError(Exception):
@@ -57,33 +59,23 @@ class StageError(SalignError):
     """A stage of the pipeline cannot go on."""
 
 
-def redact(text: str) -> str:
-    """Replaces the value of every environment variable that is named like a secret.
-
-    Args:
-        text: What is about to be shown or written.
-
-    Returns:
-        The text, with each secret of at least 6 characters replaced by `<NAME>`.
-    """
-    named = {name: value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name)}
-    secrets = {value: name for name, value in named.items() if len(value) >= 6}
-    for value in sorted(secrets, key=len, reverse=True):  # one may begin with another
-        text = text.replace(value, f"<{secrets[value]}>")
-    return text
+def presentable(message: str) -> str:
+    """An error's message as it is shown or written: what it quotes is neutral and bounded, and holds no secret."""
+    return neutral(shortened(redact(message)))
 
 
 def explain_os_error(error: OSError) -> str | None:
-    """One paragraph for a full disk or a folder that cannot be written; None for any other OSError."""
+    """One paragraph for a full disk or a place that cannot be read or written; None for any other OSError."""
     place = error.filename or "the run's folder"
     if error.errno in NO_ROOM:
         return (
             f"no space left on the disk while writing {place}. No partial file counts as done: free some space "
             "(or set run.root to a larger disk) and launch again; what is complete is kept."
         )
-    if error.errno in _PERMISSION_ERRORS:
+    if error.errno in _OF_A_PLACE:
         return (
-            f"{place} cannot be read or written ({error.strerror}). Check its permissions, or set run.root elsewhere."
+            f"{place} cannot be read or written ({error.strerror}). Check the path and its permissions; run.root says "
+            "where runs are, and SALIGN_CACHE where the cache is."
         )
     return None
 
@@ -106,7 +98,7 @@ def exit_code_of(main: Callable[[], None]) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"error: {redact(text)}", file=sys.stderr, flush=True)
+    print(f"error: {presentable(text)}", file=sys.stderr, flush=True)
     if flag := os.environ.get(_FAILED_FLAG):
         with contextlib.suppress(OSError):  # the error itself is what counts
             Path(flag).touch()

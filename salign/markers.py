@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from salign.errors import SalignError, StageError, explain_os_error, redact
+from salign.errors import SalignError, StageError, explain_os_error, presentable
 from salign.machine import this_machine
 from salign.storage import sha256, write_atomic
 
@@ -101,7 +101,7 @@ def record_failure(folder: Path, error: SalignError | OSError) -> None:
     with contextlib.suppress(OSError):  # a full disk is already the error being reported
         code = error.exit_code if isinstance(error, SalignError) else 1
         said = (explain_os_error(error) if isinstance(error, OSError) else None) or str(error)
-        write_atomic(folder / FAILED, json.dumps({"error": redact(said), "exit_code": code}) + "\n")
+        write_atomic(folder / FAILED, json.dumps({"error": presentable(said), "exit_code": code}) + "\n")
 
 
 def read_failure(folder: Path) -> tuple[str, int] | None:

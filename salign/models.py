@@ -205,14 +205,20 @@ def find_local(model: str) -> Path | None:
         return path
     if model in EMBEDDED or model.count("/") != 1:
         return None
+    config = cached_config(model)
+    return config.parent if config is not None and _is_whole(config.parent) else None
+
+
+def cached_config(model: str) -> Path | None:
+    """The config.json of a hub's model in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     name, revision = hub_name(model)
     try:
-        config = try_to_load_from_cache(name, "config.json", revision=revision)
-    except ValueError:  # no name that a hub could have
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except (ValueError, OSError):  # no name that a hub could have
         return None
-    return Path(config).parent if isinstance(config, str) and _is_whole(Path(config).parent) else None
+    return Path(found) if isinstance(found, str) else None
 
 
 def _is_whole(folder: Path) -> bool:

@@ -10,8 +10,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from salign.config import Config
 from salign.errors import SalignError, end_on_signals, exit_code_of, run_main
 from salign.launchers import is_first
@@ -19,6 +17,7 @@ from salign.markers import record_failure
 from salign.plan import Unit, find_unit, is_complete, units
 from salign.restarts import check_restart
 from salign.run import RunDir, open_run
+from salign.shown import NeutralFormatter, plain_console
 from salign.stages import STAGES, stage_of
 from salign.tracking.progress import watching
 
@@ -69,7 +68,7 @@ def showing(unit: Unit) -> Iterator[None]:
     if watch is None or not is_first():
         yield
         return
-    with watching(watch([unit]), Console(markup=False)):
+    with watching(watch([unit]), plain_console()):
         yield
 
 
@@ -100,7 +99,9 @@ def begin() -> None:
     """
     if starts := os.environ.get("SALIGN_STARTS"):  # of a job: from here on, `check_restart` counts
         Path(starts).unlink(missing_ok=True)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(NeutralFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("salign").setLevel(logging.INFO)
     end_on_signals()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # From the ground up; what stands in one line knows nothing of each other.
 LAYERS = """
+shown
 errors launchers architecture seeds garbage
 chat documents files config
 columns records compose

@@ -16,11 +16,12 @@ import pytest
 
 from salign import compose, locks
 from salign.config import Config
-from salign.errors import ConfigError, DataError, StageError, explain_os_error, redact
+from salign.errors import ConfigError, DataError, StageError, explain_os_error
 from salign.locks import is_locked, lock
 from salign.manifest import write_manifest
 from salign.markers import DONE, FAILED, mark_done, read_done, read_failure, recording_failure, require_done
 from salign.run import RunDir, claim_run, create_run, open_run
+from salign.shown import redact
 from salign.storage import new_folder, noticing_full_disk, sha256, write_atomic
 
 
@@ -432,7 +433,7 @@ def test_a_secret_that_begins_like_another_is_hidden_whole(monkeypatch):
 
 
 def test_only_a_disk_or_its_permissions_are_explained():
-    assert "Check its permissions" in explain_os_error(PermissionError(errno.EACCES, "no", "some/x"))
+    assert "Check the path and its permissions" in explain_os_error(PermissionError(errno.EACCES, "no", "some/x"))
     assert explain_os_error(PermissionError(errno.EACCES, "no", "some/x")).startswith("some/x ")
     assert explain_os_error(OSError(errno.EROFS, "read-only", "x")) is not None
     assert explain_os_error(OSError(errno.EDQUOT, "quota", "x")).startswith("no space left")

@@ -10,10 +10,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from salign.bench.figures import as_json, machine
+from salign.shown import plain_console
 from salign.storage import write_atomic
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -45,7 +45,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=SHARED / "data", help="validity: third-party data")
     args = parser.parse_args()
-    console = Console(markup=False)
+    console = plain_console()
 
     def say(part: str) -> None:
         console.print(f"measuring: {part}", highlight=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from salign import work
 from salign.launch import open_or_prepare
 from salign.markers import read_done
+from salign.shown import say
 
 
 def main() -> None:
@@ -20,4 +21,4 @@ def main() -> None:
     work.do_named(run, run.config(), "collect")
     done = read_done(run.dataset)
     assert done is not None
-    print(f"{run.dataset / 'groups.jsonl'}: {done.facts['num_groups']} groups")
+    say(f"{run.dataset / 'groups.jsonl'}: {done.facts['num_groups']} groups")

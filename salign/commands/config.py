@@ -32,7 +32,8 @@ run](reproducibility.md)):
 - *input*: names a model, a file or an earlier stage, whose content decides;
 - *free*: where and how a run is executed and shown. It may change between launches.
 
-`Count` is a whole number from 1, `CountOrZero` from 0; `Share` is a number from 0 to 1; `Positive` and `NotNegative`
+`Count` is a whole number from 1 to 1,000,000,000, `CountOrZero` from 0; `Agents` and `Tokens` are counts to 10,000,000,
+`Processes` to 4,096, and a `Budget` to 10^15; `Share` is a number from 0 to 1; `Positive` and `NotNegative`
 are numbers; `Name` has letters, digits, `_`, `.` and `-`; `AbsolutePath` may be written relative to the working folder,
 or with `./` relative to the config file; `FolderOrHub` is a local folder or a hub id.
 """
@@ -60,17 +61,19 @@ def _type(annotation: ast.expr) -> str:
     """An annotation without what is for the machine."""
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
         inner = annotation.slice.elts[0] if isinstance(annotation.slice, ast.Tuple) else annotation.slice
-        bounds = [f"{word.arg} {ast.unparse(word.value)}" for call in _fields(annotation) for word in call.keywords]
+        bounds = [
+            f"{word.arg} {ast.unparse(word.value)}" for call in _calls(annotation, "Field") for word in call.keywords
+        ]
+        bounds += [f"le {ast.literal_eval(call.args[0]):,}" for call in _calls(annotation, "at_most")]
         signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
         said = [f"{signs[bound.split()[0]]} {bound.split()[1]}" for bound in bounds if bound.split()[0] in signs]
         return ", ".join([_type(inner), *said])
     return ast.unparse(annotation).replace("'", "").replace('"', "")
 
 
-def _fields(annotation: ast.Subscript) -> list[ast.Call]:
-    return [
-        node for node in ast.walk(annotation.slice) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Field"
-    ]
+def _calls(annotation: ast.Subscript, name: str) -> list[ast.Call]:
+    nodes = ast.walk(annotation.slice)
+    return [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == name]
 
 
 def _default(value: Any) -> str:

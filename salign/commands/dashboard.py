@@ -11,6 +11,7 @@ from pathlib import Path
 from salign.config import TrackingSection
 from salign.errors import ConfigError, StageError
 from salign.run import open_run
+from salign.shown import say
 from salign.tracking import workspace
 from salign.tracking.sync import sync
 
@@ -25,12 +26,12 @@ def _check(args: argparse.Namespace) -> None:
 def _apply(args: argparse.Namespace) -> None:
     tracking = TrackingSection() if args.run is None else open_run(args.run).config().tracking
     url, is_new = workspace.apply(tracking)
-    print(f"{'created' if is_new else 'updated'}: {url}")
+    say(f"{'created' if is_new else 'updated'}: {url}")
 
 
 def _sync(args: argparse.Namespace) -> None:
     run = open_run(args.run)
-    sync(run, run.config(), lambda line: print(line, flush=True), live=args.live)
+    sync(run, run.config(), say, live=args.live)
 
 
 def main() -> None:

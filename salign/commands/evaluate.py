@@ -13,6 +13,7 @@ from salign import work
 from salign.errors import ConfigError
 from salign.launch import open_or_prepare
 from salign.run import RunDir
+from salign.shown import say
 
 
 def _compare(run: RunDir, names: str) -> None:
@@ -21,15 +22,15 @@ def _compare(run: RunDir, names: str) -> None:
     models = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
     if len(models) < 2:
         raise ConfigError(f"--compare {names!r} names one model; give at least two, such as base,stable")
-    print(write_tables(run, compare(run, run.config(), models)))
-    print(f"written to {run.path / 'evaluate'}/comparison.md, .tex and .json")
+    say(write_tables(run, compare(run, run.config(), models)))
+    say(f"written to {run.path / 'evaluate'}/comparison.md, .tex and .json")
 
 
 def _prefetch(run: RunDir) -> None:
     from salign.evaluation.evaluate import prefetch
 
     for line in prefetch(run.config()):
-        print(line, flush=True)
+        say(line)
 
 
 def main() -> None:

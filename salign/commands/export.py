@@ -19,6 +19,7 @@ from salign.dataset.groups import read_groups
 from salign.errors import ConfigError
 from salign.markers import require_done
 from salign.run import open_run
+from salign.shown import say
 
 
 def _groups_file(source: Path) -> Path:
@@ -89,4 +90,4 @@ def main() -> None:
     done = export(read_groups(data, left_out), args.out, rows_of)
     counts = [f"{left_out[f'{what}_responses']} {what} responses" for what in ("unrated", "repeated")]
     counts += [f"{left_out['bad_rows']} malformed rows", f"{done.num_without} groups without a pair"]
-    print(f"{args.out}: {done.num_rows} rows of {done.num_groups} groups; left out: {', '.join(counts)}")
+    say(f"{args.out}: {done.num_rows} rows of {done.num_groups} groups; left out: {', '.join(counts)}")

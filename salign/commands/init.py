@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from salign.errors import ConfigError
+from salign.shown import say
 from salign.storage import write_atomic
 
 _STARTER = """\
@@ -58,4 +59,4 @@ def main() -> None:
         raise ConfigError(f"{path} already exists; name another folder, or edit it")
     name = "".join(letter for letter in args.folder.resolve().name if letter.isalnum() or letter in "-_.")
     write_atomic(path, _STARTER.format(path=path, name=name.lstrip("-_.") or "run"))
-    print(f"wrote {path}. Next: salign launch {path} --dry-run")
+    say(f"wrote {path}. Next: salign launch {path} --dry-run")

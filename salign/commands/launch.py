@@ -7,11 +7,10 @@ python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare] 
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from salign import compose
 from salign.errors import ConfigError
 from salign.launch import LaunchOptions, launch
+from salign.shown import plain_console
 from salign.work import begin
 
 
@@ -46,4 +45,4 @@ def main() -> None:
     if args.skip_bad:
         config = compose.skipping_bad(config)
     options = LaunchOptions(dry_run=args.dry_run, prepare=args.prepare, wait=args.wait, replace=args.replace)
-    launch(config, Console(markup=False), options)
+    launch(config, plain_console(), options)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from salign.report.write import write_report
 from salign.run import open_run
+from salign.shown import say
 
 
 def main() -> None:
@@ -17,5 +18,5 @@ def main() -> None:
     run = open_run(args.run)
     page, record = write_report(run, run.config())
     for section, gaps in record.gaps.items():
-        print(f"not available yet ({section}): {gaps[0]}" + (f", and {len(gaps) - 1} more" if gaps[1:] else ""))
-    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB); PNG and SVG in {run.report / 'figures'}")
+        say(f"not available yet ({section}): {gaps[0]}" + (f", and {len(gaps) - 1} more" if gaps[1:] else ""))
+    say(f"{page} ({page.stat().st_size / 1e6:.1f} MB); PNG and SVG in {run.report / 'figures'}")

@@ -6,11 +6,10 @@ python jobs/status.py RUN [--watch | --digest]
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from salign.cluster.follow import follow
 from salign.cluster.status import digest, print_status
 from salign.run import open_run
+from salign.shown import plain_console
 
 
 def main() -> None:
@@ -23,7 +22,7 @@ def main() -> None:
     if args.digest:
         print(digest(run, run.config()))
         return
-    console = Console(markup=False)
+    console = plain_console()
     if args.watch:
         follow(run, run.config(), console)
     print_status(run, run.config(), console)

@@ -15,9 +15,23 @@ def _number(value: Any) -> Any:
     return value
 
 
+def at_most(most: int, why: str) -> AfterValidator:
+    """A bound on a number, with what more of it would cost."""
+
+    def check(value: int) -> int:
+        if value > most:
+            raise ValueError(f"more than {most:,}: {why}")
+        return value
+
+    return AfterValidator(check)
+
+
 NotBool = BeforeValidator(_number)
-Count = Annotated[int, NotBool, Field(ge=1)]
-CountOrZero = Annotated[int, NotBool, Field(ge=0)]
+# Of nothing that is counted here are there more, and every library takes such a number.
+_MOST = 1_000_000_000
+Count = Annotated[int, NotBool, Field(ge=1, le=_MOST)]
+CountOrZero = Annotated[int, NotBool, Field(ge=0, le=_MOST)]
+Tokens = Annotated[Count, at_most(10_000_000, "no model reads or writes so many tokens at a time")]
 Share = Annotated[float, NotBool, Field(ge=0, le=1)]
 Positive = Annotated[float, NotBool, Field(gt=0)]
 NotNegative = Annotated[float, NotBool, Field(ge=0)]
@@ -68,7 +82,7 @@ class Sampling(Section):
     """0 takes the likeliest token."""
     top_p: Annotated[float, NotBool, Field(gt=0, le=1)] = 1.0
     """Samples from the likeliest tokens that together have this share of the probability."""
-    max_tokens: Count = 256
+    max_tokens: Tokens = 256
     """Longest reply, in new tokens."""
     max_sentences: Count | None = None
     """A reply keeps at most this many sentences, and one that `max_tokens` cuts ends with its last whole sentence."""

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from salign.config.base import Count, CountOrZero, NotBool, Positive, Section, kind_unless_said, unless
+from salign.config.base import Count, CountOrZero, NotBool, Positive, Section, at_most, kind_unless_said, unless
 
+Processes = Annotated[Count, at_most(4096, "each is a process of this machine")]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 # From the submitter's environment; values travel with the submission and are written to no file of the run.
@@ -47,11 +48,11 @@ class _Cluster(Section):
 
 class LocalCluster(_Cluster):
     kind: Literal["local"] = "local"
-    num_workers: Count = 2
+    num_workers: Processes = 2
     """Shards that run at the same time."""
-    ranks_per_shard: Count = 1
+    ranks_per_shard: Processes = 1
     """MPI processes that simulate one shard together; each world is divided among them."""
-    num_ranks: Count = 2
+    num_ranks: Processes = 2
     """Ranks that train a stage, or evaluate a model, together."""
 
     @property
@@ -65,7 +66,7 @@ class LocalCluster(_Cluster):
 class Resources(Section):
     """What one job, or each task of an array, gets."""
 
-    timeout_min: Count = 60
+    timeout_min: Annotated[Count, at_most(5_000_000, "no job runs for ten years")] = 60
     """A job that needs longer is stopped in time, requeued, and continues from its journal or checkpoint."""
     nodes: Count = 1
     """Nodes of one job."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from salign.config.base import Count, CountOrZero, FolderOrHub, Positive, Section
+from salign.config.base import Count, CountOrZero, FolderOrHub, Positive, Section, at_most
 from salign.config.effects import Effect
 from salign.config.engines import ServerAddress
 
@@ -13,7 +13,7 @@ class HashingEmbedder(Section):
     """Hashed words and word pairs: no model, the same on every machine."""
 
     kind: Literal["hashing"] = "hashing"
-    num_features: Count = 1 << 16
+    num_features: Annotated[Count, at_most(100_000_000, "more buckets keep no more words apart")] = 1 << 16
     """Buckets for hashed words and word pairs."""
 
 

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from salign.config.base import Count, CountOrZero, FolderOrHub, NotBool, Positive, Section, unless
+from salign.config.base import Count, CountOrZero, FolderOrHub, NotBool, Positive, Section, Tokens, at_most, unless
 from salign.config.effects import Effect
 
 RatingWay = Literal["begun", "told", "schema", "choices"]
@@ -90,10 +90,12 @@ class ServerEngine(_ServerCalls):
     """`llama_cpp` (PyPI's xllamacpp) or `vllm` (installed beside salign)."""
     model: Annotated[FolderOrHub | None, Effect.INPUT] = None
     """A GGUF file or embedded name (llama_cpp), a folder or hub id (vllm); None: the run's `model`."""
-    num_servers: Annotated[Count, Effect.FREE] = 1
+    num_servers: Annotated[
+        Count, at_most(1024, "each server is a process with the model in its memory"), Effect.FREE
+    ] = 1
     """Several servers share the calls (least loaded first) and the visible GPUs: each sees its part of them, or one
     in turn."""
-    context_length: Count = 4096
+    context_length: Tokens = 4096
     """Tokens of prompt and reply together."""
     num_slots: Annotated[Count, Effect.FREE] = 16
     """Replies that one server generates at the same time."""

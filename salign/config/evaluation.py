@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from salign.config.base import AbsolutePath, Count, Name, NotBool, Sampling, Section, unless
+from salign.config.base import AbsolutePath, Count, Name, Sampling, Section, at_most, unless
 from salign.config.effects import Effect
 from salign.config.engines import EngineSection
 from salign.config.sources import EverydaySource, Source
@@ -24,6 +24,7 @@ _FILES: dict[str, tuple[str, ...]] = {
     "hh": (_HH,),
     "hh_a": (_HH,),
 }
+_RESAMPLES_COST = "so many give an interval's ends to a thousandth of its width, in minutes for each figure"
 SUFFIXES = "adversarial_suffixes.txt"
 
 
@@ -63,7 +64,7 @@ class EvaluateSection(Section):
     """Who rates answers; empty: the run's engine."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the model for lm_eval's tasks."""
-    num_resamples: Annotated[int, NotBool, Field(ge=100)] = 10_000
+    num_resamples: Annotated[Count, Field(ge=100), at_most(1_000_000, _RESAMPLES_COST)] = 10_000
     """Bootstrap resamples for intervals."""
 
     @field_validator("benchmarks")

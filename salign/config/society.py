@@ -17,6 +17,7 @@ from salign.config.base import (
     Sampling,
     Section,
     Share,
+    at_most,
     kind_unless_said,
     unless,
 )
@@ -31,6 +32,11 @@ from salign.config.sources import EverydaySource, Source
 Population = Literal["all_good", "all_bad", "half_half", "mixed_half_half"]
 Ablation = Literal["memory", "feedback_text", "audience"]
 
+_AGENTS_COST = (
+    "an agent takes 5 KiB of memory, so a world of 10,000,000 agents takes 50 GB beside all that is said in it"
+)
+Agents = Annotated[Count, at_most(10_000_000, _AGENTS_COST)]
+
 # --- who can hear whom ---------------------------------------------------------------------------
 
 
@@ -38,7 +44,7 @@ class GridTopology(Section):
     """Agents on the cells of a square grid; neighbours are the cells within a radius."""
 
     kind: Literal["grid"] = "grid"
-    size: Count = 10
+    size: Annotated[Count, at_most(3162, _AGENTS_COST)] = 10
     """Cells in each row, and rows."""
     radius: Positive = 2.0
     """Cells up to this distance are heard; 2 with `euclidean` means 12 neighbours."""
@@ -52,7 +58,7 @@ class CompleteTopology(Section):
     """Every agent hears every other."""
 
     kind: Literal["complete"]
-    num_agents: Count
+    num_agents: Agents
     """Agents in each world."""
 
 
@@ -60,7 +66,7 @@ class SmallWorldTopology(Section):
     """Watts and Strogatz: a ring of neighbours, with a share of its links rewired at random."""
 
     kind: Literal["small_world"]
-    num_agents: Count
+    num_agents: Agents
     """Agents in each world."""
     num_neighbours: Annotated[int, NotBool, Field(ge=2)] = 8
     """Links of each agent before rewiring."""
@@ -72,7 +78,7 @@ class ScaleFreeTopology(Section):
     """Barabasi and Albert: each new agent links to others in proportion to the links they have."""
 
     kind: Literal["scale_free"]
-    num_agents: Count
+    num_agents: Agents
     """Agents in each world."""
     num_links: Count = 4
     """Links of each new agent."""
@@ -90,7 +96,7 @@ class IsolatedTopology(Section):
     """Each agent is alone: the control that shows whether the society matters."""
 
     kind: Literal["isolated"]
-    num_agents: Count
+    num_agents: Agents
     """Agents in each world."""
 
 
@@ -122,7 +128,9 @@ class MixturePart(Section):
 class SocietySection(Section):
     num_worlds: Annotated[Count, Effect.EXTENT] = 1
     """Independent societies."""
-    num_shards: Annotated[Count, Effect.EXTENT] = 1
+    num_shards: Annotated[
+        Count, at_most(100_000, "each shard is a process, a folder and a task of a scheduler"), Effect.EXTENT
+    ] = 1
     """Parts of the run that are simulated independently, each of one or more whole worlds."""
     topology: TopologySection = GridTopology()
     """Who can hear whom."""

@@ -16,12 +16,14 @@ from salign.config.base import (
     Positive,
     Section,
     Share,
+    Tokens,
     unless,
 )
 from salign.config.effects import Effect
 from salign.config.objectives import Objective
 from salign.config.sources import EverydaySource, HubRows, Rows, Source
 
+Budget = Annotated[int, NotBool, Field(ge=1, le=10**15)]
 Kind = Literal["imitation", "self_critic", "realignment"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
@@ -190,7 +192,7 @@ class TrainStage(Section):
     """The model to start from: `base` or an earlier stage. None: the previous stage; for the first, `base`."""
     num_epochs: Positive = 1.0
     """Passes over the data, at most."""
-    num_tokens: Count | None = None
+    num_tokens: Budget | None = None
     """A budget that replaces `num_epochs`: steps until this many tokens (queries and responses) have been trained
     on."""
     max_steps: Count | None = None
@@ -205,11 +207,11 @@ class TrainStage(Section):
     """Gradient clipping."""
     groups_per_step: Count = 8
     """Groups in one optimizer step, over all ranks and accumulation."""
-    row_tokens: Annotated[Count | None, Effect.FREE] = None
+    row_tokens: Annotated[Tokens | None, Effect.FREE] = None
     """Groups share a row (one forward pass of one rank) up to this many tokens; None: each has its own row."""
     num_responses: Count = 4
     """Responses of a group used in one step: the best one, and others drawn at random."""
-    max_tokens: Count = 480
+    max_tokens: Tokens = 480
     """Longest query plus response; a longer response is left out whole, and counted."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the model; master weights and gradient sums are float32."""
@@ -284,6 +286,8 @@ class TrainSection(Section):
         defaults, stages = tree["defaults"], tree.get("stages", ())
         if not isinstance(defaults, dict) or "name" in defaults:
             raise ValueError("defaults must hold `name: value` settings of a stage, but not its name")
+        if not isinstance(stages, list | tuple):
+            raise ValueError("stages must be a list of sections, each with a name")  # noqa: TRY004 (pydantic's)
         full = [{**defaults, **stage} if isinstance(stage, dict) else stage for stage in stages]
         return {**{name: value for name, value in tree.items() if name != "defaults"}, "stages": full}
 

@@ -21,7 +21,8 @@ import aiohttp
 from yarl import URL
 
 from salign.config import OpenAIEngine as OpenAISection
-from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError, SalignError, redact
+from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError, SalignError
+from salign.shown import redact
 
 # These refuse one prompt; 401, 403 and 404 refuse whoever asks, or the model.
 _REJECTED = (400, 413, 422)

@@ -30,8 +30,9 @@ from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.capabilities import Capabilities, Ratings
 from salign.engines.openai import OpenAIEngine
 from salign.engines.programs import Program, program_of
-from salign.errors import CallRejectedError, EngineError, SalignError, redact
+from salign.errors import CallRejectedError, EngineError, SalignError
 from salign.machine import share_out, visible_devices
+from salign.shown import redact
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from salign.files import read_rows
 from salign.markers import require_done
 from salign.run import RunDir
 from salign.seeds import derive
+from salign.shown import neutral
 from salign.storage import write_atomic
 
 # Below this a difference holds, if its interval leaves 0 out as well.
@@ -144,31 +145,26 @@ def _cell(estimate: Estimate) -> str:
 
 def markdown(found: Comparison) -> str:
     """Two tables: figures, and their differences from the first model."""
-    lines = [f"| figure | n | {' | '.join(found.models)} |", f"|---|---|{'---|' * len(found.models)}"]
+    models = " | ".join(neutral(model, "markdown") for model in found.models)
+    lines = [f"| figure | n | {models} |", f"|---|---|{'---|' * len(found.models)}"]
     for figure, row in found.figures.items():
         best = found.best(figure)
         cells = [f"**{_cell(row[model])}**" if model == best else _cell(row[model]) for model in found.models]
-        lines.append(f"| {_name(figure)} | {row[found.models[0]].n} | {' | '.join(cells)} |")
+        lines.append(f"| {neutral(_name(figure), 'markdown')} | {row[found.models[0]].n} | {' | '.join(cells)} |")
     lines += ["", _NOTE, "", "| difference | n | mean | p |", "|---|---|---|---|"]
     for figure, differences in found.differences.items():
         for difference in differences:
             p = "-" if difference.p is None else f"{difference.p:.4f}"
-            what = f"{_name(figure)}: {difference.second} - {difference.first}"
+            what = neutral(f"{_name(figure)}: {difference.second} - {difference.first}", "markdown")
             mark = "**" if difference.holds else ""
             lines.append(f"| {what} | {difference.estimate.n} | {mark}{_cell(difference.estimate)}{mark} | {p} |")
     leaks = found.facts["leak_check"][found.models[0]]
     versions = ", ".join(f"{name} {value}" for name, value in found.versions.items() if value is not None)
+    skipped = neutral(", ".join(found.facts["skipped"]), "markdown")
     compared = f"{leaks['num_evaluation_prompts']} evaluation prompts compared with the training data: none in it word"
     lines += ["", f"{compared} for word, {leaks['num_near']} nearly."]
-    lines += [f"Left out for want of data: {', '.join(found.facts['skipped'])}."] if found.facts["skipped"] else []
-    return "\n".join([*lines, f"Versions: {versions}.", ""])
-
-
-_TEX = {character: f"\\{character}" for character in "_%&#$"} | {"↓": r"$\downarrow$"}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
+    lines += [f"Left out for want of data: {skipped}."] if skipped else []
+    return "\n".join([*lines, f"Versions: {neutral(versions, 'markdown')}.", ""])
 
 
 def latex(found: Comparison) -> str:
@@ -176,13 +172,13 @@ def latex(found: Comparison) -> str:
     lines = [
         rf"\begin{{tabular}}{{lr{'l' * len(found.models)}}}",
         r"\toprule",
-        " & ".join(["figure", "$n$", *map(_tex, found.models)]) + r" \\",
+        " & ".join(["figure", "$n$", *(neutral(model, "latex") for model in found.models)]) + r" \\",
         r"\midrule",
     ]
     for figure, row in found.figures.items():
         best = found.best(figure)
         cells = [rf"\textbf{{{_cell(row[model])}}}" if model == best else _cell(row[model]) for model in found.models]
-        lines.append(" & ".join([_tex(_name(figure)), str(row[found.models[0]].n), *cells]) + r" \\")
+        lines.append(" & ".join([neutral(_name(figure), "latex"), str(row[found.models[0]].n), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {_NOTE}", ""])
 
 

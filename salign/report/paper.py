@@ -9,6 +9,7 @@ import numpy as np
 from salign.config import KINDS
 from salign.report import curves, figures
 from salign.report.record import RunRecord
+from salign.shown import neutral
 from salign.society.protocols import protocol_of
 from salign.storage import new_file
 from salign.tracking.metrics import mean
@@ -176,7 +177,13 @@ def _loss(record: RunRecord, figure: Any) -> bool:
         for name, style, what in (("train/loss", "-", ""), ("eval/loss", ":", ", held out")):
             points = [(row["train/global_step"], row[name]) for row in rows if row.get(name) is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), style, color=COLOURS[number % 6], lw=1, label=stage + what)
+                axes.plot(
+                    *zip(*points, strict=True),
+                    style,
+                    color=COLOURS[number % 6],
+                    lw=1,
+                    label=neutral(stage + what, "mathtext"),
+                )
     if not axes.lines:
         return False
     axes.set(xlabel="step", ylabel="loss")
@@ -195,6 +202,10 @@ def _evaluation(record: RunRecord, figure: Any) -> bool:
             axes.plot([one.mean], [number], "o", color=COLOURS[number % 6], ms=4)
             if one.low is not None and one.high is not None:
                 axes.plot([one.low, one.high], [number, number], color=COLOURS[number % 6], lw=1.2)
-        axes.set(yticks=range(len(rows)), yticklabels=[model for model, _ in rows], ylim=(len(rows) - 0.5, -0.5))
-        axes.set_title(task, fontsize=8)
+        axes.set(
+            yticks=range(len(rows)),
+            yticklabels=[neutral(model, "mathtext") for model, _ in rows],
+            ylim=(len(rows) - 0.5, -0.5),
+        )
+        axes.set_title(neutral(task, "mathtext"), fontsize=8)
     return True

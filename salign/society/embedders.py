@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from salign.config import Embedder, HashingEmbedder, OpenAIEmbedder, TransformersEmbedder
-from salign.errors import ConfigError, EngineError, SalignError, redact
+from salign.errors import ConfigError, EngineError, SalignError
 from salign.models import quiet_transformers, resolve
+from salign.shown import redact
 
 if TYPE_CHECKING:
     import openai

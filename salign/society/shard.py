@@ -18,13 +18,14 @@ from salign.engines.check import models_of_society
 from salign.engines.journal import Journal, written_header
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import metered
-from salign.errors import REQUEUE, SalignError, redact
+from salign.errors import REQUEUE, SalignError
 from salign.garbage import rare_collections
 from salign.locks import lock
 from salign.machine import share_out, visible_devices
 from salign.manifest import require_model
 from salign.markers import mark_done, record_failure, recording_failure
 from salign.run import RunDir
+from salign.shown import redact
 from salign.society.messages import Progress
 from salign.society.models import asked, meter_all, model_names, open_engines, open_replay
 from salign.society.observer import measure

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from salign.config import Config
-from salign.errors import redact
 from salign.plan import Unit, units
 from salign.run import RunDir
+from salign.shown import redact
 from salign.storage import write_atomic
 from salign.tracking.names import X_AXES, JobType
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from salign.config import TrackingSection
-from salign.errors import ConfigError, StageError, redact
+from salign.errors import ConfigError, StageError
+from salign.shown import redact
 from salign.tracking.mirror import has_key
 
 

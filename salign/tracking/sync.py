@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from salign.config import Config
-from salign.errors import StageError, redact
+from salign.errors import StageError
 from salign.locks import is_locked
 from salign.plan import Unit
 from salign.run import RunDir
+from salign.shown import redact
 from salign.tracking.mirror import mirrored_units, run_id
 from salign.tracking.server import Server, asking_wandb
 from salign.tracking.wandb_log import Fragment, read_fragment

@@ -12,6 +12,7 @@ import yaml
 
 from salign import __version__, models
 from salign.config import KINDS, AnswersData, Config, DataPart, DatasetData, Effect, GroupsData, TrainStage, selected
+from salign.shown import neutral
 from salign.tracking.metrics import Row
 
 _PAPER = "arXiv:2305.16960"
@@ -59,6 +60,10 @@ def _front_of(card: Path) -> object:
         return None
 
 
+def _code(text: object) -> str:
+    return neutral(str(text), "markdown code")
+
+
 def _origin(model: str) -> str:
     """A model's name as one may tell it to others: without the folders of this machine."""
     if model in models.EMBEDDED:
@@ -70,21 +75,23 @@ def _identity(base: Mapping[str, Any] | None) -> str:
     """What tells the base model from others of its name."""
     if base is None:
         return ""
-    revision = f", revision `{base['revision']}` of the hub" if base["revision"] else ""
-    return f" The first is the model whose files have the digest `{base['digest'][:16]}`{revision}."
+    revision = f", revision {_code(base['revision'])} of the hub" if base["revision"] else ""
+    return f" The first is the model whose files have the digest {_code(base['digest'][:16])}{revision}."
 
 
 def _data(data: DataPart) -> str:
     if isinstance(data, GroupsData):
-        return f"graded groups of responses, from the file `{data.path.name}`"
+        return f"graded groups of responses, from the file {_code(data.path.name)}"
     if isinstance(data, DatasetData):
         parts = {"configuration": data.name, "folder": data.data_dir, "split": data.split, "revision": data.revision}
-        said = ", ".join(f"{what} `{value}`" for what, value in parts.items() if value is not None)
-        return f"graded groups of responses, from the dataset `{_origin(data.path)}`, {said}"
+        said = ", ".join(f"{what} {_code(value)}" for what, value in parts.items() if value is not None)
+        return f"graded groups of responses, from the dataset {_code(_origin(data.path))}, {said}"
     if isinstance(data, AnswersData):
         source = data.source
         name = getattr(source, "path", None)
-        return f"answers taken as good, from the source `{source.kind}`" + (f" (`{Path(name).name}`)" if name else "")
+        return f"answers taken as good, from the source `{source.kind}`" + (
+            f" ({_code(Path(name).name)})" if name else ""
+        )
     kinds = "" if set(data.kinds) == set(KINDS) else f", of the kinds {', '.join(data.kinds)} alone"
     return (
         "graded groups of responses, made by this run's simulated society of language models: drafts and revisions "
@@ -102,7 +109,9 @@ def _all_data(stage: TrainStage) -> str:
 
 
 def _table(rows: Sequence[tuple[str, object]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {neutral(str(value), 'markdown')} |" for name, value in rows)]
+    )
 
 
 def _figures(rows: Sequence[Row]) -> str:
@@ -155,9 +164,10 @@ def model_card(config: Config, stage: TrainStage, base: str, facts: Facts, rows:
         rows: Its metrics.
     """
     licence = licence_of(base)
+    named = neutral(licence or "unknown", "markdown")
     _, *before = config.train.ancestry(stage.name)
     objective = json.dumps(stage.objective.model_dump(mode="json"))
-    chain = " -> ".join([f"`{_origin(config.model)}`", *(f"`{name}`" for name in before), f"**`{stage.name}`**"])
+    chain = " -> ".join([_code(_origin(config.model)), *(f"`{name}`" for name in before), f"**`{stage.name}`**"])
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "deepspeed")
     )
@@ -178,7 +188,7 @@ Trained by salign {__version__} in the way of *Training Socially Aligned Languag
 
 ## Objective and settings
 
-`{objective}`; template: {config.train.template}.
+{_code(objective)}; template: {config.train.template}.
 
 {_table(_settings(config, stage, facts))}
 
@@ -191,7 +201,7 @@ been checked for safety.
 
 ## Licence
 
-{licence or "unknown"}: {_MODELS_LICENCE if licence else _NO_LICENCE}
+{named}: {_MODELS_LICENCE if licence else _NO_LICENCE}
 
 ## Use
 

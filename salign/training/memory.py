@@ -6,7 +6,6 @@ the buffers that DeepSpeed sets aside. Libraries, CUDA's context and fragmentati
 
 import functools
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,13 +93,10 @@ def find_shape(model: str) -> Shape | None:
     """A model's shape by its name; None where it is not here, or of a family that is not known."""
     path = Path(model).expanduser() / "config.json"
     if model not in models.EMBEDDED and not path.is_file() and model not in _KNOWN:
-        from huggingface_hub import try_to_load_from_cache
-
-        name, revision = models.hub_name(model)
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
-        if not isinstance(cached, str | os.PathLike):
+        cached = models.cached_config(model)
+        if cached is None:
             return None
-        path = Path(cached)
+        path = cached
     if not path.is_file():
         return shape_of(_KNOWN[model])
     try:
