@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import random
 from collections import Counter
 
 import actors
 import msgspec
 import pytest
+import scipy.stats
 from actors import Feedback, Rating
 from msgspec.structs import replace
 
@@ -14,7 +16,7 @@ from salign import compose
 from salign.config import Config, DatasetSection, EverydaySource, Ratio, SocietySection
 from salign.dataset import templates
 from salign.dataset.collect import GroupCounts, check_leaks, evaluation_prompts
-from salign.dataset.gathering import build_groups, chosen
+from salign.dataset.gathering import build_groups, drawn, num_chosen
 from salign.dataset.groups import load_groups
 from salign.dataset.leaks import prompts_of
 from salign.errors import DataError, StageError
@@ -236,18 +238,6 @@ def test_an_impossible_group_cannot_be_made(changes, reason):
 # --- ratio and card ------------------------------------------------------------------------------
 
 
-def many(**counts: int) -> list[AlignmentGroup]:
-    return [
-        AlignmentGroup(f"{kind} {number}", ("a",), (4.0,), kind)
-        for kind, count in counts.items()
-        for number in range(count)
-    ]
-
-
-def counted(groups: list[AlignmentGroup]) -> dict[str, int]:
-    return {kind: sum(group.kind == kind for group in groups) for kind in ("imitation", "self_critic", "realignment")}
-
-
 @pytest.mark.parametrize(
     ("there", "ratio", "kept"),
     [
@@ -262,17 +252,22 @@ def counted(groups: list[AlignmentGroup]) -> dict[str, int]:
 )
 def test_the_ratio_keeps_the_most_that_fit(there, ratio, kept):
     names = ("imitation", "self_critic", "realignment")
-    groups = many(**dict(zip(names, there, strict=True)))
-    places = chosen(counted(groups), Ratio(**dict(zip(names, ratio, strict=True))), seed=0)
-    assert {kind: len(of_kind) for kind, of_kind in places.items()} == dict(zip(names, kept, strict=True))
-    assert all(place in range(counted(groups)[kind]) for kind, of_kind in places.items() for place in of_kind)
+    counts = dict(zip(names, there, strict=True))
+    wanted = Ratio(**dict(zip(names, ratio, strict=True)))
+    assert num_chosen(counts, wanted) == dict(zip(names, kept, strict=True))
 
 
-def test_which_groups_are_kept_depends_on_the_seed_alone():
-    counts = counted(many(imitation=20, self_critic=20))
-    kept = [chosen(counts, Ratio(imitation=5, self_critic=1), seed) for seed in (0, 0, 1)]
-    assert kept[0] == kept[1]
-    assert kept[0] != kept[2]
+@pytest.mark.parametrize(("num", "num_kept"), [(0, 0), (1, 0), (1, 1), (20, 4), (1000, 999), (100_000, 1)])
+def test_as_many_are_drawn_as_are_to_be_kept(num, num_kept):
+    is_kept = list(drawn(num, num_kept, random.Random(0)))
+    assert (len(is_kept), sum(is_kept)) == (num, num_kept)
+
+
+def test_each_has_the_same_chance_to_be_kept_and_so_has_each_pair():
+    draw = random.Random(0)
+    kept = Counter(tuple(drawn(5, 2, draw)) for _ in range(20_000))
+    assert len(kept) == 10
+    assert scipy.stats.chisquare(list(kept.values())).pvalue > 0.01
 
 
 def test_the_card_counts_what_is_there():

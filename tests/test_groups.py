@@ -79,9 +79,9 @@ def test_many_unpaired_rows_are_gathered_as_a_dictionary_would(tmp_path):
 def test_keys_with_the_same_hash_are_told_apart(monkeypatch):
     monkeypatch.setattr(scratch, "hash", lambda _: 7, raising=False)
     with scratch.gathering("rows") as rows:
-        for rank, key, row in [(1, "a", 1), (1, "b", 2), (0, "a", 3), (1, "a", 4)]:
-            rows.add(rank, key, row)
-        assert list(rows.gathered()) == [(0, "a", [3]), (1, "a", [1, 4]), (1, "b", [2])]
+        for row, key in enumerate("abcaba"):
+            rows.add(key, row)
+        assert list(rows.gathered()) == [("a", [0, 3, 5]), ("b", [1, 4]), ("c", [2])]
 
 
 ONE = [{"prompt": "p", "completion": "a", "label": True}]

@@ -6,14 +6,14 @@ import json
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 
 from salign.config import FLAGS, KINDS, Config, Kind
-from salign.dataset.gathering import build_groups, chosen, kind_of
+from salign.dataset.gathering import build_groups, drawn, kind_of, num_chosen
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import Match, Text, find_leaks, prompts_of
 from salign.errors import StageError
@@ -22,6 +22,7 @@ from salign.locks import lock
 from salign.markers import mark_done, read_done, recording_failure, require_done
 from salign.records import AlignmentGroup, Interaction, read_interactions, to_bytes
 from salign.run import RunDir
+from salign.seeds import rng
 from salign.society import sources
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Protocol
@@ -269,19 +270,18 @@ def _chosen_groups(
             counts[kind_of(group)] += 1
             file.write(to_bytes(group))
         file.seek(0)
-        yield _read_chosen(file, counts, chosen(counts, ratio, config.run.seed))
+        yield _read_chosen(file, counts, num_chosen(counts, ratio), config.run.seed)
 
 
 def _read_chosen(
-    lines: Iterator[bytes], counts: Mapping[Kind, int], positions: Mapping[Kind, Collection[int]]
+    lines: Iterator[bytes], counts: Mapping[Kind, int], num_kept: Mapping[Kind, int], seed: int
 ) -> Iterator[AlignmentGroup]:
-    """The groups at some positions of each kind; the kinds follow each other."""
+    """So many groups of each kind, drawn at random; the kinds follow each other."""
+    decode = msgspec.json.Decoder(AlignmentGroup).decode
     for kind, num in counts.items():
-        for position, line in enumerate(itertools.islice(lines, num)):
-            if position in positions[kind]:
-                row = orjson.loads(line)
-                responses, scores = tuple(row["responses"]), tuple(row["scores"])
-                yield AlignmentGroup(row["query"], responses, scores, kind, row["provenance"])
+        is_kept = drawn(num, num_kept[kind], rng(seed, "ratio", kind))
+        for line in itertools.compress(itertools.islice(lines, num), is_kept):
+            yield decode(line)
 
 
 def _missing_shards(run: RunDir, config: Config) -> list[int]:

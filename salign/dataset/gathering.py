@@ -1,5 +1,7 @@
 """Gathers the rows of interactions into groups, one per query, outside of memory."""
 
+import contextlib
+import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,7 +10,6 @@ from salign.config import KINDS, DatasetSection, Flag, Kind, Ratio
 from salign.dataset.rated import mean_score
 from salign.dataset.scratch import Gathering, gathering
 from salign.records import AlignmentGroup, Interaction, Turn
-from salign.seeds import rng
 from salign.society.protocols.base import Learning, Protocol
 
 # Flags that leave a text what it is: nothing is missing of it, or its end, which `_without_cut_best` minds.
@@ -16,20 +17,18 @@ _KEPT: tuple[Flag, ...] = ("cut", "thinking")
 
 LEFT_OUT = ("unrated", "empty", "duplicate", "flagged", "cut", "cut_best_groups")
 
+# A row: the topic, the interaction, and responses, each with its score and whether it may be the best (it is whole).
+_Gathered = tuple[str, list[int], list[tuple[str, float, bool]]]
+
 
 def _gather(
-    rows: Gathering,
+    rows: Mapping[Kind, Gathering],
     interactions: Iterable[Interaction],
     protocol: Protocol[Any],
     section: DatasetSection,
     left_out: Counter[str],
 ) -> None:
-    """Adds what can be learnt: neither flagged texts nor what was said of them.
-
-    A row is the topic, the interaction, and responses, each with its score and whether it is whole, so that it may be
-    the best.
-    """
-    ranks = {kind: KINDS.index(kind) for kind in section.kinds}
+    """Adds what can be learnt: neither flagged texts nor what was said of them."""
     learnt = {*_KEPT, *section.keep_flagged}
     cut_is_whole = "cut" in section.keep_flagged
 
@@ -43,7 +42,8 @@ def _gather(
     learning = Learning(criterion, kept, section.min_realignment_score)
     for interaction in interactions:
         for kind, query, responses in protocol.rows(interaction, learning):
-            if kind not in ranks:
+            of_kind = rows.get(kind)
+            if of_kind is None:
                 continue
             given = []
             for turn, score in responses:
@@ -52,7 +52,7 @@ def _gather(
                     left_out["unrated" if score is None else "empty"] += 1
                 else:
                     given.append((text, score, cut_is_whole or "cut" not in turn.flags))
-            rows.add(ranks[kind], query, (interaction.topic, interaction.key, given))
+            of_kind.add(query, (interaction.topic, interaction.key, given))
 
 
 def build_groups(
@@ -65,8 +65,8 @@ def build_groups(
     one is better than that: another would be learnt as the best. A response that is given to one query several times
     stands in its group once, with the mean of its ratings.
 
-    Rows wait in a temporary file: memory holds one group at a time, and 17 bytes of each row (some 80 while they are
-    sorted).
+    Rows wait in temporary files, one for each kind: memory holds one group at a time, and 16 bytes of each row (some 80
+    while those of a kind are sorted).
 
     Args:
         interactions: In canonical order.
@@ -78,35 +78,42 @@ def build_groups(
         The groups, by kind and then by first appearance.
 
     Raises:
-        StageError: There is no room for the temporary file.
+        StageError: There is no room for the temporary files.
     """
     left_out.update(dict.fromkeys(LEFT_OUT, 0))
-    with gathering("rows with the same query") as rows:
+    kinds = [kind for kind in KINDS if kind in section.kinds]
+    with contextlib.ExitStack() as stack:
+        rows = {kind: stack.enter_context(gathering("rows with the same query")) for kind in kinds}
         _gather(rows, interactions, protocol, section, left_out)
-        for rank, query, same in rows.gathered():
-            scores: dict[str, list[float]] = {}
-            whole = set()
-            for _, _, given in same:
-                for text, score, is_whole in given:
-                    scores.setdefault(text, []).append(score)
-                    if is_whole:
-                        whole.add(text)
-            if not scores:
-                continue
-            means = {text: mean_score(given) for text, given in scores.items()}
-            learnt = _without_cut_best(means, whole)
-            left_out["duplicate"] += sum(map(len, scores.values())) - len(scores)
-            left_out["cut"] += len(means) - len(learnt)
-            left_out["cut_best_groups"] += not learnt
-            if learnt:
-                provenance = {"question": same[0][0], "interactions": [key for _, key, _ in same]}
-                yield AlignmentGroup(query, tuple(learnt), tuple(learnt.values()), KINDS[rank], provenance)
+        for kind, of_kind in rows.items():
+            for query, same in of_kind.gathered():
+                learnt = _joined(same, left_out)
+                if learnt:
+                    provenance = {"question": same[0][0], "interactions": [key for _, key, _ in same]}
+                    yield AlignmentGroup(query, tuple(learnt), tuple(learnt.values()), kind, provenance)
+
+
+def _joined(rows: Sequence[_Gathered], left_out: Counter[str]) -> dict[str, float]:
+    """Scores by text of what can be learnt from rows of one query."""
+    given = rows[0][2] if len(rows) == 1 else [rated for row in rows for rated in row[2]]
+    means = {text: score for text, score, _ in given}
+    if len(means) < len(given):
+        scores: dict[str, list[float]] = {}
+        for text, score, _ in given:
+            scores.setdefault(text, []).append(score)
+        means = {text: mean_score(rated) for text, rated in scores.items()}
+        left_out["duplicate"] += len(given) - len(means)
+    whole = {text for text, _, is_whole in given if is_whole}
+    if len(whole) == len(means):
+        return means
+    learnt = _without_cut_best(means, whole)
+    left_out["cut"] += len(means) - len(learnt)
+    left_out["cut_best_groups"] += not learnt
+    return learnt
 
 
 def _without_cut_best(scores: dict[str, float], whole: Collection[str]) -> dict[str, float]:
     """Scores by text, without texts that were cut and are as good as the best; none where no whole one is the best."""
-    if len(whole) == len(scores):
-        return scores
     best = max(scores.values())
     if not any(score == best and text in whole for text, score in scores.items()):
         return {}
@@ -120,20 +127,21 @@ def kind_of(group: AlignmentGroup) -> Kind:
     return group.kind
 
 
-def chosen(counts: Mapping[Kind, int], ratio: Ratio, seed: int) -> dict[Kind, frozenset[int]]:
-    """Which groups of each kind keep the kinds in a ratio, the most that do; a kind with share 0 has none.
+def num_chosen(counts: Mapping[Kind, int], ratio: Ratio) -> dict[Kind, int]:
+    """How many groups of each kind keep the kinds in a ratio, the most that do; a kind with share 0 has none.
 
     Args:
-        counts: Groups of each kind, in order.
+        counts: Groups of each kind.
         ratio: How many of one kind for how many of another.
-        seed: Of the run.
-
-    Returns:
-        Positions among the groups of a kind.
     """
     shares = {kind: getattr(ratio, kind) for kind in counts}
     unit = min((counts[kind] / share for kind, share in shares.items() if share > 0 and counts[kind]), default=0.0)
-    return {
-        kind: frozenset(rng(seed, "ratio", kind).sample(range(num), min(num, int(unit * shares[kind] + 1e-9))))
-        for kind, num in counts.items()
-    }
+    return {kind: min(num, int(unit * shares[kind] + 1e-9)) for kind, num in counts.items()}
+
+
+def drawn(num: int, num_kept: int, generator: random.Random) -> Iterator[bool]:
+    """Which of so many in a row are kept, each with the same chance (Knuth, TAOCP volume 2, 3.4.2, algorithm S)."""
+    for left in range(num, 0, -1):
+        is_kept = generator.random() * left < num_kept
+        num_kept -= is_kept
+        yield is_kept

@@ -133,8 +133,8 @@ def _gathered(groups: Iterable[AlignmentGroup], left_out: Counter[str]) -> Itera
     """
     with gathering("rows with the same prompt") as rows:
         for group in groups:
-            rows.add(0, _prompt_key(group), (group.responses[0], group.scores[0]))
-        for _, key, same in rows.gathered():
+            rows.add(_prompt_key(group), (group.responses[0], group.scores[0]))
+        for key, same in rows.gathered():
             query, *context = orjson.loads(key)
             prompt = Prompt(query, tuple(Message(*turn) for turn in context))
             merged = groups_of([Candidate(prompt, [(response, score) for response, score in same])])

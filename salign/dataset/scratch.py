@@ -1,22 +1,23 @@
 """Rows with the same key as one, wherever they stand in a stream that does not fit into memory."""
 
 import contextlib
+import itertools
 import os
 import tempfile
 from array import array
 from collections.abc import Iterator
 from typing import IO, Any
 
+import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from salign.errors import StageError
 
 # Rows that are looked up together.
-_BATCH = 1 << 14
-# Bits of an order that tell the rows of a rank apart.
-_RANK = 40
+_BATCH = 1 << 12
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[str, Any]).decode
 
 
 class Gathering:
@@ -31,58 +32,56 @@ class Gathering:
         self._file = file
         self._what = what
         self._hashes = array("q")
-        self._ranks = array("b")
         self._starts = array("q", [0])  # and where the next row will
+        self._size = 0
 
-    def add(self, rank: int, key: str, row: Any) -> None:
-        """Takes up a row that `orjson` can write; rows of a lower rank come out first."""
-        line = orjson.dumps((key, row))
-        self._hashes.append(hash((rank, key)))
-        self._ranks.append(rank)
-        self._starts.append(self._starts[-1] + len(line))
+    def add(self, key: str, row: Any) -> None:
+        """Takes up a row that MessagePack can hold; lists and tuples come back as lists."""
+        line = _encode((key, row))
+        self._hashes.append(hash(key))
+        self._size += len(line)
+        self._starts.append(self._size)
         try:
             self._file.write(line)
         except OSError as error:
             raise _failed(self._what, error) from error
 
-    def gathered(self) -> Iterator[tuple[int, str, list[Any]]]:
-        """Rank, key and rows, by rank and then by where a key first came; nothing can be added any more.
+    def gathered(self) -> Iterator[tuple[str, list[Any]]]:
+        """Key and rows, by where a key first came; nothing can be added any more.
 
         Of two keys with the same hash (one stream in millions has such, of a million rows each) the second comes right
         after the first.
         """
+        numbers, sizes = self._order()
+        rows = self._read(numbers)
+        for size in map(int, sizes):
+            by_key: dict[str, list[Any]] = {}
+            for key, row in itertools.islice(rows, size):
+                by_key.setdefault(key, []).append(row)
+            yield from by_key.items()
+
+    def _order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Numbers of the rows as they come out [rows], and how many have the same hash [hashes]."""
         if not self._hashes:
-            return
-        current, by_key = -1, dict[str, list[Any]]()
-        for order, key, row in self._read(self._orders()):
-            if order != current:
-                for known, rows in by_key.items():
-                    yield current >> _RANK, known, rows
-                current, by_key = order, {}
-            by_key.setdefault(key, []).append(row)
-        for known, rows in by_key.items():
-            yield current >> _RANK, known, rows
-
-    def _orders(self) -> NDArray[np.int64]:
-        """[rows]: what they are sorted by, their rank and the number of the first row with the same key."""
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
         hashes = np.frombuffer(self._hashes, np.int64)
-        _, first, key_of = np.unique(hashes, return_index=True, return_inverse=True)
-        orders: NDArray[np.int64] = first[key_of]
-        orders += np.frombuffer(self._ranks, np.int8).astype(np.int64) << _RANK
-        return orders
+        _, first, hash_of, sizes = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
+        return np.argsort(first[hash_of], kind="stable"), sizes[np.argsort(first)]
 
-    def _read(self, orders: NDArray[np.int64]) -> Iterator[tuple[int, str, Any]]:
-        """Order, key and row of all rows, sorted."""
-        numbers = np.argsort(orders, kind="stable")
+    def _read(self, numbers: NDArray[np.int64]) -> Iterator[tuple[str, Any]]:
+        """Key and row of rows by their numbers; those that follow each other in the file are read at once."""
         starts = np.frombuffer(self._starts, np.int64)
         try:
             self._file.flush()
             for batch in range(0, len(numbers), _BATCH):
                 rows = numbers[batch : batch + _BATCH]
-                spans = zip(orders[rows].tolist(), starts[rows].tolist(), starts[rows + 1].tolist(), strict=True)
-                for order, start, end in spans:
-                    key, row = orjson.loads(os.pread(self._file.fileno(), end - start, start))
-                    yield order, key, row
+                begins, ends = starts[rows].tolist(), starts[rows + 1].tolist()
+                breaks = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+                for first, last in itertools.pairwise(breaks):
+                    base = begins[first]
+                    stretch = memoryview(os.pread(self._file.fileno(), ends[last - 1] - base, base))
+                    for row in range(first, last):
+                        yield _decode(stretch[begins[row] - base : ends[row] - base])
         except OSError as error:
             raise _failed(self._what, error) from error
 

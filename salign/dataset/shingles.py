@@ -77,20 +77,20 @@ def _sums_between(values: Hashes, starts: NDArray[np.int64], ends: NDArray[np.in
 
 def words_of(texts: Sequence[str]) -> Words:
     """The words of each text; the work grows with the number of characters."""
-    joined = _BETWEEN.join(texts)
-    if joined.count(_BETWEEN) >= max(len(texts), 1):
-        joined = _BETWEEN.join(text.replace(_BETWEEN, " ") for text in texts)
-    joined = joined.lower()
+    joined = _BETWEEN.join(texts).lower()
     if not joined.isascii():
         joined = _OTHER_NOT_WORD.sub(" ", joined)
     encoded = joined.encode("utf-8", "replace")
     data = np.frombuffer(encoded, np.uint8)
+    between = np.flatnonzero(data == 0)
+    if len(between) >= max(len(texts), 1):
+        return words_of([text.replace(_BETWEEN, " ") for text in texts])
     in_word = np.zeros(len(data) + 2, np.bool_)
-    in_word[1:-1] = _IN_WORD[data]
+    in_word[1:-1] = _IN_WORD.take(data)
     edges = np.flatnonzero(in_word[1:] != in_word[:-1])
     starts, ends = edges[::2], edges[1::2]
     hashes = _hashes_between(encoded, starts, ends)
-    begins = np.searchsorted(starts, np.flatnonzero(data == 0))
+    begins = np.searchsorted(starts, between)
     return Words(hashes, np.concatenate([[0], begins, [len(hashes)]])[: len(texts) + 1].astype(np.int64))
 
 
