@@ -28,9 +28,10 @@ from salign.society.memory import QuestionTable
 from salign.society.messages import Goodbye
 from salign.society.recall import question_table
 from salign.society.rounds import Round
-from salign.society.simulation import Simulation, Verdict
+from salign.society.simulation import Simulation
 from salign.society.sources import Exemplar
 from salign.society.spool import Spool, write_sorted
+from salign.society.verdicts import Verdict
 from salign.society.world import Setting, World
 
 T = TypeVar("T")

@@ -326,6 +326,7 @@ def test_the_page_names_no_address_to_load_from(simulated):
 def shard_of(num_worlds: int, rounds: int, num_agents: int) -> Shard:
     facts = {
         "worlds": {str(world): "all_good" for world in range(num_worlds)},
+        "agents": {str(world): num_agents for world in range(num_worlds)},
         "rounds": {str(world): rounds for world in range(num_worlds)},
         "num_interactions": num_worlds * rounds * num_agents,
     }

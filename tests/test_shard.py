@@ -27,7 +27,7 @@ from salign.society import sources
 from salign.society.protocols import protocol_of
 from salign.society.rounds import Round
 from salign.society.shard import run_shard, worlds_of
-from salign.society.simulation import _Verdicts
+from salign.society.verdicts import Verdicts
 from salign.storage import sha256
 
 SMALL = {
@@ -562,11 +562,15 @@ def part_of(world, number, agents, rating):
 class Numbered:
     number, num_agents = 0, 4
 
+    @staticmethod
+    def num_interactions(round_):
+        return 4
+
 
 def test_nothing_is_decided_after_the_end_of_a_world():
     """Another rank's part of a later round may arrive after the part that ended the world."""
     society = config_of("/nowhere", **STOPPING).society
-    verdicts = _Verdicts(society, [Numbered])
+    verdicts = Verdicts(society, [Numbered])
     assert verdicts.take(part_of(Numbered, 1, 4, 5.0))[0].stop is None
     assert verdicts.take(part_of(Numbered, 2, 2, 5.0)) == []
     assert verdicts.take(part_of(Numbered, 3, 2, 6.0)) == []

@@ -58,7 +58,7 @@ def _simulation(run: RunDir, config: Config, shards: int) -> Estimate:
     society, cluster = config.society, config.cluster
     num_agents = num_agents_of(society.topology) or make_topology(society.topology).num_agents
     worlds = max(len(worlds_of(society, shard)) for shard in range(society.num_shards))
-    per_shard = worlds * num_agents * society.max_rounds * protocol_of(society).max_calls
+    per_shard = worlds * protocol_of(society).most_calls(num_agents) * society.max_rounds
     rate, tokens_per_call = _measured_calls(run, config)
     source = "measured in this run"
     if rate is None:

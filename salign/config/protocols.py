@@ -18,6 +18,11 @@ class _Protocol(Section):
     needs_sampling: ClassVar[bool] = False
     """Whether an agent is asked the same again, so that `draft.temperature` must not be 0."""
 
+    @property
+    def cast_size(self) -> int:
+        """Agents that hold an interaction together; of 1, each agent has one of its own in each round."""
+        return 1
+
 
 class BackScatterProtocol(_Protocol):
     """The paper's protocol (section 3.2): each agent drafts an answer, others judge it, and the agent revises it."""

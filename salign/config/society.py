@@ -238,6 +238,7 @@ class SocietySection(Section):
                 f"audience_size {self.audience_size} is larger than the rest of the society: a topology of "
                 f"{num_agents} agents leaves {num_agents - 1} others"
             )
+        mistakes += _cast_mistakes(self)
         if isinstance(topology, GridTopology) and topology.radius < 1 and self.audience_size and not self.global_share:
             mistakes.append(
                 f"topology.radius {topology.radius:g} leaves every agent without an audience: cells are 1 apart; "
@@ -288,6 +289,22 @@ class SocietySection(Section):
                 )
             mistakes += [f"stopping.criteria names {name} twice" for name, num in Counter(needed).items() if num > 1]
         return mistakes
+
+
+def _cast_mistakes(society: SocietySection) -> list[str]:
+    """Whether enough agents can come together, as far as the config says."""
+    size, topology = society.protocol.cast_size, society.topology
+    num_agents = num_agents_of(topology)
+    held = f"the protocol {society.protocol.kind} is held by {size} agents together"
+    if size == 1:
+        return []
+    if isinstance(topology, IsolatedTopology):
+        return [f"{held}, and in the topology isolated nobody has anybody; choose another, such as grid or complete"]
+    if num_agents is not None and size > num_agents:
+        return [f"{held}, and the topology has {num_agents}"]
+    if isinstance(topology, GridTopology) and topology.radius < 1:
+        return [f"{held}, and topology.radius {topology.radius:g} leaves each alone: cells are 1 apart; raise it"]
+    return []
 
 
 def part_sizes(mixture: Sequence[MixturePart], num_agents: int) -> list[int]:

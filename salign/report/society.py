@@ -49,6 +49,11 @@ class Shard:
         return {int(world): last for world, last in self.done.facts["rounds"].items()}
 
     @property
+    def num_agents(self) -> int:
+        """Of its largest world."""
+        return max(map(int, self.done.facts["agents"].values()))
+
+    @property
     def num_interactions(self) -> int:
         return int(self.done.facts["num_interactions"])
 
@@ -68,7 +73,7 @@ class CellMap:
 
     def __init__(self, config: Config, shards: Sequence[Shard]) -> None:
         lasts = {world: last for shard in shards for world, last in sorted(shard.last_rounds.items())}
-        self.num_agents = sum(shard.num_interactions for shard in shards) // max(1, sum(lasts.values()))
+        self.num_agents = max((shard.num_agents for shard in shards), default=0)
         protocol, topology = protocol_of(config.society), config.society.topology
         self.criteria = {criterion.name: criterion for criterion in config.society.observed_criteria}
         # The outcome by each criterion, and by the first what it is compared with, if anything.
@@ -97,11 +102,11 @@ class CellMap:
         number = self._number_of_round.get(interaction.round)
         if interaction.world not in self.lasts or number is None:
             return
-        cell = self._cell[interaction.agent]
         for measure, (role, criterion) in enumerate(self.measures):
             for turn in interaction.turns_of(role):
                 value = turn.observed_rating(criterion)
                 if value is not None:
+                    cell = self._cell[turn.agent]
                     self._sums[interaction.world][measure, number, cell] += value
                     self._counts[interaction.world][measure, number, cell] += 1
 
@@ -298,6 +303,7 @@ class SocietyReader:
             "world": interaction.world,
             "round": interaction.round,
             "agent": interaction.agent,
+            "agents": [member.agent for member in interaction.agents],
             "label": interaction.agents[0].label,
             "part": interaction.agents[0].part,
             "question": clipped(interaction.topic),

@@ -6,6 +6,7 @@ from pathlib import Path
 from salign.config import EdgesTopology, SocietySection, empty_parts
 from salign.errors import ConfigError
 from salign.society import sources
+from salign.society.casts import Casts
 from salign.society.population import answers_by_label
 from salign.society.recall import check_recall
 from salign.society.topology import make_topology
@@ -25,7 +26,8 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
 
     Raises:
         DataError: A file is missing or malformed, or has too little in it.
-        ConfigError: A part of the mixture rounds to no agent, or agents would hardly recall their initial memories.
+        ConfigError: A part of the mixture rounds to no agent, agents would hardly recall their initial memories, or
+            nobody has enough neighbours for the protocol.
     """
     if len(society.populations) > society.num_worlds:
         logger.warning(
@@ -38,6 +40,7 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
     prior = sources.load(society.prior) if society.num_initial_memories else []
     if prior:
         answers_by_label(society, prior, society.populations)
+    _check_casts(society, seed)
     if isinstance(society.topology, EdgesTopology):
         mistakes = empty_parts(society.mixture, make_topology(society.topology).num_agents)
         if mistakes:
@@ -45,3 +48,19 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
     check_recall(society, seed, questions, prior)
     links = [society.topology.path] if isinstance(society.topology, EdgesTopology) else []
     return [*sources.files_of(society.questions), *sources.files_of(society.prior), *links]
+
+
+def _check_casts(society: SocietySection, seed: int) -> None:
+    """Whether agents can act together as the protocol asks for; says how many rest."""
+    size = society.protocol.cast_size
+    if size == 1:
+        return
+    topology = make_topology(society.topology, seed, 0)
+    Casts(topology, size, seed, 0)
+    if resting := topology.num_agents % size:
+        logger.warning(
+            "society.protocol is held by %d agents together: of %d agents, %d must rest in each round",
+            size,
+            topology.num_agents,
+            resting,
+        )

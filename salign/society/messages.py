@@ -4,20 +4,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from salign.society.rounds import Round
-from salign.society.world import Ask, Look
+from salign.society.world import Ask, Join, Look, Published
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Asks or reads an agent that lives on the receiver's rank. The sender numbers its requests."""
+    """Asks an agent that lives on the receiver's rank. The sender numbers its requests."""
 
     number: int
-    ask: Ask | Look
+    ask: Ask | Look | Join
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The answer to the receiver's request of that number: what `World.answer` or `World.look` returned."""
+    """The answer to the receiver's request of that number: what `World.respond` returned."""
 
     number: int
     answer: Any
@@ -58,4 +58,4 @@ class Goodbye:
     """The sender sends nothing after this."""
 
 
-Message = Request | Response | RoundPart | RoundDecided | Progress | Failure | Goodbye
+Message = Request | Response | Published | RoundPart | RoundDecided | Progress | Failure | Goodbye

@@ -32,8 +32,9 @@ from salign.society.observer import measure
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.protocols import protocol_of
 from salign.society.ranks import Ranks, join, place_here
-from salign.society.simulation import Simulation, Verdict
+from salign.society.simulation import Simulation
 from salign.society.spool import Spool, write_sorted
+from salign.society.verdicts import Verdict
 from salign.society.world import World
 from salign.society.worlds import make_worlds, write_graphs
 from salign.storage import sha256
@@ -106,7 +107,8 @@ class _Progress:
         self._others: dict[int, dict[str, float]] = {}
         # Without retries, and where everybody finds a whole audience.
         society = config.society
-        self._most = sum(world.num_agents for world in worlds) * society.max_rounds * protocol_of(society).max_calls
+        protocol = protocol_of(society)
+        self._most = sum(protocol.most_calls(world.num_agents) for world in worlds) * society.max_rounds
         self.simulation: Simulation
 
     def _here(self) -> dict[str, float]:
@@ -243,6 +245,7 @@ def _facts(worlds: Sequence[World], engines: Sequence[MeteredEngine], simulation
     distinct = list(dict.fromkeys(engines))
     return {
         "worlds": {world.number: world.population for world in worlds},
+        "agents": {world.number: world.num_agents for world in worlds},
         "rounds": simulation.last_rounds,
         "models": sorted({engine.identity for engine in distinct}),
         "served": _served(distinct),

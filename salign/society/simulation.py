@@ -1,19 +1,19 @@
 """The scheduler of interactions: which one is held when. The result does not depend on it.
 
-An agent's next interaction may start when its own memory is there; each member's feedback waits for that member's. Of
-all that may start, the oldest round goes first, and so many are alive at a time. That cannot come to a standstill: an
-interaction of a later round is started only where none of an earlier one was ready, so the agents that it waits for
-were alive themselves, and have their turn before any other when they are ready again.
+An agent's next interaction may start when its own state is there; it waits for the states of the others of its cast,
+and each member that is asked waits for its own. Of all that may start, the oldest round goes first, and so many are
+alive at a time; one that is older than all of these is started beside them. So there is no standstill: what belongs to
+the oldest round that is not over waits for nobody, and is alive.
 """
 
 import asyncio
 import heapq
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
-from salign.config import SCALE, Criterion, SocietySection
+from salign.config import SocietySection
 from salign.errors import SalignError, StageError
 from salign.records import Interaction
 from salign.society.messages import (
@@ -27,12 +27,12 @@ from salign.society.messages import (
     RoundPart,
 )
 from salign.society.protocols import protocol_of
-from salign.society.protocols.base import Protocol
 from salign.society.ranks import Alone, Ranks
 from salign.society.rounds import Round, Validity
 from salign.society.spool import Spool
-from salign.society.stopping import Gain, Stop, StopRule
-from salign.society.world import Ask, Look, World
+from salign.society.stopping import Stop
+from salign.society.verdicts import Verdict, Verdicts
+from salign.society.world import Ask, Join, Look, Published, World
 
 logger = logging.getLogger(__name__)
 
@@ -49,71 +49,42 @@ class _Course:
         self.last_round: int | None = None
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A round that is complete, the gain that was measured after it, and its world's end if this is it."""
+class _Elsewhere:
+    """The agents of other ranks, asked and told by messages.
 
-    protocol: Protocol[Any]
-    round: Round
-    gain: Gain | None
-    stop: Stop | None
+    Args:
+        ranks: The processes.
+        courses: Of the worlds, by number, which know who lives where.
+    """
 
-    def metrics(self) -> dict[str, Any]:
-        """The round in figures; `sim/stop` says, in a world's last, why it ended."""
-        gain = {} if self.gain is None else self.gain.metrics()
-        stop = {} if self.stop is None else {"sim/stop": self.stop.why}
-        return {**self.round.metrics(self.protocol), **gain, **stop}
+    def __init__(self, ranks: Ranks, courses: Mapping[int, _Course]) -> None:
+        self._ranks = ranks
+        self._courses = courses
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._num_asked = 0
 
+    def _home(self, world: int, agent: int) -> int:
+        return int(self._courses[world].world.owners[agent])
 
-class _Verdicts:
-    """Rank 0's part: puts the ranks' rounds together and decides, round after round, whether a world stops."""
+    async def ask(self, request: Ask | Look | Join) -> Any:
+        self._num_asked += 1
+        number = self._num_asked
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        try:
+            self._ranks.send(self._home(request.world, request.member), Request(number, request))
+            return await answer
+        finally:
+            del self._asked[number]
 
-    def __init__(self, society: SocietySection, worlds: Sequence[World]) -> None:
-        self._protocol = protocol_of(society)
-        self._max_rounds = society.max_rounds
-        self._num_agents = {world.number: world.num_agents for world in worlds}
-        self._rules = {
-            world.number: StopRule(
-                society.stopping, world.num_agents, society.max_rounds, len(society.stopping_criteria)
-            )
-            for world in worlds
-        }
-        self._rounds: dict[tuple[int, int], Round] = {}
-        self._decided = dict.fromkeys(self._num_agents, 0)
-        self.stops: dict[int, Stop] = {}
-        self.validity = Validity.of(self._protocol)
+    def answered(self, response: Response) -> None:
+        """Hands an answer on to whoever waits for it."""
+        asked = self._asked.get(response.number)
+        if asked is not None and not asked.done():
+            asked.set_result(response.answer)
 
-    def take(self, part: Round) -> list[Verdict]:
-        """Takes a rank's part of a round; a verdict on each round that it completes."""
-        world = part.world
-        if world in self.stops:
-            return []  # another rank's part of a round that was held ahead of the end
-        whole = self._rounds.setdefault((world, part.number), Round(world, part.number))
-        whole.merge(part)
-        verdicts: list[Verdict] = []
-        while True:
-            number = self._decided[world] + 1
-            round_ = self._rounds.get((world, number))
-            if round_ is None or round_.num_interactions < self._num_agents[world]:
-                return verdicts
-            del self._rounds[world, number]
-            self._decided[world] = number
-            self.validity.add(round_)
-            rule = self._rules[world]
-            ratings = (self._ratings(round_, criterion) for criterion in self._protocol.society.stopping_criteria)
-            why = rule.after(*ratings) or ("max_rounds" if number == self._max_rounds else None)
-            stop = None if why is None else Stop(world, number, why, rule.gain)
-            verdicts.append(Verdict(self._protocol, round_, rule.gain, stop))
-            if stop is not None:
-                self.stops[world] = stop
-                return verdicts
-
-    def _ratings(self, round_: Round, criterion: Criterion) -> dict[int, float | None]:
-        """Each agent's outcome by a criterion, on the scale from 1 to 7."""
-        given = round_.by_agent(self._protocol.outcome, criterion.name)
-        if criterion.scale == SCALE:
-            return given
-        return {agent: None if value is None else criterion.on_common_scale(value) for agent, value in given.items()}
+    def tell(self, news: Published) -> None:
+        self._ranks.send(self._home(news.world, news.agent), news)
 
 
 class Simulation:
@@ -145,12 +116,12 @@ class Simulation:
         self._ranks = ranks or Alone()
         self._complete = complete
         self._told = told
-        self._verdicts = _Verdicts(society, worlds) if self._ranks.rank == 0 else None
+        self._verdicts = Verdicts(society, worlds) if self._ranks.rank == 0 else None
         self._ready: list[tuple[int, int, int]] = []  # round, world, agent
         self._alive: dict[asyncio.Task[Interaction], tuple[int, int]] = {}  # world, round
+        self._rounds_alive: Counter[int] = Counter()  # how many of each
         self._serving: set[asyncio.Task[None]] = set()
-        self._asked: dict[int, asyncio.Future[Any]] = {}
-        self._num_asked = 0
+        self._elsewhere = _Elsewhere(self._ranks, self._courses)
         self.num_held = 0
         self.num_discarded = 0
         self._over: asyncio.Future[None]
@@ -191,10 +162,8 @@ class Simulation:
         receiving.add_done_callback(self._check)
         try:
             for course in self._courses.values():
-                for agent in course.world.own_agents:
-                    self._ready.append((1, course.world.number, agent))
+                self._begin(course, 1)
                 self._report_if_complete(course, 1)  # a rank may own nobody of a small world
-            heapq.heapify(self._ready)
             self._fill()
             await self._over
         except asyncio.CancelledError:
@@ -226,16 +195,34 @@ class Simulation:
 
     # --- this rank's interactions ----------------------------------------------------------------
 
+    def _begin(self, course: _Course, round_: int) -> None:
+        """All rounds before this are complete: with `lockstep`, and at the start, all may go on.
+
+        Otherwise each agent went on by itself, but one that rests in this round, and is ready for the next.
+        """
+        world = course.world
+        is_first = round_ == 1
+        if is_first or self._society.schedule == "lockstep":
+            for agent in world.own_agents:
+                heapq.heappush(self._ready, (round_, world.number, agent))
+        if self._society.schedule == "dependency" and round_ < self._society.max_rounds:
+            for agent in world.own_resting(round_):
+                heapq.heappush(self._ready, (round_ + 1, world.number, agent))
+
     def _fill(self) -> None:
         """Starts what is ready, the oldest first, as far as the window allows."""
-        while self._ready and len(self._alive) < self._society.max_alive and not self._over.done():
+        while self._ready and not self._over.done():
+            if len(self._alive) >= self._society.max_alive and self._ready[0][0] >= min(self._rounds_alive):
+                return
             round_, number, agent = heapq.heappop(self._ready)
             course = self._courses[number]
             if course.last_round is not None and round_ > course.last_round:
                 continue
-            ask = self._ask if self._ranks.size > 1 else None
-            task = asyncio.create_task(course.world.interact(agent, round_, ask, self._published(course)))
+            if course.world.casts.cast(agent, round_)[:1] != (agent,):
+                continue  # another leads, or it rests
+            task = asyncio.create_task(course.world.interact(agent, round_, self._elsewhere, self._published(course)))
             self._alive[task] = number, round_
+            self._rounds_alive[round_] += 1
             task.add_done_callback(self._held)
 
     def _published(self, course: _Course) -> Callable[[int, int], None]:
@@ -248,6 +235,9 @@ class Simulation:
 
     def _held(self, task: "asyncio.Task[Interaction]") -> None:
         number, round_ = self._alive.pop(task)
+        self._rounds_alive[round_] -= 1
+        if not self._rounds_alive[round_]:
+            del self._rounds_alive[round_]
         if task.cancelled():
             self._fill()
             return
@@ -266,7 +256,7 @@ class Simulation:
     def _report_if_complete(self, course: _Course, round_: int) -> None:
         world = course.world
         part = course.rounds.get(round_) or Round(world.number, round_)
-        if part.num_interactions < len(world.own_agents):
+        if part.num_interactions < world.num_own_interactions(part.number):
             return
         course.rounds.pop(round_, None)
         if self._ranks.rank == 0:
@@ -289,14 +279,11 @@ class Simulation:
         """A round is complete on all ranks: the world ends with it, or goes on."""
         number, round_ = decided.world, decided.round
         course = self._courses[number]
-        course.world.num_rounds_complete = round_
+        course.world.complete(round_)
         if not decided.is_last:
-            if not course.world.own_agents:
-                self._report_if_complete(course, round_ + 1)
-            if self._society.schedule == "lockstep":
-                for agent in course.world.own_agents:
-                    heapq.heappush(self._ready, (round_ + 1, number, agent))
-                self._fill()
+            self._report_if_complete(course, round_ + 1)  # where nobody here leads one
+            self._begin(course, round_ + 1)
+            self._fill()
             return
         course.last_round = round_
         # What ran ahead of the decision does not count.
@@ -310,21 +297,8 @@ class Simulation:
         if all(other.last_round is not None for other in self._courses.values()) and not self._over.done():
             self._over.set_result(None)
 
-    async def _ask(self, ask: Ask | Look) -> Any:
-        """Asks the rank on which an agent lives."""
-        self._num_asked += 1
-        request = Request(self._num_asked, ask)
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._asked[request.number] = answer
-        try:
-            self._ranks.send(int(self._courses[ask.world].world.owners[ask.member]), request)
-            return await answer
-        finally:
-            del self._asked[request.number]
-
     async def _serve(self, asker: int, request: Request) -> None:
-        world, ask = self._courses[request.ask.world].world, request.ask
-        answer = await (world.answer(ask) if isinstance(ask, Ask) else world.look(ask))
+        answer = await self._courses[request.ask.world].world.respond(request.ask)
         self._ranks.send(asker, Response(request.number, answer))
 
     def _received(self, sender: int, message: Message) -> None:
@@ -337,9 +311,11 @@ class Simulation:
                 task.add_done_callback(self._serving.discard)
                 task.add_done_callback(self._check)
             case Response():
-                asked = self._asked.get(message.number)
-                if asked is not None and not asked.done():
-                    asked.set_result(message.answer)
+                self._elsewhere.answered(message)
+            case Published():
+                course = self._courses[message.world]
+                course.world.take(message)
+                self._published(course)(message.agent, message.round)
             case RoundPart():
                 self._take(message.part)
             case RoundDecided():

@@ -2,16 +2,16 @@
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from salign.config import SocietySection
-from salign.records import Interaction, Member, Recalled, Turn
-from salign.society.calls import Calls, Speaker, Tally
+from salign.records import Interaction, Member, Recalled
+from salign.society.calls import Calls, Speaker
+from salign.society.casts import Casts
 from salign.society.memory import QuestionTable
 from salign.society.notes import Notes
 from salign.society.population import initial_memories, labels, parts
@@ -22,7 +22,6 @@ from salign.society.questions import QuestionOrder
 from salign.society.sources import Exemplar
 from salign.society.topology import draw_audience, make_topology
 
-_NO_NOTES: Mapping[str, Any] = MappingProxyType({})
 _NOTHING = Update()
 
 
@@ -45,7 +44,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What an agent asks one member; what it takes to answer it on another rank."""
+    """What an interaction that `agent` leads asks one member."""
 
     world: int
     round: int
@@ -57,7 +56,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """An interaction of a round reads a note of any agent; what it takes to read it on another rank."""
+    """An interaction of a round reads a note of any agent."""
 
     world: int
     round: int
@@ -65,11 +64,42 @@ class Look:
     note: str
 
 
+@dataclass(frozen=True, slots=True)
+class Join:
+    """An interaction of a round begins, of whose cast the member is: with what state?"""
+
+    world: int
+    round: int
+    member: int
+    question: int
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What an interaction of a round writes into the state of an agent."""
+
+    world: int
+    round: int
+    agent: int
+    question: int
+    update: Update
+
+
+class Elsewhere(Protocol):
+    """The agents that live on other ranks."""
+
+    async def ask(self, request: Ask | Look | Join) -> Any:
+        """What `World.respond` returns where the member lives."""
+
+    def tell(self, news: Published) -> None:
+        """Has `World.take` told, where the agent lives."""
+
+
 class World:
     """One society. Its interactions are a function of seed, number and the engines' replies alone.
 
-    Round r of an agent reads memories as they stood when their owners had finished round r-1 (docs/society.md); it
-    may run as soon as they are there.
+    Round r of an agent reads states as they stood when their agents had finished round r-1 (docs/society.md); it may
+    run as soon as they are there.
 
     Args:
         setting: What it has in common with other worlds.
@@ -83,23 +113,30 @@ class World:
         self.number = number
         self.population = society.populations[number % len(society.populations)]
         self._setting = setting
+        self._rank = rank
         self._wording = Wording(society)
         self._protocol = protocol_of(society)
         self.topology = make_topology(society.topology, seed, number)
         self.num_agents = self.topology.num_agents
         self.owners = self.topology.owners(num_ranks)
         self._questions = QuestionOrder(setting.num_questions, seed, number)
+        self.casts = Casts(self.topology, society.protocol.cast_size, seed, number)
         self._parts = parts(society.mixture, self.num_agents, seed, number)
         self.own_agents: list[int] = np.flatnonzero(self.owners == rank).tolist()
-        everybody = labels(self.population, self.num_agents, seed, number)
-        self._labels = {agent: everybody[agent] for agent in self.own_agents}
-        mine = self._labels.items()
+        self._labels = labels(self.population, self.num_agents, seed, number)
+        mine = [(agent, self._labels[agent]) for agent in self.own_agents]
         self._memories = initial_memories(society, setting.prior, setting.table, mine, seed, number)
         self._notes: dict[int, Notes] = {}  # of those that have any
-        # The last round after which an agent's memory is there, and who waits for a later one.
-        self._remembers_after = array("i", bytes(4 * self.num_agents))
+        # The last round after which an agent's state is there, and who waits for a later one.
+        self._there_after = array("i", bytes(4 * self.num_agents))
         self._waiting: dict[tuple[int, int], list[asyncio.Future[None]]] = {}
+        self._num_own: dict[int, int] = {}
         self.num_rounds_complete = 0
+
+    def complete(self, round_: int) -> None:
+        """Takes note that a round is complete on all ranks: what was read in it is read no more."""
+        self.num_rounds_complete = round_
+        self.casts.forget(round_ - 1)
 
     @property
     def num_answers(self) -> int:
@@ -110,6 +147,27 @@ class World:
     def num_notes(self) -> int:
         """How many notes the agents here keep, replaced ones included."""
         return sum(notes.num_versions for notes in self._notes.values())
+
+    def num_interactions(self, round_: int) -> int:
+        """Of a round, on all ranks."""
+        return self.num_agents if self.casts.size == 1 else len(self.casts.of_round(round_).casts)
+
+    def num_own_interactions(self, round_: int) -> int:
+        """Of a round, those that agents here lead."""
+        if self.casts.size == 1:
+            return len(self.own_agents)
+        number = self._num_own.get(round_)
+        if number is None:
+            leaders = [cast[0] for cast in self.casts.of_round(round_).casts]
+            number = self._num_own[round_] = int((self.owners[leaders] == self._rank).sum())
+        return number
+
+    def own_resting(self, round_: int) -> list[int]:
+        """The agents here that have no interaction in a round."""
+        if self.casts.size == 1:
+            return []
+        places = self.casts.of_round(round_).places
+        return [agent for agent in self.own_agents if places[agent] < 0]
 
     def question(self, agent: int, round_: int) -> int:
         """The number of the question that an agent asks in a round."""
@@ -127,7 +185,7 @@ class World:
     def _state(self, agent: int, question: int, after_round: int) -> State:
         notes = self._notes.get(agent)
         recalled = self._recall(agent, question, after_round)
-        return State(agent, recalled, _NO_NOTES if notes is None else notes.after(after_round))
+        return State(agent, recalled, {} if notes is None else notes.after(after_round))
 
     def _calls(self, speaker: Speaker, round_: int, agent: int) -> Calls:
         return Calls(self._setting.society, self._wording, speaker, (self._setting.seed, self.number, round_, agent))
@@ -140,88 +198,102 @@ class World:
         name = self._setting.society.mixture[part - 1].name if part else None
         return Member(agent, self._labels[agent], name, self._speaker(agent).engine.identity)
 
-    async def _remembers(self, agent: int, after_round: int) -> None:
-        """Waits until the agent's memory after a round is there."""
-        if self._remembers_after[agent] < after_round:
+    async def _is_there(self, agent: int, after_round: int) -> None:
+        """Waits until the agent's state after a round is there."""
+        written = after_round
+        while self._there_after[agent] < written and not self.casts.cast(agent, written):
+            written -= 1  # where it rested, nothing was written
+        if self._there_after[agent] < written:
             published = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault((agent, after_round), []).append(published)
+            self._waiting.setdefault((agent, written), []).append(published)
             await published
+        self._there_after[agent] = max(self._there_after[agent], after_round)
 
-    def _publish(self, agent: int, round_: int, question: int, update: Update) -> None:
+    def take(self, news: Published) -> None:
+        """Writes into the state of an agent that lives here; whoever waits for it goes on."""
+        agent, round_, update = news.agent, news.round, news.update
         # A round that is complete reads no more; the next reads what stood after it.
         read_after = self.num_rounds_complete
         if update.answer is not None and "memory" not in self._setting.society.without:
-            self._memories[agent].remember(question, update.answer, round_, read_after)
+            self._memories[agent].remember(news.question, update.answer, round_, read_after)
         if update.notes:
             self._notes.setdefault(agent, Notes()).write(update.notes, round_, read_after)
-        self._remembers_after[agent] = round_
+        self._there_after[agent] = round_
         for published in self._waiting.pop((agent, round_), ()):
             if not published.done():
                 published.set_result(None)
 
-    async def answer(self, ask: Ask) -> tuple[Turn, Tally]:
-        """What an agent that lives here says when it is asked, as soon as its memory after the round before is there.
+    async def respond(self, request: Ask | Look | Join) -> Any:
+        """What is asked of an agent that lives here, as soon as its state after the round before is there.
+
+        Returns:
+            Of `Ask` the turn and what it took, of `Look` the note or None, of `Join` the agent's state.
 
         Raises:
             EngineError: The member's engine is at fault.
         """
-        await self._remembers(ask.member, ask.round - 1)
-        state = self._state(ask.member, ask.question, ask.round - 1)
-        calls = self._calls(self._speaker(ask.member), ask.round, ask.agent)
-        question = self._setting.table.questions[ask.question]
-        return await self._protocol.answer(calls, state, question, ask.query), calls.tally
-
-    async def look(self, look: Look) -> Any:
-        """A note of an agent that lives here, as soon as its state after the round before is there."""
-        await self._remembers(look.member, look.round - 1)
-        notes = self._notes.get(look.member)
-        return None if notes is None else notes.read(look.note, look.round - 1)
+        member, after_round = request.member, request.round - 1
+        await self._is_there(member, after_round)
+        match request:
+            case Ask():
+                state = self._state(member, request.question, after_round)
+                calls = self._calls(self._speaker(member), request.round, request.agent)
+                question = self._setting.table.questions[request.question]
+                return await self._protocol.answer(calls, state, question, request.query), calls.tally
+            case Look():
+                notes = self._notes.get(member)
+                return None if notes is None else notes.read(request.note, after_round)
+            case Join():
+                return self._state(member, request.question, after_round)
 
     async def interact(
-        self,
-        agent: int,
-        round_: int,
-        ask: Callable[[Ask | Look], Awaitable[Any]] | None,
-        published: Callable[[int, int], None],
+        self, agent: int, round_: int, elsewhere: Elsewhere, published: Callable[[int, int], None]
     ) -> Interaction:
-        """Holds one interaction of an agent that lives here and has finished the round before.
+        """Holds one interaction that an agent leads which lives here.
 
         Args:
-            agent: Who leads it.
+            agent: Who leads it: the first of its cast.
             round_: Counted from 1.
-            ask: How agents that live elsewhere are asked and read; None where all live here.
-            published: Told of agent and round when the agent's memory after this round is there.
+            elsewhere: The agents of other ranks.
+            published: Told of each agent here, with the round, when its state after this round is there.
 
         Raises:
             EngineError: An engine is at fault.
         """
-        setting, number = self._setting, self.question(agent, round_)
-        place = (setting.seed, self.number, round_, agent)
+        setting, number, here = self._setting, self.question(agent, round_), self.owners[agent]
+
+        def ask(request: Ask | Look | Join) -> Coroutine[Any, Any, Any]:
+            return self.respond(request) if self.owners[request.member] == here else elsewhere.ask(request)
+
+        cast = self.casts.cast(agent, round_)
+        states = [await ask(Join(self.number, round_, member, number)) for member in cast]
+        audience = draw_audience(setting.society, self.topology, agent, setting.seed, self.number, round_, agent)
         seat = Seat(
             self.number,
             round_,
-            (self._member(agent),),
-            (self._state(agent, number, round_ - 1),),
+            tuple([self._member(member) for member in cast]),
+            tuple(states),
             question=setting.table.questions[number],
-            audience=draw_audience(setting.society, self.topology, agent, *place),
+            audience=audience if len(cast) == 1 else tuple([member for member in audience if member not in cast]),
         )
-        here = self.owners[agent]
-
-        async def heard(member: int, query: Query) -> tuple[Turn, Tally]:
-            request = Ask(self.number, round_, agent, member, number, query)
-            if ask is None or self.owners[member] == here:
-                return await self.answer(request)
-            answered: tuple[Turn, Tally] = await ask(request)
-            return answered
-
-        async def seen(member: int, note: str) -> Any:
-            request = Look(self.number, round_, member, note)
-            return await (self.look(request) if ask is None or self.owners[member] == here else ask(request))
 
         def publish(updates: Sequence[Update]) -> None:
-            self._publish(agent, round_, number, updates[0] if updates else _NOTHING)
-            published(agent, round_)
+            for member, update in zip(cast, updates or [_NOTHING] * len(cast), strict=True):
+                news = Published(self.number, round_, member, number, update)
+                if self.owners[member] == here:
+                    self.take(news)
+                    published(member, round_)
+                else:
+                    elsewhere.tell(news)
 
         observer = self._calls(setting.observer or setting.speakers[0], round_, agent)
-        leader = self._calls(self._speaker(agent), round_, agent)
-        return await Conversation(self._protocol, seat, (leader,), observer, ask=heard, look=seen).hold(publish)
+        calls = [self._calls(self._speaker(member), round_, agent) for member in cast]
+        conversation = Conversation(
+            self._protocol,
+            seat,
+            calls,
+            observer,
+            ask=lambda member, query: ask(Ask(self.number, round_, agent, member, number, query)),
+            look=lambda member, note: ask(Look(self.number, round_, member, note)),
+        )
+        return await conversation.hold(publish)

@@ -140,6 +140,10 @@ class Protocol(ABC, Generic[Section]):
     def max_calls(self) -> int:
         """Model calls of an interaction at most, without those that are made again."""
 
+    def most_calls(self, num_agents: int) -> int:
+        """Model calls of a round of a world at most."""
+        return num_agents // self.society.protocol.cast_size * self.max_calls
+
     @abstractmethod
     async def interact(self, conversation: "Conversation") -> Sequence[Update]:
         """Holds one interaction.
