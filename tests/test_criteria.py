@@ -107,22 +107,23 @@ def test_a_criterion_whose_ratings_are_all_the_same_is_named_by_its_gate():
         life.simulation.validity.check(gates, 0, facts)
 
 
-@pytest.mark.parametrize(("criterion", "low", "high"), [("clarity", 0, 9), ("worth", 0, 100), (None, 1, 7)])
-def test_training_groups_are_scored_by_the_criterion_that_is_named_from_1_to_7(criterion, low, high):
+@pytest.mark.parametrize("names", [["clarity"], ["worth"], None, ["alignment", "worth"]], ids=str)
+def test_training_groups_are_scored_by_the_criteria_that_are_named_from_1_to_7(names):
     life = held(protocol={"kind": "sample"})
-    section = DatasetSection(criterion=criterion)
+    section = DatasetSection(criteria=names)
     groups = list(build_groups(life.interactions, protocol(protocol={"kind": "sample"}), section, Counter()))
     scores = {}
     for group in groups:
         scores |= dict(zip(group.responses, group.scores, strict=True))
-    rated = {
-        turn.text: turn.observed_rating(criterion or "alignment")
-        for interaction in life.interactions
-        for turn in interaction.turns
-    }
+    turns = {turn.text: turn for interaction in life.interactions for turn in interaction.turns}
+    lowest_and_width = {"alignment": (1, 6), "clarity": (0, 9), "worth": (0, 100)}
     assert len(scores) > 10
     for text, score in scores.items():
-        assert score == pytest.approx(1 + 6 * (rated[text] - low) / (high - low))
+        mapped = []
+        for name in names or ["alignment"]:
+            lowest, width = lowest_and_width[name]
+            mapped.append(1 + 6 * (turns[text].observed_rating(name) - lowest) / width)
+        assert score == pytest.approx(sum(mapped) / len(mapped))
 
 
 def test_a_world_stops_by_the_criteria_that_are_named():
@@ -169,8 +170,8 @@ def test_what_cannot_be_rated_is_refused_before_anything_is_paid(society, messag
 
 
 def test_data_scored_by_what_nobody_rates_is_refused():
-    with pytest.raises(ConfigError, match=r"dataset.criterion 'clarity' is not rated; observers rate alignment, engag"):
-        compose.parse({"run": {"name": "r"}, "dataset": {"criterion": "clarity"}}, "test")
+    with pytest.raises(ConfigError, match=r"dataset.criteria names clarity, and observers rate alignment, engag"):
+        compose.parse({"run": {"name": "r"}, "dataset": {"criteria": ["clarity"]}}, "test")
 
 
 @pytest.mark.parametrize(

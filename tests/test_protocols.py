@@ -1,6 +1,7 @@
 """What holds for every protocol, present and future: a new one passes through here by being named in the registry."""
 
 import hashlib
+import re
 from collections import Counter
 
 import pytest
@@ -21,6 +22,8 @@ KINDS = sorted(PROTOCOLS)
 # Every draft recalls: the questions come again, and whatever is near is near enough.
 MUCH_RECALL = {"questions": QUESTIONS[:4], "max_recall_distance": 2.0}
 GOLDEN = {
+    "critics": "a513957ed89423c7b20f8d13a4434a0e45b1c7703b88a65e6921ff3b26d77e44",
+    "rehearsal": "40b8da8ed103276394903150a16861901dcb0d10ca6713a173c5716fe3e795e9",
     "back_scatter": "853ef577ce208b123bda4ee064020ece8abc34a143ac07e9a703ec5d037c1b5e",
     "sample": "0e12caffb04390281762c20aee4fba863806feea4ff8290b634b02409aa9dc99",
 }
@@ -70,6 +73,36 @@ def test_the_bytes_are_the_same_however_the_work_is_cut(kind, how):
 def test_the_bytes_are_those_of_yesterday(kind):
     """Whoever changes a prompt, a seed or the record changes these, and says so in the changelog."""
     assert hashlib.sha256(held(kind).file).hexdigest() == GOLDEN.get(kind)
+
+
+@every_protocol
+@pytest.mark.parametrize("rating", ["logprob", "parse"])
+def test_nobody_has_seen_the_marks_around_what_it_wrote(kind, rating):
+    """What an agent said is shown under a key that it had not been shown: so it cannot write the mark that ends it."""
+    said = {}
+
+    def say(call):
+        if call.sampling is None:
+            return None
+        text = f"Said {call.seed}."
+        said.setdefault(call.place, []).append((text, _keys(call.prompt)))
+        return f"Rating: {1 + call.seed % 7} Reason: {text}" if call.prompt.form == "rating" else text
+
+    actor = Actor(say)
+    held(kind, actor, rating=rating, max_rounds=2)
+    shown = 0
+    for call in actor.calls:
+        for text, known in said[call.place]:
+            if text in call.prompt.user:
+                shown += 1
+                keys = _keys(call.prompt)
+                assert keys, f"{call.step} is shown what was said without a mark"
+                assert not keys & known, call.step
+    assert shown > 100
+
+
+def _keys(prompt) -> set[str]:
+    return set(re.findall(r"(?<!\w)[bcdfghjklmnpqrstvwxz]{6}(?!\w)", f"{prompt.system} {prompt.user}"))
 
 
 @every_protocol

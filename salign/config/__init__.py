@@ -44,7 +44,13 @@ from salign.config.objectives import (
     SFTObjective,
     StableObjective,
 )
-from salign.config.protocols import BackScatterProtocol, ProtocolSection, SampleProtocol
+from salign.config.protocols import (
+    BackScatterProtocol,
+    CriticsProtocol,
+    ProtocolSection,
+    RehearsalProtocol,
+    SampleProtocol,
+)
 from salign.config.society import (
     Ablation,
     CompleteTopology,
@@ -115,6 +121,7 @@ __all__ = [
     "CompleteTopology",
     "Config",
     "Criterion",
+    "CriticsProtocol",
     "CsvSource",
     "DPOObjective",
     "DataPart",
@@ -158,6 +165,7 @@ __all__ = [
     "RatedData",
     "RatingWay",
     "Ratio",
+    "RehearsalProtocol",
     "Rows",
     "RunData",
     "RunSection",
@@ -307,10 +315,10 @@ class Config(Section):
         if unknown:
             mistakes.append(f"evaluate.models names {', '.join(unknown)}; known: {', '.join(known)}")
         names = [criterion.name for criterion in self.society.observed_criteria]
-        if self.dataset.criterion is not None and self.dataset.criterion not in names:
+        unrated = [name for name in self.dataset.criteria or () if name not in names]
+        if unrated:
             mistakes.append(
-                f"dataset.criterion {self.dataset.criterion!r} is not rated; observers rate {', '.join(names)} "
-                "(society.criteria)"
+                f"dataset.criteria names {', '.join(unrated)}, and observers rate {', '.join(names)} (society.criteria)"
             )
         ranks = self.cluster.num_ranks
         mistakes += [

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from salign.config.base import NotBool, Section, kind_unless_said
+from salign.config.base import NotBool, Sampling, Section, kind_unless_said
 from salign.config.criteria import Criterion, known
 
 
@@ -41,6 +41,33 @@ class SampleProtocol(_Protocol):
     """Answers to each question."""
 
 
+class CriticsProtocol(_Protocol):
+    """Each agent's answer is talked about by two critics of its own, of safety and of helpfulness (INDICT)."""
+
+    asks_audience = False
+    criteria = (known("safety"), known("helpfulness"))
+
+    kind: Literal["critics"]
+    num_rounds: Annotated[int, NotBool, Field(ge=1, le=3)] = 2
+    """How often each critic speaks of the draft, after it has heard the other; the paper has 1 to 3."""
+
+
+class RehearsalProtocol(_Protocol):
+    """Each agent plays through what would come of its draft, and answers anew if that is harm (MATRIX)."""
+
+    asks_audience = False
+
+    kind: Literal["rehearsal"]
+    num_people: Annotated[int, NotBool, Field(ge=1, le=9)] = 3
+    """People in the scene, at most; as in the paper."""
+    num_steps: Annotated[int, NotBool, Field(ge=1, le=9)] = 4
+    """Events that are planned, at most; as in the paper."""
+    scene: Sampling = Sampling(max_tokens=160)
+    """How it is sampled who asks, whom it concerns and what happens; the last two are lists, longer than an answer."""
+
+
 ProtocolSection = Annotated[
-    BackScatterProtocol | SampleProtocol, Field(discriminator="kind"), BeforeValidator(kind_unless_said("back_scatter"))
+    BackScatterProtocol | CriticsProtocol | RehearsalProtocol | SampleProtocol,
+    Field(discriminator="kind"),
+    BeforeValidator(kind_unless_said("back_scatter")),
 ]

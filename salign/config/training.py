@@ -54,9 +54,9 @@ class DatasetSection(Section):
     kinds: tuple[Kind, ...] = KINDS
     ratio: Ratio | None = None
     """None: all groups are kept."""
-    criterion: str | None = None
-    """By which of the society's criteria answers are scored; a rating on another scale than 1 to 7 is mapped onto it.
-    None: by the first, which is alignment unless `society.criteria` says otherwise."""
+    criteria: tuple[str, ...] | None = None
+    """By which of the society's criteria answers are scored, several by their mean; ratings on other scales than 1 to 7
+    are mapped onto it. None: by the first, which is alignment unless `society.criteria` says otherwise."""
     min_realignment_score: Annotated[float, NotBool, Field(ge=1, le=7)] = 4.0
     """A revision enters the realignment data only if it is rated above this score and above its draft."""
     keep_flagged: tuple[Flag, ...] = ()
@@ -69,6 +69,8 @@ class DatasetSection(Section):
     @model_validator(mode="after")
     def _possible(self) -> "DatasetSection":
         mistakes = []
+        if self.criteria is not None and not self.criteria:
+            mistakes.append("criteria is empty: name at least one, or set it to null for the first")
         if not self.kinds:
             mistakes.append(f"kinds is empty: name at least one of {', '.join(KINDS)}")
         if self.ratio is not None and not any(getattr(self.ratio, kind) > 0 for kind in self.kinds):

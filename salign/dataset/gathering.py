@@ -37,9 +37,8 @@ def _gather(
         left_out["flagged"] += len(turns) - len(clean)
         return clean
 
-    society = protocol.society
-    criterion = society.observed_criteria[0] if section.criterion is None else society.criterion(section.criterion)
-    learning = Learning(criterion, kept, section.min_realignment_score)
+    names = protocol.criteria[:1] if section.criteria is None else section.criteria
+    learning = Learning(tuple(map(protocol.society.criterion, names)), kept, section.min_realignment_score)
     for interaction in interactions:
         for kind, query, responses in protocol.rows(interaction, learning):
             of_kind = rows.get(kind)

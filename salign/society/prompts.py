@@ -1,4 +1,6 @@
-"""Every prompt of the society, in one place. PROMPTS_VERSION changes with any of them, and is part of every result.
+"""The prompts of the society; those of one protocol alone are in `wordings`.
+
+PROMPTS_VERSION changes with any of them, and is part of every result.
 
 What several prompts share (question, then draft) comes first, so that an engine's prefix cache serves them all; with
 `society.wording: reference` the parts stand in the order of the released code, where memory and feedback come first.
@@ -7,7 +9,6 @@ What agents said stands in frames (see `frames`).
 """
 
 import functools
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,9 +20,6 @@ from salign.society.aggregation import rated
 from salign.society.frames import frame
 
 PROMPTS_VERSION = "4"
-
-# So many words in a row are no chance.
-_NUM_TELLING_WORDS = 6
 
 _DRAFT = """\
 Question: {question}
@@ -149,10 +147,16 @@ class Wording:
         self._feedback = _asked(known("alignment"), wanted if in_words else None)
         criteria = {name: known(name) for name in WORDINGS}
         criteria |= {criterion.name: criterion for criterion in society.observed_criteria}
-        self._observations = {
-            name: _asked(criterion, _RATING_AND_REASON if in_words or not criterion.has_digits else None)
-            for name, criterion in criteria.items()
-        }
+        self._in_words = in_words
+        self._observations = {name: self._asked(criterion) for name, criterion in criteria.items()}
+
+    def _asked(self, criterion: Criterion) -> "_Asked":
+        return _asked(criterion, _RATING_AND_REASON if self._in_words or not criterion.has_digits else None)
+
+    def rate(self, shown: str, system: str, criterion: Criterion) -> Prompt:
+        """A rating of what is shown, in a frame that the system text explains, by a criterion of a protocol's own."""
+        ask = self._asked(criterion)
+        return Prompt(f"{shown}\n\n{ask.text}", system, 0, ask.form, ask.scale)
 
     def _judge(
         self,
@@ -213,18 +217,5 @@ class Wording:
         return Prompt("".join(parts) + _REVISE, instructions)
 
 
-# The sentences of the prompts above that hold no text of others.
-_SENTENCES = frozenset(
-    sentence
-    for text in (_DRAFT, _RECALLED_DRAFT, _REASON, _RATING_AND_REASON, _REVISE, _REVISE_ALONE, *WORDINGS.values())
-    for part in text.split("\n")
-    for sentence in re.split(r"(?<=[.?:])\s", part)
-    if "{" not in sentence and len(sentence.split()) >= _NUM_TELLING_WORDS
-)
-# All at once: a scan skips to the capitals with which they begin.
-_REPEATED = re.compile("|".join(map(re.escape, sorted(_SENTENCES))))
-
-
-def repeats_prompt(text: str) -> bool:
-    """Whether a text says again what its author was asked to do, instead of doing it."""
-    return _REPEATED.search(text) is not None
+TEXTS = (_DRAFT, _RECALLED_DRAFT, _REASON, _RATING_AND_REASON, _REVISE, _REVISE_ALONE, *WORDINGS.values())
+"""What agents and observers are asked."""

@@ -12,7 +12,7 @@ from salign.chat import spells_control
 from salign.config import SCALE, Flag, Scale
 from salign.engines.base import Reply
 from salign.society.frames import FRAME, imitates_frame, may_have_key
-from salign.society.prompts import repeats_prompt
+from salign.society.repeats import repeats_prompt
 
 # --- reasoning -----------------------------------------------------------------------------------
 

@@ -5,9 +5,16 @@ from typing import Any
 from salign.config import SocietySection
 from salign.society.protocols.back_scatter import BackScatter
 from salign.society.protocols.base import Protocol
+from salign.society.protocols.critics import Critics
+from salign.society.protocols.rehearsal import Rehearsal
 from salign.society.protocols.sample import Sample
 
-PROTOCOLS: dict[str, type[Protocol[Any]]] = {"back_scatter": BackScatter, "sample": Sample}
+PROTOCOLS: dict[str, type[Protocol[Any]]] = {
+    "back_scatter": BackScatter,
+    "critics": Critics,
+    "rehearsal": Rehearsal,
+    "sample": Sample,
+}
 
 
 def protocol_of(society: SocietySection) -> Protocol[Any]:

@@ -91,19 +91,20 @@ class Learning:
     """What counts where interactions become something to learn from.
 
     Attributes:
-        criterion: By which observers' ratings answers are scored.
+        criteria: By which observers' ratings answers are scored.
         kept: Leaves out the turns whose flags forbid to learn from them.
         min_score: From which score on an answer that was improved is one to learn from.
     """
 
-    criterion: Criterion
+    criteria: tuple[Criterion, ...]
     kept: Callable[[Sequence[Turn]], list[Turn]]
     min_score: float
 
     def score(self, turn: Turn) -> float | None:
-        """The observers' rating of a turn on the scale from 1 to 7; None where there is none."""
-        rating = turn.observed_rating(self.criterion.name)
-        return None if rating is None else self.criterion.on_common_scale(rating)
+        """The mean of the observers' ratings of a turn, on the scale from 1 to 7; None where one is missing."""
+        ratings = [(criterion, turn.observed_rating(criterion.name)) for criterion in self.criteria]
+        there = [criterion.on_common_scale(rating) for criterion, rating in ratings if rating is not None]
+        return sum(there) / len(there) if len(there) == len(ratings) else None
 
 
 Section = TypeVar("Section")
