@@ -361,14 +361,14 @@ def _table(section: str, seed: int, questions: tuple[str, ...], prior: tuple[Exe
 
 
 def make_setting(
-    speakers, *, society=None, seed=0, questions=QUESTIONS, prior=PRIOR, observer=None, **settings
+    speakers, *, society=None, seed=0, questions=QUESTIONS, prior=PRIOR, observer=None, choices=None, **settings
 ) -> Setting:
     """Of a whole section of a config, or of settings that differ from `SMALL`."""
     society = society or SocietySection(**{**SMALL, **settings})
     # Made once for the many ways in which a society may be held.
     decides = society.model_dump_json(exclude={"schedule", "max_alive"})
     table = _table(decides, seed, tuple(questions), tuple(prior))
-    return Setting(society, seed, table, len(questions), prior, speakers, observer)
+    return Setting(society, seed, table, len(questions), prior, speakers, observer, choices or {})
 
 
 async def simulate(

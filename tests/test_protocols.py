@@ -24,6 +24,7 @@ MUCH_RECALL = {"questions": QUESTIONS[:4], "max_recall_distance": 2.0}
 GOLDEN = {
     "critics": "a513957ed89423c7b20f8d13a4434a0e45b1c7703b88a65e6921ff3b26d77e44",
     "rehearsal": "40b8da8ed103276394903150a16861901dcb0d10ca6713a173c5716fe3e795e9",
+    "deliberation": "52043a6e6a265ecedf1f3ebbee2500b6f5f7afd42245e6955e81661ab2addbda",
     "back_scatter": "853ef577ce208b123bda4ee064020ece8abc34a143ac07e9a703ec5d037c1b5e",
     "sample": "0e12caffb04390281762c20aee4fba863806feea4ff8290b634b02409aa9dc99",
 }
@@ -40,6 +41,11 @@ def test_each_is_in_the_registry_under_the_name_that_a_config_gives_it():
         society = SocietySection(protocol={"kind": kind})
         assert type(protocol_of(society)) is PROTOCOLS[society.protocol.kind]
     assert SocietySection().protocol.kind == "back_scatter"
+
+
+@every_protocol
+def test_its_figures_have_names_that_are_mirrored(kind):
+    assert all(name.endswith(("_share", "_mean")) for name in PROTOCOLS[kind].figures)
 
 
 @every_protocol

@@ -19,7 +19,7 @@ from salign.config import (
 )
 from salign.errors import DataError
 from salign.files import read_rows
-from salign.society.sources import Exemplar, load, questions
+from salign.society.sources import Choices, Exemplar, load, questions
 
 ROWS = [
     {"question": "May I keep the change?", "answer": "Only if it is yours."},
@@ -443,3 +443,48 @@ def test_malformed_rows_are_skipped_and_counted_if_that_is_asked_for(tmp_path, c
     (tmp_path / "q.jsonl").write_text("oh\n")
     with pytest.raises(DataError, match="contains no question"):
         load(source.model_copy(update={"skip_bad": True}))
+
+
+# --- choices -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "right"),
+    [
+        (["4", "5"], "5", 1),
+        (["4", "5"], "A", 0),
+        (["four", "five"], 1, 1),
+        ({"text": ["four", "five"], "label": ["1", "2"]}, "2", 1),
+        (["four", "five"], None, None),
+    ],
+)
+def test_a_question_lists_its_choices_and_knows_the_right_one(tmp_path, choices, answer, right):
+    row = {"question": "2 + 2?", "choices": choices, "answer": answer}
+    [found] = load(json_source(tmp_path / "q.jsonl", jsonl([row]), choices="choices"))
+    texts = tuple(choices["text"] if isinstance(choices, dict) else choices)
+    assert found.question == f"2 + 2?\n1. {texts[0]}\n2. {texts[1]}"
+    assert found.choices == Choices(texts, right)
+    assert (found.answer, found.label) == ((None, None) if right is None else (texts[right], "good"))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"choices": ["four"], "answer": 0}, "1 choices in 'choices'; there must be 2 to 9"),
+        ({"choices": ["four", "four"], "answer": 0}, "two of the choices in 'choices' are the same"),
+        ({"choices": "four|five", "answer": 0}, "'choices' must be a list of texts"),
+        ({"choices": ["four", ""], "answer": 0}, "'choices' must be a list of texts"),
+        ({"choices": ["four", "five"], "answer": 2}, "'answer' is 2: neither the text, the letter nor the number"),
+        ({"choices": ["four", "five"], "answer": True}, "'answer' is True"),
+        ({"choices": {"text": ["a", "b"], "label": ["A"]}, "answer": "A"}, "has 2 texts, and not as many labels"),
+    ],
+)
+def test_choices_that_are_none_are_refused_by_row(tmp_path, row, said):
+    with pytest.raises(DataError, match=r"row 1|line 1") as error:
+        load(json_source(tmp_path / "q.jsonl", jsonl([{"question": "q", **row}]), choices="choices"))
+    assert said in str(error.value)
+
+
+def test_an_answer_is_labelled_or_one_of_several():
+    with pytest.raises(ValueError, match="label and choices are both given"):
+        JsonSource(kind="json", path="x.jsonl", label="good", choices="choices")

@@ -47,6 +47,7 @@ from salign.config.objectives import (
 from salign.config.protocols import (
     BackScatterProtocol,
     CriticsProtocol,
+    DeliberationProtocol,
     ProtocolSection,
     RehearsalProtocol,
     SampleProtocol,
@@ -128,6 +129,7 @@ __all__ = [
     "DatasetData",
     "DatasetSection",
     "DatasetSource",
+    "DeliberationProtocol",
     "EdgesTopology",
     "Effect",
     "Embedder",

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from salign.config.base import NotBool, Sampling, Section, kind_unless_said
+from salign.config.base import Count, NotBool, Sampling, Section, kind_unless_said
 from salign.config.criteria import Criterion, known
 
 
@@ -13,6 +13,8 @@ class _Protocol(Section):
 
     asks_audience: ClassVar[bool] = True
     """Whether an agent's audience is asked; else none is drawn."""
+    max_audience: ClassVar[int | None] = None
+    """The most members that may be asked; None: any number."""
     criteria: ClassVar[tuple[Criterion, ...]] = (known("alignment"), known("engagement"))
     """What observers rate, unless `society.criteria` says it."""
     needs_sampling: ClassVar[bool] = False
@@ -66,8 +68,18 @@ class RehearsalProtocol(_Protocol):
     """How it is sampled who asks, whom it concerns and what happens; the last two are lists, longer than an answer."""
 
 
+class DeliberationProtocol(_Protocol):
+    """A panel, an agent and its audience, answers, hears each other's reasons and votes."""
+
+    max_audience = 8  # with the agent's own, 9 answers: each has a digit by which it is chosen
+
+    kind: Literal["deliberation"]
+    num_exchanges: Count = 1
+    """How often the panel votes, each time having heard what its members said before; the last vote counts."""
+
+
 ProtocolSection = Annotated[
-    BackScatterProtocol | CriticsProtocol | RehearsalProtocol | SampleProtocol,
+    BackScatterProtocol | CriticsProtocol | DeliberationProtocol | RehearsalProtocol | SampleProtocol,
     Field(discriminator="kind"),
     BeforeValidator(kind_unless_said("back_scatter")),
 ]

@@ -239,6 +239,11 @@ class SocietySection(Section):
                 f"{num_agents} agents leaves {num_agents - 1} others"
             )
         mistakes += _cast_mistakes(self)
+        most = self.protocol.max_audience
+        if most is not None and self.has_audience and self.audience_size > most:
+            mistakes.append(
+                f"audience_size {self.audience_size} is too large for the protocol {self.protocol.kind}: at most {most}"
+            )
         if isinstance(topology, GridTopology) and topology.radius < 1 and self.audience_size and not self.global_share:
             mistakes.append(
                 f"topology.radius {topology.radius:g} leaves every agent without an audience: cells are 1 apart; "

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from salign.config.base import AbsolutePath, FolderOrHub, Section
+from salign.config.base import AbsolutePath, FolderOrHub, Section, unless
 from salign.config.effects import Effect
 
 
@@ -38,6 +38,16 @@ class FieldsSource(Rows):
     answer: str = "answer"
     label: str | None = None
     """The field that says `good` or `bad` (or 1 or 0, true or false); None: every answer counts as good."""
+    choices: str | None = None
+    """The field with 2 to 9 answers to choose from: a list of texts, or an object of `text` and `label` lists. `answer`
+    then holds the right one: its text, its label or letter, or its number counted from 0. Agents are shown them
+    numbered from 1, below the question."""
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> "FieldsSource":
+        both = self.label is not None and self.choices is not None
+        mistake = "label and choices are both given: an answer is labelled, or it is the right one of several"
+        return unless(self, [mistake] if both else [])
 
 
 class JsonSource(FieldsSource):

@@ -71,7 +71,10 @@ def measured(record: RunRecord) -> Plot | None:
     figures = protocol_of(record.config.society).figures
     if not record.paths or not figures:
         return None
-    lines = {title: by_round(record.paths, mean, f"sim/{name}") for name, title in figures.items()}
+    everything = {title: by_round(record.paths, mean, f"sim/{name}") for name, title in figures.items()}
+    lines = {title: values for title, values in everything.items() if any(value is not None for value in values)}
+    if not lines:
+        return None
     rounds = list(range(1, len(next(iter(lines.values()))) + 1))
     traces = [make_line(title, rounds, values, number) for number, (title, values) in enumerate(lines.items())]
     return Plot(

@@ -17,6 +17,7 @@ from salign.records import Interaction, Turn
 from salign.seeds import rng
 from salign.society.aggregation import rated
 from salign.society.protocols import protocol_of
+from salign.tracking.metrics import mean
 
 MAX_SAMPLES = 200
 MAX_TEXT = 2_000
@@ -273,7 +274,7 @@ class SocietyReader:
     def _rate(self, interaction: Interaction) -> None:
         society = self.society
         given = heard(interaction)
-        compared = {}
+        rated_first: dict[str, list[float]] = {}  # of each role, by the first criterion
         for turn in interaction.turns:
             if turn.role not in society.observed:
                 continue
@@ -284,10 +285,11 @@ class SocietyReader:
                     sums[1] += 1
                 else:
                     sums[2] += rating
-            compared[turn.role] = turn.observed_rating(society.criteria[0])
+            if (first := turn.observed_rating(society.criteria[0])) is not None:
+                rated_first.setdefault(turn.role, []).append(first)
         self._feedback[0] += len(given)
         self._feedback[1] += sum(turn.rating is None for turn in given)
-        before, after = compared.get(self._first), compared.get(self._outcome)
+        before, after = (mean(rated_first.get(role, ())) for role in (self._first, self._outcome))
         if self._first != self._outcome and before is not None and after is not None:
             society.before_after[_bin(before, society.compared), _bin(after, society.compared)] += 1
             society.num_higher += after > before

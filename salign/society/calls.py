@@ -1,6 +1,7 @@
 """The model calls of one interaction: each with a name, by which it is seeded, and counted."""
 
 import asyncio
+import random
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from salign.engines.base import Priority, Prompt, RatingReply, Reply
 from salign.engines.meter import MeteredEngine
 from salign.errors import CallRejectedError
 from salign.records import Observation
-from salign.seeds import derive
+from salign.seeds import derive, rng
 from salign.society import frames
 from salign.society.prompts import Judged, Wording
 from salign.society.replies import parse_rating
@@ -132,6 +133,20 @@ class Calls:
             if digits.expectation is not None:
                 return Observation(digits.expectation, digits.mass), _NOTHING
         return Observation(None), _NOTHING
+
+    async def choice(self, prompt: Prompt, name: str) -> RatingReply | None:
+        """How probable each of the numbers of a prompt's scale is as the choice; None where the engine says none."""
+        seed = derive(*self._place, name, 0)
+        try:
+            digits = await self._engine.rate(prompt, seed, Priority(self._round, _AWAITED))
+        except CallRejectedError:
+            return None
+        self.tally.count(digits)
+        return None if digits.probabilities is None else digits
+
+    def draw(self, name: str) -> random.Random:
+        """Chance by name: the same in this interaction whoever asks, and when."""
+        return rng(*self._place, name)
 
     async def observe(self, judged: Judged, role: str, criterion: str) -> Observation:
         """An observer's rating of an answer, said as `role`, by a criterion; observers have no memory."""

@@ -131,6 +131,11 @@ def _asked(criterion: Criterion, in_words: str | None) -> _Asked:
     return _Asked(in_words.format(scale=criterion.wording, low=low, high=high), "rating", criterion.scale)
 
 
+def remembered(recalled: Recalled, key: str) -> str:
+    """What somebody is reminded of before it judges."""
+    return _RECALLED_FEEDBACK.format(question=recalled.question, answer=frame(recalled.answer, key), key=key)
+
+
 class Wording:
     """The prompts that judge and revise, as one society words them.
 
@@ -169,8 +174,7 @@ class Wording:
         system = judging(instructions, judged.key)
         memory = ""
         if recalled is not None:
-            framed = frame(recalled.answer, judged.key)
-            memory = _RECALLED_FEEDBACK.format(question=recalled.question, answer=framed, key=judged.key)
+            memory = remembered(recalled, judged.key)
         if not self._shared_first:
             return Prompt(memory + shown + ask.text, system, 0 if memory else len(shown), ask.form, ask.scale)
         return Prompt(shown + memory + ask.text, system, len(shown), ask.form, ask.scale)

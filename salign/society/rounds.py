@@ -51,7 +51,7 @@ class Round:
     """How many turns that say something have which flags."""
     recalls: defaultdict[str, Recalls] = field(default_factory=lambda: defaultdict(Recalls))
     """What agents were reminded of, by the role of the turn, of every role."""
-    measured: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    measured: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     """Values of the protocol's own figures, by name."""
 
     def add(self, interaction: Interaction, protocol: Protocol[Any]) -> None:
@@ -122,7 +122,7 @@ class Round:
             "sim/world": self.world,
             "sim/round": self.number,
             **means,
-            **{f"sim/{name}": mean(self.measured.get(name, ())) for name in protocol.figures},
+            **{f"sim/{name}": protocol.figure(name, self.measured.get(name, ())) for name in protocol.figures},
             "sim/parse_rate": validity.rated_share,
             "sim/digit_mass_median": validity.digit_mass_median,
             "sim/flagged_share": validity.flagged_share,

@@ -5,7 +5,7 @@ import importlib.resources
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,12 +37,21 @@ _HELD_OUT_EVERY = 6
 
 
 @dataclass(frozen=True, slots=True)
+class Choices:
+    """The answers that a question leaves to choose from, and the place of the right one, None where nobody says."""
+
+    texts: tuple[str, ...]
+    right: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Exemplar:
-    """A question, and where there is one an answer with its label."""
+    """A question, and where there is one an answer with its label; `choices` are those that the question lists."""
 
     question: str
     answer: str | None = None
     label: Label | None = None
+    choices: Choices | None = None
 
 
 def load(source: Source) -> list[Exemplar]:
@@ -111,7 +120,7 @@ def _from_rows(source: _RowsSource) -> list[Exemplar]:
 def _reader_of(source: _RowsSource) -> tuple[Callable[[dict[str, Any]], Iterator[Exemplar]], frozenset[str]]:
     """What makes exemplars of a row, and the columns that it knows."""
     if isinstance(source, FieldsSource):
-        fields = (source.question, source.input, source.answer, source.label)
+        fields = (source.question, source.input, source.answer, source.label, source.choices)
         return functools.partial(_fields, source=source), frozenset(field for field in fields if field is not None)
     if isinstance(source, HHSource):
         return _hh, frozenset({"chosen", "rejected"})
@@ -160,13 +169,20 @@ _LABELS: dict[str, Label] = {"good": "good", "1": "good", "true": "good", "bad":
 
 
 def _fields(row: dict[str, Any], source: FieldsSource) -> Iterator[Exemplar]:
+    label: Label | None
     question = _text(row, source.question)
     if source.input is not None and not is_empty(row.get(source.input)):
         question = f"{question}\n\nInput:\n{_text(row, source.input)}"
+    if source.choices is not None:
+        choices = _choices(row, source.choices, source.answer)
+        listed = "\n".join(f"{number}. {text}" for number, text in enumerate(choices.texts, start=1))
+        answer, label = (None, None) if choices.right is None else (choices.texts[choices.right], "good")
+        yield Exemplar(f"{question}\n{listed}", answer, label, choices)
+        return
     if source.answer not in row and source.label is None:
         yield Exemplar(question)
         return
-    label: Label = "good"
+    label = "good"
     if source.label is not None:
         if source.label not in row:
             raise RowError(f"no text in the field {source.label!r}; it has {', '.join(map(str, row))}")
@@ -175,6 +191,39 @@ def _fields(row: dict[str, Any], source: FieldsSource) -> Iterator[Exemplar]:
             raise RowError(f"the label is {given!r}; it must be 'good' or 'bad', or 1 or 0")
         label = _LABELS[str(given).lower()]
     yield Exemplar(question, _text(row, source.answer), label)
+
+
+_MAX_CHOICES = 9  # each has a digit by which it is chosen
+
+
+def _choices(row: dict[str, Any], field: str, answer: str) -> Choices:
+    given = row.get(field)
+    labels = None
+    if isinstance(given, dict) and set(given) == {"text", "label"}:
+        given, labels = given["text"], given["label"]
+    if not isinstance(given, list) or not all(isinstance(text, str) and text.strip() for text in given):
+        raise RowError(f"{field!r} must be a list of texts, or an object with the lists 'text' and 'label'")
+    texts = tuple(text.strip() for text in given)
+    if not 2 <= len(texts) <= _MAX_CHOICES:
+        raise RowError(f"{len(texts)} choices in {field!r}; there must be 2 to {_MAX_CHOICES}")
+    if len(set(texts)) < len(texts):
+        raise RowError(f"two of the choices in {field!r} are the same")
+    if labels is not None and (not isinstance(labels, list) or len(labels) != len(texts)):
+        raise RowError(f"{field!r} has {len(texts)} texts, and not as many labels")
+    return Choices(texts, None if is_empty(row.get(answer)) else _right(row[answer], texts, labels, answer))
+
+
+def _right(value: Any, texts: tuple[str, ...], labels: list[Any] | None, field: str) -> int:
+    """Which of the choices the right answer is."""
+    if isinstance(value, str):
+        said = value.strip()
+        named = [str(label) for label in labels] if labels is not None else list("ABCDEFGHI"[: len(texts)])
+        for names in (texts, named):
+            if said in names:
+                return names.index(said)
+    elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(texts):
+        return value
+    raise RowError(f"{field!r} is {value!r}: neither the text, the letter nor the number (from 0) of a choice")
 
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -226,7 +275,12 @@ def _moral_stories(row: dict[str, Any]) -> Iterator[Exemplar]:
 
 def questions(source: Source) -> list[str]:
     """The distinct questions of a source, in its order."""
-    return list(dict.fromkeys(exemplar.question for exemplar in load(source)))
+    return distinct(load(source))
+
+
+def distinct(exemplars: Sequence[Exemplar]) -> list[str]:
+    """Their questions, each once, in order."""
+    return list(dict.fromkeys(exemplar.question for exemplar in exemplars))
 
 
 def files_of(source: Source) -> list[Path]:

@@ -2,8 +2,8 @@
 
 import asyncio
 from array import array
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from salign.society.prompts import Wording
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Conversation, Query, Seat, State, Update
 from salign.society.questions import QuestionOrder
-from salign.society.sources import Exemplar
+from salign.society.sources import Choices, Exemplar
 from salign.society.topology import draw_audience, make_topology
 
 _NOTHING = Update()
@@ -30,7 +30,8 @@ class Setting:
     """What the worlds of a shard have in common.
 
     `num_questions` questions of the table, from its start, are asked; `speakers` are the run's engine, then one for
-    each part of a mixed society; the first of them observes, unless there is an `observer`.
+    each part of a mixed society; the first of them observes, unless there is an `observer`. `choices` are those of the
+    questions that have some.
     """
 
     society: SocietySection
@@ -40,6 +41,7 @@ class Setting:
     prior: Sequence[Exemplar]
     speakers: Sequence[Speaker]
     observer: Speaker | None = None
+    choices: Mapping[str, Choices] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +268,7 @@ class World:
             return self.respond(request) if self.owners[request.member] == here else elsewhere.ask(request)
 
         cast = self.casts.cast(agent, round_)
+        question = setting.table.questions[number]
         states = [await ask(Join(self.number, round_, member, number)) for member in cast]
         audience = draw_audience(setting.society, self.topology, agent, setting.seed, self.number, round_, agent)
         seat = Seat(
@@ -273,7 +276,8 @@ class World:
             round_,
             tuple([self._member(member) for member in cast]),
             tuple(states),
-            question=setting.table.questions[number],
+            question=question,
+            choices=setting.choices.get(question),
             audience=audience if len(cast) == 1 else tuple([member for member in audience if member not in cast]),
         )
 

@@ -37,7 +37,8 @@ def make_worlds(
         ConfigError: The embedder's model cannot be had, or agents would hardly recall what they start with.
     """
     society = config.society
-    questions, prior = sources.questions(society.questions), sources.load(society.prior)
+    asked, prior = sources.load(society.questions), sources.load(society.prior)
+    questions = sources.distinct(asked)
     answers_by_label(society, prior, society.populations)
     table, recall = question_table(society, config.run.seed, questions, prior, folder)
     if recall is not None:
@@ -52,6 +53,7 @@ def make_worlds(
         prior=prior,
         speakers=[Speaker(first), *(Speaker(engine, part.instructions) for engine, part in parts)],
         observer=Speaker(observer),
+        choices={one.question: one.choices for one in asked if one.choices is not None},
     )
     return [World(setting, number, *rank) for number in numbers], {} if recall is None else dataclasses.asdict(recall)
 

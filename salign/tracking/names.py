@@ -15,22 +15,18 @@ _LOSSES = (
 )
 
 # Of each kind of run: what its rows and its summary hold. `*` stands for the task of an evaluation, or for what
-# observers rate.
+# observers rate and protocols measure.
 LOGGED: dict[JobType, tuple[str, ...]] = {
     "simulate": (
         "sim/round",
         "sim/*_mean",
+        "sim/*_share",
         "sim/parse_rate",
         "sim/failed",
-        "sim/recalled_initial_share",
-        "sim/recalled_own_share",
-        "sim/recall_distance_mean",
         "sim/calls",
         "sim/tokens",
         "sim/cost",
         "sim/digit_mass_median",
-        "sim/flagged_share",
-        "sim/cut_share",
         "observer/agreement",
         "observer/length_correlation",
         "sim/shards_done",

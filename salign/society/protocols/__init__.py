@@ -6,6 +6,7 @@ from salign.config import SocietySection
 from salign.society.protocols.back_scatter import BackScatter
 from salign.society.protocols.base import Protocol
 from salign.society.protocols.critics import Critics
+from salign.society.protocols.deliberation import Deliberation
 from salign.society.protocols.rehearsal import Rehearsal
 from salign.society.protocols.sample import Sample
 
@@ -13,6 +14,7 @@ PROTOCOLS: dict[str, type[Protocol[Any]]] = {
     "back_scatter": BackScatter,
     "critics": Critics,
     "rehearsal": Rehearsal,
+    "deliberation": Deliberation,
     "sample": Sample,
 }
 

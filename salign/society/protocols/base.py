@@ -16,6 +16,8 @@ from salign.errors import CallRejectedError
 from salign.records import Interaction, Member, Observation, Recalled, Turn
 from salign.society.calls import Calls, Tally, UnansweredError, together
 from salign.society.replies import flags_of
+from salign.society.sources import Choices
+from salign.tracking.metrics import mean
 
 
 class State(NamedTuple):
@@ -45,7 +47,8 @@ class Update:
 class Seat:
     """One interaction before it is held: whose it is in which round, and who may be asked.
 
-    `cast` are those whose interaction it is, the leader first; `states` are theirs.
+    `cast` are those whose interaction it is, the leader first; `states` are theirs. `choices` are the answers that the
+    question lists, None where it lists none.
     """
 
     world: int
@@ -54,6 +57,7 @@ class Seat:
     states: tuple[State, ...]
     question: str
     audience: tuple[int, ...]
+    choices: Choices | None = None
 
     @property
     def leader(self) -> Member:
@@ -72,10 +76,11 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a member is asked: of a text, said in the turn at position `about`."""
+    """What a member is asked: of a text, said in the turn at position `about`; `data` is what else it is told."""
 
     text: str
     about: int
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Row(NamedTuple):
@@ -123,7 +128,8 @@ class Protocol(ABC, Generic[Section]):
     reminded: ClassVar[tuple[str, ...]]
     """Roles of the turns before which a speaker looks into its memory; the leader's first."""
     figures: ClassVar[Mapping[str, str]] = {}
-    """What a round is measured by beside ratings: each figure's name, and what it says, as the report's title."""
+    """What a round is measured by beside ratings: each figure's name, which ends in `_share` or `_mean`, and what it
+    says, as the report's title."""
 
     def __init__(self, society: SocietySection, section: Section) -> None:
         self.society = society
@@ -176,9 +182,13 @@ class Protocol(ABC, Generic[Section]):
     def rows(self, interaction: Interaction, learning: Learning) -> Iterator[Row]:
         """What can be learnt from an interaction, held by this protocol; `learning` says what counts."""
 
-    def measure(self, interaction: Interaction) -> Iterable[tuple[str, float]]:
-        """Values of an interaction, each with the name of the figure that is their mean over a round."""
+    def measure(self, interaction: Interaction) -> Iterable[tuple[str, Any]]:
+        """Values of an interaction, each with the name of the figure that they are of."""
         return ()
+
+    def figure(self, name: str, values: Sequence[Any]) -> float | None:
+        """A figure out of its values in a round, which come in any order: their mean, unless the protocol says else."""
+        return mean(values)
 
 
 class Conversation:
@@ -254,12 +264,12 @@ class Conversation:
                 task = self._observing.create_task(self._observer.observe(judged, called, criterion))
                 self._observed.append((turn, criterion, task))
 
-    async def ask(self, members: Sequence[int], text: str) -> list[Turn]:
+    async def ask(self, members: Sequence[int], text: str, data: Mapping[str, Any] | None = None) -> list[Turn]:
         """Asks members, all at once, about the turn that was said last; their turns, which are added.
 
         Observers rate those with a text whose role is one that they do.
         """
-        query = Query(text, about=len(self._turns) - 1)
+        query = Query(text, about=len(self._turns) - 1, data=data or {})
         heard = await together(*(self._ask(member, query) for member in members))
         for turn, tally in heard:
             self._add(turn, f"{turn.role}:{turn.agent}")
