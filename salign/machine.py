@@ -1,4 +1,4 @@
-"""Describes this machine: its name, cores and GPUs."""
+"""Describes this machine: its name, cores and GPUs, and the memory that this process has used."""
 
 import os
 import platform
@@ -16,6 +16,14 @@ def this_machine() -> dict[str, Any]:
         named = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
         gpus.append(named.group(1) if named else "GPU")
     return {"host": platform.node(), "cores": os.cpu_count(), "gpus": gpus}
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has held at once (Linux).
+
+    `ru_maxrss` is never less than what the parent process held when it started this one.
+    """
+    return int(re.findall(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)[0]) << 10
 
 
 def visible_devices() -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 _NO_ROOM_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 18
 
 
 def sha256(path: Path) -> str:
@@ -24,7 +25,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with part.open("wb", buffering=_BUFFER_BYTES) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

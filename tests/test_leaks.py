@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from salign.dataset import leaks
-from salign.dataset.leaks import Leaks, Text, find_leaks, prompts_of
+from salign.dataset.leaks import Leaks, Passage, find_leaks, prompts_of
 from salign.dataset.shingles import normalise, shingles, whole, words_of
 
 LONG = "Is it acceptable to read the diary of a friend?"
 
 
 def compared(texts: list[str], prompts: list[str]) -> Leaks:
-    return find_leaks([Text(text, "a file", number, "query") for number, text in enumerate(texts, start=1)], prompts)
+    passages = [Passage((text,), ("query",), "a file", number) for number, text in enumerate(texts, start=1)]
+    return find_leaks(passages, prompts)
 
 
 def exact(texts: list[str], prompts: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 
 from salign.bench import streams
 from salign.errors import ConfigError
+from salign.machine import peak_memory
 from salign.records import read_interactions
 
 
@@ -47,3 +48,11 @@ def test_a_run_without_wandb_loads_nothing_of_it(tmp_path):
     )
     command = [sys.executable, "-c", f"{collect}; import sys; print('wandb' in sys.modules)"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_the_peak_of_memory_is_the_process_s_own():
+    """Not what its parent held when it started it, as `ru_maxrss` is."""
+    child = "from salign.machine import peak_memory; print(peak_memory())"
+    held = b"x" * (200 << 20)
+    said = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout
+    assert peak_memory() > len(held) > int(said) > 1 << 20

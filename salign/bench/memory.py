@@ -10,9 +10,10 @@ from typing import Any
 from salign.bench.figures import Figure
 from salign.bench.workload import MODEL, bench_groups
 from salign.config import TrainStage
+from salign.machine import peak_memory
 
 _TOLERANCE = 15  # percent
-_MIB = 1 << 10  # in the KiB of ru_maxrss
+_MIB = 1 << 20
 _BUCKETS = {"reduce_bucket_size": 5_000_000, "allgather_bucket_size": 5_000_000, "overlap_comm": False}
 _ZERO = {
     level: {"stage": level, **_BUCKETS, **({"stage3_max_live_parameters": 5_000_000} if level == 3 else {})}
@@ -39,7 +40,7 @@ def _stage(case: str, folder: Path) -> TrainStage:
 
 def _resident_mib() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / (1 << 20)
+    return pages * resource.getpagesize() / _MIB
 
 
 def memory_cost(case: str) -> dict[str, float]:
@@ -67,11 +68,11 @@ def memory_cost(case: str) -> dict[str, float]:
     trainer = Trainer(stage, ranks, model, settings, num_steps=1000, lengths=Lengths.of([group for _, group in groups]))
     for step in range(2):  # in the second the optimizer's state is there
         trainer.step(step, groups)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
+    peak = peak_memory() / _MIB
     shape = find_shape(MODEL)
     assert shape is not None
     found = estimate(stage, settings, shape, 1, max(group.num_tokens for _, group in groups))
-    return {"measured": peak - before, "estimated": found.peak / (1 << 20)}
+    return {"measured": peak - before, "estimated": found.peak / _MIB}
 
 
 def memory_figures(own_process: Callable[..., dict[str, float]]) -> list[Figure]:

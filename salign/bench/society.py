@@ -6,7 +6,6 @@ Figures of one table come from one run on one machine, side by side. Those of ot
 import asyncio
 import json
 import random
-import resource
 import socket
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.opening import metered
 from salign.errors import ConfigError, StageError
+from salign.machine import peak_memory
 from salign.markers import read_done
 from salign.records import read_interactions
 from salign.run import RunDir, create_run
@@ -113,7 +113,7 @@ def resident_after(num_agents: int, folder: Path) -> dict[str, float]:
     _, run, facts = bench.run(config)
     interactions = read_interactions(run.shard(0) / "interactions.jsonl")
     text = sum(len(turn.text) for interaction in interactions for turn in interaction.turns_of("revision"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
+    peak = peak_memory()
     return {"agents": side**2, "peak": peak, "text": text, "calls": facts["num_calls"]}
 
 

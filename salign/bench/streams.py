@@ -16,12 +16,13 @@ from salign import compose
 from salign.bench.figures import Figure, measure_parts
 from salign.config import Config
 from salign.errors import StageError
+from salign.machine import peak_memory
 from salign.markers import Done, mark_done, read_done
 from salign.run import RunDir, create_run
 from salign.society.shard import run_shard
 from salign.tracking.metrics import read_metrics
 
-_KIB, _MIB = 1 << 10, 1 << 20
+_MIB = 1 << 20
 _WORLD = {"topology": {"size": 10, "radius": 2}, "rating": "parse", "stopping": None, "max_rounds": 10}
 _NUM_OF_WORLD = 1_000
 _WORLDS_OF_SHARD = 50
@@ -96,7 +97,7 @@ def read(reader: str, run: RunDir) -> dict[str, float]:
         collect(run, config)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     processor = usage.ru_utime + usage.ru_stime
-    return {"seconds": time.perf_counter() - start, "processor": processor, "peak": usage.ru_maxrss * _KIB}
+    return {"seconds": time.perf_counter() - start, "processor": processor, "peak": peak_memory()}
 
 
 def _measured(reader: str, runs: Callable[[], tuple[RunDir, RunDir]]) -> list[Figure]:

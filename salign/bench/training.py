@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,8 +23,9 @@ from salign.bench.memory import memory_cost, memory_figures
 from salign.bench.workload import MODEL, NUM_GROUPS, NUM_RESPONSES, QUERY, RESPONSE, bench_groups
 from salign.config import GroupsData
 from salign.errors import StageError
+from salign.machine import peak_memory
 
-_MIB = 1 << 10  # in the KiB of ru_maxrss
+_MIB = 1 << 20
 
 
 # --- in a process of its own ---------------------------------------------------------------------
@@ -90,8 +90,8 @@ def _peak_mib() -> float:
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / (1 << 20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
+        return torch.cuda.max_memory_allocated() / _MIB
+    return peak_memory() / _MIB
 
 
 def loop_cost(objective: str) -> dict[str, float]:
@@ -137,7 +137,7 @@ def loop_cost(objective: str) -> dict[str, float]:
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
+    peak = peak_memory() / _MIB
     least = {f"{name}_least": min(values[1:]) for name, values in seconds.items()}
     return {**{name: median(values[1:]) for name, values in seconds.items()}, **least, "peak": peak}
 
@@ -194,7 +194,7 @@ def trl_cost() -> dict[str, float]:
             callbacks=[Clock()],
         )
         trainer.train()
-    return {"seconds": min(seconds[1:]), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB}
+    return {"seconds": min(seconds[1:]), "peak": peak_memory() / _MIB}
 
 
 def token_cost(num_groups: int) -> dict[str, float]:
@@ -216,7 +216,7 @@ def token_cost(num_groups: int) -> dict[str, float]:
             for _ in range(num_groups):
                 row = {"query": text(15), "responses": [text(25) for _ in range(4)], "scores": [7, 5, 3, 1]}
                 file.write(json.dumps(row) + "\n")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
+        before = peak_memory() / _MIB
         start, used = time.perf_counter(), time.process_time()
         left_out: Counter[str] = Counter()
         groups = read_groups(GroupsData(kind="groups", path=path), left_out)
@@ -226,7 +226,7 @@ def token_cost(num_groups: int) -> dict[str, float]:
         "seconds": seconds,
         "cpu": cpu,
         "before": before,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB,
+        "peak": peak_memory() / _MIB,
     }
 
 

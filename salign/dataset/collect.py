@@ -15,7 +15,7 @@ import msgspec
 from salign.config import FLAGS, KINDS, Config, Kind
 from salign.dataset.gathering import build_groups, drawn, kind_of, num_chosen
 from salign.dataset.groups import read_groups
-from salign.dataset.leaks import Match, Text, find_leaks, prompts_of
+from salign.dataset.leaks import Match, Passage, find_leaks, prompts_of
 from salign.errors import StageError
 from salign.garbage import rare_collections
 from salign.locks import lock
@@ -45,7 +45,7 @@ class GroupCounts:
 
     def __init__(self) -> None:
         self._counts = {kind: dict.fromkeys(self._NAMES, 0) for kind in KINDS}
-        self._scores = {kind: Counter[int]() for kind in KINDS}
+        self._scores = {kind: dict.fromkeys(range(1, 8), 0) for kind in KINDS}
 
     def add(self, group: AlignmentGroup) -> None:
         """Takes up a group of the society's."""
@@ -61,7 +61,7 @@ class GroupCounts:
         """For the card; scores by the nearest whole one, 1..7."""
         kinds: dict[str, Any] = {}
         for kind, counts in self._counts.items():
-            histogram = {str(score): self._scores[kind][score] for score in range(1, 8)}
+            histogram = {str(score): num for score, num in self._scores[kind].items()}
             kinds[kind] = {**counts, "scores": histogram}
         total = {
             name: sum(counts[name] for counts in self._counts.values()) for name in ("num_groups", "num_responses")
@@ -119,42 +119,44 @@ def evaluation_prompts(config: Config) -> list[str]:
     return prompts
 
 
-def _training_texts(config: Config, groups: Iterable[AlignmentGroup]) -> Iterator[Text]:
+def _passages(config: Config, groups: Iterable[AlignmentGroup]) -> Iterator[Passage]:
     """All that is asked, remembered or trained on."""
     if config.has_society:
         for number, question in enumerate(sources.questions(config.society.questions), start=1):
-            yield Text(question, "society.questions", number, "question")
-        yield from _texts_of_exemplars("society.prior", sources.load(config.society.prior))
-    yield from _texts_of_groups("dataset/groups.jsonl", groups)
+            yield Passage((question,), ("question",), "society.questions", number)
+        yield from _passages_of_exemplars("society.prior", sources.load(config.society.prior))
+    yield from _passages_of_groups("dataset/groups.jsonl", groups)
     for part in dict.fromkeys(part for stage in config.train.stages for part in stage.parts):
         if part.kind == "answers":
-            yield from _texts_of_exemplars("the training answers", sources.load(part.source))
+            yield from _passages_of_exemplars("the training answers", sources.load(part.source))
         elif part.kind != "run":
             left_out: Counter[str] = Counter()
-            yield from _texts_of_groups(str(part.path), read_groups(part, left_out))
+            yield from _passages_of_groups(str(part.path), read_groups(part, left_out))
             if left_out["bad_rows"]:
                 logger.warning(
                     "%d malformed rows of the training data %s were skipped (skip_bad)", left_out["bad_rows"], part.path
                 )
 
 
-def _texts_of_exemplars(source: str, exemplars: Iterable[sources.Exemplar]) -> Iterator[Text]:
+def _passages_of_exemplars(source: str, exemplars: Iterable[sources.Exemplar]) -> Iterator[Passage]:
     for number, exemplar in enumerate(exemplars, start=1):
-        yield Text(exemplar.question, source, number, "question")
-        if exemplar.answer is not None:
-            yield Text(exemplar.answer, source, number, "answer")
+        answer = () if exemplar.answer is None else (exemplar.answer,)
+        yield Passage((exemplar.question, *answer), ("question", "answer"), source, number)
 
 
-def _texts_of_groups(source: str, groups: Iterable[AlignmentGroup]) -> Iterator[Text]:
+def _passages_of_groups(source: str, groups: Iterable[AlignmentGroup]) -> Iterator[Passage]:
     for number, group in enumerate(groups, start=1):
-        yield Text(group.query, source, number, "query")
-        for message in group.context:
-            yield Text(message.content, source, number, "context")
+        texts, parts = [group.query], ["query"]
+        if group.context:
+            texts += [message.content for message in group.context]
+            parts += ["context"] * len(group.context)
         question = group.provenance.get("question")
         if question is not None and question != group.query:
-            yield Text(question, source, number, "question")
-        for response in group.responses:
-            yield Text(response, source, number, "response")
+            texts.append(question)
+            parts.append("question")
+        texts += group.responses
+        parts += ["response"] * len(group.responses)
+        yield Passage(texts, parts, source, number)
 
 
 def check_leaks(config: Config, groups: Iterable[AlignmentGroup], prompts: Iterable[str] = ()) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def check_leaks(config: Config, groups: Iterable[AlignmentGroup], prompts: Itera
         StageError: Some are in it word for word, with their number, the first of them, and where they are.
         DataError: A stage's data is missing or malformed; all of its rows are read here.
     """
-    leaks = find_leaks(_training_texts(config, groups), [*evaluation_prompts(config), *prompts])
+    leaks = find_leaks(_passages(config, groups), [*evaluation_prompts(config), *prompts])
     if leaks.exact:
         raise StageError(
             f"{len(leaks.exact)} of {leaks.num_prompts} evaluation prompts are in {_COMPARED}, the first: "

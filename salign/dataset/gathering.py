@@ -34,7 +34,8 @@ def _gather(
 
     def kept(turns: Sequence[Turn]) -> list[Turn]:
         clean = [turn for turn in turns if not turn.flags or learnt.issuperset(turn.flags)]
-        left_out["flagged"] += len(turns) - len(clean)
+        if len(clean) < len(turns):
+            left_out["flagged"] += len(turns) - len(clean)
         return clean
 
     names = protocol.criteria[:1] if section.criteria is None else section.criteria

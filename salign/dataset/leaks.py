@@ -36,19 +36,15 @@ _MAX_TABLE_BITS = 26
 _PROMPT_FIELDS = ("question", "Question", "prompt", "query", "chosen", "situation", "scenario", "Q")
 
 
-class Text(NamedTuple):
-    """A text that is trained on or remembered, and where it stands."""
+class Passage(NamedTuple):
+    """A question, exemplar or group: texts that are trained on or remembered, and where they stand."""
 
-    text: str
+    texts: Sequence[str]
+    parts: Sequence[str]
+    """What each text is: query, response, ..."""
     source: str
     number: int
-    """Of the question, exemplar or group in its source, counted from 1."""
-    part: str
-    """Of it: query, response, ..."""
-
-    @property
-    def place(self) -> str:
-        return f"{self.source}, {self.number}: {self.part}"
+    """In its source, counted from 1."""
 
 
 class Match(NamedTuple):
@@ -81,13 +77,13 @@ class Leaks:
         }
 
 
-def find_leaks(texts: Iterable[Text], prompts: Iterable[str]) -> Leaks:
+def find_leaks(passages: Iterable[Passage], prompts: Iterable[str]) -> Leaks:
     """The evaluation prompts that stand in the texts, after normalising both; the work is linear in both.
 
     Exact: a text is the prompt, or contains it whole and it has at least 30 characters. Near: a text has half of the
     runs of four words of a prompt of at least 8 words.
     """
-    return _Index(prompts).search(texts)
+    return _Index(prompts).search(passages)
 
 
 class _Index:
@@ -136,24 +132,24 @@ class _Index:
         # Of the words and runs of a text, tables tell at once nearly all that are in no prompt.
         self._word_table, self._run_table = _Table(words.hashes), _Table(self._runs)
 
-    def search(self, texts: Iterable[Text]) -> Leaks:
+    def search(self, passages: Iterable[Passage]) -> Leaks:
         leaks = Leaks(self._num_given)
-        for batch in _batches(texts):
-            leaks.num_texts += len(batch)
+        for batch in _batches(passages):
+            leaks.num_texts += len(batch.texts)
             if self._normals:
                 self._compare(batch)
         near = {prompt: match for prompt, match in self._near.items() if prompt not in self._exact}
         leaks.exact, leaks.near = ([matches[prompt] for prompt in sorted(matches)] for matches in (self._exact, near))
         return leaks
 
-    def _compare(self, batch: Sequence[Text]) -> None:
-        words = words_of([item.text for item in batch])
+    def _compare(self, batch: "_Batch") -> None:
+        words = words_of(batch.texts)
         hashes = whole(words)
         text_of, whole_of = _among(self._wholes, hashes)
         for text, prompt in zip(text_of.tolist(), self._prompt_of_whole[whole_of].tolist(), strict=True):
-            self._take(prompt, batch[text], 1.0)
+            self._take(prompt, batch, text, 1.0)
         for text, prompt, share in self._shares(words):
-            self._take(prompt, batch[text], share)
+            self._take(prompt, batch, text, share)
 
     def _shares(self, words: Words) -> Iterator[tuple[int, int, float]]:
         """Text, prompt, and how much of the prompt the text has, where that is enough to look at."""
@@ -173,11 +169,11 @@ class _Index:
         looked_at = (share >= self._least[prompt]) & ((share > self._nearest[prompt]) | (share == 1))
         yield from zip(text[looked_at].tolist(), prompt[looked_at].tolist(), share[looked_at].tolist(), strict=True)
 
-    def _take(self, prompt: int, text: Text, share: float) -> None:
+    def _take(self, prompt: int, batch: "_Batch", text: int, share: float) -> None:
         if prompt in self._exact:
             return
-        wanted, normal = self._normals[prompt], normalise(text.text)
-        match = Match(self._prompts[prompt], text.place, share)
+        wanted, normal = self._normals[prompt], normalise(batch.texts[text])
+        match = Match(self._prompts[prompt], batch.place(text), share)
         if normal == wanted or (share == 1 and len(wanted) >= MIN_CONTAINED and f" {wanted} " in f" {normal} "):
             self._exact[prompt] = match
             self._least[prompt] = np.inf  # not looked for again
@@ -200,17 +196,33 @@ class _Table:
         return may_have
 
 
-def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
-    batch: list[Text] = []
+class _Batch:
+    """Passages that are compared at a time."""
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        self.texts = [text for passage in passages for text in passage.texts]
+        self._passages = passages
+
+    def place(self, text: int) -> str:
+        """Where one of the texts stands."""
+        for passage in self._passages:
+            if text < len(passage.texts):
+                break
+            text -= len(passage.texts)
+        return f"{passage.source}, {passage.number}: {passage.parts[text]}"
+
+
+def _batches(passages: Iterable[Passage]) -> Iterator[_Batch]:
+    batch: list[Passage] = []
     size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text.text)
+    for passage in passages:
+        batch.append(passage)
+        size += sum(map(len, passage.texts))
         if size >= _BATCH:
-            yield batch
+            yield _Batch(batch)
             batch, size = [], 0
     if batch:
-        yield batch
+        yield _Batch(batch)
 
 
 def _among(known: Hashes, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

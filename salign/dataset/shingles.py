@@ -54,9 +54,12 @@ class _Powers:
 
 def _mixed(values: Hashes) -> Hashes:
     """Each value's bits spread over all of it (Stafford's variant 13 of the finaliser of MurmurHash3)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed = values ^ (values >> np.uint64(30))
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 # [256]: which bytes of UTF-8 belong to words.

@@ -1,7 +1,6 @@
 """The steps of a stage on one rank: rows forward and backward, one optimizer step for all ranks, its metrics."""
 
 import math
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 
 from salign.config import TrainStage
 from salign.errors import StageError
+from salign.machine import peak_memory
 from salign.training.distributed import Ranks, sum_over_ranks
 from salign.training.flops import Arithmetic, peak_flops
 from salign.training.losses import counted_groups
@@ -255,7 +255,7 @@ def _policy(prefix: str, sums: dict[str, float]) -> dict[str, float]:
 
 
 def _memory() -> dict[str, float]:
-    peak = {"mem/max_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
+    peak = {"mem/max_rss_gib": round(peak_memory() / 2**30, 3)}
     if torch.cuda.is_available():
         peak["mem/max_gpu_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
     return peak

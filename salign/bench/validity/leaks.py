@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from salign.bench.figures import Figure
 from salign.bench.validity.context import Context
 from salign.config import TextSource
-from salign.dataset.leaks import Text, find_leaks, prompts_of
+from salign.dataset.leaks import Passage, find_leaks, prompts_of
 from salign.dataset.shingles import normalise
 from salign.files import read_rows
 from salign.society.sources import questions
@@ -57,7 +57,7 @@ def _cost() -> Figure:
     seconds = time.process_time() - start - made
     some = list(_groups(pool, _NUM_MEASURED_BEFORE))
     start = time.process_time()
-    _find_before([item.text for item in some], prompts)
+    _find_before([text for passage in some for text in passage.texts], prompts)
     before = (time.process_time() - start) * _NUM_GROUPS / _NUM_MEASURED_BEFORE
     size = f"{leaks.num_texts:,} texts of 45 words"
     return Figure(
@@ -76,10 +76,10 @@ def _sentence(rng: random.Random, num_words: int) -> str:
     return " ".join(f"{'bcdfghklmnprstvw'[rank % 16]}{'aeiou'[rank % 5]}{rank:x}" for rank in ranks).capitalize() + "."
 
 
-def _groups(pool: Sequence[str], number: int) -> Iterator[Text]:
+def _groups(pool: Sequence[str], number: int) -> Iterator[Passage]:
     for group in range(number):
-        for part, step in (("query", 1), ("response", 7), ("response", 11)):
-            yield Text(pool[group * step % len(pool)], "made up", group + 1, part)
+        texts = [pool[group * step % len(pool)] for step in (1, 7, 11)]
+        yield Passage(texts, ("query", "response", "response"), "made up", group + 1)
 
 
 def _find_before(training: Sequence[str], evaluation: Sequence[str]) -> list[str]:
@@ -140,7 +140,8 @@ def _found(prompts: Sequence[str]) -> list[Figure]:
             copies = [" ".join(change(rng, prompt.split())) for prompt in some]
             # Each beside its own copy alone: another's may be like it.
             matches = (
-                find_leaks([Text(copy, "", 1, "query")], [prompt]) for prompt, copy in zip(some, copies, strict=True)
+                find_leaks([Passage((copy,), ("query",), "", 1)], [prompt])
+                for prompt, copy in zip(some, copies, strict=True)
             )
             shares.append(100 * sum(bool(found.exact or found.near) for found in matches) / len(some))
             pairs = zip(some, copies, strict=True)
@@ -159,7 +160,7 @@ def _found(prompts: Sequence[str]) -> list[Figure]:
 
 def _mistaken(name: str, texts: Sequence[str], prompts: Sequence[str]) -> list[Figure]:
     """Prompts that are said to have a copy, where the files have been rid of exact ones."""
-    leaks = find_leaks((Text(text, "", number, "text") for number, text in enumerate(texts, start=1)), prompts)
+    leaks = find_leaks((Passage((text,), ("text",), "", number) for number, text in enumerate(texts, start=1)), prompts)
     total = leaks.num_prompts
     note = f"{len(leaks.near)} of {total}; the nearest: {max((match.share for match in leaks.near), default=0):.0%}"
     return [
