@@ -22,9 +22,10 @@ from salign.errors import StageError
 from salign.evaluation.check import check_evaluation
 from salign.manifest import write_manifest
 from salign.plan import Unit, complete, state, to_run, units
+from salign.report.generations import print_generations
 from salign.report.summary import print_summary, summarize
 from salign.report.write import write_report
-from salign.run import RunDir, check_run, claim_run, open_run
+from salign.run import RunDir, check_run, claim_run, generations, open_run
 from salign.society.check import check_society
 from salign.storage import sha256
 from salign.training.check import check_training
@@ -96,16 +97,18 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
         SalignError: Whatever stands in the way, with its remedy.
     """
     run = check_run(config)
-    left = to_run(units(run, config))
+    everything = generations(run, config)
+    left = [unit for one in everything for unit in to_run(units(*one))]
     scheduler = scheduler_of(run, config)
     if options.dry_run:  # also where the files are not there yet
-        print_estimate(estimate(run, config, left), console)
+        print_estimate([row for one in everything for row in estimate(*one, to_run(units(*one)))], console)
         print_memory(config, console)
     hashes = check_inputs(config)
     check_engines(config, fetch=False)
     if options.dry_run:
-        print_plan(run, config, console)
-        _show_jobs(scheduler, config, left, console)
+        for one in everything:
+            print_plan(*one, console)
+            _show_jobs(scheduler_of(*one), one[1], to_run(units(*one)), console)
         return
     if options.prepare:
         prepare(config, hashes)
@@ -114,21 +117,60 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
     if left:
         check_engines(config, fetch=True, here=scheduler.is_here)
     with claim_run(config):
-        _refuse_live_jobs(run, replace=options.replace)
-        write_manifest(run, config, hashes, _identify_models(config))
-        if left:
-            _say_notes(scheduler.check(config, left), console)
-            scheduler.submit(config, left, console)
+        for its, _ in everything:
+            _refuse_live_jobs(its, replace=options.replace)
+        after: tuple[str, ...] = ()
+        for one in everything:
+            after = _submit(*one, hashes, after, console)
     if left and not scheduler.is_here:
         if not options.wait:
             console.print(f"python jobs/status.py {run.path} --watch", markup=False, highlight=False, soft_wrap=True)
             return
-        _wait(run, config, console)
+        for one in everything:
+            _wait(*one, console)
     if not left:
         console.print(f"Everything in {run.path} is done; there is nothing to run.", highlight=False)
-    summary = summarize(run, config)
-    write_report(run, config)
-    print_summary(run, config, summary, console)
+    _close(everything, console)
+
+
+def _close(everything: Sequence[tuple[RunDir, Config]], console: Console) -> None:
+    """Writes what came out of each generation, and prints it."""
+    for run, config in everything:
+        summary = summarize(run, config)
+        write_report(run, config)
+        print_summary(run, config, summary, console)
+    if len(everything) > 1:
+        print_generations(*everything[0], console)
+
+
+def _submit(
+    run: RunDir, config: Config, hashes: dict[str, str], after: tuple[str, ...], console: Console
+) -> tuple[str, ...]:
+    """Does or submits what is left of one generation.
+
+    Args:
+        run: The generation's.
+        config: Its config.
+        hashes: Of the input files.
+        after: Ids of jobs that what is submitted waits for.
+        console: For what is said meanwhile.
+
+    Returns:
+        The ids of the jobs that make the model which the next generation speaks through.
+    """
+    run.logs.mkdir(parents=True, exist_ok=True)
+    write_manifest(run, config, hashes, _identify_models(config))
+    everything = units(run, config)
+    left = to_run(everything)
+    if not left:
+        return ()
+    scheduler = scheduler_of(run, config)
+    _say_notes(scheduler.check(config, left), console)
+    scheduler.submit(config, left, console, after)
+    if scheduler.is_here or all(unit.key != f"train/{config.stage_of_generation}" for unit in left):
+        return ()
+    task = scheduler.placements()[f"train/{config.stage_of_generation}"].task
+    return () if task is None else (task,)
 
 
 def prepare(config: Config, hashes: dict[str, str] | None = None) -> RunDir:

@@ -160,6 +160,11 @@ def _check_model(run: RunDir, name: str, noted: Mapping[str, Any] | None, now: M
     changed = [file for file in sorted({*before, *now.files}) if before.get(file) != now.files.get(file)]
     if noted is None or not changed:
         return
+    if run.number > 1 and Path(name).is_relative_to(run.first.path):
+        raise ConfigError(
+            f"the model {name} of generation {run.number - 1} changed since generation {run.number} was made from it. "
+            f"Remove {run.path} and the folders of later generations, and launch again."
+        )
     if now.revision != noted["revision"]:
         what = f"the hub's revision of the model {name} here is {now.revision}, and the run {run.path} was begun with "
         what += f"{noted['revision']}"

@@ -13,6 +13,8 @@ from salign.locks import lock
 from salign.markers import DONE
 from salign.storage import write_atomic
 
+_GENERATION = "generation-"
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -56,7 +58,8 @@ class RunDir:
 
     @property
     def launch_lock(self) -> Path:
-        return self.path / ".launch.lock"
+        """Of a launch, which works on all generations."""
+        return self.first.path / ".launch.lock"
 
     def is_of_a_beginning(self, path: Path) -> bool:
         """Whether something in the folder is what another launch has made of the run before its config stands there.
@@ -79,12 +82,33 @@ class RunDir:
     def evaluation(self, model: str) -> Path:
         return self.path / "evaluate" / model
 
+    def generation(self, number: int) -> "RunDir":
+        """The run of a generation, from 1; each after the first is a folder in that of the first."""
+        return self if number == 1 else RunDir(self.path / f"{_GENERATION}{number}")
+
+    @property
+    def number(self) -> int:
+        """Which generation the run is: 1, unless it lies in the folder of another run."""
+        name = self.path.name.removeprefix(_GENERATION)
+        inner = name.isdecimal() and name != self.path.name and (self.path.parent / "config.yaml").is_file()
+        return int(name) if inner else 1
+
+    @property
+    def first(self) -> "RunDir":
+        """The run of the first generation."""
+        return RunDir(self.path.parent) if self.number > 1 else self
+
     def config(self) -> Config:
-        """The run's resolved config.
+        """The run's resolved config; that of a later generation follows from the first's.
 
         Raises:
             ConfigError: The folder is no run.
         """
+        if self.number > 1:
+            config = self.first.config()
+            if self.number > config.generations.num:
+                raise ConfigError(f"{self.first.path} has {config.generations.num} generations, not {self.number}")
+            return config_of(self.first, config, self.number)
         if not self.config_file.is_file():
             raise ConfigError(
                 f"{self.path} is no run's folder: it has no config.yaml. Give the folder that `python jobs/launch.py` "
@@ -94,6 +118,30 @@ class RunDir:
         # The folder may have been moved or copied since.
         here = config.run.model_copy(update={"root": self.path.parent, "name": self.path.name})
         return config.model_copy(update={"run": here})
+
+
+def config_of(run: RunDir, config: Config, number: int) -> Config:
+    """The config of a generation of a run.
+
+    Args:
+        run: The run of the first generation.
+        config: Its config.
+        number: The generation's.
+    """
+    if number == 1:
+        return config
+    later = config.of_generation(number, run.generation(number - 1).model(config.stage_of_generation))
+    # Of a name by which it is told from the generations of other runs.
+    here = later.run.model_copy(
+        update={"root": run.path, "name": f"{run.path.name}-{run.generation(number).path.name}"}
+    )
+    return later.model_copy(update={"run": here})
+
+
+def generations(run: RunDir, config: Config) -> list[tuple[RunDir, Config]]:
+    """The run of each generation with its config; the first is the run itself."""
+    numbers = range(1, config.generations.num + 1)
+    return [(run.generation(number), config_of(run, config, number)) for number in numbers]
 
 
 def open_run(path: Path) -> RunDir:

@@ -1,5 +1,6 @@
 """What a run will cost: model calls, tokens, hours. At most, for a world may stop before its last round."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +133,10 @@ def estimate(run: RunDir, config: Config, left: Sequence[Unit]) -> list[Estimate
     shards = sum(unit.stage == "simulate" for unit in left)
     found = [_simulation(run, config, shards)] if shards else []
     keys = {unit.key for unit in left}
-    return found + [_training(run, config, stage) for stage in config.train.stages if f"train/{stage.name}" in keys]
+    found += [_training(run, config, stage) for stage in config.train.stages if f"train/{stage.name}" in keys]
+    if run.number == 1:
+        return found
+    return [dataclasses.replace(row, stage=f"generation {run.number}: {row.stage}") for row in found]
 
 
 def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:

@@ -142,7 +142,7 @@ class LocalScheduler(Scheduler):
             _mpiexec()
         return []
 
-    def submit(self, config: Config, left: Sequence[Unit], console: Console) -> None:
+    def submit(self, config: Config, left: Sequence[Unit], console: Console, after: Sequence[str] = ()) -> None:
         assert isinstance(config.cluster, LocalCluster)
         run, everything = self.run, units(self.run, config)
         prepare_environment(run, config)

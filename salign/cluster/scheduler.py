@@ -81,13 +81,14 @@ class Scheduler(ABC):
         """
 
     @abstractmethod
-    def submit(self, config: Config, left: Sequence[Unit], console: Console) -> None:
+    def submit(self, config: Config, left: Sequence[Unit], console: Console, after: Sequence[str] = ()) -> None:
         """Does the units, or submits jobs that do; each after those that it needs.
 
         Args:
             config: The run's.
             left: Units in the plan's order; what they need and is not among them is complete.
             console: Is shown what was submitted, or how far the work is.
+            after: Tasks of another run, as `placements` names them, that all of it waits for.
 
         Raises:
             StageError: A unit failed, or a job was refused.

@@ -260,4 +260,5 @@ def _how_to_go_on(run: RunDir, board: Board) -> str:
     if is_locked(run.launch_lock):
         return "a launch is in progress"
     # The folder may have been moved.
+    run = run.first
     return f"python jobs/launch.py {run.config_file} run.root={run.path.parent} run.name={run.path.name}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from salign.config import TrackingSection
 from salign.errors import ConfigError, StageError
-from salign.run import open_run
+from salign.run import generations, open_run
 from salign.shown import say
 from salign.tracking import workspace
 from salign.tracking.sync import sync
@@ -31,7 +31,8 @@ def _apply(args: argparse.Namespace) -> None:
 
 def _sync(args: argparse.Namespace) -> None:
     run = open_run(args.run)
-    sync(run, run.config(), say, live=args.live)
+    for one in generations(run, run.config()):
+        sync(*one, say, live=args.live)
 
 
 def main() -> None:

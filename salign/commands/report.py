@@ -6,8 +6,9 @@ python jobs/report.py RUN
 import argparse
 from pathlib import Path
 
+from salign.config import Config
 from salign.report.write import write_report
-from salign.run import open_run
+from salign.run import RunDir, generations, open_run
 from salign.shown import say
 
 
@@ -16,7 +17,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the run's folder; the run may still be in progress")
     args = parser.parse_args()
     run = open_run(args.run)
-    page, record = write_report(run, run.config())
+    for one in generations(run, run.config()):
+        _write(*one)
+
+
+def _write(run: RunDir, config: Config) -> None:
+    page, record = write_report(run, config)
     for section, gaps in record.gaps.items():
         say(f"not available yet ({section}): {gaps[0]}" + (f", and {len(gaps) - 1} more" if gaps[1:] else ""))
     say(f"{page} ({page.stat().st_size / 1e6:.1f} MB); PNG and SVG in {run.report / 'figures'}")

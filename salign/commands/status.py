@@ -8,7 +8,7 @@ from pathlib import Path
 
 from salign.cluster.follow import follow
 from salign.cluster.status import digest, print_status
-from salign.run import open_run
+from salign.run import generations, open_run
 from salign.shown import plain_console
 
 
@@ -23,6 +23,9 @@ def main() -> None:
         print(digest(run, run.config()))
         return
     console = plain_console()
+    everything = generations(run, run.config())
     if args.watch:
-        follow(run, run.config(), console)
-    print_status(run, run.config(), console)
+        for one in everything:
+            follow(*one, console)
+    for one in everything:
+        print_status(*one, console)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from salign.config.base import AbsolutePath, Count, Name, Sampling, Section, at_most, unless
+from salign.config.base import AbsolutePath, Count, Name, NotBool, Sampling, Section, at_most, unless
 from salign.config.effects import Effect
 from salign.config.engines import EngineSection
 from salign.config.sources import EverydaySource, Source
@@ -64,6 +64,9 @@ class EvaluateSection(Section):
     """Who rates answers; empty: the run's engine."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the model for lm_eval's tasks."""
+    seed: Annotated[int | None, NotBool] = None
+    """For sampling answers and ratings, and for resamples; None: the run's. Runs with the same one can be compared
+    question by question."""
     num_resamples: Annotated[Count, Field(ge=100), at_most(1_000_000, _RESAMPLES_COST)] = 10_000
     """Bootstrap resamples for intervals."""
 

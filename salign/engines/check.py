@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from typing import Literal
 
 from salign import models
-from salign.config import Config, EngineSection, TransformersEmbedder
+from salign.config import Config, EngineSection, ScriptedEngine, TransformersEmbedder
 from salign.engines.kinds import kind_of
+from salign.errors import ConfigError
 
 Template = Literal["chat", "alpaca"]
 
@@ -43,6 +44,8 @@ def check_engines(config: Config, *, fetch: bool, here: bool = False) -> None:
         ConfigError: A model, a program or a served name does not exist.
         EngineError: A server is unreachable.
     """
+    if config.generations.num > 1 and not isinstance(config.engine, ScriptedEngine):
+        _check_generations(config)
     templates: list[tuple[str, Template | None]] = [(config.model, config.train.template)]
     for section in dict.fromkeys(config.engines().values()):
         kind = kind_of(section)
@@ -54,6 +57,19 @@ def check_engines(config: Config, *, fetch: bool, here: bool = False) -> None:
         templates.append((embedder, None))
     for model, template in dict.fromkeys(templates):
         _check_model(model, template, fetch=fetch, here=here)
+
+
+def _check_generations(config: Config) -> None:
+    """Makes sure that the run's engine can speak through a model that the run trains."""
+    kind = kind_of(config.engine)
+    try:
+        kind.answering_for(config.engine, str(config.run.root / "model"))  # any folder that is not there yet
+    except ConfigError:
+        raise ConfigError(
+            f"generations.num {config.generations.num}: engine.kind {config.engine.kind} cannot speak through a model "
+            f"that the run trains: {kind.why_not_trained}. Set engine={{kind: transformers}}, or "
+            "engine={kind: server, program: vllm}, which serves the folder of any model."
+        ) from None
 
 
 def _check_model(model: str, template: Template | None, *, fetch: bool, here: bool) -> None:

@@ -80,7 +80,7 @@ async def answered(means: Means, asked: Sequence[Item], model: str) -> tuple[lis
     section = kind_of(config.answering).answering_for(config.answering, model)
     async with open_engine(section, model, means.logs, journal=means.measured.journal) as engine:
         told = functools.partial(counter.heard, engine, counter.tokens)
-        samples = await answer_all(engine, asked, config.evaluate.answer, config.run.seed, told)
+        samples = await answer_all(engine, asked, config.evaluate.answer, config.evaluation_seed, told)
         await means.measured.journal.sync()
         return samples, engine.identity
 
@@ -93,7 +93,7 @@ async def rated(means: Means, judges: Iterable[JudgeSection], samples: Sequence[
     for named in judges if to_rate else ():
         ratings = _how_rated(config)
         async with open_engine(named.engine, config.model, means.logs, ratings=ratings, journal=journal) as engine:
-            judge = Judge(engine, config.society, config.run.seed)
+            judge = Judge(engine, config.society, config.evaluation_seed)
             told = functools.partial(counter.heard, engine, counter.tokens)
             await asyncio.gather(*(_rate(sample, named.name, judge, told) for sample in to_rate))
             await journal.sync()

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from salign.config import Config
@@ -13,7 +14,7 @@ from salign.evaluation.figures import LOWER_IS_BETTER, NEITHER_IS_BETTER, values
 from salign.evaluation.statistics import Estimate, paired_difference, permutation_p
 from salign.files import read_rows
 from salign.markers import require_done
-from salign.run import RunDir
+from salign.run import RunDir, generations
 from salign.seeds import derive
 from salign.shown import neutral
 from salign.storage import write_atomic
@@ -74,7 +75,7 @@ def _difference(values: Mapping[str, Values], figure: str, pair: tuple[str, str]
     first, second = pair
     sides = [list(values[model][figure].values()) for model in pair]
     num = config.evaluate.num_resamples
-    place = (config.run.seed, "bootstrap", "difference", figure)
+    place = (config.evaluation_seed, "bootstrap", "difference", figure)
     estimate = paired_difference(sides[0], sides[1], num_resamples=num, seed=derive(*place))
     return Difference(first, second, estimate, permutation_p(*sides, num_resamples=num, seed=derive(*place, "p")))
 
@@ -86,16 +87,36 @@ def compare(run: RunDir, config: Config, models: Sequence[str]) -> Comparison:
         StageError: One is not complete, or they were made with different versions of anything.
         ConfigError: No such model.
     """
-    results, values = {}, {}
     for model in models:
         if model != "base":
             config.stage(model)
-        folder = run.evaluation(model)
         remedy = f"Run `python jobs/evaluate.py {run.path} --model {model}`, or launch again."
-        require_done(folder, f"the evaluation of {model}", remedy)
+        require_done(run.evaluation(model), f"the evaluation of {model}", remedy)
+    return _compare({model: run.evaluation(model) for model in models}, config)
+
+
+def compare_generations(run: RunDir, config: Config) -> Comparison:
+    """The run's first model, and each generation's last, beside each other: `base`, `1`, `2` ...
+
+    Raises:
+        StageError: One is not evaluated, or they were made with different versions of anything.
+    """
+    folders = {str(its.number): its.evaluation(own.evaluated_models[-1]) for its, own in generations(run, config)}
+    if "base" in config.evaluated_models:
+        folders = {"base": run.evaluation("base"), **folders}
+    for name, folder in folders.items():
+        require_done(folder, f"the evaluation of generation {name}", f"Launch {run.config_file} again.")
+    return _compare(folders, config)
+
+
+def _compare(folders: Mapping[str, Path], config: Config) -> Comparison:
+    """Evaluations, by the names of their models."""
+    results, values = {}, {}
+    models = tuple(folders)
+    for model, folder in folders.items():
         results[model] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         values[model] = values_of(row for _, row in read_rows(folder / "samples.jsonl"))
-    _check_versions(run, results)
+    _check_versions(folders, results)
     figures = {
         figure: {model: Estimate(**results[model]["figures"][figure]) for model in models}
         for figure in values[models[0]]
@@ -108,10 +129,10 @@ def compare(run: RunDir, config: Config, models: Sequence[str]) -> Comparison:
         "judging": {model: results[model]["judging"] for model in models},
         "skipped": results[models[0]]["skipped"],
     }
-    return Comparison(tuple(models), figures, differences, results[models[0]]["versions"], facts)
+    return Comparison(models, figures, differences, results[models[0]]["versions"], facts)
 
 
-def _check_versions(run: RunDir, results: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_versions(folders: Mapping[str, Path], results: Mapping[str, Mapping[str, Any]]) -> None:
     first, *others = results
     for other in others:
         left, right = results[first]["versions"], results[other]["versions"]
@@ -119,8 +140,8 @@ def _check_versions(run: RunDir, results: Mapping[str, Mapping[str, Any]]) -> No
         if differing:
             said = "; ".join(f"{name}: {left.get(name)} and {right.get(name)}" for name in differing)
             raise StageError(
-                f"the evaluations of {first} and {other} in {run.path} cannot be compared: they differ in {said}. "
-                f"Remove {run.evaluation(first)} or {run.evaluation(other)}, whichever is older, and evaluate again."
+                f"the evaluations of {first} and {other} cannot be compared: they differ in {said}. "
+                f"Remove {folders[first]} or {folders[other]}, whichever is older, and evaluate again."
             )
 
 
@@ -200,14 +221,14 @@ def to_json(found: Comparison) -> str:
     return json.dumps(rows, indent=2) + "\n"
 
 
-def write_tables(run: RunDir, found: Comparison) -> str:
-    """Writes `evaluate/comparison.md`, `.tex` and `.json`.
+def write_tables(run: RunDir, found: Comparison, name: str = "comparison") -> str:
+    """Writes `evaluate/comparison.md`, `.tex` and `.json`, or files of another name.
 
     Returns:
         The Markdown.
     """
     folder, text = run.path / "evaluate", markdown(found)
-    write_atomic(folder / "comparison.md", text)
-    write_atomic(folder / "comparison.tex", latex(found))
-    write_atomic(folder / "comparison.json", to_json(found))
+    write_atomic(folder / f"{name}.md", text)
+    write_atomic(folder / f"{name}.tex", latex(found))
+    write_atomic(folder / f"{name}.json", to_json(found))
     return text

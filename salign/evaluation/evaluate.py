@@ -127,7 +127,7 @@ def _measure_tasks(means: Means, model: str, tasks: "dict[str, Task]") -> list[R
     for task in tasks.values():
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(config.run.seed)
+        task.set_fewshot_seed(config.evaluation_seed)
     found = lm_evaluate(
         lm,
         {"tasks": tasks},

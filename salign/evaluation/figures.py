@@ -64,7 +64,7 @@ def estimates(rows: Iterable[Mapping[str, Any]], config: Config) -> dict[str, Es
         name: bootstrap_mean(
             list(values.values()),
             num_resamples=config.evaluate.num_resamples,
-            seed=derive(config.run.seed, "bootstrap", name),
+            seed=derive(config.evaluation_seed, "bootstrap", name),
         )
         for name, values in values_of(rows).items()
     }

@@ -42,7 +42,7 @@ def versions_of(config: Config, tasks: "dict[str, Task]", rows: Sequence[Row], i
         "settings of answers": settings_of_answers(config),
         "chat_template": section.chat_template,
         "dtype": section.dtype,
-        "seed": config.run.seed,
+        "seed": config.evaluation_seed,
     }
 
 

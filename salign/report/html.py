@@ -211,7 +211,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     code = manifest.get("code", {})
     changed = {True: ", with changes that are not committed", False: "", None: ", not known whether changed since"}
     facts = [
-        ("folder", str(config.run.root / config.run.name)),
+        ("folder", str(record.folder)),
         ("model", config.model),
         ("seed", str(manifest.get("seed", config.run.seed))),
         ("code", f"salign {code.get('salign')}, commit {code.get('commit')}{changed[code.get('dirty')]}"),

@@ -71,6 +71,7 @@ class Figure:
 class RunRecord:
     """All that a report is made of; `gaps` says, section by section, what is not there yet."""
 
+    folder: Path
     config: Config
     manifest: dict[str, Any]
     machines: dict[str, dict[str, Any]]
@@ -105,7 +106,7 @@ def read_run(run: RunDir, config: Config) -> RunRecord:
         DataError: A file of it is malformed.
     """
     manifest = json.loads(run.manifest.read_text(encoding="utf-8")) if run.manifest.exists() else {}
-    record = RunRecord(config, manifest, {})
+    record = RunRecord(run.path, config, manifest, {})
     if config.has_society:
         _read_society(run, config, record)
         _read_data(run, config, record)

@@ -175,7 +175,7 @@ def _begin(run: RunDir, config: Config, job_type: JobType, id_: str, mode: Liter
         entity=config.tracking.entity,
         id=id_,
         name=id_,
-        group=config.run.name,
+        group=run.first.path.name,
         job_type=job_type,
         dir=str(run.wandb),
         config=config.model_dump(mode="json"),

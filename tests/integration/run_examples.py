@@ -15,6 +15,7 @@ from salign import compose, work
 from salign.config import Config
 from salign.launch import prepare
 from salign.plan import units
+from salign.run import generations
 from salign.training import loop
 
 SCRIPTED = "{kind: scripted}"
@@ -54,11 +55,12 @@ def main() -> None:
     before = dict(os.environ)
     for example in examples:
         run = prepare(in_small(Path(example), model, Path(folder)))
-        for unit in units(run, run.config()):
-            # What trains here leaves a rank's place in the environment, for which others would look for more ranks.
-            trains = unit.stage == "train"
-            with contextlib.nullcontext() if trains else mock.patch.dict(os.environ, before, clear=True):
-                work.do_unit(run, run.config(), unit)
+        for its, config in generations(run, run.config())[:2]:
+            for unit in units(its, config):
+                # What trains here leaves a rank's place in the environment, for which others would look for more ranks.
+                trains = unit.stage == "train"
+                with contextlib.nullcontext() if trains else mock.patch.dict(os.environ, before, clear=True):
+                    work.do_unit(its, config, unit)
         print(run.path, flush=True)
     leave_ranks()
 

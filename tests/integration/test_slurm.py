@@ -240,6 +240,17 @@ print(done.stdout, done.stderr, resource.getrusage(resource.RUSAGE_CHILDREN).ru_
 """
 
 
+def test_the_jobs_of_all_generations_are_submitted_at_once(slurm, slurm_config):
+    """The second society waits for the training of the first, and everything ends without another launch."""
+    done = launch(str(slurm_config), "generations.num=2", "--wait")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = RunDir(slurm_config.parent / "runs" / "small")
+    first, second = ({one.name: one for one in submissions(run.generation(number))} for number in (1, 2))
+    assert second["simulate"].after == (first["train-stable"].job_id,)
+    assert "generation 2" in done.stdout
+    assert "5 done" in status(run.generation(2))  # 2 shards, the data, a stage, an evaluation
+
+
 def test_an_array_of_1000_shards(slurm, slurm_config, tmp_path):
     words = [str(slurm_config), "society.num_worlds=1000", "society.num_shards=1000", "society.topology.size=2"]
     words += ["society.max_rounds=1", "society.audience_size=2", "society.num_initial_memories=2", "train.stages=[]"]

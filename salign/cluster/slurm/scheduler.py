@@ -44,15 +44,15 @@ class SlurmScheduler(Scheduler):
         assert isinstance(config.cluster, SlurmCluster)
         return chain(config.cluster, left, self._slurm.max_array_size())
 
-    def submit(self, config: Config, left: Sequence[Unit], console: Console) -> None:
+    def submit(self, config: Config, left: Sequence[Unit], console: Console, after: Sequence[str] = ()) -> None:
         code = take_snapshot(self.run)
-        submitted = submit(self.run, config, self._jobs(config, left), code=code, slurm=self._slurm)
+        submitted = submit(self.run, config, self._jobs(config, left), code=code, slurm=self._slurm, after=after)
         names = {one.job_id: one.name for one in submitted}
         table = Table(title=f"Run {self.run.path}: submitted", title_justify="left")
         for column in ("job", "name", "tasks", "waits for"):
             table.add_column(column, overflow="fold")
         for one in submitted:
-            waits = ", ".join(f"{job_id} ({names[job_id]})" for job_id in one.after)
+            waits = ", ".join(f"{job_id} ({names[job_id]})" if job_id in names else job_id for job_id in one.after)
             table.add_row(one.job_id, one.name, str(len(one.tasks)), waits)
         console.print(table)
         console.print(self.usage(), highlight=False)

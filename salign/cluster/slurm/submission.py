@@ -36,7 +36,9 @@ class Submission:
         return run.slurm / f"{self.task_id(task)}_0_log.out"
 
 
-def submit(run: RunDir, config: Config, jobs: Sequence[Job], *, code: Path, slurm: Slurm) -> list[Submission]:
+def submit(
+    run: RunDir, config: Config, jobs: Sequence[Job], *, code: Path, slurm: Slurm, after: Sequence[str] = ()
+) -> list[Submission]:
     """Submits a chain; each submission is noted in the run's folder as soon as Slurm has taken it.
 
     Args:
@@ -45,6 +47,7 @@ def submit(run: RunDir, config: Config, jobs: Sequence[Job], *, code: Path, slur
         jobs: Each after those that it waits for.
         code: The snapshot of this package.
         slurm: Counts the commands.
+        after: Ids of jobs of another run; those of the chain that wait for no other wait for them.
 
     Raises:
         StageError: Slurm refuses a job; those before it are cancelled.
@@ -57,9 +60,9 @@ def submit(run: RunDir, config: Config, jobs: Sequence[Job], *, code: Path, slur
     run.slurm.mkdir(parents=True, exist_ok=True)
     with _as_outside_of_jobs():
         for job in jobs:
-            after = [submitted[name].job_id for name in job.after]
+            needs = [submitted[name].job_id for name in job.after] or list(after)
             executor = SlurmExecutor(run.slurm, python=shell_python(config))
-            executor.update_parameters(**parameters(run, config, job, code=code, after=after, num_arrays=num_arrays))
+            executor.update_parameters(**parameters(run, config, job, code=code, after=needs, num_arrays=num_arrays))
             slurm.num_commands["sbatch"] += 1
             try:
                 with executor.batch():
@@ -72,7 +75,7 @@ def submit(run: RunDir, config: Config, jobs: Sequence[Job], *, code: Path, slur
                     f"Slurm refused the job {job.name}: {said}. The jobs before it are cancelled."
                 ) from None
             keys = tuple(tuple(unit.key for unit in task) for task in job.tasks)
-            one = Submission(accepted[0].job_id.split("_")[0], job.name, keys, tuple(after), time.time())
+            one = Submission(accepted[0].job_id.split("_")[0], job.name, keys, tuple(needs), time.time())
             _note(run, one)
             submitted[job.name] = one
     return list(submitted.values())

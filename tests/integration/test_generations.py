@@ -1,0 +1,90 @@
+"""A run of two generations: the second society speaks through what was trained on the first."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import OPEN_GATES, launch, launch_here, small_config
+
+from salign.digests import identify
+from salign.markers import read_done
+from salign.run import RunDir
+
+pytestmark = pytest.mark.integration
+
+
+def looped_config(folder: Path, model: Path) -> Path:
+    tree = small_config(folder, model)
+    tree["engine"] = {"kind": "transformers"}
+    tree["society"] |= {"num_worlds": 1, "num_shards": 1, "topology": {"size": 2}, "populations": ["all_good"]}
+    tree["society"]["audience_size"] = 2
+    tree["society"] |= {name: {"max_tokens": 4} for name in ("draft", "feedback", "revision")}
+    tree["dataset"] = {"keep_flagged": ["cut", "imitates_frame", "control_tokens", "repeats_prompt", "imitates_form"]}
+    tree["train"]["stages"] = [stage | {"max_steps": 2} for stage in tree["train"]["stages"][1:]]
+    tree["generations"] = {"num": 2}
+    path = folder / "looped.yaml"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+@pytest.fixture(scope="module")
+def looped(tmp_path_factory, tiny_model) -> tuple[RunDir, Path, str]:
+    folder = tmp_path_factory.mktemp("looped")
+    config = looped_config(folder, tiny_model)
+    done = launch(str(config), OPEN_GATES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunDir(folder / "runs" / "small"), config, done.stdout
+
+
+def test_the_second_society_speaks_through_what_the_first_trained(looped, tiny_model):
+    run, _, _ = looped
+    first, second = (read_done(run.generation(number).shard(0)).facts for number in (1, 2))
+    base, trained = (identify(str(model)).digest[:12] for model in (tiny_model, run.model("stable")))
+    assert base != trained
+    spoken, later = ({name.partition("@")[2][:12] for name in facts["models"]} for facts in (first, second))
+    assert (spoken, later) == ({base}, {base, trained})  # the observer stays the base
+    assert read_done(run.generation(2).stage("stable")).inputs["model"] == identify(str(run.model("stable"))).digest
+
+
+def test_the_models_of_all_generations_are_compared_on_the_same_questions(looped):
+    run, _, said = looped
+    found = json.loads((run.path / "evaluate" / "generations.json").read_text())
+    assert found["models"] == ["base", "1", "2"]
+    assert {len(rows) for rows in found["differences"].values()} == {3}
+    assert "generation 2" in said
+    assert [row["generation"] for row in json.loads((run.report / "generations.json").read_text())] == [1, 2]
+
+
+def test_a_run_that_is_complete_stays_as_it_is(looped):
+    run, config, _ = looped
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("done.json")}
+    again = launch_here(str(config), OPEN_GATES)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to run" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("done.json")} == before
+    assert len(before) == 2 * 3 + 3  # shard, data, training; of three models
+
+
+def test_a_later_generation_is_a_run_of_its_own(looped):
+    run, _, _ = looped
+    assert (run.generation(2).report / "index.html").is_file()
+    assert run.generation(2).config().run.seed != run.config().run.seed
+    assert run.generation(2).config().model == str(run.model("stable"))
+    logged = list((run.generation(2).wandb / "wandb").glob("*run-*"))
+    assert len(logged) == 3
+
+
+def test_a_model_that_changes_under_a_later_generation_is_noticed(looped, tmp_path):
+    run, config, _ = looped
+    copy = tmp_path / "runs" / "small"
+    shutil.copytree(run.path, copy)
+    place = f"run.root={tmp_path / 'runs'}"
+    assert launch_here(str(config), OPEN_GATES, place).returncode == 0  # notes the model under its new place
+    weights = copy / "train" / "stable" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    refused = launch_here(str(config), OPEN_GATES, place)
+    assert refused.returncode == 2
+    assert "of generation 1 changed since generation 2 was made from it" in refused.stderr
