@@ -13,7 +13,7 @@ _MAX_IDLE_RESTARTS = 3
 
 def _progress(unit: Unit) -> list[int | str]:
     """What grows as the unit gets further: its journals' bytes, its newest checkpoint."""
-    journals = sum(path.stat().st_size for path in unit.folder.rglob("journal-*.jsonl"))
+    journals = sum(path.stat().st_size for path in unit.folder.rglob("journal-*"))
     checkpoints = [path.parent.name for path in unit.folder.glob("checkpoints/step-*/done.json")]
     return [journals, max(checkpoints, default="")]
 

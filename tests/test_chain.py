@@ -379,7 +379,7 @@ def test_a_unit_that_gets_no_further_is_given_up(monkeypatch, unit):
         start(monkeypatch, unit, 3)
 
 
-@pytest.mark.parametrize("what", ["journal-00000.jsonl", "checkpoints/step-{:07d}/done.json"])
+@pytest.mark.parametrize("what", ["journal-00000.new-1", "checkpoints/step-{:07d}/done.json"])
 def test_a_unit_that_gets_further_each_time_is_not(monkeypatch, unit, what):
     for count in range(20):
         path = unit.folder / what.format(count)

@@ -213,6 +213,20 @@ def test_every_message_in_troubleshooting_is_one_that_the_code_says():
     assert unknown == []
 
 
+def test_every_test_that_the_page_of_faults_names_exists():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+)`", page)
+    there = re.findall(
+        r"^(?:async )?def (test_\w+)",
+        "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py")),
+        re.MULTILINE,
+    )
+    assert len(named) > 30
+    assert set(named) - set(there) == set()
+    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    assert [row for row in rows if "`test_" not in row.rsplit(" | ", 1)[-1]] == []
+
+
 # --- the pages that the code makes -----------------------------------------------------------------
 
 

@@ -12,8 +12,8 @@ shown
 errors launchers architecture seeds garbage
 chat documents files config
 columns records compose
-machine storage locks
-markers
+machine storage locks blocks
+markers recordlog
 run
 plan
 hub models tracking

@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 
+import journals
 import numpy as np
 import pytest
 from actors import audience_of, live, text_of
+from journals import bytes_of, records_of
 
 from salign import compose, locks
 from salign.config import Sampling
@@ -21,6 +24,7 @@ from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError, StageError
 from salign.locks import lock
 from salign.markers import DONE, read_done, read_failure
+from salign.recordlog import RecordLog, read_header
 from salign.records import read_interactions
 from salign.run import RunDir
 from salign.society import sources
@@ -93,19 +97,13 @@ def simulate(config, shard=0, **options):
     return folder, (folder / "interactions.jsonl").read_bytes()
 
 
-def records_of(folder):
-    """A journal's header and records."""
-    header, *records = (folder / "journal-00000.jsonl").read_bytes().splitlines(keepends=True)
-    return header, records
-
-
 def key_of(record):
-    return record[8:40].decode()
+    return record[0].hex()
 
 
-def rewrite(folder, header, records):
+def rewrite(folder, records):
     (folder / DONE).unlink(missing_ok=True)
-    (folder / "journal-00000.jsonl").write_bytes(b"".join([header, *records]))
+    journals.rewrite(folder, records)
 
 
 # --- the marker ----------------------------------------------------------------------------------
@@ -138,7 +136,7 @@ def test_the_marker_says_what_was_held(tmp_path, asked, rating):
         ".lock",
         "done.json",
         "interactions.jsonl",
-        "journal-00000.jsonl",
+        "journal-00000.packed",
         "metrics.jsonl",
     ]
 
@@ -201,18 +199,18 @@ def test_what_any_beginning_of_a_journal_holds_is_not_asked_again(tmp_path, aske
     config = config_of(tmp_path, rating=rating)
     folder, content = simulate(config)
     facts = read_done(folder).facts
-    header, records = records_of(folder)
+    records = records_of(folder)
     everything = sorted(asked.keys)
     assert everything == sorted(map(key_of, records))
     chance = random.Random(1)
     for number_kept in (0, 1, *chance.sample(range(2, len(records) - 1), 6), len(records) - 1, len(records)):
-        rewrite(folder, header, records[:number_kept])
+        rewrite(folder, records[:number_kept])
         asked.keys.clear()
         _, again = simulate(config)
         assert again == content
         assert sorted(asked.keys) == sorted(map(key_of, records[number_kept:]))
         assert read_done(folder).facts == {**facts, "num_journaled_calls": number_kept}
-        assert sorted(map(key_of, records_of(folder)[1])) == everything
+        assert sorted(map(key_of, records_of(folder))) == everything
 
 
 @pytest.mark.parametrize("schedule", ["dependency", "lockstep"])
@@ -221,12 +219,12 @@ def test_what_any_part_of_a_journal_holds_is_not_asked_again(tmp_path, asked, sc
     """As a killed shard of several ranks, or of another schedule, may leave it."""
     config = config_of(tmp_path)
     folder, content = simulate(config)
-    header, records = records_of(folder)
+    records = records_of(folder)
     other = config_of(tmp_path, schedule=schedule, max_alive=max_alive)
     for seed in range(4):
         chance = random.Random(seed)
         kept = chance.sample(records, chance.randrange(len(records)))
-        rewrite(folder, header, kept)
+        rewrite(folder, kept)
         asked.keys.clear()
         assert simulate(other)[1] == content
         assert sorted(asked.keys) == sorted(map(key_of, set(records) - set(kept)))
@@ -235,11 +233,11 @@ def test_what_any_part_of_a_journal_holds_is_not_asked_again(tmp_path, asked, sc
 def test_a_society_that_stops_is_resumed_to_the_same_bytes(tmp_path, asked):
     config = config_of(tmp_path, **STOPPING)
     folder, content = simulate(config)
-    header, records = records_of(folder)
+    records = records_of(folder)
     for seed in range(5):
         chance = random.Random(seed)
         kept = chance.sample(records, chance.randrange(len(records)))
-        rewrite(folder, header, kept)
+        rewrite(folder, kept)
         asked.keys.clear()
         assert simulate(config)[1] == content
         # what is held ahead of a stop may be more or less; what was paid for is never paid for again
@@ -250,10 +248,14 @@ def test_a_society_that_stops_is_resumed_to_the_same_bytes(tmp_path, asked):
 def test_the_files_of_other_ranks_are_resumed_from(tmp_path, asked):
     config = config_of(tmp_path)
     folder, content = simulate(config)
-    header, records = records_of(folder)
+    records = records_of(folder)
     third = len(records) // 3
-    rewrite(folder, header, records[:third])
-    (folder / "journal-00001.jsonl").write_bytes(b"".join([header, *records[third : 2 * third]])[:-3])
+    rewrite(folder, records[:third])
+    log = RecordLog(folder, read_header(folder), 1)
+    for record in records[third : 2 * third]:
+        log.append([record])
+    (new,) = folder.glob("journal-00001.new-*")  # as the process leaves it that is killed while it writes
+    os.truncate(new, new.stat().st_size - 3)
     asked.keys.clear()
     assert simulate(config)[1] == content
     assert sorted(asked.keys) == sorted(map(key_of, records[2 * third - 1 :]))
@@ -271,12 +273,12 @@ def test_the_files_of_other_ranks_are_resumed_from(tmp_path, asked):
 )
 def test_a_journal_of_another_config_is_refused(tmp_path, asked, change, said):
     folder, _ = simulate(config_of(tmp_path))
-    before = (folder / "journal-00000.jsonl").read_bytes()
+    before = bytes_of(folder)
     asked.keys.clear()
     with pytest.raises(ConfigError, match=said):
         simulate(config_of(tmp_path, **change))
     assert asked.keys == []
-    assert (folder / "journal-00000.jsonl").read_bytes() == before
+    assert bytes_of(folder) == before
     error, code = read_failure(folder)
     assert re.search(said, error)
     assert code == 2
@@ -364,7 +366,7 @@ def test_an_engine_that_fails_is_named_and_what_it_answered_is_kept(tmp_path, mo
     folder = RunDir(config.run.root / config.run.name).shard(0)
     assert read_failure(folder) == ("the engine is gone", 1)
     assert read_done(folder) is None
-    num_kept = len(records_of(folder)[1])
+    num_kept = len(records_of(folder))
     assert 199 <= num_kept == num_asked - 1
     assert simulate(config)[1] == content
     assert read_done(folder).facts["num_journaled_calls"] == num_kept
@@ -401,7 +403,7 @@ def test_a_replay_gives_the_same_bytes_without_an_engine(tmp_path, monkeypatch, 
     config = config_of(tmp_path, **society)
     folder, content = simulate(config)
     (folder / "interactions.jsonl").unlink()
-    journal = (folder / "journal-00000.jsonl").read_bytes()
+    journal = bytes_of(folder)
     facts = read_done(folder)
     assert facts is None
     with monkeypatch.context() as patch:
@@ -415,15 +417,15 @@ def test_a_replay_gives_the_same_bytes_without_an_engine(tmp_path, monkeypatch, 
     facts = read_done(folder).facts
     assert facts["num_journaled_calls"] == facts["num_calls"] > 0
     assert facts["num_discarded_interactions"] == 0
-    assert (folder / "journal-00000.jsonl").read_bytes() == journal
+    assert bytes_of(folder) == journal
 
 
 def test_a_replay_that_lacks_a_call_says_so_and_leaves_what_is_complete(tmp_path):
     config = config_of(tmp_path)
     folder, content = simulate(config)
-    header, records = records_of(folder)
+    records = records_of(folder)
     for place in (0, len(records) // 2, len(records) - 1):
-        (folder / "journal-00000.jsonl").write_bytes(b"".join([header, *records[:place], *records[place + 1 :]]))
+        journals.rewrite(folder, [*records[:place], *records[place + 1 :]])
         with pytest.raises(StageError, match=r"the journal lacks a call of scripted.*without --replay"):
             simulate(config, replay=True)
         assert read_done(folder) is not None
@@ -435,7 +437,7 @@ def test_a_replay_without_a_journal_says_so_and_leaves_what_is_complete(tmp_path
     with pytest.raises(StageError, match="has no journal to replay; simulate the shard first"):
         simulate(config, replay=True)
     folder, content = simulate(config)
-    (folder / "journal-00000.jsonl").unlink()
+    (folder / "journal-00000.packed").unlink()
     with pytest.raises(StageError, match="has no journal to replay"):
         simulate(config, replay=True)
     assert read_done(folder) is not None

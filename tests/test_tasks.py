@@ -156,10 +156,15 @@ PAIRS = [
 
 def row_lm(path, told=lambda: None, folder=None) -> RowLM:
     model = models.load_model(str(path), torch.float32).eval()
-    with tempfile.TemporaryDirectory() as other:
-        scores = Scores(folder or Path(other), 0)
+    other = tempfile.TemporaryDirectory()
+    scores = Scores(folder or Path(other.name), 0)
     lm = RowLM(model, models.load_tokenizer(str(path)), Ranks(0, 1, torch.device("cpu")), told=told, scores=scores)
-    weakref.finalize(lm, scores.close)
+
+    def end():
+        scores.close()
+        other.cleanup()
+
+    weakref.finalize(lm, end)
     return lm
 
 
@@ -207,8 +212,8 @@ def test_an_answer_that_does_not_fit_is_an_error(tiny_model):
 def test_what_was_measured_is_not_measured_again(tiny_model, tmp_path, monkeypatch):
     first = row_lm(tiny_model, folder=tmp_path)
     found = first.loglikelihood(requests(PAIRS[:2]))
-    with (tmp_path / "journal-00000.jsonl").open("a") as file:
-        file.write('{"key": "torn')  # as a process leaves it that is killed
+    with (tmp_path / "journal-00000.new-1").open("ab") as file:
+        file.write(b"torn")  # as a process leaves it that is killed
     again = row_lm(tiny_model, folder=tmp_path)
     measured = []
     measure = again._measure

@@ -138,11 +138,10 @@ def _memory(sizes: Sequence[int], folder: Path) -> list[Figure]:
 def _start(bench: _Bench) -> list[Figure]:
     def once() -> float:
         run = create_run(bench.config(max_rounds=1))
-        journal = run.shard(0) / "journal-00000.jsonl"
         start = time.perf_counter()
         command = [sys.executable, "-m", "salign.work", "simulate", str(run.path), "0"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 1):
+            while process.poll() is None and not any(run.shard(0).glob("journal-*.new-*")):
                 time.sleep(0.005)
             return time.perf_counter() - start
 

@@ -1,5 +1,6 @@
 """Runs the benchmarks that the documentation quotes; each figure with its target and a comparison.
 
+python jobs/bench.py journal [--json FILE] [--only PART ...] [--num N] [--data FOLDER]
 python jobs/bench.py society [--json FILE] [--only PART ...] [--agents N ...]
 python jobs/bench.py streams [--json FILE] [--only PART ...] [--num N]
 python jobs/bench.py training [--json FILE] [--only PART ...]
@@ -21,7 +22,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["society", "streams", "training", "validity"])
+    parser.add_argument("what", choices=["journal", "society", "streams", "training", "validity"])
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the figures and the machine's description to a file"
     )
@@ -33,7 +34,9 @@ def main() -> None:
         default=[10_000, 100_000],
         help="society: numbers of agents for the memory measurement",
     )
-    parser.add_argument("--num", type=int, default=100_000, help="streams: number of interactions that are read")
+    parser.add_argument(
+        "--num", type=int, help="streams: interactions that are read (default 100000); journal: calls (5000000)"
+    )
     parser.add_argument(
         "--mock-engine",
         type=Path,
@@ -43,21 +46,25 @@ def main() -> None:
     parser.add_argument(
         "--groups", type=Path, default=SHARED / "data" / "rated" / "cai_rated_groups.json", help="training: real groups"
     )
-    parser.add_argument("--data", type=Path, default=SHARED / "data", help="validity: third-party data")
+    parser.add_argument("--data", type=Path, default=SHARED / "data", help="validity, journal: third-party data")
     args = parser.parse_args()
     console = plain_console()
 
     def say(part: str) -> None:
         console.print(f"measuring: {part}", highlight=False)
 
-    if args.what == "society":
+    if args.what == "journal":
+        from salign.bench import journal
+
+        figures = journal.measure(args.num or 5_000_000, args.data, args.only, say)
+    elif args.what == "society":
         from salign.bench import society
 
         figures = society.measure(args.mock_engine, args.agents, args.only, say)
     elif args.what == "streams":
         from salign.bench import streams
 
-        figures = streams.measure(args.num, args.only, say)
+        figures = streams.measure(args.num or 100_000, args.only, say)
     elif args.what == "validity":
         from salign.bench.validity import parts
         from salign.bench.validity.context import Context

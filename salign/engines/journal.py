@@ -1,34 +1,27 @@
 """The journal: every model call's answer, append-only, under the hash of what was asked. Resume is replay.
 
-A journal is a folder's `journal-NNNNN.jsonl` files, one for each process that writes. Each begins with a header that
-says of which models and config it is; each further line is one answer. A line that was torn when its process was
-killed is dropped; nothing else ever is.
+`salign.recordlog` has the files. Each says in its header of which models and config it is.
 """
 
 import asyncio
 import contextlib
 import hashlib
 import json
-import mmap
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 
+from salign import recordlog
+from salign.blocks import KEY_BYTES, Record
 from salign.config import SCALE, Sampling
 from salign.engines.base import Call, Handler, Prompt, RatingReply, Reply
-from salign.errors import CallRejectedError, ConfigError, StageError
+from salign.errors import CallRejectedError, StageError
+from salign.recordlog import RecordLog
 
-JOURNAL_VERSION = 2
-_KEY_BYTES = 16
-_TAIL_BYTES = 1 << 16
 # A society has a handful of samplings.
 _MAX_BEGUN = 64
-_BEGIN = b'{"key":"'
-_KEY_START = len(_BEGIN)
-_KEY_END = _KEY_START + 2 * _KEY_BYTES
 
 Answer = Reply | RatingReply | CallRejectedError
 
@@ -56,15 +49,15 @@ class CallKeys:
 
     def _begin(self, sampling: Sampling | None) -> tuple[Sampling | None, Any]:
         asked = None if sampling is None else list(sampling.model_dump().values())
-        text = json.dumps([JOURNAL_VERSION, self._identity, asked])
+        text = json.dumps([recordlog.VERSION, self._identity, asked])
         if len(self._begun) >= _MAX_BEGUN:
             self._begun.clear()
-        begun = self._begun[id(sampling)] = sampling, hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES)
+        begun = self._begun[id(sampling)] = sampling, hashlib.blake2b(text.encode(), digest_size=KEY_BYTES)
         return begun
 
 
-def _record(key: bytes, answer: Answer, seconds: float) -> bytes:
-    row: dict[str, Any] = {"key": key.hex(), "seconds": round(seconds, 4)}
+def _row(answer: Answer, seconds: float) -> bytes:
+    row: dict[str, Any] = {"seconds": round(seconds, 4)}
     if isinstance(answer, CallRejectedError):
         row["refused"] = str(answer)
     else:
@@ -81,7 +74,7 @@ def _record(key: bytes, answer: Answer, seconds: float) -> bytes:
         row["tokens"] = [answer.prompt_tokens, answer.completion_tokens]
         if answer.served is not None:
             row["served"] = answer.served
-    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(row)
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
@@ -103,78 +96,6 @@ def _answer(row: Mapping[str, Any]) -> Answer:
     return RatingReply(probabilities, row["mass"], prompt_tokens, completion_tokens, served, lowest)
 
 
-def _end_of_last_line(file: IO[bytes]) -> int:
-    start = file.seek(0, os.SEEK_END)
-    while start > 0:
-        end, start = start, max(0, start - _TAIL_BYTES)
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-    return 0
-
-
-class _File:
-    """One journal file, mapped into memory; its whole lines."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            # Its writer may be another process that cuts a torn end off now: what is cut off while it is mapped is a
-            # SIGBUS where it is read.
-            self.num_bytes = _end_of_last_line(file)
-            # Nothing cannot be mapped.
-            self._bytes: mmap.mmap | bytes = (
-                mmap.mmap(file.fileno(), self.num_bytes, access=mmap.ACCESS_READ) if self.num_bytes else b""
-            )
-        self.header_bytes = self._bytes.find(b"\n") + 1
-
-    def header(self) -> dict[str, Any] | None:
-        """What the file says of itself; None where not even that was written whole."""
-        if not self.header_bytes:
-            return None
-        try:
-            header = json.loads(self._bytes[: self.header_bytes])
-        except ValueError:
-            header = None
-        if not isinstance(header, dict) or "journal" not in header:
-            raise StageError(
-                f"{self.path} is not a journal: its first line is not a journal's header. Remove it to "
-                "begin the shard again."
-            )
-        if header["journal"] != JOURNAL_VERSION:
-            raise StageError(
-                f"{self.path} is a journal of version {header['journal']!r}; this version of salign reads version "
-                f"{JOURNAL_VERSION}. Choose another run.name, or remove {self.path.parent} to begin the shard again."
-            )
-        return header
-
-    def index(self) -> Iterator[tuple[bytes, int]]:
-        """Key and offset of each record."""
-        start, mapped = self.header_bytes, self._bytes
-        while start < self.num_bytes:
-            try:
-                key = bytes.fromhex(mapped[start + _KEY_START : start + _KEY_END].decode())
-            except ValueError:
-                key = b""
-            if len(key) != _KEY_BYTES or mapped[start : start + _KEY_START] != _BEGIN:
-                raise self._damaged(start)
-            yield key, start
-            start = mapped.find(b"\n", start) + 1
-
-    def read(self, start: int) -> Answer:
-        try:
-            return _answer(orjson.loads(self._bytes[start : self._bytes.find(b"\n", start)]))
-        except (ValueError, KeyError, TypeError):
-            raise self._damaged(start) from None
-
-    def _damaged(self, start: int) -> StageError:
-        return StageError(
-            f"{self.path} is damaged at byte {start}: there is no valid record of a call there. Truncate the file "
-            f"(truncate -s {start} FILE): the calls after that point are made again; or remove the file."
-        )
-
-
 class Journal:
     """The calls that a shard has paid for.
 
@@ -185,63 +106,35 @@ class Journal:
 
     Raises:
         ConfigError: The journal is of other models or another config; what differs is named.
-        StageError: A file is damaged other than by a torn end.
+        StageError: A file is no journal, or of another version.
+        OSError: As for a full disk.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any], writer: int | None) -> None:
-        self._header = json.loads(json.dumps({"journal": JOURNAL_VERSION, **header}))
-        self._files: list[_File] = []
-        self._index: dict[bytes, tuple[_File, int]] = {}
-        for path in sorted(folder.glob("journal-*.jsonl")):
-            file = _File(path)
-            found = file.header()
-            if found is not None:
-                self._check(path, found)
-                self._files.append(file)
-                self._index.update((key, (file, start)) for key, start in file.index())
-        self._waiting: list[bytes] = []
-        self._error: OSError | None = None
-        self._descriptor: int | None = None
-        if writer is not None:
-            self._open(folder / f"journal-{writer:05d}.jsonl")
+        self._folder = folder
+        self._log = RecordLog(folder, header, writer)
+        self._waiting: list[Record] = []
 
     def __len__(self) -> int:
         """Calls that an earlier process has left."""
-        return len(self._index)
-
-    def _check(self, path: Path, found: Mapping[str, Any]) -> None:
-        changed = [
-            f"{name} ({there!r} there, {here!r} now)"
-            for name in sorted(self._header | found)
-            if (there := found.get(name)) != (here := self._header.get(name))
-        ]
-        if changed:
-            raise ConfigError(
-                f"{path} is the journal of another simulation; it differs in {'; '.join(changed)}. Restore "
-                f"that, choose another run.name, or remove {path.parent} to begin the shard again."
-            )
-
-    def _open(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = next((file.num_bytes for file in self._files if file.path == path), 0)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        os.ftruncate(self._descriptor, whole)
-        self._size = os.lseek(self._descriptor, 0, os.SEEK_END)
-        self._path = path
-        if not whole:
-            self._waiting.append((json.dumps(self._header, ensure_ascii=False) + "\n").encode())
-            self.write()
+        return len(self._log)
 
     def find(self, key: bytes) -> Answer | None:
         """The answer that was recorded; None where there is none.
 
         A refusal counts in a replay alone: it was paid with nothing, and its reason may be gone.
         """
-        place = self._index.get(key)
-        if place is None:
+        row = self._log.find(key)
+        if row is None:
             return None
-        answer = place[0].read(place[1])
-        return None if isinstance(answer, CallRejectedError) and self._descriptor is not None else answer
+        try:
+            answer = _answer(orjson.loads(row))
+        except (ValueError, KeyError, TypeError):
+            raise StageError(
+                f"the journal in {self._folder} has a record that is no answer ({row[:40]!r}). Remove the folder to "
+                "begin the shard again."
+            ) from None
+        return None if isinstance(answer, CallRejectedError) and self._log.is_written else answer
 
     def append(self, key: bytes, answer: Answer, seconds: float) -> None:
         """Records an answer. It is in the file when the event loop has come round once.
@@ -249,19 +142,16 @@ class Journal:
         Raises:
             OSError: An earlier record could not be written.
         """
-        if self._error is not None:
-            raise self._error
-        if self._descriptor is None:
-            return
         if not self._waiting:
+            if not self._log.is_written:
+                return
+            self._log.check()
             # All that is answered in one turn of the loop is one write.
             asyncio.get_running_loop().call_soon(self._write_later)
-        self._waiting.append(_record(key, answer, seconds))
+        self._waiting.append((key, _row(answer, seconds)))
 
     def _write_later(self) -> None:
-        if self._descriptor is None:  # closed since, and written then
-            return
-        with contextlib.suppress(OSError):  # kept in _error: the next call says it
+        with contextlib.suppress(OSError):  # the next call says it
             self.write()
 
     def write(self) -> None:
@@ -270,21 +160,8 @@ class Journal:
         Raises:
             OSError: As for a full disk. The file is cut back to its last whole record.
         """
-        if self._error is not None:
-            raise self._error
-        assert self._descriptor is not None
-        block = memoryview(b"".join(self._waiting))
-        self._waiting.clear()
-        try:
-            written = 0
-            while written < len(block):
-                written += os.write(self._descriptor, block[written:])
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, self._size)
-            self._error = OSError(error.errno, error.strerror, str(self._path))
-            raise self._error from error
-        self._size += len(block)
+        waiting, self._waiting = self._waiting, []
+        self._log.append(waiting)
 
     async def sync(self) -> None:
         """Waits until all that was appended is on the disk itself.
@@ -292,22 +169,19 @@ class Journal:
         Raises:
             OSError: Something could not be written.
         """
-        if self._descriptor is not None:
-            self.write()
-            await asyncio.to_thread(os.fsync, self._descriptor)
+        self.write()
+        await asyncio.to_thread(self._log.sync)
 
     def close(self) -> None:
-        """Writes what waits, and closes the file.
+        """Writes what waits, and closes the files.
 
         Raises:
             OSError: Something could not be written.
         """
-        if self._descriptor is not None:
-            try:
-                self.write()
-            finally:
-                os.close(self._descriptor)
-                self._descriptor = None
+        try:
+            self.write()
+        finally:
+            self._log.close()
 
 
 def written_header(folder: Path) -> dict[str, Any]:
@@ -316,11 +190,10 @@ def written_header(folder: Path) -> dict[str, Any]:
     Raises:
         StageError: There is no journal.
     """
-    for path in sorted(folder.glob("journal-*.jsonl")):
-        header = _File(path).header()
-        if header is not None:
-            return {name: value for name, value in header.items() if name != "journal"}
-    raise StageError(f"{folder} has no journal to replay; simulate the shard first.")
+    header = recordlog.read_header(folder)
+    if header is None:
+        raise StageError(f"{folder} has no journal to replay; simulate the shard first.")
+    return header
 
 
 class Journaled:

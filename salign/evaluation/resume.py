@@ -7,48 +7,45 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from salign import recordlog
+from salign.blocks import KEY_BYTES
 from salign.engines.journal import Journal
+from salign.recordlog import RecordLog
 
 Score = tuple[float, bool]
 
 
 class Scores:
-    """Log-likelihoods of answers after their contexts, append-only; a torn end is dropped.
+    """Log-likelihoods of answers after their contexts.
 
     Args:
         folder: Of the files of all ranks, which are read.
-        rank: Whose file is written.
+        rank: Whose files are written.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._known: dict[str, Score] = {}
-        for path in folder.glob("journal-*.jsonl"):
-            for line in path.read_bytes().split(b"\n")[:-1]:
-                with contextlib.suppress(ValueError, KeyError):  # what follows a torn line stands on a line of its own
-                    row = json.loads(line)
-                    self._known[row["key"]] = (row["score"], row["greedy"])
-        self._file: IO[str] = (folder / f"journal-{rank:05d}.jsonl").open("a", encoding="utf-8")
-        self._file.write("\n")  # ends what was torn
+        self._log = RecordLog(folder, {}, rank)
 
     @staticmethod
-    def _key(context: Sequence[int], answer: Sequence[int]) -> str:
-        return hashlib.blake2b(json.dumps([list(context), list(answer)]).encode(), digest_size=16).hexdigest()
+    def _key(context: Sequence[int], answer: Sequence[int]) -> bytes:
+        return hashlib.blake2b(json.dumps([list(context), list(answer)]).encode(), digest_size=KEY_BYTES).digest()
 
     def find(self, context: Sequence[int], answer: Sequence[int]) -> Score | None:
         """What was measured; None where nothing was. Both are token ids."""
-        return self._known.get(self._key(context, answer))
+        row = self._log.find(self._key(context, answer))
+        if row is None:
+            return None
+        score, greedy = json.loads(row)
+        return score, greedy
 
     def note(self, context: Sequence[int], answer: Sequence[int], score: Score) -> None:
         """Records what was measured; it outlives this process at once."""
-        row = {"key": self._key(context, answer), "score": score[0], "greedy": score[1]}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._log.append([(self._key(context, answer), json.dumps(score).encode())])
 
     def close(self) -> None:
-        self._file.close()
+        self._log.close()
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,7 @@ def open_measured(folder: Path, of: Mapping[str, Any], rank: int) -> Iterator[Me
         of: All that decides what a measurement comes to, beside what it is of.
         rank: Whose files are written; rank 0 tidies up.
     """
+    of = {**of, "journal": recordlog.VERSION}
     name = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:12]
     place = folder / f"measured-{name}"
     if rank == 0:

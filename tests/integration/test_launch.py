@@ -187,7 +187,7 @@ def test_killed_anywhere_the_next_launch_goes_on(finished, config_file, tmp_path
     words = [str(config_file), "evaluate.models=[base]"]
     command = [sys.executable, str(ROOT / "jobs" / "launch.py"), *words]
     for moment in (
-        lambda: any(run.shard(0).glob("journal-*.jsonl")),
+        lambda: any(run.shard(0).glob("journal-*")),
         (run.stage("sft") / "metrics.jsonl").exists,
         (run.stage("stable") / ".lock").exists,
     ):

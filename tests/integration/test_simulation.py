@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from actors import audience_of, observed_of
 from conftest import ROOT, environment, launch
+from journals import files_of, records_of
 
 from salign import compose
+from salign.blocks import read_blocks
 from salign.config import Sampling
 from salign.engines.base import Prompt
 from salign.engines.journal import CallKeys
@@ -137,15 +139,11 @@ def digest(run):
 
 def records(run):
     """The whole records of a shard's journal, all writers'."""
-    found = []
-    for path in sorted(run.shard(0).glob("journal-*.jsonl")):
-        content = path.read_bytes()
-        found += content[: content.rfind(b"\n") + 1].splitlines()[1:]
-    return found
+    return records_of(run.shard(0))
 
 
 def keys_of(run):
-    return {json.loads(record)["key"] for record in records(run)}
+    return {key.hex() for key, _ in records(run)}
 
 
 def until(condition, process=None, seconds=1800.0):
@@ -298,7 +296,7 @@ def test_the_same_society_has_the_same_digest_however_it_is_run(tmp_path, societ
         complete(run, shard=shard, ranks=ranks)
     assert digest(run) == references[case]
     if ranks > 1:
-        assert len(list(run.shard(0).glob("journal-*.jsonl"))) == ranks
+        assert len(files_of(run.shard(0))) == ranks
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -388,8 +386,7 @@ def test_a_shard_that_is_told_to_end_does_so_and_goes_on_later(tmp_path, served,
         assert "launch again to continue" in said
         assert read_done(run.shard(0)) is None
         assert read_failure(run.shard(0)) is None
-        content = (run.shard(0) / "journal-00000.jsonl").read_bytes()
-        assert content.endswith(b"}\n")
+        assert [path.name for path in files_of(run.shard(0))] == ["journal-00000.packed"]
         noted = keys_of(run)
         assert len(noted) > 40
         then = mock.answered()
@@ -611,10 +608,7 @@ def test_a_launch_starts_the_ranks_of_a_shard_itself(tmp_path, tiny_model, socie
     run = RunDir(tmp_path / "run")
     assert digest(run) == references["grid"]
     for shard in range(2):
-        assert {path.name for path in run.shard(shard).glob("journal-*.jsonl")} == {
-            "journal-00000.jsonl",
-            "journal-00001.jsonl",
-        }
+        assert [path.name for path in files_of(run.shard(shard))] == ["journal-00000.packed", "journal-00001.packed"]
 
 
 # --- a full disk ---------------------------------------------------------------------------------
@@ -649,9 +643,8 @@ def test_a_full_disk_ends_the_shard_with_one_error_and_it_goes_on_when_there_is_
         assert done.returncode == 1, done.stdout + done.stderr
         said_once(done.stderr, "no space left on the disk", "launch again")
         assert read_done(run.shard(0)) is None
-        for line in (run.shard(0) / "journal-00000.jsonl").read_bytes().splitlines(keepends=True):
-            assert json.loads(line)
-            assert line.endswith(b"\n")
+        for path in files_of(run.shard(0)):
+            assert sum(block.end - block.start for block in read_blocks(path)) == path.stat().st_size
         noted, then = keys_of(run), mock.answered()
         assert noted
         filler.unlink()

@@ -134,7 +134,7 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_what_time_limits_send
         """Tasks of the array that have made calls, and their nodes."""
         lines = slurm.ask("squeue", "-h", "-r", "-t", "R", "-j", array, "-o", "%K|%N").splitlines()
         at = {int(line.split("|")[0]): line.split("|")[1] for line in lines}
-        return {task: node for task, node in at.items() if any(run.shard(task).glob("journal-*.jsonl"))}
+        return {task: node for task, node in at.items() if any(run.shard(task).glob("journal-*"))}
 
     killed = next(iter(slurm.wait_for("a task that makes calls", running)))
     for process in processes_of(array, killed):
@@ -289,7 +289,7 @@ def test_a_shard_over_ranks_of_mpi(slurm, slurm_config):
     done = launch(*words, "--wait", "cluster.simulate.tasks_per_node=2")
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDir(slurm_config.parent / "runs" / "mpi")
-    assert len(list(run.shard(0).glob("journal-*.jsonl"))) == 4
+    assert len(list(run.shard(0).glob("journal-*.packed"))) == 4
     assert status(run, "--digest").strip() == simulated_here(slurm_config, *words[1:3])
     # Without MPI's help they would be worlds of one.
     env = {**environment(), "SALIGN_HOME": str(ROOT)}
