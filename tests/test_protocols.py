@@ -21,7 +21,10 @@ from salign.society.protocols.sample import Sample
 KINDS = sorted(PROTOCOLS)
 # Every draft recalls: the questions come again, and whatever is near is near enough.
 MUCH_RECALL = {"questions": QUESTIONS[:4], "max_recall_distance": 2.0}
+NEEDS = {"relay": {"topology": {"kind": "layers", "sizes": [3, 3, 3]}}}
+"""What a society must be for a protocol."""
 GOLDEN = {
+    "relay": "039859e4b18794e19fd6136f8f0ec9c20b6009d1d126e2336273c7dd35419884",
     "critics": "a513957ed89423c7b20f8d13a4434a0e45b1c7703b88a65e6921ff3b26d77e44",
     "rehearsal": "40b8da8ed103276394903150a16861901dcb0d10ca6713a173c5716fe3e795e9",
     "deliberation": "52043a6e6a265ecedf1f3ebbee2500b6f5f7afd42245e6955e81661ab2addbda",
@@ -33,7 +36,9 @@ every_protocol = pytest.mark.parametrize("kind", KINDS)
 
 def held(kind: str, actor: Actor | None = None, **how) -> Life:
     """The life of two worlds by a protocol."""
-    return live(actor or Actor(), protocol={"kind": kind}, numbers=(0, 1), **{**MUCH_RECALL, **how})
+    return live(
+        actor or Actor(), protocol={"kind": kind}, numbers=(0, 1), **{**MUCH_RECALL, **NEEDS.get(kind, {}), **how}
+    )
 
 
 def test_each_is_in_the_registry_under_the_name_that_a_config_gives_it():
@@ -160,7 +165,7 @@ def test_whatever_is_not_answered_ends_in_a_record_and_not_in_an_error(kind, end
 @every_protocol
 def test_the_estimate_of_calls_is_an_upper_bound(kind):
     for settings in ({}, {"audience_size": 0}, {"without": ["feedback_text"]}, {"without": ["audience"]}):
-        society = SocietySection(protocol={"kind": kind}, **{**SMALL, **settings})
+        society = SocietySection(protocol={"kind": kind}, **{**SMALL, **NEEDS.get(kind, {}), **settings})
         life = held(kind, num_rating_retries=0, **settings)
         most = max(interaction.num_calls for interaction in life.interactions)
         assert 0 < most <= protocol_of(society).max_calls
@@ -169,7 +174,7 @@ def test_the_estimate_of_calls_is_an_upper_bound(kind):
 @every_protocol
 def test_what_is_held_can_be_learnt_from_and_reported(kind, tmp_path):
     life = held(kind)
-    society = SocietySection(protocol={"kind": kind}, **SMALL)
+    society = SocietySection(protocol={"kind": kind}, **{**SMALL, **NEEDS.get(kind, {})})
     protocol = protocol_of(society)
     left_out: Counter[str] = Counter()
     groups = list(build_groups(life.interactions, protocol, DatasetSection(), left_out))

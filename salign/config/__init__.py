@@ -35,6 +35,7 @@ from salign.config.protocols import (
     DeliberationProtocol,
     ProtocolSection,
     RehearsalProtocol,
+    RelayProtocol,
     SampleProtocol,
 )
 from salign.config.society import (
@@ -43,6 +44,7 @@ from salign.config.society import (
     EdgesTopology,
     GridTopology,
     IsolatedTopology,
+    LayersTopology,
     MixturePart,
     Population,
     ScaleFreeTopology,
@@ -135,6 +137,7 @@ __all__ = [
     "JsonSource",
     "Judge",
     "Kind",
+    "LayersTopology",
     "ListwiseDPOObjective",
     "LoRA",
     "LocalCluster",
@@ -154,6 +157,7 @@ __all__ = [
     "RatingWay",
     "Ratio",
     "RehearsalProtocol",
+    "RelayProtocol",
     "Rows",
     "RunData",
     "RunSection",

@@ -32,6 +32,16 @@ class BackScatterProtocol(_Protocol):
     kind: Literal["back_scatter"] = "back_scatter"
 
 
+class RelayProtocol(_Protocol):
+    """Answers travel along a directed acyclic topology, and each agent refines them after a critic's look (MacNet)."""
+
+    asks_audience = False
+
+    kind: Literal["relay"]
+    num_looks: Count = 1
+    """How often the critic looks at an artifact, which is then improved, before it travels on."""
+
+
 class SampleProtocol(_Protocol):
     """Each agent answers its question several times, and only the observers judge: data without a society."""
 
@@ -79,7 +89,7 @@ class DeliberationProtocol(_Protocol):
 
 
 ProtocolSection = Annotated[
-    BackScatterProtocol | CriticsProtocol | DeliberationProtocol | RehearsalProtocol | SampleProtocol,
+    BackScatterProtocol | CriticsProtocol | DeliberationProtocol | RehearsalProtocol | RelayProtocol | SampleProtocol,
     Field(discriminator="kind"),
     BeforeValidator(kind_unless_said("back_scatter")),
 ]

@@ -90,6 +90,16 @@ class EdgesTopology(Section):
     kind: Literal["edges"]
     path: Annotated[AbsolutePath, Effect.INPUT]
     """The file."""
+    directed: bool = False
+    """Whether a line goes one way: the second agent hears the first, and not the other way round."""
+
+
+class LayersTopology(Section):
+    """Agents in layers, numbered one layer after the other; each hears all of the layer before its own."""
+
+    kind: Literal["layers"]
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)]
+    """Agents in each layer: `[1, 1, 1]` is a chain, `[1, 4, 1]` branches and joins, `[4, 4, 4]` is a mesh."""
 
 
 class IsolatedTopology(Section):
@@ -101,7 +111,13 @@ class IsolatedTopology(Section):
 
 
 TopologySection = Annotated[
-    GridTopology | CompleteTopology | SmallWorldTopology | ScaleFreeTopology | EdgesTopology | IsolatedTopology,
+    GridTopology
+    | CompleteTopology
+    | SmallWorldTopology
+    | ScaleFreeTopology
+    | EdgesTopology
+    | LayersTopology
+    | IsolatedTopology,
     Field(discriminator="kind"),
     BeforeValidator(kind_unless_said("grid")),
 ]
@@ -340,4 +356,6 @@ def num_agents_of(topology: TopologySection) -> int | None:
     """How many agents a topology has; None where only its file says."""
     if isinstance(topology, GridTopology):
         return topology.size**2
+    if isinstance(topology, LayersTopology):
+        return sum(topology.sizes)
     return None if isinstance(topology, EdgesTopology) else topology.num_agents

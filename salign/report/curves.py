@@ -15,6 +15,7 @@ from salign.report.figures import (
     by_round,
     followed,
     gain,
+    half_width,
     long_rows,
     make_figure,
     make_line,
@@ -89,6 +90,33 @@ def measured(record: RunRecord) -> Plot | None:
         ("what", "round", "mean"),
         long_rows([(title, rounds, values) for title, values in lines.items()]),
     )
+
+
+def relations(record: RunRecord) -> list[Plot]:
+    """What the protocol relates over all interactions."""
+    found = {} if record.society is None else record.society.relations
+    plots = []
+    for name, relation in protocol_of(record.config.society).relations.items():
+        rows = [
+            (x, int(num), total / num, half_width(num, total, squares))
+            for x, (num, total, squares) in sorted(found.get(name, {}).items())
+        ]
+        if not rows:
+            continue
+        bars = {"type": "data", "array": [row[3] or 0 for row in rows], "color": "var(--ink)"}
+        trace = make_line("", [row[0] for row in rows], [row[2] for row in rows], 0, error_y=bars)
+        plots.append(
+            Plot(
+                name.replace("_", "-"),
+                relation.title,
+                "Means over all interactions; bars show 1.96 standard errors.",
+                "; ".join(f"{x:g}: {_number(y)}" for x, _, y, _ in rows) + ".",
+                make_figure([trace], relation.x, relation.y, showlegend=False),
+                (relation.x, "values", relation.y, "1.96 standard errors"),
+                [list(row) for row in rows],
+            )
+        )
+    return plots
 
 
 def _number(value: float | None) -> str:
@@ -320,7 +348,7 @@ def plots(record: RunRecord) -> dict[str, list[Plot]]:
     """All figures that can be drawn, by section of the page."""
     there = functools.partial(filter, lambda plot: plot is not None)
     return {
-        "society": list(there([society_path(record), measured(record), recalls(record)])),
+        "society": list(there([society_path(record), measured(record), *relations(record), recalls(record)])),
         "ratings": list(there([ratings(record), before_after(record), followed(record), gain(record)])),
         "running": [*validity(record), *over_time(record)],
         "data": list(there([data_scores(record)])),

@@ -311,7 +311,7 @@ def gain(record: RunRecord) -> Plot | None:
         return None
     first, outcome = society.observed[0], society.observed[-1]
     change, given = f"change in {society.criteria[0]}", f"audience's rating of the {first}"
-    rows = [(score, int(n), total / n, _half_width(n, total, squares)) for score, (n, total, squares) in sums.items()]
+    rows = [(score, int(n), total / n, half_width(n, total, squares)) for score, (n, total, squares) in sums.items()]
     trace = go.Bar(
         x=[row[0] for row in rows],
         y=[row[2] for row in rows],
@@ -332,7 +332,7 @@ def gain(record: RunRecord) -> Plot | None:
     )
 
 
-def _half_width(n: float, total: float, squares: float) -> float | None:
+def half_width(n: float, total: float, squares: float) -> float | None:
     if n < 2:
         return None
     return 1.96 * math.sqrt(max(0.0, (squares - total**2 / n) / (n - 1)) / n)

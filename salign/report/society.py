@@ -224,6 +224,8 @@ class Society:
     """By who rates what: ratings asked for, and those that are missing."""
     failures: Counter[str] = field(default_factory=Counter)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    relations: dict[str, dict[float, list[float]]] = field(default_factory=dict)
+    """By the protocol's relation and x: how many values, and the sums of y and of its square."""
 
 
 class SocietyReader:
@@ -235,7 +237,7 @@ class SocietyReader:
     """
 
     def __init__(self, config: Config, shards: Sequence[Shard]) -> None:
-        protocol = protocol_of(config.society)
+        self._protocol = protocol = protocol_of(config.society)
         self._first, self._outcome = protocol.observed[0], protocol.outcome
         followed = Followed(self._first, self._outcome)
         compared = config.society.observed_criteria[0]
@@ -265,6 +267,11 @@ class SocietyReader:
                 society.failures[interaction.failure] += 1
         society.cells.add(interaction)
         self._rate(interaction)
+        for name, x, y in self._protocol.relate(interaction):
+            sums = society.relations.setdefault(name, {}).setdefault(x, [0.0, 0.0, 0.0])
+            sums[0] += 1
+            sums[1] += y
+            sums[2] += y**2
         slot = self._samples.draw()
         if slot is not None or self._rng.random() < self._closely:
             taken = society.followed.add(interaction) if self._has_audience else []

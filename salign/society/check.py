@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from salign.config import EdgesTopology, SocietySection, empty_parts
+from salign.config import EdgesTopology, RelayProtocol, SocietySection, empty_parts
 from salign.errors import ConfigError
 from salign.society import sources
 from salign.society.casts import Casts
@@ -41,6 +41,8 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
     if prior:
         answers_by_label(society, prior, society.populations)
     _check_casts(society, seed)
+    if isinstance(society.protocol, RelayProtocol):
+        make_topology(society.topology, seed, 0).layers  # noqa: B018 (a circle is said here)
     if isinstance(society.topology, EdgesTopology):
         mistakes = empty_parts(society.mixture, make_topology(society.topology).num_agents)
         if mistakes:

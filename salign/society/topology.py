@@ -1,12 +1,14 @@
 """Who can hear whom, who judges a draft, and which process owns which agent."""
 
+import functools
+import graphlib
 import itertools
 import logging
 import math
 import re
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import SupportsIndex, overload
 
@@ -18,12 +20,13 @@ from salign.config import (
     EdgesTopology,
     GridTopology,
     IsolatedTopology,
+    LayersTopology,
     ScaleFreeTopology,
     SmallWorldTopology,
     SocietySection,
     TopologySection,
 )
-from salign.errors import DataError
+from salign.errors import ConfigError, DataError
 from salign.files import read_text
 from salign.seeds import derive, rng
 from salign.storage import write_atomic
@@ -32,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Topology(ABC):
-    """The links of a society. Agents are numbered from 0; a link goes both ways."""
+    """The links of a society. Agents are numbered from 0; a link goes both ways, unless the topology has layers."""
 
     def __init__(self, num_agents: int) -> None:
         self.num_agents = num_agents
@@ -48,6 +51,18 @@ class Topology(ABC):
         more, every rank owns one. One rank asks and tells the others: only one installation surely gives one answer.
         """
         return (np.arange(self.num_agents, dtype=np.int64) * num_ranks // self.num_agents).astype(np.int32)
+
+    @property
+    def layers(self) -> "Layers":
+        """Who comes behind whom, where links go one way.
+
+        Raises:
+            ConfigError: They go both ways, or in a circle.
+        """
+        raise ConfigError(
+            "society.protocol passes on what agents make, so the links of society.topology must go one way: choose "
+            "kind: layers, or kind: edges with directed: true and no circle"
+        )
 
 
 class Grid(Topology):
@@ -176,6 +191,66 @@ class Links(Topology):
         return owners if len(np.unique(owners)) == num_ranks else super().owners(num_ranks)
 
 
+class Directed(Topology):
+    """Links that go one way: each agent hears those whose links lead to it."""
+
+    def __init__(self, num_agents: int, pairs: Iterable[tuple[int, int]]) -> None:
+        """Takes each link once or several times: who is heard, and by whom."""
+        super().__init__(num_agents)
+        before: list[set[int]] = [set() for _ in range(num_agents)]
+        for one, other in pairs:
+            before[other].add(one)
+        self._before = [sorted(heard) for heard in before]
+
+    def neighbours(self, agent: int) -> list[int]:
+        return self._before[agent]
+
+    @functools.cached_property
+    def layers(self) -> "Layers":
+        return Layers(self._before)
+
+
+class Layers:
+    """The agents of a directed acyclic graph by how many stand in a row before them, at most.
+
+    Args:
+        before: Whom each agent hears.
+
+    Raises:
+        ConfigError: There is a circle.
+    """
+
+    def __init__(self, before: Sequence[Sequence[int]]) -> None:
+        try:
+            order = list(graphlib.TopologicalSorter(dict(enumerate(before))).static_order())
+        except graphlib.CycleError as error:
+            circle = " hears ".join(map(str, reversed(error.args[1])))
+            raise ConfigError(
+                f"society.topology has a circle (agent {circle}), and society.protocol passes on what agents make "
+                "along links that must lead to an end: remove one of them"
+            ) from None
+        self._layers = [0] * len(before)
+        for agent in order:
+            self._layers[agent] = 1 + max((self._layers[heard] for heard in before[agent]), default=-1)
+        self._heard = frozenset(heard for agents in before for heard in agents)
+        self.num = 1 + max(self._layers)
+
+    def of(self, agent: int) -> int:
+        """An agent's layer; 0 for one that hears nobody."""
+        return self._layers[agent]
+
+    def is_last(self, agent: int) -> bool:
+        """Whether nobody hears an agent."""
+        return agent not in self._heard
+
+
+def _in_layers(section: LayersTopology) -> Directed:
+    starts = list(itertools.accumulate(section.sizes, initial=0))
+    layers = [range(start, end) for start, end in itertools.pairwise(starts)]
+    pairs = (pair for both in itertools.pairwise(layers) for pair in itertools.product(*both))
+    return Directed(starts[-1], pairs)
+
+
 def make_topology(section: TopologySection, *place: int | str) -> Topology:
     """A society's links.
 
@@ -192,8 +267,10 @@ def make_topology(section: TopologySection, *place: int | str) -> Topology:
         return Complete(section.num_agents)
     if isinstance(section, IsolatedTopology):
         return Isolated(section.num_agents)
+    if isinstance(section, LayersTopology):
+        return _in_layers(section)
     if isinstance(section, EdgesTopology):
-        return _from_file(section.path)
+        return _from_file(section)
     return _random(section, derive(*place, "topology"))
 
 
@@ -218,8 +295,8 @@ def write_links(links: Links, path: Path, about: str) -> None:
 _LINE = re.compile(r"\s*(?:(\d{1,9})(?:\s*,\s*|\s+)(\d{1,9})\s*)?(?:#.*)?", re.ASCII)
 
 
-def _from_file(path: Path) -> Links:
-    numbers = array("q")
+def _from_file(section: EdgesTopology) -> Topology:
+    path, numbers = section.path, array("q")
     for place, line in enumerate(read_text(path).split("\n"), start=1):
         found = _LINE.fullmatch(line)
         if found is None:
@@ -237,6 +314,8 @@ def _from_file(path: Path) -> Links:
     if not numbers:
         raise DataError(f"{path} contains no edge. Write two agent numbers per line.")
     pairs = np.asarray(numbers, dtype=np.int64).reshape(-1, 2)
+    if section.directed:
+        return Directed(int(pairs.max()) + 1, ((one, other) for one, other in pairs.tolist()))
     return Links(int(pairs.max()) + 1, pairs)
 
 

@@ -173,7 +173,7 @@ class World:
 
     def question(self, agent: int, round_: int) -> int:
         """The number of the question that an agent asks in a round."""
-        return self._questions.question(agent, round_)
+        return self._questions.question(*self._protocol.task(self.topology, agent, round_))
 
     def _recall(self, agent: int, question: int, after_round: int) -> Recalled | None:
         if "memory" in self._setting.society.without:
@@ -276,6 +276,7 @@ class World:
             round_,
             tuple([self._member(member) for member in cast]),
             tuple(states),
+            topology=self.topology,
             question=question,
             choices=setting.choices.get(question),
             audience=audience if len(cast) == 1 else tuple([member for member in audience if member not in cast]),

@@ -8,6 +8,7 @@ from salign.society.protocols.base import Protocol
 from salign.society.protocols.critics import Critics
 from salign.society.protocols.deliberation import Deliberation
 from salign.society.protocols.rehearsal import Rehearsal
+from salign.society.protocols.relay import Relay
 from salign.society.protocols.sample import Sample
 
 PROTOCOLS: dict[str, type[Protocol[Any]]] = {
@@ -15,6 +16,7 @@ PROTOCOLS: dict[str, type[Protocol[Any]]] = {
     "critics": Critics,
     "rehearsal": Rehearsal,
     "deliberation": Deliberation,
+    "relay": Relay,
     "sample": Sample,
 }
 

@@ -17,6 +17,7 @@ from salign.records import Interaction, Member, Observation, Recalled, Turn
 from salign.society.calls import Calls, Tally, UnansweredError, together
 from salign.society.replies import flags_of
 from salign.society.sources import Choices
+from salign.society.topology import Topology
 from salign.tracking.metrics import mean
 
 
@@ -55,6 +56,7 @@ class Seat:
     round: int
     cast: tuple[Member, ...]
     states: tuple[State, ...]
+    topology: Topology
     question: str
     audience: tuple[int, ...]
     choices: Choices | None = None
@@ -81,6 +83,14 @@ class Query:
     text: str
     about: int
     data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Relation(NamedTuple):
+    """How one thing goes with another over a run: the title of the report's figure, and what is on its axes."""
+
+    title: str
+    x: str
+    y: str
 
 
 class Row(NamedTuple):
@@ -130,6 +140,9 @@ class Protocol(ABC, Generic[Section]):
     figures: ClassVar[Mapping[str, str]] = {}
     """What a round is measured by beside ratings: each figure's name, which ends in `_share` or `_mean`, and what it
     says, as the report's title."""
+
+    relations: ClassVar[Mapping[str, Relation]] = {}
+    """What the report draws of all interactions, by name: the mean of one thing at each value of another."""
 
     def __init__(self, society: SocietySection, section: Section) -> None:
         self.society = society
@@ -182,8 +195,16 @@ class Protocol(ABC, Generic[Section]):
     def rows(self, interaction: Interaction, learning: Learning) -> Iterator[Row]:
         """What can be learnt from an interaction, held by this protocol; `learning` says what counts."""
 
+    def task(self, topology: Topology, agent: int, round_: int) -> tuple[int, int]:
+        """Whose question of which round an agent is asked in a round: its own, unless the protocol says else."""
+        return agent, round_
+
     def measure(self, interaction: Interaction) -> Iterable[tuple[str, Any]]:
         """Values of an interaction, each with the name of the figure that they are of."""
+        return ()
+
+    def relate(self, interaction: Interaction) -> Iterable[tuple[str, float, float]]:
+        """Pairs (x, y) of an interaction, each with the name of its relation; x has few values."""
         return ()
 
     def figure(self, name: str, values: Sequence[Any]) -> float | None:

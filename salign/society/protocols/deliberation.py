@@ -15,7 +15,7 @@ from salign.records import MAX_SCORE, MIN_SCORE, Interaction, Turn
 from salign.society import frames, prompts, queries
 from salign.society.aggregation import Ballot, places, winner
 from salign.society.calls import Calls, UnansweredError
-from salign.society.protocols.base import Conversation, Learning, Protocol, Query, Row, State, Update
+from salign.society.protocols.base import Conversation, Learning, Protocol, Query, Relation, Row, State, Update
 from salign.society.replies import flags_of, without_reasoning
 from salign.society.wordings import ballots
 from salign.tracking.metrics import mean
@@ -44,6 +44,10 @@ class Deliberation(Protocol[DeliberationProtocol]):
         "brier_voted_mean": "Brier score of last votes",
         "ece_alone_mean": "calibration error of first answers",
         "ece_voted_mean": "calibration error of last votes",
+    }
+
+    relations: ClassVar[Mapping[str, Relation]] = {
+        "reliability": Relation("Are confident votes right?", "confidence of the last votes, by tenths", "share right")
     }
 
     @property
@@ -199,6 +203,15 @@ class Deliberation(Protocol[DeliberationProtocol]):
             order = places(bought, self.society.aggregation.ballots, result.data["lot"])
             yield "accuracy_corrupted_share", float(winner(order, result.data["lot"]) == right)
 
+    def relate(self, interaction: Interaction) -> Iterable[tuple[str, float, float]]:
+        result = interaction.turn(RESULT)
+        if result is None or result.data["right"] is None:
+            return
+        for turn in _last_votes(interaction):
+            if turn.data.get("confidence") is not None:
+                middle = (_bin(turn.data["confidence"]) + 0.5) / _NUM_BINS
+                yield "reliability", middle, float(turn.data["candidate"] == result.data["right"])
+
     def figure(self, name: str, values: Sequence[Any]) -> float | None:
         return calibration_error(values) if name.startswith("ece_") else mean(values)
 
@@ -263,6 +276,10 @@ def against(right: int, order: Sequence[int]) -> Ballot:
     return [scores.get(candidate, 0.0) for candidate in range(len(order))]
 
 
+def _bin(confidence: float) -> int:
+    return min(int(confidence * _NUM_BINS), _NUM_BINS - 1)
+
+
 def calibration_error(values: Sequence[tuple[float, float]]) -> float | None:
     """The expected calibration error of (confidence, whether right), in ten bins of equal width (Guo et al. 2017).
 
@@ -272,5 +289,5 @@ def calibration_error(values: Sequence[tuple[float, float]]) -> float | None:
         return None
     bins: dict[int, list[float]] = {}
     for confidence, right in values:
-        bins.setdefault(min(int(confidence * _NUM_BINS), _NUM_BINS - 1), []).append(confidence - right)
+        bins.setdefault(_bin(confidence), []).append(confidence - right)
     return fsum(abs(fsum(gaps)) for gaps in bins.values()) / len(values)
