@@ -13,6 +13,7 @@ from salign.report.record import RunRecord, WorldPath
 from salign.report.society import NUM_BINS, Society
 from salign.society.protocols import protocol_of
 from salign.tracking.metrics import mean
+from salign.tracking.names import mean_rating
 
 MAX_TABLE_ROWS = 200
 MAX_PATHS = 48
@@ -110,15 +111,10 @@ def population_means(
         if most:
             both = [
                 [mean(path.rounds[n][name] for path in mine if n < len(path.rounds)) for n in range(most)]
-                for name in map(mean_of, axes)
+                for name in map(mean_rating, axes)
             ]
             means.append((population, both[0], both[1]))
     return means
-
-
-def mean_of(criterion: str) -> str:
-    """The metric of a round that has the outcome's mean rating by a criterion."""
-    return f"sim/{criterion}_mean"
 
 
 def society_path(record: RunRecord) -> Plot | None:
@@ -130,7 +126,7 @@ def society_path(record: RunRecord) -> Plot | None:
         return None
     paths, traces, seen = drawn_paths(record.paths), [], set()
     for path in paths:
-        x, y = (path.values(mean_of(criterion)) for criterion in axes)
+        x, y = (path.values(mean_rating(criterion)) for criterion in axes)
         number = POPULATIONS.index(path.population)
         rounds = [row["sim/round"] for row in path.rounds]
         sizes = [10 if round_ == rounds[0] else 5 for round_ in rounds]
@@ -171,7 +167,7 @@ def society_path(record: RunRecord) -> Plot | None:
         make_figure(traces, f"mean {axes[0]}", f"mean {axes[1]}"),
         ("world", "population", "round", *axes),
         [
-            [path.world, path.population, row["sim/round"], *(row[mean_of(criterion)] for criterion in axes)]
+            [path.world, path.population, row["sim/round"], *(row[mean_rating(criterion)] for criterion in axes)]
             for path in paths
             for row in path.rounds
         ],
@@ -179,7 +175,7 @@ def society_path(record: RunRecord) -> Plot | None:
 
 
 def _path_in_words(path: WorldPath, axes: tuple[str, str]) -> str:
-    x, y = (path.values(mean_of(criterion)) for criterion in axes)
+    x, y = (path.values(mean_rating(criterion)) for criterion in axes)
     end = f", and ended there: {path.stop}" if path.stop else ""
     return (
         f"World {path.world} ({path.population}) goes from {axes[0]} {_shown(x[0])} and {axes[1]} {_shown(y[0])} to "
@@ -199,7 +195,7 @@ def rated(config: Config) -> dict[str, str]:
     """What observers rate, in words, and the metric of a round that has its mean."""
     protocol = protocol_of(config.society)
     return {
-        f"{role}s: {criterion}": mean_of(criterion if role == protocol.outcome else f"{role}_{criterion}")
+        f"{role}s: {criterion}": mean_rating(criterion if role == protocol.outcome else f"{role}_{criterion}")
         for criterion in protocol.criteria
         for role in protocol.observed
     }

@@ -13,6 +13,7 @@ from salign.shown import neutral
 from salign.society.protocols import protocol_of
 from salign.storage import new_file
 from salign.tracking.metrics import mean
+from salign.tracking.names import mean_rating
 
 # Okabe and Ito's colours, told apart by everybody, also on paper.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -70,7 +71,7 @@ def _society(record: RunRecord, figure: Any) -> bool:
     axes, seen = figure.add_subplot(), set()
     for path in figures.drawn_paths(record.paths):
         number = figures.POPULATIONS.index(path.population)
-        x, y = (path.values(figures.mean_of(criterion)) for criterion in criteria)
+        x, y = (path.values(mean_rating(criterion)) for criterion in criteria)
         name = None if path.population in seen else path.population
         axes.plot(x, y, STYLES[number], color=COLOURS[number], lw=0.9, marker=".", ms=3, label=name, alpha=0.8)
         axes.plot(x[:1], y[:1], "o", mfc="none", color=COLOURS[number], ms=5)

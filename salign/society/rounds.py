@@ -14,6 +14,7 @@ from salign.records import Interaction
 from salign.society.protocols.base import Protocol
 from salign.society.recalls import RecallRecord, Recalls
 from salign.tracking.metrics import mean
+from salign.tracking.names import mean_rating
 
 _NUM_EXAMPLES = 3
 # Of so few ratings it may be chance that all are the same digit: where a judge gives one digit in 60 % of cases, 20 are
@@ -114,10 +115,10 @@ class Round:
         validity.add(self)
         *others, outcome = protocol.observed
         recalls = self.recalls.get(protocol.reminded[0], Recalls())
-        means = {f"sim/{criterion}_mean": mean(self.ratings(outcome, criterion)) for criterion in protocol.criteria}
+        means = {mean_rating(criterion): mean(self.ratings(outcome, criterion)) for criterion in protocol.criteria}
         for role in others:
             for criterion in protocol.criteria:
-                means[f"sim/{role}_{criterion}_mean"] = mean(self.ratings(role, criterion))
+                means[mean_rating(criterion, role)] = mean(self.ratings(role, criterion))
         return {
             "sim/world": self.world,
             "sim/round": self.number,
@@ -132,6 +133,17 @@ class Round:
             "sim/recalled_own_share": recalls.share("own"),
             "sim/recall_distance_mean": recalls.mean_distance,
         }
+
+
+def curves(protocol: Protocol[Any]) -> dict[str, tuple[str, ...]]:
+    """The metrics of a round that differ between protocols: those that are drawn together, by their title."""
+    *others, _ = protocol.observed
+    drawn = {}
+    for criterion in protocol.society.observed_criteria:
+        low, high = criterion.scale
+        title = f"{criterion.name.replace('_', ' ').capitalize()}, {low} to {high}"
+        drawn[title] = (*(mean_rating(criterion.name, role) for role in others), mean_rating(criterion.name))
+    return drawn | {title[:1].upper() + title[1:]: (f"sim/{name}",) for name, title in protocol.figures.items()}
 
 
 @dataclass

@@ -58,6 +58,17 @@ LOGGED: dict[JobType, tuple[str, ...]] = {
     "evaluate": ("eval/*/mean", "eval/*/low", "eval/*/high", "eval/*/n", "eval/*/num_missing", "eval/samples"),
 }
 
+
+def mean_rating(criterion: str, role: str | None = None) -> str:
+    """The metric of a round's mean rating by a criterion.
+
+    Args:
+        criterion: By which observers rate.
+        role: Of the turns that they rate; None for the outcome of an interaction.
+    """
+    return f"sim/{criterion}_mean" if role is None else f"sim/{role}_{criterion}_mean"
+
+
 # What is on the x axis of whose curves; wandb's own step is not used, so that a requeued run may go on.
 X_AXES: dict[JobType, dict[str, str]] = {
     "simulate": {"sim/*": "sim/round"},

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from salign.storage import write_atomic
 from salign.tracking.names import LOGGED
 from salign.tracking.server import Server, asking_wandb
 
+Curves = Mapping[str, Sequence[str]]
+"""What a society draws over its rounds: the metrics of each panel by its title."""
 GOLDEN = Path(__file__).parent / "workspace.json"
 _NAME = "Society and training"
 # The view's name on the server: fixed, so that its address stays what it is.
@@ -17,8 +20,8 @@ _VIEW = "salign"
 _TASKS = ("alignment", "engagement", "moral_stories")
 
 
-def build(entity: str, project: str) -> Any:
-    """The workspace."""
+def build(entity: str, project: str, curves: Curves) -> Any:
+    """The workspace of a project in which societies have such curves."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -28,7 +31,7 @@ def build(entity: str, project: str) -> Any:
         name=_NAME,
         sections=[
             ws.Section(name, panels=panels, is_open=True, layout_settings=ws.SectionLayoutSettings(columns=3, rows=2))
-            for name, panels in _sections(wr).items()
+            for name, panels in _sections(wr, curves).items()
         ],
         settings=ws.WorkspaceSettings(smoothing_type="none", max_runs=50),
         runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group"), ws.Metric("JobType")]),
@@ -37,7 +40,7 @@ def build(entity: str, project: str) -> Any:
     return made
 
 
-def _sections(wr: Any) -> dict[str, list[Any]]:
+def _sections(wr: Any, curves: Curves) -> dict[str, list[Any]]:
     """The panels of each section, made of `wandb_workspaces.reports.v2`."""
 
     def over_rounds(title: str, *metrics: str, **how: Any) -> Any:
@@ -51,8 +54,7 @@ def _sections(wr: Any) -> dict[str, list[Any]]:
 
     return {
         "Society": [
-            over_rounds("Alignment, 1 to 7", "sim/draft_alignment_mean", "sim/alignment_mean"),
-            over_rounds("Engagement, 1 to 7", "sim/draft_engagement_mean", "sim/engagement_mean"),
+            *(over_rounds(title, *metrics) for title, metrics in curves.items()),
             wr.LinePlot(title="All that observers rate", x="sim/round", metric_regex="sim/.*_mean"),
             over_rounds("Ratings that could be read", "sim/parse_rate", range_y=(0, 1)),
             over_rounds("Interactions that failed", "sim/failed"),
@@ -132,20 +134,26 @@ def is_logged(name: str) -> bool:
     return any(re.fullmatch(re.escape(pattern).replace(r"\*", "[^/]+"), name) for pattern in patterns)
 
 
-def check(*, update: bool = False) -> list[str]:
+def not_logged(found: Any) -> list[str]:
+    """The metrics that a spec shows and no W&B run of ours has."""
+    return [name for name in sorted(named_metrics(found)) if not is_logged(name)]
+
+
+def check(curves: Curves, *, update: bool = False) -> list[str]:
     """Compares the workspace, offline, with what was agreed on and with what is logged.
 
     Args:
+        curves: Of the default society.
         update: Writes it down as what was agreed on.
 
     Returns:
         What is wrong, nothing where all is well.
     """
-    found = spec(build("entity", "project"))
+    found = spec(build("entity", "project", curves))
     text = json.dumps(found, indent=1, sort_keys=True) + "\n"
     if update:
         write_atomic(GOLDEN, text)
-    problems = [f"{name} is shown, and nothing logs it" for name in sorted(named_metrics(found)) if not is_logged(name)]
+    problems = [f"{name} is shown, and nothing logs it" for name in not_logged(found)]
     if not GOLDEN.exists() or GOLDEN.read_text(encoding="utf-8") != text:
         problems.append(
             f"the workspace differs from {GOLDEN.name}; review the change, then run: "
@@ -154,8 +162,12 @@ def check(*, update: bool = False) -> list[str]:
     return problems
 
 
-def apply(tracking: TrackingSection) -> tuple[str, bool]:
+def apply(tracking: TrackingSection, curves: Curves) -> tuple[str, bool]:
     """Makes the workspace in W&B, or brings it up to date under the same address.
+
+    Args:
+        tracking: Names the project.
+        curves: Of the society that it is to show.
 
     Returns:
         Its address, and whether it is new.
@@ -168,7 +180,7 @@ def apply(tracking: TrackingSection) -> tuple[str, bool]:
 
     with asking_wandb():
         server = Server(tracking)
-        workspace = build(server.entity, server.project)
+        workspace = build(server.entity, server.project, curves)
         try:
             view = internal.get_view_dict(server.entity, server.project, _VIEW)
             workspace._internal_id = view["id"]
