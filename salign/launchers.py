@@ -41,6 +41,18 @@ def is_in_job() -> bool:
     return any(name in os.environ for name in _JOB_IDS)
 
 
+def stand_alone() -> int:
+    """Makes this process, one of several that a job started to work apart, a process of its own.
+
+    Returns:
+        Which of them it is.
+    """
+    index = number_in(["SLURM_PROCID"], 0)
+    for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"):
+        os.environ.pop(name, None)
+    return index
+
+
 def num_restarts() -> int:
     """How often the scheduler has started this process's job again."""
     return number_in(_RESTART_COUNTS, 0)

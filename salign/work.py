@@ -12,7 +12,8 @@ from pathlib import Path
 
 from salign.config import Config
 from salign.errors import SalignError, end_on_signals, exit_code_of, run_main
-from salign.launchers import is_first
+from salign.launchers import is_first, stand_alone
+from salign.machine import share_out, visible_devices
 from salign.markers import record_failure
 from salign.plan import Unit, find_unit, is_complete, units
 from salign.restarts import check_restart
@@ -72,17 +73,23 @@ def showing(unit: Unit) -> Iterator[None]:
         yield
 
 
-def do_all(run_path: Path, named: Sequence[tuple[str, ...]]) -> None:
+def do_all(run_path: Path, named: Sequence[tuple[str, ...]], at_once: int = 1) -> None:
     """What a task of a job does: its units, one after the other; one that fails does not keep the next back.
 
     Args:
         run_path: The run's folder.
         named: The words of each unit, as the plan was when the job was submitted.
+        at_once: How many processes share them out; each calls this, and does its part.
 
     Raises:
         SystemExit: Unless all went well.
     """
     begin()
+    if at_once > 1:
+        index = stand_alone()
+        named = named[index::at_once]
+        if devices := share_out(visible_devices(), at_once)[index]:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     run = open_run(run_path)
     config = run.config()
 

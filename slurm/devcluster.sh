@@ -247,6 +247,11 @@ all_up() { [ "$(sinfo -h -p debug -t idle,mix,alloc,comp -o %D | awk '{n += $1} 
 controller_answers() { timeout 5 scontrol ping | grep -q 'is UP'; }
 
 up() {
+  local descriptor
+  for descriptor in /proc/self/fd/*; do # a daemon that kept the caller's would hold its locks and pipes for ever
+    descriptor=${descriptor##*/}
+    case $descriptor in 0 | 1 | 2 | 255) ;; *) eval "exec $descriptor>&-" ;; esac
+  done
   [ "$(id -u)" = 0 ] || { echo "error: the devcluster needs root" >&2; exit 2; }
   command -v apt-get >/dev/null || { echo "error: the devcluster needs Debian's apt-get" >&2; exit 2; }
   mkdir -p "$DIR"/{etc,run,log,state,spool}

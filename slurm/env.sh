@@ -25,25 +25,9 @@ export PYTHONUNBUFFERED=1
 run() { srun --kill-on-bad-exit=1 "$@"; }
 
 # A job that was told to stop (exit code 75: USR2, before the time limit or a preemption) or that a signal ended is put
-# back into the queue and goes on from its journal or checkpoint. One that failed of an error leaves a flag and stays so.
-export SALIGN_FAILED=$PWD/.salign-failed-$SLURM_JOB_ID
-rm -f "$SALIGN_FAILED"
-# Python removes this file when it begins: a job whose Python never does is not started again without end.
-export SALIGN_STARTS=$PWD/.salign-starts-$SLURM_JOB_ID
-echo start >> "$SALIGN_STARTS"
-if [ "$(wc -l < "$SALIGN_STARTS")" -gt 4 ]; then
-  rm -f "$SALIGN_STARTS"
-  echo "error: the job was started 4 times, and Python did not begin to work; look at the lines above" >&2
-  exit 1
-fi
-finish() {
-  # A controller that is starting again does not answer for a while.
-  case $1 in 75 | 137 | 140 | 143)
-    [ -e "$SALIGN_FAILED" ] || for pause in 2 5 10 20 40 80; do
-      scontrol requeue "$SLURM_JOB_ID" && break
-      sleep $pause
-    done ;;
-  esac
-  rm -f "$SALIGN_FAILED"
-  exit "$1"
-}
+# back into the queue and goes on from its journal or checkpoint; one that cannot begin is tried on three nodes.
+SALIGN_JOBS=$PWD/.salign-jobs
+mkdir -p "$SALIGN_JOBS"
+source salign/cluster/slurm/job.sh
+salign_begin
+finish() { salign_finish "$1"; }

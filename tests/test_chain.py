@@ -1,5 +1,6 @@
 """What Slurm says, read; what it is told. The real one is in integration/test_slurm.py."""
 
+import dataclasses
 import io
 import os
 import shlex
@@ -11,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from salign import compose
-from salign.cluster.slurm.batch import batch_file
-from salign.cluster.slurm.check import _compare
+from salign.cluster.slurm.batch import batch_file, names_of_environment, notes_on_environment
+from salign.cluster.slurm.check import compare, mistakes_of_setup
 from salign.cluster.slurm.commands import (
     LiveJob,
     Node,
@@ -35,6 +36,8 @@ from salign.plan import to_run, units
 from salign.restarts import check_restart
 from salign.run import RunDir, create_run
 from salign.work import begin
+
+ROOT = Path(__file__).parents[1]
 
 
 def config(root: Path, **given):
@@ -170,7 +173,7 @@ GOLDEN = """\
 #SBATCH --cpus-per-task=8
 #SBATCH --dependency=afterok:41:42
 #SBATCH --exclude='n[3-4]'
-#SBATCH --export=PATH,MY_KEY
+#SBATCH --export=ALL
 #SBATCH --gpus-per-node=4
 #SBATCH --job-name=r-train-stable{suffix}
 #SBATCH --kill-on-invalid-dep=yes
@@ -178,36 +181,30 @@ GOLDEN = """\
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
 #SBATCH --open-mode=append
-#SBATCH --output={run}/slurm/%j_0_log.out
+#SBATCH --output=/dev/null
 #SBATCH --partition=gpu
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=240
 
 # setup
-module load cuda
-export SLURM_EXPORT_ENV=ALL
+SALIGN_JOBS={run}/slurm SALIGN_EXCLUDE='n[3-4]'
+{functions}\
+[ ! -d "$SALIGN_JOBS" ] || exec >>"$SALIGN_JOBS/${{salign_task}}_0_log.out" 2>&1
+salign_begin
+{{ module load cuda
+}} || salign_cannot_begin $? "cluster.setup[0] (module) failed with exit code $?."
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" OMP_NUM_THREADS="${{OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}}"
 export PYTHONPATH=/code"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1
-export SALIGN_FAILED={run}/slurm/"$SLURM_JOB_ID".failed
-rm -f "$SALIGN_FAILED"
-export SALIGN_STARTS={run}/slurm/"$SLURM_JOB_ID".starts
-echo start >> "$SALIGN_STARTS"
-if [ "$(wc -l < "$SALIGN_STARTS")" -gt 4 ]; then
-  touch "$SALIGN_FAILED"; echo "error: the job was started 4 times, and Python did not begin to work. Look at the \
-lines above, at cluster.setup, cluster.python and the stage's mem_gb; then launch again."; exit 1
-fi
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output {run}/slurm/%j_%t_log.out --kill-on-bad-exit=1 python -u -m submitit.core._submit {run}/slurm
+srun --unbuffered --output {run}/slurm/%j_%t_log.out --kill-on-bad-exit=1 --gpu-bind=closest python -u -m \
+submitit.core._submit {run}/slurm
 
 
 # teardown
-code=$?
-case $code in 75|137|140|143) [ -e "$SALIGN_FAILED" ] || for pause in 2 5 10 20 40 80; do \
-scontrol requeue "$SLURM_JOB_ID" && break; sleep $pause; done ;; esac
-exit $code"""
+salign_finish $?"""
 
 
 def test_the_batch_file_of_a_training_stage(tmp_path):
@@ -216,39 +213,150 @@ def test_the_batch_file_of_a_training_stage(tmp_path):
         tmp_path,
         engine={"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "api_key_env": "MY_KEY"},
         cluster={
-            "partition": "gpu",
-            "account": "project",
-            "train": train,
+            "sbatch": {"partition": "cpu", "account": "project", "exclude": "n[3-4]", "exclusive": True},
+            "srun": {"gpu-bind": "closest"},
+            "train": {**train, "sbatch": {"partition": "gpu", "exclusive": False}},
             "setup": ["module load cuda"],
             "environment": ["PATH"],
-            "sbatch": {"exclude": "n[3-4]"},
         },
     )
     run = RunDir(tmp_path / "r")
     job = next(job for job in chain(made.cluster, units(run, made), 1001) if job.name == "train-stable")
     text = batch_file(run, made, job, code=Path("/code"), after=["41", "42"])
-    assert text == GOLDEN.format(run=shlex.quote(str(run.path)), suffix=suffix_of(run))
+    functions = (ROOT / "salign/cluster/slurm/job.sh").read_text()
+    assert text == GOLDEN.format(run=shlex.quote(str(run.path)), suffix=suffix_of(run), functions=functions)
+    assert names_of_environment(made) == ["PATH", "MY_KEY"]
 
 
-def test_a_job_whose_python_never_begins_is_given_up(tmp_path):
-    made = config(tmp_path)
-    run = RunDir(tmp_path / "r")
-    run.slurm.mkdir(parents=True)
-    file = tmp_path / "job.sbatch"
-    file.write_text(batch_file(run, made, chain(made.cluster, units(run, made), 1001)[1], code=Path("/code")))
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    for name, text in {"srun": "kill -9 $$", "scontrol": 'echo "$@" >> "$ASKED"'}.items():
-        (commands / name).write_text(f"#!/bin/bash\n{text}\n")
-        (commands / name).chmod(0o755)
-    environ = {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "ASKED": str(tmp_path / "asked")}
-    ends = [
-        subprocess.run(["bash", str(file)], env=environ, capture_output=True, text=True, check=False) for _ in "12345"
-    ]
-    assert [end.returncode for end in ends] == [137] * 4 + [1]
-    assert "error: the job was started 4 times, and Python did not begin" in ends[4].stdout
-    assert (tmp_path / "asked").read_text() == "requeue 7\n" * 4
-    assert (run.slurm / "7.failed").exists()
+def job_file(root: Path, number: int = 0, **cluster) -> tuple[RunDir, str]:
+    """The run, and the batch file of a job of its chain."""
+    made = config(root, cluster=cluster)
+    run = RunDir(root / "r")
+    return run, batch_file(run, made, chain(made.cluster, units(run, made), 1001)[number], code=Path("/code"))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "there", "not_there"),
+    [
+        ({"simulate": {"sbatch": {"gres": "gpu:a100:2"}, "gpus_per_node": 2}}, ["--gres=gpu:a100:2"], ["gpus-per"]),
+        ({"simulate": {"sbatch": {"gpus_per_task": "a100:1"}, "gpus_per_node": 1}}, ["--gpus-per-task=a100:1"], []),
+        ({"sbatch": {"gres": "nvme:1"}, "simulate": {"gpus_per_node": 1}}, ["--gpus-per-node=1", "--gres=nvme:1"], []),
+        ({"simulate": {"mem_gb": 0}}, ["--mem=0M"], []),
+        ({"after": 17}, ["--dependency=afterok:17", "--kill-on-invalid-dep=yes"], []),
+        ({"after": "singleton"}, ["--dependency=singleton"], []),
+        ({"sbatch": {"qos": "a"}, "simulate": {"sbatch": {"qos": None}}}, [], ["--qos"]),
+        ({"simulate": {"srun": {"container-image": "a.sqsh"}}}, ["--container-image=a.sqsh"], []),
+        ({"simulate": {"nodes": 2}}, ["--mpi=pmi2"], []),
+        ({"simulate": {"nodes": 2, "srun": {"mpi": "pmix"}}}, ["--mpi=pmix"], ["pmi2"]),
+        ({"shards_per_task": 4, "shards_at_once": 2}, ["--ntasks-per-node=2", "--kill-on-bad-exit=0"], []),
+    ],
+)
+def test_what_a_stage_asks_of_slurm(tmp_path, cluster, there, not_there):
+    given = job_file(tmp_path, **cluster)[1]
+    given = "\n".join(line for line in given.splitlines() if line.startswith(("#SBATCH", "srun")))
+    assert [option for option in there if option not in given] == []
+    assert [option for option in not_there if option in given] == []
+
+
+def test_what_a_profile_tells_sbatch_stands_for_what_is_not_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("SBATCH_ACCOUNT", "project")
+    monkeypatch.setenv("SBATCH_PARTITION", "cpu")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "5")
+    _, text = job_file(tmp_path, sbatch={"partition": "gpu"})
+    assert "--account=project\n" in text
+    assert "--partition=gpu\n" in text
+    notes = "; ".join(notes_on_environment(SlurmCluster(kind="slurm", sbatch={"partition": "gpu"})))
+    assert "SBATCH_ACCOUNT=project" in notes
+    assert "not told SBATCH_TIMELIMIT" in notes
+    assert "SBATCH_PARTITION" not in notes
+
+
+# --- a job that begins, or does not ---------------------------------------------------------------
+
+COMMANDS = {
+    "srun": '[ "$PYTHON_BEGINS" = 0 ] || rm -f "$SALIGN_STARTS"; [ "$KIND" != kill ] || kill -9 $$; exit "${CODE:-0}"',
+    "scontrol": """
+case $1 in
+  show) for name in ${3//,/ }; do echo $name; done ;;
+  update) echo "$@" >>"$ASKED"; echo "${3#*=}" >"$EXCLUDED" ;;
+  *) echo "$@" >>"$ASKED" ;;
+esac""",
+    "squeue": 'cat "$EXCLUDED" 2>/dev/null',
+    "sinfo": 'printf "n%s\\n" 1 2 3 4 5',
+}
+
+
+class Job:
+    """A batch file, run with stand-ins for Slurm's commands."""
+
+    def __init__(self, root: Path, **cluster) -> None:
+        self.run, self.text = job_file(root, **cluster)
+        self.root, self.asked = root, root / "asked"
+        (root / "bin").mkdir()
+        for name, text in COMMANDS.items():
+            (root / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+            (root / "bin" / name).chmod(0o755)
+
+    def start(self, node: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environ = {"PATH": f"{self.root / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": node}
+        environ |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4", "SLURM_JOB_NODELIST": node}
+        environ |= {"ASKED": str(self.asked), "EXCLUDED": str(self.root / "excluded"), **more}
+        return subprocess.run(["bash"], input=self.text, env=environ, capture_output=True, text=True, check=False)
+
+    @property
+    def log(self) -> str:
+        return (self.run.slurm / "7_4_0_log.out").read_text()
+
+    def requests(self) -> list[str]:
+        return self.asked.read_text().splitlines() if self.asked.exists() else []
+
+
+@pytest.fixture
+def job(tmp_path):
+    made = Job(tmp_path, setup=["true", "[ ! -e broken ] || (echo no such module; exit 5)"])
+    made.run.slurm.mkdir(parents=True)
+    return made
+
+
+def test_a_job_whose_python_never_begins_is_tried_on_three_nodes(job):
+    ends = [job.start(node, PYTHON_BEGINS="0", KIND="kill") for node in ("n1", "n2", "n3")]
+    assert [end.returncode for end in ends] == [137] * 3
+    elsewhere = ["requeue 7_4", "update JobId=7_4 ExcNodeList=n1", "requeue 7_4", "update JobId=7_4 ExcNodeList=n1,n2"]
+    assert job.requests() == elsewhere
+    assert "error: Python did not begin to work (exit code 137). It could not begin on n1,n2,n3" in job.log
+    assert (job.run.slurm / "7.failed").exists()
+
+
+def test_a_line_of_setup_that_fails_is_named_and_tried_elsewhere(job, monkeypatch):
+    monkeypatch.chdir(job.root)
+    (job.root / "broken").touch()
+    assert job.start("n1").returncode == 5
+    assert "no such module\ncluster.setup[1] ([) failed with exit code 5. It is tried on another node." in job.log
+    assert job.requests() == ["requeue 7_4", "update JobId=7_4 ExcNodeList=n1"]
+    (job.root / "broken").unlink()
+    assert job.start("n2").returncode == 0
+    assert len(job.requests()) == 2
+
+
+def test_a_node_without_the_shared_file_system_is_left_out(tmp_path):
+    job = Job(tmp_path)
+    ends = [job.start(node) for node in ("n1", "n2", "n3")]
+    assert [end.returncode for end in ends] == [68] * 3
+    assert job.requests()[-1] == "update JobId=7_4 ExcNodeList=n1,n2"
+    assert f"error: {job.run.slurm} is not to be seen on n3. It could not begin on n1,n2,n3" in ends[2].stderr
+
+
+def test_a_task_alone_is_put_back_into_the_queue_and_not_its_array(job):
+    assert job.start("n1", CODE="75").returncode == 75
+    assert job.requests() == ["requeue 7_4"]
+    (job.run.slurm / "7.failed").touch()  # of another start
+    assert job.start("n1", CODE="1").returncode == 1
+    assert job.requests() == ["requeue 7_4"]
+
+
+def test_a_setup_that_is_no_command_is_noticed_at_the_launch(tmp_path):
+    assert "cluster.setup[1] is not a whole command" in mistakes_of_setup(["true", "if true; then"])[0]
+    assert mistakes_of_setup(["if true; then\n  true\nfi # all"]) == []
 
 
 def test_python_that_begins_forgets_the_starts(tmp_path, monkeypatch):
@@ -261,12 +369,9 @@ def test_python_that_begins_forgets_the_starts(tmp_path, monkeypatch):
     assert not (tmp_path / "7.starts").exists()
 
 
-def test_the_batch_file_of_an_array_over_ranks(tmp_path):
-    made = config(tmp_path, cluster={"max_parallel": 3, "simulate": {"nodes": 2}, "mpi": "pmix"})
-    run = RunDir(tmp_path / "r")
-    text = batch_file(run, made, chain(made.cluster, units(run, made), 1001)[0], code=Path("/code"))
+def test_the_batch_file_of_an_array(tmp_path):
+    _, text = job_file(tmp_path, max_parallel=3)
     assert "#SBATCH --array=0-4%3\n" in text
-    assert "--mpi=pmix" in text
     assert "%A_%a_%t_log.out" in text
 
 
@@ -295,6 +400,7 @@ def test_a_torn_list_of_jobs_is_read_as_far_as_it_goes(tmp_path):
     assert submissions(run) == [array, alone]
     assert array.log(run, 1) == run.slurm / "12_1_0_log.out"
     assert alone.log(run, 0) == run.slurm / "13_0_log.out"
+    assert dataclasses.replace(array, at_once=2).log(run, 1, 3) == run.slurm / "12_1_1_log.out"
 
 
 # --- what the cluster has ------------------------------------------------------------------------
@@ -311,8 +417,10 @@ NODES = [
     ("asked", "mistake"),
     [
         ({}, None),
-        ({"partition": "gpu", "gpus_per_node": 8, "timeout_min": 99999}, None),
-        ({"partition": "gup"}, "there is no partition 'gup' (did you mean 'gpu'?); there are: debug, gpu"),
+        ({"sbatch": {"partition": "gpu"}, "gpus_per_node": 8, "timeout_min": 99999}, None),
+        ({"sbatch": {"partition": "gpu,debug"}, "gpus_per_node": 8}, None),
+        ({"mem_gb": 0}, None),
+        ({"sbatch": {"partition": "gup"}}, "there is no partition 'gup' (did you mean 'gpu'?); there are: debug, gpu"),
         ({"timeout_min": 1441}, "timeout_min 1441 exceeds the 1440 minutes of the partition debug"),
         ({"nodes": 3}, "nodes 3 exceeds the 2 fitting nodes of the partition debug"),
         ({"gpus_per_node": 3}, "3 GPUs, and no node of the partition debug has all of it (at most 4 CPUs, 2 GPUs"),
@@ -322,20 +430,20 @@ NODES = [
 )
 def test_what_is_asked_for_is_compared_with_what_there_is(asked, mistake):
     cluster = SlurmCluster(kind="slurm", train=asked)
-    mistakes, _ = _compare("train", cluster.train, cluster, NODES)
+    mistakes, _ = compare("train", cluster.train, cluster.sbatch_options("train").get("partition"), NODES)
     assert (mistake is None and not mistakes) or (len(mistakes) == 1 and mistake in mistakes[0]), mistakes
 
 
 def test_nodes_that_are_down_are_waited_for():
     cluster = SlurmCluster(kind="slurm", train={"nodes": 2})
-    mistakes, notes = _compare("train", cluster.train, cluster, NODES)
+    mistakes, notes = compare("train", cluster.train, None, NODES)
     assert not mistakes
     assert "1 of the partition debug are up" in notes[0]
 
 
 def test_without_a_default_partition_one_must_be_named():
     cluster = SlurmCluster(kind="slurm")
-    mistakes, _ = _compare("train", cluster.train, cluster, NODES[2:])
+    mistakes, _ = compare("train", cluster.train, None, NODES[2:])
     assert "has no default partition; name one of gpu" in mistakes[0]
 
 
@@ -344,9 +452,17 @@ def test_without_a_default_partition_one_must_be_named():
     [
         ({"collect": {"nodes": 2}}, "collect: runs in one process, not 2"),
         ({"train": {"timeout_min": 1}}, "train.timeout_min 1 is no longer than signal_delay_s 120"),
-        ({"sbatch": {"dependency": "x", "nice": 5}}, "sbatch.dependency is set by salign"),
-        ({"sbatch": {"job_name": "x"}}, "sbatch.job_name is set by salign"),
-        ({"sbatch": {"mem_per_cpu": "2G"}, "train": {"mem_gb": 4}}, "sbatch.mem_per_cpu contradicts train.mem_gb"),
+        ({"sbatch": {"dependency": "x", "nice": 5}}, "sbatch.dependency is set by salign: set cluster.after"),
+        ({"train": {"sbatch": {"job_name": "x"}}}, "train.sbatch.job-name is set by salign"),
+        ({"sbatch": {"depend": "x"}}, "sbatch.depend is set by salign"),
+        ({"sbatch": {"p": "gpu"}}, "'p' is not the long name of an option"),
+        ({"sbatch": {"comment": "a\nrm -r /"}}, "has several lines, and is one"),
+        ({"sbatch": {"mem-per-cpu": 1, "mem_per_cpu": 2}}, "an option is given twice"),
+        ({"simulate": {"srun": {"output": "x"}}}, "simulate.srun.output is set by salign"),
+        ({"sbatch": {"mem_per_cpu": "2G"}, "train": {"mem_gb": 4}}, "sbatch.mem-per-cpu contradicts train.mem_gb"),
+        ({"sbatch": {"gres": "gpu:2"}, "train": {"gpus_per_node": 1}}, "set train.gpus_per_node=2"),
+        ({"shards_per_task": 2, "shards_at_once": 3}, "shards_at_once 3 exceeds shards_per_task 2"),
+        ({"shards_per_task": 2, "shards_at_once": 2, "simulate": {"nodes": 2}}, "needs shards of one rank"),
         ({"environment": ["A=B"]}, "environment"),
         ({"min_shards": 6}, "min_shards 6 exceeds society.num_shards 5"),
     ],

@@ -187,8 +187,8 @@ _NOT_OURS = {"salign: command not found", "OUT_OF_MEMORY", "NODE_FAIL", "TIMEOUT
 
 
 def spoken() -> str:
-    """Every text in the code, with a bar for what is filled in, and the Makefile."""
-    found = [(ROOT / "Makefile").read_text(encoding="utf-8")]
+    """Every text in the code, with a bar for what is filled in, and what is no Python."""
+    found = [(ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "salign/cluster/slurm/job.sh")]
     for path in (ROOT / "salign").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):

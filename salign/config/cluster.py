@@ -1,14 +1,16 @@
 """Where a run is executed: on this machine or by Slurm."""
 
 import math
+import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from salign.config.base import Count, CountOrZero, NotBool, Positive, Section, at_most, kind_unless_said, unless
 
 Processes = Annotated[Count, at_most(4096, "each is a process of this machine")]
+OptionValue = str | int | float | bool | None
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 # From the submitter's environment; values travel with the submission and are written to no file of the run.
@@ -41,7 +43,7 @@ class _Cluster(Section):
         """How many of the shards are simulated at the same time."""
         raise NotImplementedError
 
-    def num_gpus(self, stage: str) -> int:
+    def num_gpus(self, stage: str) -> float:
         """GPUs that a unit of a stage gets; 0 if it uses what the machine has."""
         return 0
 
@@ -74,8 +76,8 @@ class Resources(Section):
     """Processes per node: ranks of training or of an evaluation, or the MPI ranks of a shard."""
     cpus_per_task: Count = 2
     """Threads of one task."""
-    mem_gb: Annotated[float, NotBool, Field(gt=0)] | None = None
-    """Memory per node; None: the default of the place where the job runs."""
+    mem_gb: Annotated[float, NotBool, Field(ge=0)] | None = None
+    """Memory per node; 0: all that a node has; None: the default of the place where the job runs."""
     gpus_per_node: CountOrZero = 0
     """GPUs that the job takes of each node."""
 
@@ -97,6 +99,9 @@ class _BatchCluster(_Cluster):
     """A task is a rank."""
     shards_per_task: Count = 1
     """Shards that one task of the array simulates, one after the other; for small shards."""
+    shards_at_once: Count = 1
+    """Of these, so many at the same time: each by a process of its own, with `simulate.cpus_per_task` cores and its
+    share of the task's GPUs."""
     max_parallel: Count = 256
     """Tasks of the array that run at the same time."""
     min_shards: Count | None = None
@@ -128,10 +133,11 @@ class _BatchCluster(_Cluster):
         return {name: getattr(self, name) for name in ("simulate", "collect", "train", "evaluate")}
 
     def num_shards_at_once(self, num_shards: int) -> int:
-        return min(math.ceil(num_shards / self.shards_per_task), self.max_parallel) * self.shards_per_task
+        return min(math.ceil(num_shards / self.shards_per_task), self.max_parallel) * self.shards_at_once
 
-    def num_gpus(self, stage: str) -> int:
-        return self.by_stage[stage].nodes * self.by_stage[stage].gpus_per_node
+    def num_gpus(self, stage: str) -> float:
+        shares = self.shards_at_once if stage == "simulate" else 1
+        return self.by_stage[stage].nodes * self.by_stage[stage].gpus_per_node / shares
 
     @model_validator(mode="after")
     def _jobs_are_possible(self) -> "_BatchCluster":
@@ -139,6 +145,12 @@ class _BatchCluster(_Cluster):
         if self.collect.num_tasks > 1:
             tasks = self.collect.num_tasks
             mistakes.append(f"collect: runs in one process, not {tasks}; leave out nodes and tasks_per_node")
+        if self.shards_at_once > self.shards_per_task:
+            mistakes.append(f"shards_at_once {self.shards_at_once} exceeds shards_per_task {self.shards_per_task}")
+        if self.shards_at_once > 1 and self.ranks_per_shard > 1:
+            mistakes.append(
+                "shards_at_once above 1 needs shards of one rank: simulate.nodes=1, simulate.tasks_per_node=1"
+            )
         mistakes += [
             f"{name}.timeout_min {resources.timeout_min} is no longer than signal_delay_s {self.signal_delay_s}: the "
             "job would be told to stop as soon as it starts"
@@ -148,25 +160,47 @@ class _BatchCluster(_Cluster):
         return unless(self, mistakes)
 
 
+def _text_of_number(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _long_names(options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
+    """Options by their names as Slurm writes them: `mem_per_cpu` is `mem-per-cpu`."""
+    named = {name.strip().lstrip("-").replace("_", "-").lower(): value for name, value in options.items()}
+    if len(named) < len(options):
+        raise ValueError(f"an option is given twice: {', '.join(sorted(options))}")
+    for name in named:
+        if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
+            raise ValueError(f"{name!r} is not the long name of an option, such as `partition`")
+    return named
+
+
+# By long name; null and false leave out what the whole cluster is given, true is an option without a value.
+Options = Annotated[dict[str, OptionValue], AfterValidator(_long_names)]
+
+
 class SlurmResources(Resources):
     """What one job, or each task of an array, gets."""
 
-    partition: str | None = None
-    """None: `cluster.partition`."""
+    sbatch: Options = Field(default={})
+    """Options of sbatch for this stage, over those of `cluster.sbatch`."""
+    srun: Options = Field(default={})
+    """Options of srun for this stage, over those of `cluster.srun`."""
 
 
 class SlurmCluster(_BatchCluster):
     """A chain of Slurm's jobs."""
 
     kind: Literal["slurm"]
-    partition: str | None = None
-    """None: the cluster's default."""
-    account: str | None = None
-    """Passed to Slurm."""
-    qos: str | None = None
-    """Passed to Slurm."""
-    constraint: str | None = None
-    """Passed to Slurm."""
+    sbatch: Options = Field(default={})
+    """Options of sbatch for every job, by their long names: {partition: gpu, account: project, exclude: "n[3-4]"}.
+    null or false takes one away from a stage; true is an option without a value."""
+    srun: Options = Field(default={})
+    """Options of srun for the processes of every job, such as {container-image: image.sqsh, gpu-bind: closest}. Where a
+    shard spans ranks, `mpi` is pmi2 unless it is given here."""
+    after: Annotated[str, BeforeValidator(_text_of_number), Field(pattern=r"^[\w:,?+-]+$")] | None = None
+    """What the first jobs of the chain wait for: the id of a job that must end well, or whatever sbatch's
+    `--dependency` takes."""
     simulate: SlurmResources = SlurmResources()
     """For each task of the array."""
     collect: SlurmResources = SlurmResources()
@@ -175,31 +209,117 @@ class SlurmCluster(_BatchCluster):
     """A task is a rank."""
     evaluate: SlurmResources = SlurmResources()
     """A task is a rank."""
-    mpi: str = "pmi2"
-    """Value of srun's `--mpi` where a shard spans ranks; `srun --mpi=list` shows what is available."""
-    sbatch: dict[str, str | int | bool] = Field(default={})
-    """Further options of sbatch, such as {exclude: "n[3-4]", comment: "..."}."""
 
     @property
     def by_stage(self) -> Mapping[str, SlurmResources]:
         return {name: getattr(self, name) for name in super().by_stage}
 
+    def sbatch_options(self, stage: str) -> dict[str, str | int | float | bool]:
+        """The options of sbatch that a stage's jobs are given beside what salign sets."""
+        return _given({**self.sbatch, **self.by_stage[stage].sbatch})
+
+    def srun_options(self, stage: str) -> dict[str, str | int | float | bool]:
+        """The same of srun."""
+        return _given({**self.srun, **self.by_stage[stage].srun})
+
+    def names_gpus(self, stage: str) -> bool:
+        """Whether a stage's options of sbatch ask for its GPUs, so that `gpus_per_node` is not passed on."""
+        options = self.sbatch_options(stage)
+        gres = str(options.pop("gres", "")).replace("gres:", "").split(",")
+        return any(name in options for name in GPU_OPTIONS) or any(part.split(":")[0] == "gpu" for part in gres)
+
     @model_validator(mode="after")
-    def _sets_nothing_of_ours(self) -> "SlurmCluster":
-        named = {name.lstrip("-").replace("_", "-").lower(): name for name in self.sbatch}
-        mistakes = [f"sbatch.{named[name]} is set by salign" for name in sorted(named.keys() & _OURS)]
-        sized = [stage for stage, resources in self.by_stage.items() if resources.mem_gb is not None]
-        mistakes += [
-            f"sbatch.{named[name]} contradicts {', '.join(f'{stage}.mem_gb' for stage in sized)}"
-            for name in sorted(named.keys() & {"mem-per-cpu", "mem-per-gpu"})
-            if sized
+    def _options_are_possible(self) -> "SlurmCluster":
+        mistakes = []
+        sections: list[tuple[str, SlurmCluster | SlurmResources]] = [
+            ("", self),
+            *((f"{name}.", part) for name, part in self.by_stage.items()),
         ]
-        return unless(self, mistakes)
+        for place, section in sections:
+            mistakes += _refused(f"{place}sbatch", section.sbatch, _OURS_OF_SBATCH)
+            mistakes += _refused(f"{place}srun", section.srun, _OURS_OF_SRUN)
+        for stage, resources in self.by_stage.items():
+            options = self.sbatch_options(stage)
+            mistakes += [
+                f"sbatch.{name} contradicts {stage}.mem_gb; leave one of them out"
+                for name in ("mem-per-cpu", "mem-per-gpu")
+                if name in options and resources.mem_gb is not None
+            ]
+            num_gpus = _gpus_of_a_node(options, resources)
+            if num_gpus is not None and num_gpus != resources.gpus_per_node:
+                mistakes.append(
+                    f"{stage}.gpus_per_node is {resources.gpus_per_node}, and the options of sbatch ask for "
+                    f"{num_gpus:g} GPUs of each node; set {stage}.gpus_per_node={num_gpus:g}, "
+                    "which checks and estimates read"
+                )
+        return unless(self, list(dict.fromkeys(mistakes)))
 
 
-_OURS = {"job-name", "dependency", "array", "export", "requeue", "kill-on-invalid-dep", "output", "error", "signal"}
-_OURS |= {"open-mode", "time", "nodes", "ntasks-per-node", "mem", "cpus-per-task", "gpus-per-node"}
-_OURS |= {"partition", "account", "qos", "constraint"}
+# How sbatch can be asked for GPUs in other words than `--gpus-per-node=NUMBER`.
+GPU_OPTIONS = ("gpus-per-node", "gpus", "gpus-per-task", "gres")
+
+_LOGS = "logs are in RUN/slurm"
+_ALONE = "salign calls sbatch itself"
+# By the name of the option: what says it instead.
+_OURS_OF_SBATCH = {
+    "job-name": "run.name is in the names of its jobs",
+    "dependency": "set cluster.after",
+    "kill-on-invalid-dep": "jobs that can never start are cancelled",
+    "array": "set society.num_shards, cluster.shards_per_task and cluster.max_parallel",
+    "export": "set cluster.environment or cluster.more_environment",
+    "export-file": "set cluster.environment or cluster.more_environment",
+    "get-user-env": "set cluster.environment or cluster.more_environment",
+    "requeue": "jobs are requeued, and continue",
+    "no-requeue": "jobs are requeued, and continue",
+    "output": _LOGS,
+    "error": _LOGS,
+    "open-mode": _LOGS,
+    "signal": "set cluster.signal_delay_s",
+    "time": "set timeout_min of the stage",
+    "nodes": "set nodes of the stage",
+    "ntasks": "set nodes and tasks_per_node of the stage",
+    "ntasks-per-node": "set tasks_per_node of the stage",
+    "cpus-per-task": "set cpus_per_task of the stage",
+    "cpus-per-gpu": "set cpus_per_task of the stage",
+    "mem": "set mem_gb of the stage; 0 is all of a node's",
+    "clusters": "launch on a login node of that cluster",
+    **dict.fromkeys(("wrap", "parsable", "quiet", "wait", "test-only", "help", "usage", "version"), _ALONE),
+}
+_OURS_OF_SRUN = {
+    **{name: _OURS_OF_SBATCH[name] for name in ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "dependency")},
+    **{name: _OURS_OF_SBATCH[name] for name in ("output", "error", "open-mode", "time", "job-name", "export")},
+    **dict.fromkeys(
+        ("unbuffered", "kill-on-bad-exit", "jobid", "help", "usage", "version"), "salign calls srun itself"
+    ),
+}
+
+
+def _given(options: Mapping[str, OptionValue]) -> dict[str, str | int | float | bool]:
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
+def _refused(place: str, options: Mapping[str, OptionValue], ours: Mapping[str, str]) -> list[str]:
+    """Options that salign sets, also where a name is cut short, as Slurm's commands would understand it."""
+    return [
+        f"{place}.{name} is set by salign: {instead}"
+        for name in sorted(options)
+        for own, instead in ours.items()
+        if name == own or (own.startswith(name) and name not in (*ours, *GPU_OPTIONS))
+    ]
+
+
+def _gpus_of_a_node(options: Mapping[str, str | int | float | bool], resources: Resources) -> float | None:
+    """How many GPUs of each node options ask for; None where they do not, or not in numbers."""
+    shares = {"gpus-per-node": 1.0, "gpus": 1 / resources.nodes, "gpus-per-task": float(resources.tasks_per_node)}
+    found = {name: str(options[name]) for name in GPU_OPTIONS if name in options}
+    for name, text in found.items():
+        parts = [part.removeprefix("gres:") for part in text.split(",")]
+        asked = [part for part in parts if name != "gres" or part.split(":")[0] == "gpu"]
+        numbers = [part.split(":")[-1].partition("(")[0] for part in asked]
+        if asked:
+            numbers = ["1" if number in ("gpu", "") else number for number in numbers]
+            return sum(map(int, numbers)) * shares.get(name, 1.0) if all(map(str.isdigit, numbers)) else None
+    return None
 
 
 ClusterSection = Annotated[

@@ -115,7 +115,7 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_what_time_limits_send
     words = [
         *words,
         "run.name=disturbed",
-        "cluster.simulate.partition=low",
+        "cluster.simulate.sbatch.partition=low",
         "cluster.max_parallel=5",
         "cluster.train.tasks_per_node=1",  # on two nodes
         "evaluate.models=[stable]",
@@ -353,11 +353,11 @@ def test_jobs_run_the_code_of_their_launch(slurm, slurm_config, tmp_path):
 
 
 MISTAKES = {
-    "no such partition": (["cluster.partition=debgu"], ["no partition 'debgu'", "did you mean 'debug'?"]),
+    "no such partition": (["cluster.sbatch.partition=debgu"], ["no partition 'debgu'", "did you mean 'debug'?"]),
     "too many nodes": (["cluster.train.nodes=5", "train.stages.stable.groups_per_step=8"], ["nodes 5 exceeds the 4"]),
     "too many CPUs": (["cluster.simulate.cpus_per_task=64"], ["64 CPUs", "no node of the partition debug"]),
     "too long": (["cluster.train.timeout_min=9999"], ["timeout_min 9999 exceeds the 1440 minutes"]),
-    "unknown to Slurm": (["cluster.constraint=nosuchfeature"], ["Slurm would refuse it", "feature"]),
+    "unknown to Slurm": (["cluster.sbatch.constraint=nosuchfeature"], ["Slurm would refuse it", "feature"]),
     "not ours to set": (["cluster.sbatch={time: 5}"], ["sbatch.time is set by salign"]),
 }
 

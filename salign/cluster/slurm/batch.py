@@ -1,8 +1,9 @@
 """Batch files, made by submitit: what each job gets, and how it ends."""
 
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,47 +11,65 @@ from salign.cluster.slurm.jobs import Job, suffix_of
 from salign.config import Config, SlurmCluster
 from salign.run import RunDir
 
-# srun's exit codes of a task that asked for another start, or that a signal ended: KILL, USR2, TERM. A cancelled job's
-# script is ended with it, and does not come here; one that failed of an error leaves the flag. A controller that is
-# starting again does not answer for a while; once it has taken the request, it ends this script.
-# A job whose Python never begins is started so often.
-_MAX_STARTS = 4
-_NEVER_BEGAN = (
-    f"error: the job was started {_MAX_STARTS} times, and Python did not begin to work. Look at the lines above, at "
-    "cluster.setup, cluster.python and the stage's mem_gb; then launch again."
-)
-_FINISH = (
-    "code=$?",
-    'case $code in 75|137|140|143) [ -e "$SALIGN_FAILED" ] || for pause in 2 5 10 20 40 80; do '
-    'scontrol requeue "$SLURM_JOB_ID" && break; sleep $pause; done ;; esac',
-    "exit $code",
-)
+# How a job begins and ends; inside every batch file, for a node may not see the folder that has this one.
+_JOB_SH = Path(__file__).with_name("job.sh")
+# Variables of the user's profile by which sites want to be told who pays and where: they stand for what is not given.
+_FROM_ENVIRON = {
+    f"SBATCH_{name.upper()}": name for name in ("account", "partition", "qos", "constraint", "reservation")
+}
 
 
-def _environment(config: Config, cluster: SlurmCluster) -> str:
-    """The names of the variables that a job gets; sbatch takes their values from the launcher's environment."""
+def names_of_environment(config: Config) -> list[str]:
+    """The names of the variables that jobs get from the launcher's environment."""
+    cluster = config.cluster
+    assert isinstance(cluster, SlurmCluster)
     sections = [*config.engines().values(), config.society.embedder]
     keys = [key for section in sections if (key := getattr(section, "api_key_env", None)) is not None]
-    return ",".join(dict.fromkeys([*cluster.environment, *cluster.more_environment, *keys]))
+    return list(dict.fromkeys([*cluster.environment, *cluster.more_environment, *keys]))
 
 
-def _setup(run: RunDir, code: Path, cluster: SlurmCluster) -> list[str]:
+def sbatch_options(cluster: SlurmCluster, stage: str, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The options of sbatch for a stage that salign does not set: of the user's profile, then of the config."""
+    of_profile = {name: environ[variable] for variable, name in _FROM_ENVIRON.items() if environ.get(variable)}
+    return {**of_profile, **cluster.sbatch_options(stage)}
+
+
+def notes_on_environment(cluster: SlurmCluster, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """What becomes of the variables by which a user's profile tells sbatch something."""
+    given = sorted(name for name in environ if name.startswith("SBATCH_") and environ[name])
+    used = [
+        f"{name}={environ[name]}"
+        for name in given
+        if name in _FROM_ENVIRON
+        and any(_FROM_ENVIRON[name] not in {**cluster.sbatch, **part.sbatch} for part in cluster.by_stage.values())
+    ]
+    unused = [name for name in given if name not in _FROM_ENVIRON]
+    notes = [f"of the environment, sbatch is told {', '.join(used)}; cluster.sbatch comes before it"] if used else []
+    if unused:
+        notes.append(f"of the environment, sbatch is not told {', '.join(unused)}; cluster.sbatch has what a job needs")
+    return notes
+
+
+def _setup(run: RunDir, code: Path, cluster: SlurmCluster, excluded: str) -> list[str]:
     return [
-        *cluster.setup,
-        # What this script exports reaches the tasks too, and srun takes over sbatch's cores.
-        "export SLURM_EXPORT_ENV=ALL",
+        f"SALIGN_JOBS={shlex.quote(str(run.slurm))} SALIGN_EXCLUDE={shlex.quote(excluded)}",
+        *_JOB_SH.read_text(encoding="utf-8").splitlines(),
+        '[ ! -d "$SALIGN_JOBS" ] || exec >>"$SALIGN_JOBS/${salign_task}_0_log.out" 2>&1',
+        "salign_begin",
+        *(
+            f"{{ {entry}\n}} || salign_cannot_begin $? "
+            f'"cluster.setup[{number}] ({entry.split()[0] if entry.split() else ""}) failed with exit code $?."'
+            for number, entry in enumerate(cluster.setup)
+        ),
+        # srun takes over sbatch's cores.
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"',
         # The code as it was at the launch, also where the working folder is a checkout.
         f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
-        f'export SALIGN_FAILED={shlex.quote(str(run.slurm))}/"$SLURM_JOB_ID".failed',
-        'rm -f "$SALIGN_FAILED"',
-        # What goes wrong before Python counts its starts must not go wrong without end. Python removes the file.
-        f'export SALIGN_STARTS={shlex.quote(str(run.slurm))}/"$SLURM_JOB_ID".starts',
-        'echo start >> "$SALIGN_STARTS"',
-        f'if [ "$(wc -l < "$SALIGN_STARTS")" -gt {_MAX_STARTS} ]; then',
-        f'  touch "$SALIGN_FAILED"; echo "{_NEVER_BEGAN}"; exit 1',
-        "fi",
     ]
+
+
+def _option(name: str, value: object) -> str:
+    return f"--{name}" if value is True else f"--{name}={value}"
 
 
 def parameters(
@@ -69,36 +88,42 @@ def parameters(
     cluster = config.cluster
     assert isinstance(cluster, SlurmCluster)
     resources = job.resources
+    options = sbatch_options(cluster, job.stage.name)
     further: dict[str, Any] = {
-        "export": _environment(config, cluster),
+        # All of what `submit` calls sbatch with. A list here would make each start read the user's login profile.
+        "export": "ALL",
+        # A node that cannot open the log would fail the job before anything of it runs; the script opens it.
+        "output": "/dev/null",
         "requeue": True,
-        **{name.replace("_", "-"): value for name, value in cluster.sbatch.items()},
+        **options,
     }
-    if after:
-        further["dependency"] = ("afterok:" if job.needs_all else "afterany:") + ":".join(after)
+    needs = [("afterok:" if job.needs_all else "afterany:") + ":".join(after)] if after else []
+    if not after and cluster.after is not None:
+        needs.append(f"afterok:{cluster.after}" if cluster.after.isdigit() else cluster.after)
+    if needs:
+        further["dependency"] = ",".join(needs)
         further["kill-on-invalid-dep"] = "yes"
-    srun = ["--kill-on-bad-exit=1"]
+    num_parts = cluster.shards_at_once if job.stage.is_array else 1
+    # Shards that share a task end on their own; ranks of one unit end together.
+    srun: dict[str, Any] = {"kill-on-bad-exit": 1 if num_parts == 1 else 0}
     if job.stage.ranks == "mpi" and resources.num_tasks > 1:
-        srun.append(f"--mpi={cluster.mpi}")
+        srun["mpi"] = "pmi2"
+    srun |= cluster.srun_options(job.stage.name)
     chosen = {
         "job_name": f"{run.path.name}-{job.name}{suffix_of(run)}",
-        "partition": resources.partition or cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
         "time": resources.timeout_min,
         "nodes": resources.nodes,
-        "ntasks_per_node": resources.tasks_per_node,
+        "ntasks_per_node": resources.tasks_per_node * num_parts,
         "cpus_per_task": resources.cpus_per_task,
         "mem": None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
-        "gpus_per_node": resources.gpus_per_node or None,
+        "gpus_per_node": None if cluster.names_gpus(job.stage.name) else resources.gpus_per_node or None,
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": max(1, cluster.max_parallel // num_arrays),
         "stderr_to_stdout": True,
         "wckey": None,
-        "setup": _setup(run, code, cluster),
-        "teardown": list(_FINISH),
-        "srun_args": srun,
+        "setup": _setup(run, code, cluster, str(options.get("exclude", ""))),
+        "teardown": ["salign_finish $?"],
+        "srun_args": [_option(name, value) for name, value in srun.items()],
         "additional_parameters": further,
     }
     return {name: value for name, value in chosen.items() if value is not None or name == "wckey"}

@@ -1,10 +1,12 @@
 """Whether the cluster has what a chain asks for: said at the launch, since Slurm would let such a job pend."""
 
+import contextlib
 import difflib
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from salign.cluster.slurm.batch import batch_file
+from salign.cluster.slurm.batch import batch_file, notes_on_environment, sbatch_options
 from salign.cluster.slurm.commands import Node, Slurm
 from salign.cluster.slurm.jobs import Job
 from salign.config import Config, SlurmCluster, SlurmResources
@@ -24,12 +26,13 @@ def check_cluster(run: RunDir, config: Config, jobs: Sequence[Job], slurm: Slurm
     """
     cluster = config.cluster
     assert isinstance(cluster, SlurmCluster)
-    nodes, notes, mistakes = slurm.nodes(), [], []
+    nodes, notes, mistakes = slurm.nodes(), notes_on_environment(cluster), mistakes_of_setup(cluster.setup)
     kinds: dict[str, Job] = {}
     for job in jobs:
         kinds.setdefault(job.stage.name, job)
     for stage in kinds:
-        found, said = _compare(stage, cluster.by_stage[stage], cluster, nodes)
+        partition = sbatch_options(cluster, stage).get("partition")
+        found, said = compare(stage, cluster.by_stage[stage], partition, nodes, cluster.shards_at_once)
         mistakes += found
         notes += said
     if not mistakes:  # Slurm knows accounts, QOS and features
@@ -44,30 +47,60 @@ def check_cluster(run: RunDir, config: Config, jobs: Sequence[Job], slurm: Slurm
     return notes
 
 
-def _compare(
-    stage: str, asked: SlurmResources, cluster: SlurmCluster, nodes: Sequence[Node]
+def mistakes_of_setup(setup: Sequence[str]) -> list[str]:
+    """Entries of `cluster.setup` that are no commands; nothing where this machine has no shell to ask."""
+    mistakes = []
+    for number, entry in enumerate(setup):
+        with contextlib.suppress(FileNotFoundError):
+            read = subprocess.run(["bash", "-n"], input=entry, capture_output=True, text=True, check=False)
+            if read.returncode:
+                mistakes.append(
+                    f"cluster.setup[{number}] is not a whole command: {' '.join(read.stderr.split())}. One that takes "
+                    "several lines is one entry"
+                )
+    return mistakes
+
+
+def compare(
+    stage: str, asked: SlurmResources, partition: str | None, nodes: Sequence[Node], shards_at_once: int = 1
 ) -> tuple[list[str], list[str]]:
-    """Mistakes, and notes."""
-    name = asked.partition or cluster.partition
+    """What a stage asks for, beside the nodes that there are.
+
+    Args:
+        stage: Its name.
+        asked: For each of its jobs.
+        partition: Its partition, or several with commas between; None: the cluster's default.
+        nodes: Of the cluster.
+        shards_at_once: Of the section.
+
+    Returns:
+        Mistakes, and notes.
+    """
+    names = [] if partition is None else str(partition).split(",")
     partitions = sorted({node.partition for node in nodes})
-    if name is not None and name not in partitions:
-        near = difflib.get_close_matches(name, partitions, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return [f"cluster: there is no partition {name!r}{hint}; there are: {', '.join(partitions)}"], []
-    there = [node for node in nodes if (node.partition == name if name is not None else node.is_default)]
+    for name in names:
+        if name not in partitions:
+            near = difflib.get_close_matches(name, partitions, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            return [
+                f"cluster.sbatch.partition: there is no partition {name!r}{hint}; there are: {', '.join(partitions)}"
+            ], []
+    there = [node for node in nodes if (node.partition in names if names else node.is_default)]
     if not there:
-        return [f"cluster.partition: this cluster has no default partition; name one of {', '.join(partitions)}"], []
-    place = f"the partition {there[0].partition}"
+        listed = ", ".join(partitions)
+        return [f"cluster.sbatch.partition: this cluster has no default partition; name one of {listed}"], []
+    place = f"the partition {', '.join(sorted({node.partition for node in there}))}"
+    num_cpus = asked.tasks_per_node * asked.cpus_per_task * (shards_at_once if stage == "simulate" else 1)
     mistakes = []
     limit = max((node.minutes for node in there if node.minutes is not None), default=None)
     if limit is not None and asked.timeout_min > limit:
         mistakes.append(f"cluster.{stage}.timeout_min {asked.timeout_min} exceeds the {limit} minutes of {place}")
-    fitting = [node for node in there if _fits(node, asked)]
+    fitting = [node for node in there if _fits(node, asked, num_cpus)]
     if not fitting:
         most = (max(getattr(node, what) for node in there) for what in ("cpus", "gpus", "mem_mb"))
         cpus, gpus, mem_mb = most
         mistakes.append(
-            f"cluster.{stage} asks a node for {asked.tasks_per_node * asked.cpus_per_task} CPUs, {asked.gpus_per_node} "
+            f"cluster.{stage} asks a node for {num_cpus} CPUs, {asked.gpus_per_node} "
             f"GPUs{_memory(asked)}, and no node of {place} has all of it (at most {cpus} CPUs, {gpus} GPUs, "
             f"{mem_mb / 1024:g} GB)"
         )
@@ -80,13 +113,13 @@ def _compare(
     return mistakes, notes
 
 
-def _fits(node: Node, asked: SlurmResources) -> bool:
+def _fits(node: Node, asked: SlurmResources, num_cpus: int) -> bool:
     return (
-        node.cpus >= asked.tasks_per_node * asked.cpus_per_task
+        node.cpus >= num_cpus
         and node.gpus >= asked.gpus_per_node
         and (asked.mem_gb is None or node.mem_mb >= asked.mem_gb * 1024)
     )
 
 
 def _memory(asked: SlurmResources) -> str:
-    return "" if asked.mem_gb is None else f" and {asked.mem_gb:g} GB"
+    return "" if not asked.mem_gb else f" and {asked.mem_gb:g} GB"

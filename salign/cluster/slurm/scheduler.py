@@ -99,10 +99,10 @@ class SlurmScheduler(Scheduler):
 
     def placements(self) -> Mapping[str, Placement]:
         return {
-            key: Placement(one.task_id(number), one.log(self.run, number))
+            key: Placement(one.task_id(number), one.log(self.run, number, place))
             for one in submissions(self.run)
             for number, keys in enumerate(one.tasks)
-            for key in keys
+            for place, key in enumerate(keys)
         }
 
     def usage(self) -> str:
