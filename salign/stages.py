@@ -1,6 +1,7 @@
 """The kinds of work in a run: which function does a unit of each, with how many processes, and what is shown of it.
 
-What does the work is imported when it is called: planning loads neither torch nor transformers.
+What does the work is imported when it is called: planning loads neither torch nor transformers. Looking for garbage
+among what they define would take a sixth of the seconds in which they are imported.
 """
 
 import os
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from salign.config import Config
+from salign.garbage import rare_collections
 from salign.plan import Unit
 from salign.run import RunDir
 from salign.tracking.progress import Watched, watch_evaluation, watch_simulation, watch_training
@@ -46,14 +48,16 @@ def _collect(run: RunDir, config: Config, _: str) -> None:
 
 
 def _train(run: RunDir, config: Config, stage: str) -> None:
-    from salign.training.loop import train
+    with rare_collections():
+        from salign.training.loop import train
 
     train(run, config, stage)
 
 
 def _evaluate(run: RunDir, config: Config, model: str) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm_eval's bars; ours reads metrics.jsonl
-    from salign.evaluation.evaluate import evaluate
+    with rare_collections():
+        from salign.evaluation.evaluate import evaluate
 
     evaluate(run, config, model)
 

@@ -14,19 +14,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-# Files that take minutes come first, so that none is left to be waited for at the end.
-_LONG = ("test_slurm.py", "test_launch.py", "test_training.py", "test_embedded_model.py", "test_wandb.py")
+# What takes longest comes first, so that nothing long is left to be waited for at the end.
+_LONG = (
+    *("test_slurm", "finished", "test_training", "test_embedded_model", "test_simulation", "test_wandb", "test_pages"),
+    *("test_llama_server", "test_ranks_evaluation", "test_families", "test_examples", "test_optimizer"),
+    *("test_shard", "test_worlds", "test_report", "test_protocols", "test_evaluation", "test_transformers_engine"),
+    *("test_embedders", "test_server_engine", "test_streams", "test_modes", "test_engines", "test_chat", "test_reach"),
+)
+
+
+def _group_of(item: pytest.Item) -> str:
+    mark = item.get_closest_marker("xdist_group")
+    return item.path.stem if mark is None else str(mark.args[0])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; within a file and between the others the order stays."""
-    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+    """One process runs a file's tests, or those of a group, which share what takes long to make; long ones first."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: _LONG.index(_group_of(item)) if _group_of(item) in _LONG else len(_LONG))
 
 
 def pytest_collection_finish() -> None:
     """What imports left is not gone through again by every collection of garbage: some two million objects."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

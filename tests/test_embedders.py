@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from waits import HANG_S
 
 from salign.config import EverydaySource, HashingEmbedder, OpenAIEmbedder, TransformersEmbedder
 from salign.errors import ConfigError, EngineError
@@ -78,7 +79,7 @@ def test_similarities_are_those_of_scikit_learn():
         rows = made.transform(QUESTIONS)
         return (rows @ rows.T).toarray()
 
-    many = 1 << 28  # no two of the 3574 words and pairs collide
+    many = 1 << 26  # no two of the 3574 words and pairs collide
     assert similarities(QUESTIONS, num_features=many) == pytest.approx(theirs(many), abs=1e-12)
     differences = np.abs(similarities(QUESTIONS) - theirs(HashingEmbedder().num_features))
     assert differences.max() < 0.1
@@ -363,7 +364,7 @@ def test_a_server_that_fails_once_is_asked_again(stub):
 
 def test_a_server_that_is_too_slow(stub):
     done = threading.Event()
-    stub.reply = lambda texts: (200, {"data": []}) if done.wait(10) else (500, {})
+    stub.reply = lambda texts: (200, {"data": []}) if done.wait(HANG_S) else (500, {})
     with pytest.raises(EngineError, match=r"did not answer within timeout_s = 0\.1 s, 1 times"):
         embed(section(stub, timeout_s=0.1), ["a"])
     done.set()

@@ -13,6 +13,7 @@ import torch
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from pydantic import ValidationError
+from waits import HANG_S
 
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import Sampling, ScriptedEngine, SocietySection
@@ -423,7 +424,7 @@ def test_a_bug_reaches_the_caller_and_nobody_waits_for_ever(own_engine, monkeypa
 
     monkeypatch.setattr(own_engine, "_generate", fail)
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(asyncio.wait_for(own_engine.generate(HELLO, Sampling(), 0), timeout=10))
+        asyncio.run(asyncio.wait_for(own_engine.generate(HELLO, Sampling(), 0), HANG_S))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -435,7 +436,7 @@ def test_a_call_that_is_given_up_leaves_the_others_theirs(own_engine):
                 await asyncio.sleep(0)
             given_up.cancel()
             await asyncio.wait([given_up])
-        return await asyncio.wait_for(other, timeout=10)
+        return await asyncio.wait_for(other, HANG_S)
 
     assert asyncio.run(run()) == ratings(own_engine, VARIED[1])[0]
 

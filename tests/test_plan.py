@@ -3,10 +3,10 @@
 import io
 import json
 import sys
-import time
 
 import pytest
 from rich.console import Console
+from waits import wait_until
 
 from salign import compose, work
 from salign.cluster.status import print_status
@@ -159,9 +159,7 @@ def test_where_there_is_no_terminal_progress_is_plain_lines(tmp_path, monkeypatc
         for number, file in enumerate(files):
             with MetricsLog(file) as log:
                 log.log({"sim/calls": 3 + number, "sim/calls_most": 10, "sim/tokens": 50, "sim/round": 1 + number})
-        end = time.monotonic() + 1800
-        while "7/20 calls" not in said.getvalue() and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_until(lambda: "7/20 calls" in said.getvalue())
     line = next(line for line in said.getvalue().splitlines() if "7/20 calls" in line)
     assert "round 1 done, 100 tokens" in line
     assert "\x1b" not in said.getvalue()

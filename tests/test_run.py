@@ -8,7 +8,6 @@ import platform
 import stat
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -159,6 +158,13 @@ import sys, time
 from pathlib import Path
 from salign import locks
 locks._LOCK_PATIENCE_S = 0.0
+
+def wait(seconds, sleep=time.sleep):
+    print("waiting", flush=True)
+    time.sleep = sleep
+    sleep(seconds)
+
+time.sleep = wait
 print("starting", flush=True)
 with locks.lock(Path(sys.argv[1]), "the thing", wait=True):
     print("held", flush=True)
@@ -212,7 +218,8 @@ def test_a_job_waits_longer_for_a_lock_that_a_dead_node_left(tmp_path, monkeypat
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with another_process(tmp_path / ".lock") as holder:
         assert holder.stdout.readline() == "held\n"
-        threading.Timer(0.3, holder.kill).start()
+        sleep = time.sleep
+        monkeypatch.setattr(time, "sleep", lambda seconds: (holder.kill(), sleep(seconds)))
         with lock(tmp_path / ".lock", "the thing"):
             assert holder.wait() != 0
 
@@ -221,7 +228,7 @@ def test_who_waits_gets_the_lock_when_the_holder_is_killed(tmp_path):
     with another_process(tmp_path / ".lock") as first:
         assert first.stdout.readline() == "held\n"
         with another_process(tmp_path / ".lock") as second:
-            time.sleep(0.3)  # so that it has met the lock
+            assert second.stdout.readline() == "waiting\n"
             first.kill()
             assert second.stdout.readline() == "held\n"
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import pytest
+from waits import HANG_S
 
 from salign.commands.launch import main
 from salign.errors import exit_code_of
@@ -30,7 +31,7 @@ OPEN_GATES = (
 )
 
 
-def launch(*words: str, env: dict[str, str] | None = None, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
+def launch(*words: str, env: dict[str, str] | None = None, timeout: float = HANG_S) -> subprocess.CompletedProcess[str]:
     """`python jobs/launch.py` as a user runs it."""
     command = [sys.executable, str(ROOT / "jobs" / "launch.py"), *words]
     return subprocess.run(

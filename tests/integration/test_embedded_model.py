@@ -5,12 +5,11 @@ import os
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 
 import pytest
 from conftest import ROOT, environment, launch, small_config
+from waits import HANG_S, wait_until
 
 from salign import models
 from salign.errors import ConfigError
@@ -119,13 +118,16 @@ def llama_cpp(gguf, tmp_path):
         port = listener.getsockname()[1]
     with (tmp_path / "server.log").open("w") as log:
         server = subprocess.Popen([sys.executable, "-c", SERVER, str(gguf), str(port)], stdout=log, stderr=log)
-    url, end = f"http://127.0.0.1:{port}/v1", time.monotonic() + 600
-    while time.monotonic() < end and server.poll() is None:
+    url = f"http://127.0.0.1:{port}/v1"
+
+    def answers() -> bool:
         try:
-            urllib.request.urlopen(f"{url}/models", timeout=2).close()
-            break
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+            urllib.request.urlopen(f"{url}/models", timeout=HANG_S).close()
+        except OSError:  # it loads the model
+            return False
+        return True
+
+    assert wait_until(answers, server), (tmp_path / "server.log").read_text()
     yield url
     server.kill()
     server.wait()
@@ -167,7 +169,7 @@ def test_ratings_in_words_of_a_model_that_seldom_keeps_to_the_form(llama_config,
     assert launch(str(path), "--prepare").returncode == 0
     run = RunDir(tmp_path / "runs" / "small")
     command = [sys.executable, str(ROOT / "jobs" / "simulate.py"), str(run.path), "--shard", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=1800, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     interactions = list(read_interactions(run.shard(0) / "interactions.jsonl"))
     assert len(interactions) == 4

@@ -6,19 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT, environment, launch, launch_here
+from waits import wait_until
 
+from salign.dataset.collect import collect
 from salign.dataset.groups import load_groups
 from salign.markers import read_done
 from salign.records import read_interactions
 from salign.run import RunDir
+from salign.society.shard import run_shard
 from salign.storage import sha256
 from salign.tracking.wandb_log import history, records
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("finished")]
 
 
 def test_the_run_folder_holds_what_the_contract_says(finished):
@@ -194,9 +196,7 @@ def test_killed_anywhere_the_next_launch_goes_on(finished, config_file, tmp_path
         process = subprocess.Popen(
             command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        while not moment() and process.poll() is None:
-            time.sleep(0.005)
-        assert moment()
+        assert wait_until(moment, process)
         process.send_signal(signal.SIGKILL)
         _, said = process.communicate()
         assert "error" not in said
@@ -217,8 +217,7 @@ def test_two_launches_of_one_run_at_a_time(config_file, tmp_path):
     command = [sys.executable, str(ROOT / "jobs" / "launch.py"), str(config_file)]
     first = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
     lock = tmp_path / "runs" / "small" / ".launch.lock"
-    while not (lock.exists() and lock.read_text()) and first.poll() is None:
-        time.sleep(0.05)
+    wait_until(lambda: lock.exists() and lock.read_text(), first)
     second = launch(str(config_file))
     first.terminate()
     first.wait()
@@ -283,28 +282,43 @@ def test_a_run_folder_that_cannot_be_written(config_file, tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path, request):
-    """A disk of so many kilobytes."""
+def small_disk(tmp_path):
+    """A disk of 16 MB."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}k", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting a small disk needs root")
     yield place
     subprocess.run(["umount", str(place)], check=True)
 
 
-# Full while a shard writes; while a checkpoint is saved; while the model is exported.
-@pytest.mark.parametrize(("small_disk", "every"), [(40, 100), (900, 1), (260, 100)], indirect=["small_disk"])
-def test_a_full_disk(config_file, small_disk, every):
-    checkpoints = f"train.stages.sft.checkpoint_every_steps={every}"
-    words = [f"run.root={small_disk}", "tracking.wandb=false", "cluster.num_ranks=1", checkpoints]
-    done = launch(str(config_file), *words)
-    assert done.returncode == 1, done.stdout
-    assert "no space left on the disk" in done.stderr
-    assert "Traceback" not in done.stderr
+# Room for a part of a shard; for the tokens of the data, not for a checkpoint; for that, not for the model.
+@pytest.mark.parametrize(
+    ("room", "failed"),
+    [
+        (40_000, "simulate 0 failed: no space left on the disk"),
+        (300_000, "train sft failed: no space left on the disk while writing {run}/train/sft/checkpoints"),
+        (850_000, "train sft failed: no space left on the disk while writing {run}/train/sft/model"),
+    ],
+    ids=["shard", "checkpoint", "model"],
+)
+def test_a_full_disk(config_file, small_disk, room, failed):
+    words = [str(config_file), f"run.root={small_disk}", "tracking.wandb=false"]
+    words += ["cluster.num_ranks=1", "cluster.num_workers=1"]
+    assert launch_here(*words, "--prepare").returncode == 0
     run = RunDir(small_disk / "small")
-    assert read_done(run.stage("stable")) is None
+    if failed.startswith("train"):
+        for shard in range(2):
+            run_shard(run, run.config(), shard)
+        collect(run, run.config())
+    free = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_bsize - room))
+    done = launch(*words)
+    assert done.returncode == 1, done.stdout
+    assert f"error: {failed.format(run=run.path)}" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (run.stage("sft") / "done.json").exists()
     assert not list(small_disk.rglob("*.part"))
 
 

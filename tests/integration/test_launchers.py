@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment, launch
+from waits import HANG_S
 
 from salign.markers import read_done
 from salign.run import RunDir
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.integration
 
 def train(run: RunDir, *launcher: str) -> subprocess.CompletedProcess[str]:
     command = [*launcher, sys.executable, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "sft"]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=1800, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=HANG_S, check=False)
 
 
 def test_two_ranks_by_mpiexec_train_as_two_by_torchrun(config_file, tmp_path):

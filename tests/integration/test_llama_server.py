@@ -7,11 +7,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import aiohttp
 import pytest
+from waits import wait_until
 
 from salign import compose, models
 from salign.config import Sampling, ServerEngine
@@ -92,12 +92,7 @@ def command_of(pid: int) -> bytes:
 
 
 def ended(pids: list[int]) -> bool:
-    until = time.monotonic() + 600
-    while time.monotonic() < until:
-        if not any(command_of(pid) for pid in pids):
-            return True
-        time.sleep(0.1)
-    return False
+    return wait_until(lambda: not any(command_of(pid) for pid in pids))
 
 
 async def get(url: str, key: str) -> tuple[int, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 from vllm_stand_in import path_with_vllm
+from waits import HANG_S
 
 from salign import compose
 from salign.markers import mark_done
@@ -64,7 +65,7 @@ def evaluate(run: RunDir, *words: str, num_ranks: int = 1, **variables: str) -> 
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [*launcher, str(ROOT / "jobs" / "evaluate.py"), str(run.path), *words]
     env = {**environment(), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", **variables}
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=1800, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=HANG_S, check=False)
 
 
 @pytest.fixture(scope="module")

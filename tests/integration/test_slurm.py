@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import OPEN_GATES, ROOT, Devcluster, environment, launch
+from waits import HANG_S
 
 from salign.cluster.slurm.submission import submissions
 from salign.cluster.status import digest
@@ -387,7 +388,7 @@ def train_by_hand(slurm: Devcluster, run: RunDir, **variables: str) -> str:
     command = ["srun", "-N2", "-n2", "--cpus-per-task=1", "--kill-on-bad-exit=1", "--job-name=by-hand"]
     command += [sys.executable, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stable"]
     env = {**environment(), **variables}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=1800, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=HANG_S, check=False)
     assert done.returncode != 0
     return done.stderr
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from waits import HANG_S, wait_until
 
 from salign import compose, models
 from salign.markers import read_done
@@ -89,7 +89,7 @@ def environment() -> dict[str, str]:
 def train(run: RunDir, *launcher: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """As a user does it."""
     command = [sys.executable, *launcher, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stable"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=1800, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=HANG_S, check=False)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -149,7 +149,7 @@ def train_all(folder: Path, num_ranks: int, tasks: list[Task]) -> dict[str, list
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=1800,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -502,7 +502,7 @@ def test_sigterm_to_the_launcher_stops_all_ranks_at_a_step(make):
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for(process, lambda: len(read_metrics(run.stage("stable") / "metrics.jsonl")) >= 3)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=1800)[1]
+    said = process.communicate(timeout=HANG_S)[1]
     assert process.returncode != 0
     steps = len(losses(run))
     assert steps < 1000
@@ -518,16 +518,13 @@ def test_asked_to_stop_a_plain_process_tells_that_it_is_to_be_started_again(make
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(process, lambda: len(read_metrics(run.stage("stable") / "metrics.jsonl")) >= 3)
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(timeout=1800) == 75
+    assert process.wait(timeout=HANG_S) == 75
     assert checkpoints(run) == [f"step-{len(losses(run)):07d}"]
     assert not (run.stage("stable") / "failed.json").exists()
 
 
 def wait_for(process: subprocess.Popen[Any], what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 600  # as slow as a machine may be
-    while not what() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.005)
-    assert what(), f"ended with {process.returncode}"
+    assert wait_until(what, process), f"ended with {process.returncode}"
 
 
 def test_killed_and_launched_again_it_goes_on_from_the_last_checkpoint(make, one):
@@ -649,7 +646,7 @@ def test_the_deepspeed_launcher(make, one):
         "stable",
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=1800, check=False
+        command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=HANG_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert losses(run) == pytest.approx(losses(one.runs["plain"]), rel=1e-5)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
+from waits import HANG_S, wait_until
 from wandb_job import STAGE
 from wandb_server import ENTITY, KEY, WandbServer
 
@@ -69,7 +70,7 @@ def start(server: WandbServer, run: RunDir, first: int, last: int, seconds: floa
 def job(server: WandbServer, run: RunDir, first: int, last: int, seconds: float = 0.0, **more: str) -> str:
     """A job that comes to its end; what it said."""
     process = start(server, run, first, last, seconds, **more)
-    said, _ = process.communicate(timeout=1800)
+    said, _ = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, said
     assert "done" in said
     return said
@@ -78,7 +79,7 @@ def job(server: WandbServer, run: RunDir, first: int, last: int, seconds: float 
 def dashboard(server: WandbServer, run: RunDir, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "jobs" / "dashboard.py"), *words]
     return subprocess.run(
-        command, env=env(server, run.path.parent, **more), capture_output=True, text=True, timeout=1800, check=False
+        command, env=env(server, run.path.parent, **more), capture_output=True, text=True, timeout=HANG_S, check=False
     )
 
 
@@ -145,6 +146,7 @@ def test_offline_and_without_a_key_nobody_is_asked_for_anything(server, run):
     assert [fragment.num_rows for fragment in find_fragments(run)[ID]] == [2]
 
 
+@pytest.mark.xdist_group("finished")
 def test_a_whole_run_is_sent_with_its_lineage_once(server, finished, tmp_path):
     run = RunDir(tmp_path / "runs" / "small")
     shutil.copytree(finished[0].path, run.path)
@@ -177,9 +179,7 @@ def test_a_whole_run_is_sent_with_its_lineage_once(server, finished, tmp_path):
 
 
 def wait_for_rows(metrics: Path, num: int) -> None:
-    end = time.monotonic() + 600
-    while len(read_metrics(metrics)) < num and time.monotonic() < end:
-        time.sleep(0.1)
+    wait_until(lambda: len(read_metrics(metrics)) >= num)
 
 
 def test_sigkill_loses_two_seconds_at_most(server, run):
@@ -233,19 +233,23 @@ def test_what_was_sent_in_part_is_not_sent_again(server, run):
 
 @pytest.mark.parametrize("status", [429, 500])
 def test_a_server_that_pushes_back_for_a_while_gets_all(server, run, status):
-    begun = time.monotonic()
+    refused: list[str] = []
 
     def fault(operation: str):
-        return (status, {"error": "later"}) if "file_stream" in operation and time.monotonic() - begun < 6 else None
+        if "file_stream" not in operation or len(refused) == 3:
+            return None
+        refused.append(operation)
+        return status, {"error": "later"}
 
     server.fault = fault
     job(server, run, 1, 5)
     assert steps(server) == [1, 2, 3, 4, 5]
+    assert len(refused) == 3
 
 
 @contextlib.contextmanager
 def black_hole(server: WandbServer, *, after_rows: int) -> Iterator[None]:
-    """The server takes requests and never answers, once it has so many rows."""
+    """The server takes requests, and answers none before the end of the block, once it has so many rows."""
     end = threading.Event()
 
     def fault(operation: str):
@@ -265,13 +269,8 @@ def black_hole(server: WandbServer, *, after_rows: int) -> Iterator[None]:
 def test_in_a_black_hole_the_job_neither_hangs_nor_dies(server, run, tmp_path, after_rows):
     last, seconds = (4, 0.1) if after_rows == 0 else (40, 0.1)
     often = {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}  # so that a part arrives
-    begun = time.monotonic()
-    job(server, make_run(tmp_path / "undisturbed"), 1, last, seconds, WANDB_MODE="offline")
-    usual = time.monotonic() - begun
     with black_hole(server, after_rows=after_rows):
-        begun = time.monotonic()
         said = job(server, run, 1, last, seconds, **often)
-        assert time.monotonic() - begun < usual + 30
     everything = list(range(1, last + 1))
     assert [row["train/global_step"] for row in read_metrics(run.stage(STAGE) / "metrics.jsonl")] == everything
     assert sum(fragment.num_rows for fragment in find_fragments(run)[ID]) == last
@@ -286,7 +285,7 @@ def test_in_a_black_hole_the_job_neither_hangs_nor_dies(server, run, tmp_path, a
         [fragment] = find_fragments(run)[ID]
         words = ["--include-online", "--include-synced", "--id", f"{ID}-again", str(fragment.path.parent)]
         command = [sys.executable, "-m", "wandb", "sync", *words]
-        subprocess.run(command, env=env(server, tmp_path), capture_output=True, check=True, timeout=1800)
+        subprocess.run(command, env=env(server, tmp_path), capture_output=True, check=True, timeout=HANG_S)
         assert server.runs[f"{ID}-again"].values("train/global_step") == everything
 
 
@@ -320,13 +319,11 @@ def test_a_job_at_work_is_left_alone_or_followed_to_its_end(server, run):
         with subprocess.Popen(
             command, env=env(server, run.path.parent), stdout=subprocess.PIPE, text=True
         ) as following:
-            end = time.monotonic() + 600
-            while not (ID in server.runs and server.runs[ID].history) and time.monotonic() < end:
-                time.sleep(0.1)
+            wait_until(lambda: ID in server.runs and server.runs[ID].history)
             assert process.poll() is None
             (run.path / "enough").touch()
-            said, _ = following.communicate(timeout=1800)
-        process.communicate(timeout=1800)
+            said, _ = following.communicate(timeout=HANG_S)
+        process.communicate(timeout=HANG_S)
     num_rows = len(read_metrics(metrics))
     assert f"{ID}: sent ({num_rows} rows, 1 artifacts)" in said
     assert steps(server) == list(range(1, num_rows + 1))

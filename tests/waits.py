@@ -1,0 +1,27 @@
+"""Waiting in tests: until what is waited for has come, however slow the machine is."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+HANG_S = 1800.0
+"""Nothing that works takes so long."""
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> bool:
+    """Waits until something is so.
+
+    Returns:
+        False if the process has ended before.
+
+    Raises:
+        AssertionError: It hangs.
+    """
+    end = time.monotonic() + HANG_S
+    while not condition():
+        if process is not None and process.poll() is not None:
+            return bool(condition())
+        assert time.monotonic() < end, f"waited for {HANG_S} s in vain"
+        time.sleep(0.01)
+    return True
