@@ -299,7 +299,7 @@ def small_disk(tmp_path):
     [
         (40_000, "simulate 0 failed: no space left on the disk"),
         (300_000, "train sft failed: no space left on the disk while writing {run}/train/sft/checkpoints"),
-        (850_000, "train sft failed: no space left on the disk while writing {run}/train/sft/model"),
+        (850_000, "train sft failed: no space left on the disk while writing {run}/train/sft/.model."),
     ],
     ids=["shard", "checkpoint", "model"],
 )
