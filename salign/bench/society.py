@@ -46,7 +46,7 @@ _MS_PER_TOKEN, _SLOTS, _MEDIAN_TOKENS = 4.0, 256, 45
 _KIB = 1024
 
 
-class _Bench:
+class Bench:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._num = 0
@@ -76,7 +76,7 @@ class _Bench:
 _OPEN = {"min_rated_share": 0.0, "max_failed_share": 1.0, "max_refused_call_share": 1.0, "max_repeated_share": 1.0}
 
 
-def _throughput(bench: _Bench) -> list[Figure]:
+def _throughput(bench: Bench) -> list[Figure]:
     rates, replays = [], []
     for _ in range(3):
         config = bench.config(max_rounds=20)
@@ -91,7 +91,7 @@ def _throughput(bench: _Bench) -> list[Figure]:
     ]
 
 
-def _steadiness(bench: _Bench) -> list[Figure]:
+def _steadiness(bench: Bench) -> list[Figure]:
     ratios = []
     for _ in range(3):
         _, run, _ = bench.run(bench.config(max_rounds=50))
@@ -107,7 +107,7 @@ def _steadiness(bench: _Bench) -> list[Figure]:
 
 def resident_after(num_agents: int, folder: Path) -> dict[str, float]:
     """Simulates one round of this many agents in this process; its memory (bytes) and the text of its answers."""
-    bench = _Bench(folder)
+    bench = Bench(folder)
     side = round(num_agents**0.5)
     config = bench.config(topology={"size": side, "radius": 2}, max_rounds=1, audience_size=1)
     _, run, facts = bench.run(config)
@@ -135,7 +135,7 @@ def _memory(sizes: Sequence[int], folder: Path) -> list[Figure]:
     return figures
 
 
-def _start(bench: _Bench) -> list[Figure]:
+def _start(bench: Bench) -> list[Figure]:
     def once() -> float:
         run = create_run(bench.config(max_rounds=1))
         start = time.perf_counter()
@@ -182,7 +182,7 @@ def _stats(base_url: str) -> dict[str, float]:
         return found
 
 
-def _against(bench: _Bench, url: str, **society: Any) -> tuple[float, dict[str, Any], Config]:
+def _against(bench: Bench, url: str, **society: Any) -> tuple[float, dict[str, Any], Config]:
     config = bench.config(**society)
     engine = {"kind": "openai", "base_url": url, "max_in_flight": _SLOTS}
     config = compose.parse({**config.model_dump(mode="json"), "engine": engine}, "bench")
@@ -190,7 +190,7 @@ def _against(bench: _Bench, url: str, **society: Any) -> tuple[float, dict[str, 
     return seconds, facts, config
 
 
-def _http(bench: _Bench, script: Path) -> list[Figure]:
+def _http(bench: Bench, script: Path) -> list[Figure]:
     with _mock_engine(script, 0.0, _SLOTS) as url:
         rates = []
         for _ in range(3):
@@ -200,7 +200,7 @@ def _http(bench: _Bench, script: Path) -> list[Figure]:
     return [Figure("HTTP, mock engine, 0 ms a token, 10 x 10, 5 rounds", median(rates), "calls/s", ">= 800", beside)]
 
 
-def _latency(bench: _Bench, script: Path) -> list[Figure]:
+def _latency(bench: Bench, script: Path) -> list[Figure]:
     figures = []
     ten = {"max_rounds": 10}
     with _mock_engine(script, _MS_PER_TOKEN, _SLOTS) as url:
@@ -310,7 +310,7 @@ def measure(script: Path, sizes: Sequence[int], only: Sequence[str], say: Callab
     """
     with tempfile.TemporaryDirectory(prefix="salign-bench-") as name:
         folder = Path(name)
-        bench = _Bench(folder)
+        bench = Bench(folder)
         parts: dict[str, Callable[[], list[Figure]]] = {
             "throughput": lambda: _throughput(bench),
             "steadiness": lambda: _steadiness(bench),

@@ -2,6 +2,7 @@
 
 python jobs/bench.py journal [--json FILE] [--only PART ...] [--num N] [--data FOLDER]
 python jobs/bench.py society [--json FILE] [--only PART ...] [--agents N ...]
+python jobs/bench.py protocols [--json FILE] [--only KIND ...]
 python jobs/bench.py streams [--json FILE] [--only PART ...] [--num N]
 python jobs/bench.py training [--json FILE] [--only PART ...]
 python jobs/bench.py validity [--json FILE] [--only PART ...]
@@ -22,7 +23,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["journal", "society", "streams", "training", "validity"])
+    parser.add_argument("what", choices=["journal", "society", "protocols", "streams", "training", "validity"])
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the figures and the machine's description to a file"
     )
@@ -61,6 +62,10 @@ def main() -> None:
         from salign.bench import society
 
         figures = society.measure(args.mock_engine, args.agents, args.only, say)
+    elif args.what == "protocols":
+        from salign.bench import protocols
+
+        figures = protocols.measure(args.only, say)
     elif args.what == "streams":
         from salign.bench import streams
 
