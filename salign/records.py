@@ -73,13 +73,36 @@ class Turn(Record, frozen=True):
         return None if observation is None else observation.rating
 
 
-class Member(Record, frozen=True):
-    """Who takes part: its label in the population, its part of a mixed society, the model it speaks through."""
+class Member(Record, frozen=True, omit_defaults=True):
+    """Who takes part: its label in the population, its part of a mixed society, the model it speaks through.
+
+    `profile` is the number of its profile, of those in the shard's `profiles.jsonl`; a member without one has none in
+    the file.
+    """
 
     agent: int
     label: str
     part: str | None
     engine: str
+    profile: int | None = None
+
+
+class Profile(Record, frozen=True):
+    """Who an agent is: a row of `society.profiles`, with its number there, counted from 0.
+
+    An agent is told its persona, name and culture in each of its calls; goal and secret where the protocol asks for
+    them. Attributes are told to nobody.
+    """
+
+    number: int
+    persona: str
+    name: str | None = None
+    culture: str | None = None
+    goal: str | None = None
+    secret: str | None = None
+    label: Literal["good", "bad"] | None = None
+    part: str | None = None
+    attributes: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
 
 
 class Interaction(Record, frozen=True):
@@ -171,12 +194,12 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Interaction).decode
 
 
-def to_line(record: Interaction | AlignmentGroup) -> str:
+def to_line(record: Record) -> str:
     """A record as one line of JSON, the same bytes for the same record."""
     return to_bytes(record).decode()
 
 
-def to_bytes(record: Interaction | AlignmentGroup) -> bytes:
+def to_bytes(record: Record) -> bytes:
     """`to_line`, encoded."""
     return _encode(record) + b"\n"
 
@@ -195,6 +218,22 @@ def read_interactions(path: Path) -> Iterator[Interaction]:
                 yield _decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: {_mistake(line, error)}") from None
+
+
+def read_profiles(path: Path) -> dict[int, Profile]:
+    """The profiles of a shard by their numbers; none where the society has none.
+
+    Raises:
+        DataError: A line is malformed, with file and line.
+    """
+    profiles = {}
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
+        try:
+            profile = msgspec.json.decode(line, type=Profile)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}, line {number}: {error}") from None
+        profiles[profile.number] = profile
+    return profiles
 
 
 class _Versioned(msgspec.Struct):

@@ -26,6 +26,7 @@ from salign.society import calls
 from salign.society.calls import Speaker
 from salign.society.memory import QuestionTable
 from salign.society.messages import Goodbye
+from salign.society.profiles import load_profiles
 from salign.society.recall import question_table
 from salign.society.rounds import Round
 from salign.society.simulation import Simulation
@@ -368,7 +369,8 @@ def make_setting(
     # Made once for the many ways in which a society may be held.
     decides = society.model_dump_json(exclude={"schedule", "max_alive"})
     table = _table(decides, seed, tuple(questions), tuple(prior))
-    return Setting(society, seed, table, len(questions), prior, speakers, observer, choices or {})
+    profiles = load_profiles(society)
+    return Setting(society, seed, table, len(questions), prior, speakers, observer, choices or {}, profiles)
 
 
 async def simulate(

@@ -20,6 +20,9 @@ class _Protocol(Section):
     needs_sampling: ClassVar[bool] = False
     """Whether an agent is asked the same again, so that `draft.temperature` must not be 0."""
 
+    needs_goals: ClassVar[bool] = False
+    """Whether each agent must have a goal of its own, in its profile."""
+
     @property
     def cast_size(self) -> int:
         """Agents that hold an interaction together; of 1, each agent has one of its own in each round."""

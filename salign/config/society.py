@@ -26,6 +26,7 @@ from salign.config.effects import Effect
 from salign.config.embedders import Embedder, HashingEmbedder
 from salign.config.engines import EngineSection
 from salign.config.gates import Gates, ObserverCheck, Stopping
+from salign.config.profiles import PeopleProfiles, ProfilesSection
 from salign.config.protocols import BackScatterProtocol, ProtocolSection
 from salign.config.sources import EverydaySource, Source
 
@@ -163,6 +164,9 @@ class SocietySection(Section):
     members, otherwise on average, with one member more or fewer by chance."""
     populations: tuple[Population, ...] = ("mixed_half_half",)
     """World w starts with `populations[w % len(populations)]`."""
+    profiles: ProfilesSection | None = None
+    """Who the agents are, in the system text of each of their calls. None: nobody in particular; where the protocol
+    needs goals, the embedded people."""
     mixture: tuple[MixturePart, ...] = ()
     """Parts of the society that speak through other engines, or under other instructions."""
     observer: EngineSection | None = None
@@ -211,6 +215,11 @@ class SocietySection(Section):
     """Most interactions in progress in one process."""
     gates: Annotated[Gates, Effect.EXTENT] = Gates()
     """What a shard must meet to count as done."""
+
+    @property
+    def population_profiles(self) -> ProfilesSection | None:
+        """Where the agents' profiles come from, if they have any."""
+        return PeopleProfiles() if self.profiles is None and self.protocol.needs_goals else self.profiles
 
     @property
     def has_audience(self) -> bool:

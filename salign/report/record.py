@@ -18,7 +18,7 @@ from salign.evaluation.compare import compare
 from salign.evaluation.statistics import Estimate
 from salign.garbage import rare_collections
 from salign.markers import read_done, read_failure
-from salign.records import read_interactions
+from salign.records import Profile, read_interactions, read_profiles
 from salign.report.society import MAX_SAMPLES, Reservoir, Shard, Society, SocietyReader, clipped
 from salign.run import RunDir
 from salign.seeds import rng
@@ -146,6 +146,7 @@ def thinned(rows: Sequence[Row], most: int) -> list[Row]:
 @rare_collections()
 def _read_society(run: RunDir, config: Config, record: RunRecord) -> None:
     shards, clocks = [], []
+    profiles: dict[int, Profile] = {}
     for number in range(config.society.num_shards):
         folder = run.shard(number)
         rows = read_metrics(folder / "metrics.jsonl")
@@ -154,13 +155,14 @@ def _read_society(run: RunDir, config: Config, record: RunRecord) -> None:
             record.missing("society", f"shard {number}", folder)
         else:
             shards.append(Shard(number, done))
+            profiles |= read_profiles(folder / "profiles.jsonl")
             record.observer = record.observer or done.facts.get("observer")
             _note_machine(record, f"simulate {number}", folder)
         record.paths += _paths(config, rows, shards[-1] if done is not None else None)
         clocks.append(thinned([row for row in rows if "sim/calls" in row], MAX_POINTS))
     record.over_time = _over_time(clocks)
     if shards:
-        reader = SocietyReader(config, shards)
+        reader = SocietyReader(config, shards, profiles)
         for shard in shards:
             for interaction in read_interactions(run.shard(shard.number) / "interactions.jsonl"):
                 reader.add(interaction)

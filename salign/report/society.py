@@ -3,17 +3,18 @@
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import orjson
 from msgspec import structs
 from numpy.typing import NDArray
 
 from salign.config import Config, Criterion, GridTopology
 from salign.markers import Done
-from salign.records import Interaction, Turn
+from salign.records import Interaction, Member, Profile, Turn
 from salign.seeds import rng
 from salign.society.aggregation import rated
 from salign.society.protocols import protocol_of
@@ -234,9 +235,11 @@ class SocietyReader:
     Args:
         config: The run's.
         shards: Those that are complete; what they count says how much may be kept.
+        profiles: Of the agents, by the numbers that interactions name.
     """
 
-    def __init__(self, config: Config, shards: Sequence[Shard]) -> None:
+    def __init__(self, config: Config, shards: Sequence[Shard], profiles: Mapping[int, Profile] | None = None) -> None:
+        self._profiles = profiles or {}
         self._protocol = protocol = protocol_of(config.society)
         self._first, self._outcome = protocol.observed[0], protocol.outcome
         followed = Followed(self._first, self._outcome)
@@ -312,7 +315,7 @@ class SocietyReader:
             "world": interaction.world,
             "round": interaction.round,
             "agent": interaction.agent,
-            "agents": [member.agent for member in interaction.agents],
+            "members": [self._member(member) for member in interaction.agents],
             "label": interaction.agents[0].label,
             "part": interaction.agents[0].part,
             "question": clipped(interaction.topic),
@@ -328,12 +331,22 @@ class SocietyReader:
                     "recalled": None
                     if turn.recalled is None
                     else {**structs.asdict(turn.recalled), "answer": clipped(turn.recalled.answer)},
+                    "data": clipped(orjson.dumps(turn.data).decode()) if turn.data else None,
                     "judges": turn.about is not None,
                     "taken": None if turn.about is None else next(shares, None),
                 }
                 for turn in interaction.turns
             ],
         }
+
+    def _member(self, member: Member) -> dict[str, Any]:
+        """One of those whose interaction it is, with what its profile says of it, in words that can be searched for."""
+        profile = None if member.profile is None else self._profiles.get(member.profile)
+        if profile is None:
+            return {"agent": member.agent, "name": None, "about": []}
+        about = {"culture": profile.culture, **profile.attributes}
+        told = [f"{name} {value}" for name, value in about.items() if value is not None]
+        return {"agent": member.agent, "name": clipped(profile.name), "about": [clipped(text) for text in told]}
 
     def end(self) -> Society:
         society = self.society

@@ -8,6 +8,7 @@ from salign.errors import ConfigError
 from salign.society import sources
 from salign.society.casts import Casts
 from salign.society.population import answers_by_label
+from salign.society.profiles import draw_profiles, files_of, load_profiles
 from salign.society.recall import check_recall
 from salign.society.topology import make_topology
 
@@ -36,20 +37,24 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
             society.num_worlds,
             ", ".join(society.populations[society.num_worlds :]),
         )
+    profiles = load_profiles(society)
     questions = sources.questions(society.questions)
     prior = sources.load(society.prior) if society.num_initial_memories else []
     if prior:
-        answers_by_label(society, prior, society.populations)
+        answers_by_label(society, prior, society.populations, {one.label for one in profiles if one.label is not None})
     _check_casts(society, seed)
     if isinstance(society.protocol, RelayProtocol):
         make_topology(society.topology, seed, 0).layers  # noqa: B018 (a circle is said here)
+    section = society.population_profiles
+    if section is not None and section.placed:
+        draw_profiles(section, len(profiles), make_topology(society.topology, seed, 0).num_agents)
     if isinstance(society.topology, EdgesTopology):
         mistakes = empty_parts(society.mixture, make_topology(society.topology).num_agents)
         if mistakes:
             raise ConfigError(f"society.{'; '.join(mistakes)}")
     check_recall(society, seed, questions, prior)
     links = [society.topology.path] if isinstance(society.topology, EdgesTopology) else []
-    return [*sources.files_of(society.questions), *sources.files_of(society.prior), *links]
+    return [*sources.files_of(society.questions), *sources.files_of(society.prior), *files_of(society.profiles), *links]
 
 
 def _check_casts(society: SocietySection, seed: int) -> None:

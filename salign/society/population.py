@@ -1,5 +1,6 @@
 """Who lives in a world: each agent's label, the memory that it starts with, and its part of a mixed society."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 from salign.config import MixturePart, Population, SocietySection, empty_parts, part_sizes
@@ -36,23 +37,33 @@ LABELS: dict[Population, tuple[Label, ...]] = {
 
 
 def answers_by_label(
-    society: SocietySection, prior: Sequence[Exemplar], populations: Sequence[Population]
+    society: SocietySection,
+    prior: Sequence[Exemplar],
+    populations: Sequence[Population],
+    profiled: Iterable[Label] = (),
 ) -> dict[Label, list[Exemplar]]:
     """The prior's answers of each label.
 
+    Args:
+        society: How many of them an agent is to start with.
+        prior: Where they come from.
+        populations: Which labels are needed.
+        profiled: Those that profiles name.
+
     Raises:
-        DataError: There are fewer of a label than an agent of some population is to start with.
+        DataError: There are fewer of a label than an agent is to start with.
     """
     pools: dict[Label, list[Exemplar]] = {"good": [], "bad": []}
     for exemplar in prior:
         if exemplar.label is not None:
             pools[exemplar.label].append(exemplar)
-    for population in populations:
-        for label in LABELS[population]:
+    needed = [(f"the population {population}", LABELS[population]) for population in populations]
+    for whose, labels in [*needed, ("society.profiles", tuple(profiled))]:
+        for label in labels:
             if len(pools[label]) < society.num_initial_memories:
                 raise DataError(
-                    f"society.prior has {len(pools[label])} answers labelled {label!r}; agents of the population "
-                    f"{population} start with society.num_initial_memories = {society.num_initial_memories}. Lower "
+                    f"society.prior has {len(pools[label])} answers labelled {label!r}; agents of {whose} "
+                    f"start with society.num_initial_memories = {society.num_initial_memories}. Lower "
                     "that, or choose another prior or population."
                 )
     return pools
@@ -87,18 +98,18 @@ def initial_memories(
     }
 
 
-def parts(mixture: Sequence[MixturePart], num_agents: int, *place: int | str) -> bytes:
+def parts(mixture: Sequence[MixturePart], num_agents: int, *place: int | str) -> "array[int]":
     """Each agent's part of a mixed society: 0 for none, else the part's position counted from 1; drawn at random.
 
     Raises:
         ConfigError: A part's share rounds to no agent.
     """
     if not mixture:
-        return bytes(num_agents)
+        return array("i", bytes(4 * num_agents))
     if mistakes := empty_parts(mixture, num_agents):
         raise ConfigError(f"society.{'; '.join(mistakes)}")
     sizes = part_sizes(mixture, num_agents)
     everybody = [position for position, size in enumerate(sizes, start=1) for _ in range(size)]
     everybody += [0] * (num_agents - len(everybody))
     rng(*place, "mixture").shuffle(everybody)
-    return bytes(everybody)
+    return array("i", everybody)

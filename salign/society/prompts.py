@@ -15,7 +15,7 @@ from typing import NamedTuple
 from salign.config import SCALE, WORDINGS, Criterion, Scale, SocietySection
 from salign.config.criteria import known
 from salign.engines.base import Form, Prompt
-from salign.records import Recalled, Turn
+from salign.records import Profile, Recalled, Turn
 from salign.society.aggregation import rated
 from salign.society.frames import frame
 
@@ -97,6 +97,15 @@ class Judged(NamedTuple):
     def framed(self) -> str:
         """Both, as a judge sees them."""
         return frame(f"Question: {self.question}\nAnswer: {self.answer}", self.key)
+
+
+def persona(profile: Profile, instructions: str | None) -> str:
+    """The system text of an agent that has a profile, followed by its instructions."""
+    told = [] if profile.name is None else [f"You are {profile.name}."]
+    told.append(profile.persona)
+    if profile.culture is not None:
+        told.append(f"You are from {profile.culture}.")
+    return " ".join(told) + (f"\n\n{instructions}" if instructions else "")
 
 
 def draft(question: str, recalled: Recalled | None, instructions: str | None = None, key: str = "") -> Prompt:

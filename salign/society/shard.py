@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from salign import compose
-from salign.config import Config, Effect, SocietySection, TransformersEmbedder, selected
+from salign.config import Config, Effect, Section, SocietySection, TransformersEmbedder, selected
 from salign.digests import name_of
 from salign.engines.check import models_of_society
 from salign.engines.journal import Journal, written_header
@@ -36,7 +36,7 @@ from salign.society.simulation import Simulation
 from salign.society.spool import Spool, write_sorted
 from salign.society.verdicts import Verdict
 from salign.society.world import World
-from salign.society.worlds import make_worlds, write_graphs
+from salign.society.worlds import make_worlds, write_graphs, write_profiles
 from salign.storage import sha256
 from salign.tracking.metrics import MetricsLog
 
@@ -79,7 +79,12 @@ def journal_header(config: Config, identities: Sequence[str]) -> dict[str, Any]:
 
 def _inputs(society: SocietySection) -> dict[str, str]:
     """What a society reads, by its content: where it lies does not matter. The models that speak name themselves."""
-    named = {"questions": society.questions, "prior": society.prior, "topology": society.topology}
+    named: dict[str, Section] = {
+        "questions": society.questions,
+        "prior": society.prior,
+        "topology": society.topology,
+        **({} if society.profiles is None else {"profiles": society.profiles}),
+    }
     found = {}
     if isinstance(society.embedder, TransformersEmbedder):
         found["society.embedder.model"] = name_of(society.embedder.model)
@@ -200,6 +205,7 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             if measured is not None:
                 facts["observer"] = measured
             facts["stops"] = [stop.facts() for stop in simulation.stops]
+            facts["profiles"] = write_profiles(worlds, folder)
             facts["graphs"] = write_graphs(config.society, worlds, folder)
         ranks.barrier()  # nobody removes its spool before it is read
         return None if everybody is None else facts
@@ -320,7 +326,7 @@ def run_shard(run: RunDir, config: Config, shard: int, *, replay: bool = False) 
             ranks.barrier()
         facts = _run(config, shard, folder, ranks, replay)
         assert facts is not None
-        mark_done(folder, ["interactions.jsonl", *facts["graphs"]], inputs={}, facts=facts)
+        mark_done(folder, ["interactions.jsonl", *facts["graphs"], *facts["profiles"]], inputs={}, facts=facts)
 
 
 @contextlib.contextmanager

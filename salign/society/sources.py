@@ -12,15 +12,19 @@ from typing import Any, Literal
 
 from salign.columns import check_columns, is_empty, nearest
 from salign.config import (
+    CsvProfiles,
     CsvSource,
     DatasetSource,
     EverydaySource,
     FieldsSource,
     HHSource,
     HubRows,
+    JsonProfiles,
     JsonSource,
     MoralStoriesSource,
+    ParquetProfiles,
     ParquetSource,
+    ProfileRows,
     Source,
     TextSource,
 )
@@ -100,7 +104,7 @@ def _from_rows(source: _RowsSource) -> list[Exemplar]:
     ignored = frozenset(source.ignore_columns)
     mapping = "Name the columns with question, input, answer and label. " if isinstance(source, FieldsSource) else ""
     mistakes, exemplars = Mistakes(source.path, skip=source.skip_bad), list[Exemplar]()
-    for number, row in _rows_of(source):
+    for number, row in rows_of(source):
         try:
             if isinstance(row, RowError):
                 raise row
@@ -127,10 +131,17 @@ def _reader_of(source: _RowsSource) -> tuple[Callable[[dict[str, Any]], Iterator
     return _moral_stories, frozenset({*MORAL_STORY, *MORAL_STORY_UNREAD})
 
 
-def _rows_of(source: _RowsSource) -> Iterator[tuple[int, object]]:
+def rows_of(
+    source: _RowsSource | JsonProfiles | CsvProfiles | ParquetProfiles | HubRows,
+) -> Iterator[tuple[int, object]]:
+    """The rows of a file or dataset with their numbers; a RowError where one cannot be read.
+
+    Raises:
+        DataError: There is none, or it is of another kind.
+    """
     if isinstance(source, HubRows):
         return open_dataset(source).rows()
-    if isinstance(source, FieldsSource):
+    if isinstance(source, FieldsSource | ProfileRows):
         format_, wanted = format_of(source.path), str(source.kind)
         # A name without a known ending is taken for JSON.
         if format_ != wanted and not (format_ == "text" and wanted == "json"):

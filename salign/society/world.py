@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from salign.config import SocietySection
-from salign.records import Interaction, Member, Recalled
+from salign.records import Interaction, Member, Profile, Recalled
 from salign.society.calls import Calls, Speaker
 from salign.society.casts import Casts
 from salign.society.memory import QuestionTable
 from salign.society.notes import Notes
 from salign.society.population import initial_memories, labels, parts
-from salign.society.prompts import Wording
+from salign.society.profiles import draw_profiles
+from salign.society.prompts import Wording, persona
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Conversation, Query, Seat, State, Update
 from salign.society.questions import QuestionOrder
@@ -42,6 +43,7 @@ class Setting:
     speakers: Sequence[Speaker]
     observer: Speaker | None = None
     choices: Mapping[str, Choices] = field(default_factory=dict)
+    profiles: Sequence[Profile] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,9 @@ class World:
         self._parts = parts(society.mixture, self.num_agents, seed, number)
         self.own_agents: list[int] = np.flatnonzero(self.owners == rank).tolist()
         self._labels = labels(self.population, self.num_agents, seed, number)
+        section = society.population_profiles
+        self.profiles = draw_profiles(section, len(setting.profiles), self.num_agents, seed, number)
+        self._settle(setting.profiles)
         mine = [(agent, self._labels[agent]) for agent in self.own_agents]
         self._memories = initial_memories(society, setting.prior, setting.table, mine, seed, number)
         self._notes: dict[int, Notes] = {}  # of those that have any
@@ -149,6 +154,24 @@ class World:
     def num_notes(self) -> int:
         """How many notes the agents here keep, replaced ones included."""
         return sum(notes.num_versions for notes in self._notes.values())
+
+    def _settle(self, profiles: Sequence[Profile]) -> None:
+        """Labels and parts that profiles name go before those that were drawn."""
+        positions = {part.name: place for place, part in enumerate(self._setting.society.mixture, start=1)}
+        for agent, number in enumerate(self.profiles):
+            profile = profiles[number]
+            if profile.label is not None:
+                self._labels[agent] = profile.label
+            if profile.part is not None:
+                self._parts[agent] = positions[profile.part]
+
+    def profile(self, agent: int) -> Profile | None:
+        """Who an agent is, if the society has profiles."""
+        return self._setting.profiles[self.profiles[agent]] if self.profiles else None
+
+    def used_profiles(self) -> list[Profile]:
+        """Each profile that some agent of the world has, on whatever rank, once."""
+        return [self._setting.profiles[number] for number in sorted(set(self.profiles))]
 
     def num_interactions(self, round_: int) -> int:
         """Of a round, on all ranks."""
@@ -187,18 +210,21 @@ class World:
     def _state(self, agent: int, question: int, after_round: int) -> State:
         notes = self._notes.get(agent)
         recalled = self._recall(agent, question, after_round)
-        return State(agent, recalled, {} if notes is None else notes.after(after_round))
+        noted = {} if notes is None else notes.after(after_round)
+        return State(agent, recalled, noted, self.profile(agent))
 
     def _calls(self, speaker: Speaker, round_: int, agent: int) -> Calls:
         return Calls(self._setting.society, self._wording, speaker, (self._setting.seed, self.number, round_, agent))
 
     def _speaker(self, agent: int) -> Speaker:
-        return self._setting.speakers[self._parts[agent]]
+        speaker, profile = self._setting.speakers[self._parts[agent]], self.profile(agent)
+        return speaker if profile is None else Speaker(speaker.engine, persona(profile, speaker.instructions))
 
     def _member(self, agent: int) -> Member:
         part = self._parts[agent]
         name = self._setting.society.mixture[part - 1].name if part else None
-        return Member(agent, self._labels[agent], name, self._speaker(agent).engine.identity)
+        engine = self._setting.speakers[part].engine.identity
+        return Member(agent, self._labels[agent], name, engine, self.profiles[agent] if self.profiles else None)
 
     async def _is_there(self, agent: int, after_round: int) -> None:
         """Waits until the agent's state after a round is there."""

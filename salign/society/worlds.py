@@ -7,12 +7,15 @@ from typing import Any
 
 from salign.config import Config, ScaleFreeTopology, SmallWorldTopology, SocietySection
 from salign.engines.meter import MeteredEngine
+from salign.records import to_line
 from salign.society import sources
 from salign.society.calls import Speaker
 from salign.society.population import answers_by_label
+from salign.society.profiles import load_profiles
 from salign.society.recall import question_table
 from salign.society.topology import Links, write_links
 from salign.society.world import Setting, World
+from salign.storage import write_atomic
 
 
 def make_worlds(
@@ -39,7 +42,8 @@ def make_worlds(
     society = config.society
     asked, prior = sources.load(society.questions), sources.load(society.prior)
     questions = sources.distinct(asked)
-    answers_by_label(society, prior, society.populations)
+    profiles = load_profiles(society)
+    answers_by_label(society, prior, society.populations, {one.label for one in profiles if one.label is not None})
     table, recall = question_table(society, config.run.seed, questions, prior, folder)
     if recall is not None:
         recall.check(society)
@@ -54,8 +58,18 @@ def make_worlds(
         speakers=[Speaker(first), *(Speaker(engine, part.instructions) for engine, part in parts)],
         observer=Speaker(observer),
         choices={one.question: one.choices for one in asked if one.choices is not None},
+        profiles=profiles,
     )
     return [World(setting, number, *rank) for number in numbers], {} if recall is None else dataclasses.asdict(recall)
+
+
+def write_profiles(worlds: Sequence[World], folder: Path) -> list[str]:
+    """Writes the profiles that agents of some worlds have, one a line; the file's name, nothing where there is none."""
+    used = {one.number: one for world in worlds for one in world.used_profiles()}
+    if not used:
+        return []
+    write_atomic(folder / "profiles.jsonl", "".join([to_line(used[number]) for number in sorted(used)]))
+    return ["profiles.jsonl"]
 
 
 def write_graphs(society: SocietySection, worlds: Sequence[World], folder: Path) -> list[str]:

@@ -154,7 +154,7 @@
     element("div", `saying ${className}`, element("p", "who", who), element("p", "", text === null ? "nothing" : text));
   const rated = (value) => (value === null ? "not rated" : value.toFixed(2));
 
-  function turn({ role, agent, text, rating: given, observed, recalled, judges, taken }, number, turns) {
+  function turn({ role, agent, text, rating: given, observed, recalled, data, judges, taken }, number, turns, named) {
     const made = [];
     const before = turns[number - 1]?.recalled;
     const again = recalled && before && before.question === recalled.question && before.answer === recalled.answer;
@@ -169,8 +169,10 @@
       return made;
     }
     const ratings = Object.entries(observed).map(([criterion, value]) => `${criterion} ${rated(value)}`);
-    const who = `${role[0].toUpperCase()}${role.slice(1)}${ratings.length ? ": " : ""}${ratings.join(", ")}`;
+    const speaker = named.length > 1 ? `Agent ${agent}, ` : "";
+    const who = `${speaker}${speaker ? role : role[0].toUpperCase() + role.slice(1)}${ratings.length ? ": " : ""}${ratings.join(", ")}`;
     made.push(saying(!ratings.length ? "" : role === turns[turns.length - 1].role ? "outcome" : "observed", who, text));
+    if (data !== null) made.push(element("p", "meta", data));
     return made;
   }
 
@@ -179,7 +181,9 @@
     const made = element("article", "item",
       element("h4", "", item.question),
       element("p", "meta", `World ${item.world}, round ${item.round}, agent ${item.agent}, ${item.label}${part}`),
-      ...item.turns.flatMap(turn));
+      ...item.members.filter(({ name, about }) => name !== null || about.length).map(({ agent, name, about }) =>
+        element("p", "meta", `Agent ${agent}: ${[name, ...about].filter((text) => text !== null).join(", ")}`)),
+      ...item.turns.flatMap((one, number, turns) => turn(one, number, turns, item.members)));
     if (item.failure !== null) made.append(saying("", "Failed", item.failure));
     return made;
   }

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from salign.config import Criterion, Kind, SocietySection
 from salign.engines.base import Reply
 from salign.errors import CallRejectedError
-from salign.records import Interaction, Member, Observation, Recalled, Turn
+from salign.records import Interaction, Member, Observation, Profile, Recalled, Turn
 from salign.society.calls import Calls, Tally, UnansweredError, together
 from salign.society.replies import flags_of
 from salign.society.sources import Choices
@@ -24,12 +24,14 @@ from salign.tracking.metrics import mean
 class State(NamedTuple):
     """What an agent brings to an interaction of round r: its state as it stood after round r-1.
 
-    `recalled` is what it remembers of the question; `notes` are its own, by name, and are not to be changed in place.
+    `recalled` is what it remembers of the question; `notes` are its own, by name, and are not to be changed in place;
+    `profile` says who it is, where the society has profiles.
     """
 
     agent: int
     recalled: Recalled | None
     notes: Mapping[str, Any]
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True, slots=True)
