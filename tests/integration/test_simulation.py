@@ -626,7 +626,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("room", [20_000, 60_000])
+@pytest.mark.parametrize("room", [40_000, 80_000])
 def test_a_full_disk_ends_the_shard_with_one_error_and_it_goes_on_when_there_is_room(
     tmp_path, small_disk, served, room
 ):
