@@ -18,8 +18,10 @@ from salign.config import Config
 from salign.dataset.check import check_dataset
 from salign.digests import ModelDigest, identify
 from salign.engines.check import check_engines, models_of
-from salign.errors import StageError
+from salign.engines.journal import drop_answers, served_names
+from salign.errors import ConfigError, StageError
 from salign.evaluation.check import check_evaluation
+from salign.locks import lock
 from salign.manifest import write_manifest
 from salign.plan import Unit, complete, state, to_run, units
 from salign.report.generations import print_generations
@@ -82,12 +84,14 @@ class LaunchOptions:
         prepare: Only make the run's folder, for stages to be run one by one.
         wait: Stay, and show how far Slurm's jobs are, until they are done.
         replace: Cancel the run's live jobs first.
+        drop_answers_of: Make the calls again that a server answered under this model's name.
     """
 
     dry_run: bool = False
     prepare: bool = False
     wait: bool = False
     replace: bool = False
+    drop_answers_of: str | None = None
 
 
 def launch(config: Config, console: Console, options: LaunchOptions = LaunchOptions()) -> None:
@@ -110,6 +114,8 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
             print_plan(*one, console)
             _show_jobs(scheduler_of(*one), one[1], to_run(units(*one)), console)
         return
+    if options.drop_answers_of is not None:
+        _drop_answers(everything, left, options, console)
     if options.prepare:
         prepare(config, hashes)
         console.print(f"{run.path} is ready", highlight=False, soft_wrap=True)
@@ -196,6 +202,26 @@ def open_or_prepare(path: Path) -> RunDir:
         ConfigError: It is neither.
     """
     return prepare(compose.load(path)) if path.suffix in (".yaml", ".yml") else open_run(path)
+
+
+def _drop_answers(
+    everything: Sequence[tuple[RunDir, Config]], left: Sequence[Unit], options: LaunchOptions, console: Console
+) -> None:
+    """Removes a served model's answers from the journals of units that are not done."""
+    served = options.drop_answers_of or ""
+    num, names = 0, set[str]()
+    with claim_run(everything[0][1]):
+        for run, _ in everything:
+            _refuse_live_jobs(run, replace=options.replace)
+        for unit in left:
+            for folder in {path.parent for path in unit.folder.rglob("journal-*")}:
+                with lock(unit.folder / ".lock", unit.name):
+                    names |= served_names(folder)
+                    num += drop_answers(folder, served)
+    if not num:
+        there = f"they came as {', '.join(map(repr, sorted(names)))}" if names else "none came with a name"
+        raise ConfigError(f"--drop-answers-of: no answer of what is not done came as {served!r}; {there}.")
+    console.print(f"{num} answers of {served} are dropped; their calls are made again", markup=False, highlight=False)
 
 
 # --- jobs of a scheduler -------------------------------------------------------------------------

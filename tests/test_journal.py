@@ -13,7 +13,7 @@ from journals import records_of, rewrite, write_records
 from salign.config import Sampling
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
-from salign.engines.journal import CallKeys, Journal, ReplayEngine, written_header
+from salign.engines.journal import CallKeys, Journal, ReplayEngine, drop_answers, served_names, written_header
 from salign.engines.opening import metered
 from salign.errors import CallRejectedError, EngineError, StageError
 
@@ -325,6 +325,30 @@ def test_only_what_is_missing_is_asked(tmp_path):
         assert again == said
         assert (model.num_asked, engine.num_journaled) == (len(CALLS) - answered, answered)
         assert dict(records_of(tmp_path)).keys() == dict(records).keys()
+
+
+@pytest.mark.parametrize("writer", [0, None], ids=["new", "journaled"])
+def test_a_second_name_is_an_error_that_says_both_and_the_call(tmp_path, writer):
+    class Exchanged(Model):
+        async def generate(self, prompt, sampling, seed):
+            return Reply("hello", 1, 1, "old" if seed < 3 else "new" if seed < 5 else None)
+
+    async def calls(engine):
+        for seed in (0, 5, 1, 2):
+            await engine.generate(Prompt("hello"), Sampling(), seed)
+        with pytest.raises(
+            EngineError, match=r"came as 'old' \(3 of them\), and that to call 5 as 'new': the server must"
+        ):
+            await engine.generate(Prompt("hello"), Sampling(), 3)
+
+    through_journal(tmp_path, Exchanged(), calls=calls)
+    if writer is None:
+        through_journal(tmp_path, Model(), calls=calls, writer=None)
+    assert len(records_of(tmp_path)) == 5  # the one that stopped it too
+    assert served_names(tmp_path) == {"old", "new"}
+    assert drop_answers(tmp_path, "new") == 1
+    assert served_names(tmp_path) == {"old"}
+    assert len(records_of(tmp_path)) == 4
 
 
 def test_an_engine_that_fails_is_asked_again(tmp_path):

@@ -1,7 +1,7 @@
 """Runs the whole pipeline: society, alignment data, training, evaluation. Launch again to continue where it stopped.
 
 python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare] [--wait] [--replace]
-                      [--skip-bad]
+                      [--skip-bad] [--drop-answers-of=NAME]
 """
 
 import argparse
@@ -32,6 +32,11 @@ def main() -> None:
     )
     parser.add_argument("--wait", action="store_true", help="Slurm: stay and show progress until the run is done")
     parser.add_argument("--replace", action="store_true", help="Slurm: cancel the run's live jobs first")
+    parser.add_argument(
+        "--drop-answers-of",
+        metavar="NAME",
+        help="make the calls of what is not done again that a server answered under this model's name",
+    )
     parser.add_argument("--skip-bad", action="store_true", help="skip and count malformed rows of training data")
     args = parser.parse_intermixed_args()
     files = [word for word in args.words if "=" not in word]
@@ -44,5 +49,11 @@ def main() -> None:
     config = compose.load(Path(files[0]) if files else compose.shipped("quickstart.yaml"), overrides)
     if args.skip_bad:
         config = compose.skipping_bad(config)
-    options = LaunchOptions(dry_run=args.dry_run, prepare=args.prepare, wait=args.wait, replace=args.replace)
+    options = LaunchOptions(
+        dry_run=args.dry_run,
+        prepare=args.prepare,
+        wait=args.wait,
+        replace=args.replace,
+        drop_answers_of=args.drop_answers_of,
+    )
     launch(config, plain_console(), options)

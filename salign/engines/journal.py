@@ -196,6 +196,28 @@ def written_header(folder: Path) -> dict[str, Any]:
     return header
 
 
+def _served(row: bytes) -> str | None:
+    """The model's name as the server gave it with a recorded answer."""
+    with contextlib.suppress(ValueError, AttributeError):
+        name = orjson.loads(row).get("served")
+        return name if isinstance(name, str) else None
+    return None
+
+
+def served_names(folder: Path) -> set[str]:
+    """Under which names the answers of a folder's journal came."""
+    return {name for _, row in recordlog.read_records(folder) if (name := _served(row)) is not None}
+
+
+def drop_answers(folder: Path, served: str) -> int:
+    """Removes the answers that came under a name from a journal that nobody has open.
+
+    Returns:
+        How many there were.
+    """
+    return recordlog.drop_records(folder, lambda row: _served(row) == served)
+
+
 class Journaled:
     """Answers from the journal what it holds, at once and for nothing, and records in it what the engine answers.
 

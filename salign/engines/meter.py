@@ -8,7 +8,7 @@ from salign.config import Sampling
 from salign.engines.base import FIRST, Call, Engine, Handler, Priority, Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.sentences import shorten
-from salign.errors import CallRejectedError
+from salign.errors import CallRejectedError, EngineError
 
 
 class MeteredEngine:
@@ -98,6 +98,16 @@ class MeteredEngine:
         self.shared_characters += call.prompt.num_shared
         if reply.served is not None:
             self.served[reply.served] += 1
+            if len(self.served) > 1:
+                raise self._other_model(reply.served)
+
+    def _other_model(self, name: str) -> EngineError:
+        first, num = next(iter(self.served.items()))
+        return EngineError(
+            f"the answers of {self.identity} came as {first!r} ({num} of them), and that to call {self.num_calls} as "
+            f"{name!r}: the server must serve a single model. All are in the journal. Serve {first!r} again and "
+            f"launch with --drop-answers-of={name}, which makes the calls again that {name!r} answered; or the reverse."
+        )
 
     def facts(self) -> dict[str, Any]:
         """What the engine measured of itself when it opened."""

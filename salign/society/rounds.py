@@ -266,7 +266,7 @@ class Validity:
         num_calls, num_refused = facts["num_calls"], facts["num_refused_calls"]
         crossed = [
             f"answers of {model} came with several model names ({', '.join(names)}): the server must serve a single "
-            "model"
+            "model (launch --drop-answers-of=NAME makes the calls again that one of them answered)"
             for model, names in facts["served"].items()
             if len(names) > 1
         ]

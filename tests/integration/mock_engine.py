@@ -47,7 +47,11 @@ class Engine:
         if fails:
             return web.json_response({"error": {"message": "injected failure"}}, status=500)
         self._answered.setdefault(body, []).append(time.time())
-        return web.json_response(answer(json.loads(body), args))
+        said = answer(json.loads(body), args)
+        if args.exchange_at and self._num_requests >= args.exchange_at:
+            said["model"] = "other"
+            said["choices"][0]["message"]["content"] += " So says another."
+        return web.json_response(said)
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": self._args.model}]})
@@ -90,6 +94,7 @@ def main() -> None:
     parser.add_argument("--fail-every", type=int, default=0, help="... one is answered with HTTP 500")
     parser.add_argument("--hang-every", type=int, default=0, help="... one is never answered")
     parser.add_argument("--refuse-at", type=int, default=0, help="this request is answered with HTTP 402")
+    parser.add_argument("--exchange-at", type=int, default=0, help="from this request on another model answers")
     parser.add_argument("--garble-every", type=int, default=0, help="of so many payloads, one gets no rating")
     args = parser.parse_args()
     engine = Engine(args)

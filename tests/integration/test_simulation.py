@@ -432,6 +432,32 @@ def test_failures_and_hangs_are_bridged_and_unread_ratings_counted(tmp_path):
     assert {rating for rating in ratings if rating is not None} <= {float(number) for number in range(1, 8)}
 
 
+def test_an_answer_under_another_name_ends_the_shard_and_what_it_said_can_be_dropped(tmp_path, served):
+    with Mock("--exchange-at", 200) as mock:
+        run = prepare(tmp_path, SERVED, mock.section())
+        done = simulate(run)
+        assert done.returncode == 1
+        said_once(
+            done.stderr, "the answers of mock came as 'mock' (", "as 'other': the server must serve a single model"
+        )
+        again = simulate(run)
+        assert (again.returncode, "came as 'mock'" in again.stderr) == (1, True)
+        others = {key.hex() for key, row in records(run) if b'"other"' in row}
+        assert 1 <= len(others) <= 3 * MAX_IN_FLIGHT
+        kept = keys_of(run) - others
+        mock.kill()
+        mock.start()
+        config = str(run.path / "config.yaml")
+        nobody = launch(config, "--prepare", "--drop-answers-of=nobody", env=env())
+        assert nobody.returncode == 2
+        assert "no answer of what is not done came as 'nobody'; they came as 'mock', 'other'." in nobody.stderr
+        dropped = launch(config, "--prepare", "--drop-answers-of=other", env=env())
+        assert f"{len(others)} answers of other are dropped" in dropped.stdout, dropped.stderr
+        assert keys_of(run) == kept
+        assert complete(run) == served
+        assert mock.answered().keys() == keys_of(run) - kept
+
+
 def test_a_model_that_gives_no_ratings_fails_the_gate_with_figures(tmp_path):
     with Mock("--garble-every", 1) as mock:
         run = prepare(tmp_path, SERVED, mock.section())
