@@ -41,6 +41,11 @@ def is_in_job() -> bool:
     return any(name in os.environ for name in _JOB_IDS)
 
 
+def job_here() -> str:
+    """The id of the scheduler's job that this process is part of; "" outside of jobs."""
+    return next((os.environ[name] for name in _JOB_IDS if name in os.environ), "")
+
+
 def stand_alone() -> int:
     """Makes this process, one of several that a job started to work apart, a process of its own.
 

@@ -1,4 +1,7 @@
-"""Locks that processes hold on a run and its units; the system releases them however a process ends."""
+"""Locks that processes hold on a run and its units; the system releases them however a process ends.
+
+Where a file system has no flock (NFS without lockd, Lustre without its mount option), `salign.leases` stands for it.
+"""
 
 import contextlib
 import errno
@@ -11,14 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from salign import leases
 from salign.errors import StageError
-from salign.launchers import is_in_job
+from salign.launchers import is_in_job, job_here
 
 # Not one try alone: is_locked may hold a lock for a moment, and a process whose launcher was killed a little longer.
 _LOCK_PATIENCE_S = 3.0
 # In a scheduler's job, which may be started again on another node: a shared file system may keep the lock of a process
 # that a dead node had.
 _LOCK_PATIENCE_OF_JOB_S = 60.0
+_NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+_leases: dict[Path, leases.Lease] = {}
 
 
 @contextlib.contextmanager
@@ -26,25 +33,45 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock while the block runs; the system frees it however the process ends.
 
     Raises:
-        StageError: Another process holds it, and `wait` is not set.
+        StageError: Another process holds it, and `wait` is not set; or the file system can keep no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    patience_s = _LOCK_PATIENCE_OF_JOB_S if is_in_job() else _LOCK_PATIENCE_S
+    patience_s = math.inf if wait else _LOCK_PATIENCE_OF_JOB_S if is_in_job() else _LOCK_PATIENCE_S
+    holder = f"process {os.getpid()} on {platform.node()}" + (f" (job {job_here()})" if is_in_job() else "")
     with _open(path, os.O_RDWR | os.O_CREAT) as file:
-        if not _try_lock(file, seconds=math.inf if wait else patience_s):
+        if not _has_flock(file):
+            lease = leases.acquire(path, holder, patience_s=patience_s, what=what)
+            _leases[path] = lease
+            try:
+                yield
+            finally:
+                del _leases[path]
+                lease.release()
+            return
+        if not _try_lock(file, path, patience_s):
             file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise StageError(
-                f"{what} is already being worked on by {holder}. Wait for it (python jobs/status.py shows it), or end "
-                "that process and try again."
-            )
+            raise StageError(leases.held_message(what, file.read().strip() or "another process"))
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.write(holder)
         file.flush()
         try:
             yield
         finally:
             file.truncate(0)
+
+
+def require_held(path: Path) -> None:
+    """Before something is declared done: that this process still has a lock which it took.
+
+    Raises:
+        StageError: Another process has taken it since.
+    """
+    lease = _leases.get(path)
+    if lease is not None and lease.is_lost():
+        raise StageError(
+            f"the lock {path} was lost: this process showed no sign of life for a minute, and another one goes on with "
+            "the work. Nothing was declared done; wait for that one."
+        )
 
 
 def _open(path: Path, flags: int) -> IO[str]:
@@ -58,7 +85,24 @@ def _open(path: Path, flags: int) -> IO[str]:
     return os.fdopen(descriptor, "r+" if flags & os.O_RDWR else "r")
 
 
-def _try_lock(file: IO[str], seconds: float) -> bool:
+def _has_flock(file: IO[str]) -> bool:
+    """Whether the file's file system has flock: asked by a shared lock for a moment, which nobody is kept from."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno in _NO_FLOCK:
+            return False
+        raise StageError(
+            f"the file system of {file.name} keeps no locks ({error.strerror}), which a run needs. Set run.root, or "
+            "SALIGN_CACHE for the cache, to another one."
+        ) from error
+    return True
+
+
+def _try_lock(file: IO[str], path: Path, seconds: float) -> bool:
     end = time.monotonic() + seconds
     while True:
         try:
@@ -68,7 +112,8 @@ def _try_lock(file: IO[str], seconds: float) -> bool:
                 return False
             time.sleep(0.05)
         else:
-            return True
+            # Another node of the same file system may be without flock.
+            return not leases.is_held(path)
 
 
 def is_locked(path: Path) -> bool:
@@ -80,4 +125,7 @@ def is_locked(path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-    return False
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
+    return leases.is_held(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from salign.errors import SalignError, StageError, explain_os_error, presentable
+from salign.locks import require_held
 from salign.machine import this_machine
 from salign.storage import sha256, write_atomic
 
@@ -43,7 +44,11 @@ def mark_done(folder: Path, names: list[str], inputs: Mapping[str, str], facts: 
         names: Its files, relative to the folder.
         inputs: Name to digest of each stage that it was made from.
         facts: Counts and figures.
+
+    Raises:
+        StageError: This process has lost the lock of the folder.
     """
+    require_held(folder / ".lock")
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
     done = Done(dict(facts), files, dict(inputs), this_machine())
     text = json.dumps(dataclasses.asdict(done), indent=2) + "\n"

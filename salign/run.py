@@ -66,9 +66,8 @@ class RunDir:
 
         So it is where the tasks of an array begin at the same time.
         """
-        return path in (self.launch_lock, self.logs, self.config_file) or path.name.startswith(
-            f".{self.config_file.name}."
-        )
+        beginnings = (self.launch_lock.name, f".{self.config_file.name}.")
+        return path in (self.logs, self.config_file) or path.name.startswith(beginnings)
 
     def shard(self, index: int) -> Path:
         return self.path / "simulate" / f"shard-{index:05d}"

@@ -12,7 +12,8 @@ shown
 errors launchers architecture seeds garbage
 chat documents files config
 columns records compose
-machine storage locks blocks
+machine storage leases blocks
+locks
 markers recordlog
 run
 plan
