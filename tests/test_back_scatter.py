@@ -29,6 +29,7 @@ from salign.society.calls import Calls, Speaker
 from salign.society.prompts import Judged, Wording
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Conversation, Query, Seat, State, Update
+from salign.society.topology import make_topology
 
 QUESTION = "How do I apologise to my sister?"
 AUDIENCE = (11, 13, 17, 19)
@@ -78,7 +79,8 @@ async def held(actor: Actor, *, seed=0, gate=64, audience=AUDIENCE, publish=None
         return await protocol.answer(calls, state(member), QUESTION, query), calls.tally
 
     leader = Member(12, "good", None, "actor")
-    seat = Seat(2, 3, (leader,), (state(12),), question=QUESTION, audience=audience)
+    topology = make_topology(society.topology, seed, 2)
+    seat = Seat(2, 3, (leader,), (state(12),), topology=topology, question=QUESTION, audience=audience)
     agent, judge = (Calls(society, wording, who, place) for who in (speaker, observer))
     conversation = Conversation(protocol, seat, (agent,), judge, ask=ask, look=nothing)
     return await conversation.hold(publish or (lambda updates: None))

@@ -13,7 +13,7 @@ from salign.errors import CallRejectedError
 from salign.records import Turn
 from salign.report.society import SocietyReader
 from salign.society import prompts
-from salign.society.calls import spoken
+from salign.society.calls import UnansweredError, spoken
 from salign.society.protocols import PROTOCOLS, protocol_of
 from salign.society.protocols.base import Protocol, Update
 from salign.society.protocols.sample import Sample
@@ -223,6 +223,27 @@ def test_observers_rate_what_a_member_says_if_its_role_is_observed(monkeypatch):
     protocol = protocol_of(SocietySection(protocol={"kind": "sample"}))
     of_one, of_three = ({(r.world, r.number): r.metrics(protocol) for r in life.rounds} for life in (one, three))
     assert of_three == of_one
+
+
+@pytest.mark.parametrize("error", [CallRejectedError("refused"), UnansweredError("no answer")], ids=["refused", "none"])
+def test_a_member_that_cannot_say_what_it_is_asked_for_is_a_failure_in_the_record_wherever_it_lives(monkeypatch, error):
+    class Silent(Pair):
+        async def answer(self, calls, state, question, query):
+            turn = await super().answer(calls, state, question, query)
+            if state.agent in (3, 4):
+                raise error
+            return turn
+
+    monkeypatch.setitem(PROTOCOLS, "sample", Silent)
+    monkeypatch.setattr(SampleProtocol, "asks_audience", True)
+    one, two = (held("sample", num_ranks=num_ranks, max_rounds=3) for num_ranks in (1, 2))
+    assert two.file == one.file
+    failed = [interaction for interaction in one.interactions if interaction.failure is not None]
+    assert 0 < len(failed) < len(one.interactions)
+    for interaction in failed:
+        assert interaction.failure == str(error)
+        assert [turn.agent for turn in interaction.turns] == [interaction.agent]
+        assert interaction.num_calls == 4  # the member's, too
 
 
 # --- sample ---------------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ def _chosen_groups(
     if ratio is None:
         yield groups
         return
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=folder, buffering=1 << 18) as file:
         counts: Counter[Kind] = Counter()
         for group in groups:
             counts[kind_of(group)] += 1

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from salign.config import SocietySection
+from salign.errors import CallRejectedError
 from salign.records import Interaction, Member, Profile, Recalled
-from salign.society.calls import Calls, Speaker
+from salign.society.calls import Calls, Speaker, UnansweredError
 from salign.society.casts import Casts
 from salign.society.memory import QuestionTable
 from salign.society.notes import Notes
@@ -255,7 +256,8 @@ class World:
         """What is asked of an agent that lives here, as soon as its state after the round before is there.
 
         Returns:
-            Of `Ask` the turn and what it took, of `Look` the note or None, of `Join` the agent's state.
+            Of `Ask` the turn, or why there is none, and what it took; of `Look` the note or None; of `Join` the agent's
+            state.
 
         Raises:
             EngineError: The member's engine is at fault.
@@ -267,7 +269,10 @@ class World:
                 state = self._state(member, request.question, after_round)
                 calls = self._calls(self._speaker(member), request.round, request.agent)
                 question = self._setting.table.questions[request.question]
-                return await self._protocol.answer(calls, state, question, request.query), calls.tally
+                try:
+                    return await self._protocol.answer(calls, state, question, request.query), calls.tally
+                except (UnansweredError, CallRejectedError) as error:
+                    return str(error), calls.tally
             case Look():
                 notes = self._notes.get(member)
                 return None if notes is None else notes.read(request.note, after_round)

@@ -182,14 +182,19 @@ class Protocol(ABC, Generic[Section]):
     async def answer(self, calls: Calls, state: State, question: str, query: Query) -> Turn:
         """What a member that is asked says: a function of its own state and the query.
 
-        It may be held in another process than the interaction. So whatever is refused or empty is a turn without text,
-        and `interact` decides whether it can go on; an error that is raised here ends the run.
+        It may be held in another process than the interaction. A turn without text leaves it to `interact` whether it
+        can go on; without this turn, the interaction fails.
 
         Args:
             calls: The member's.
             state: The member's.
             question: Of the interaction.
             query: What it is asked.
+
+        Raises:
+            UnansweredError: It cannot say what it is asked for.
+            CallRejectedError: The engine refuses a call without which it cannot.
+            EngineError: The engine itself is at fault.
         """
         raise NotImplementedError(f"{type(self).__name__} asks nobody")
 
@@ -224,7 +229,7 @@ class Conversation:
         seat: Who, what, and who may be asked.
         agents: The calls of each of the cast.
         observer: The observers' calls.
-        ask: Asks one member.
+        ask: Asks one member: what it says, or why it cannot, and what that took.
         look: Reads an agent's note of a name; None where it has none.
     """
 
@@ -235,7 +240,7 @@ class Conversation:
         agents: Sequence[Calls],
         observer: Calls,
         *,
-        ask: Callable[[int, Query], Coroutine[Any, Any, tuple[Turn, Tally]]],
+        ask: Callable[[int, Query], Coroutine[Any, Any, tuple[Turn | str, Tally]]],
         look: Callable[[int, str], Coroutine[Any, Any, Any]],
     ) -> None:
         self.seat = seat
@@ -291,13 +296,22 @@ class Conversation:
         """Asks members, all at once, about the turn that was said last; their turns, which are added.
 
         Observers rate those with a text whose role is one that they do.
+
+        Raises:
+            UnansweredError: One of them cannot say what it is asked for; what the others say is added.
         """
         query = Query(text, about=len(self._turns) - 1, data=data or {})
-        heard = await together(*(self._ask(member, query) for member in members))
-        for turn, tally in heard:
-            self._add(turn, f"{turn.role}:{turn.agent}")
+        turns, failures = [], []
+        for said, tally in await together(*(self._ask(member, query) for member in members)):
             self._asked.add(tally)
-        return [turn for turn, _ in heard]
+            if isinstance(said, str):
+                failures.append(said)
+            else:
+                self._add(said, f"{said.role}:{said.agent}")
+                turns.append(said)
+        if failures:
+            raise UnansweredError(failures[0])
+        return turns
 
     async def read(self, agents: Sequence[int], note: str) -> list[Any]:
         """Each agent's note of a name, as it stood after the round before; None where it had none.
