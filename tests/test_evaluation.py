@@ -22,11 +22,12 @@ from salign.evaluation.check import check_evaluation
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.figures import about_judging, values_of
 from salign.evaluation.judge import JUDGE_VERSION, Judge
-from salign.evaluation.judged import RATED, Item, Sample, answer_all, attacks, items, refusal_position
+from salign.evaluation.judged import RATED, Item, Sample, answer_all, attacks, items
 from salign.evaluation.versions import settings_of_judges
 from salign.markers import mark_done, read_done
 from salign.run import create_run
 from salign.seeds import derive
+from salign.society.refusals import refusal_position
 from salign.training.distributed import Ranks
 
 STORIES = [

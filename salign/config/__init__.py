@@ -48,6 +48,7 @@ from salign.config.protocols import (
     RelayProtocol,
     SampleProtocol,
 )
+from salign.config.rules import CopyRule, LengthRule, PatternRule, RefusalRule, Rule
 from salign.config.society import (
     Ablation,
     CompleteTopology,
@@ -119,6 +120,7 @@ __all__ = [
     "CoHObjective",
     "CompleteTopology",
     "Config",
+    "CopyRule",
     "Criterion",
     "CriticsProtocol",
     "CsvProfiles",
@@ -152,6 +154,7 @@ __all__ = [
     "Judge",
     "Kind",
     "LayersTopology",
+    "LengthRule",
     "ListwiseDPOObjective",
     "LoRA",
     "LocalCluster",
@@ -163,6 +166,7 @@ __all__ = [
     "OpenAIEngine",
     "ParquetProfiles",
     "ParquetSource",
+    "PatternRule",
     "PeopleProfiles",
     "Population",
     "Price",
@@ -174,9 +178,11 @@ __all__ = [
     "RatedData",
     "RatingWay",
     "Ratio",
+    "RefusalRule",
     "RehearsalProtocol",
     "RelayProtocol",
     "Rows",
+    "Rule",
     "RunData",
     "RunSection",
     "SFTObjective",

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from salign.config.base import NotBool, Section, unless
+from salign.config.rules import Rule
 
 Scale = tuple[int, int]
 """The lowest and the highest rating; those between are whole numbers."""
@@ -41,13 +42,15 @@ class Criterion(Section):
     scale: tuple[Annotated[int, NotBool], Annotated[int, NotBool]] = SCALE
     """The lowest and the highest rating, whole numbers from 0 to 100. A scale that ends at 9 or below is read as
     `society.rating` says, another from words."""
-    wording: Annotated[str, Field(min_length=1)]
+    wording: str = ""
     """What observers are asked, with what both ends of the scale mean. It may be left out for a name that has one."""
+    rule: Rule | None = None
+    """Rates instead of observers: exact, and without a call."""
 
     @model_validator(mode="before")
     @classmethod
     def _worded(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "wording" not in value and value.get("name") in WORDINGS:
+        if isinstance(value, dict) and value.get("name") in WORDINGS and not {"wording", "rule"} & value.keys():
             scale = value.get("scale", SCALE)
             if isinstance(scale, list | tuple) and tuple(scale) != SCALE:
                 raise ValueError(
@@ -61,6 +64,10 @@ class Criterion(Section):
     def _possible(self) -> "Criterion":
         low, high = self.scale
         mistakes = []
+        if bool(self.wording) == (self.rule is not None):
+            mistakes.append(f"{self.name} needs a wording, by which observers are asked, or a rule, and not both")
+        if self.rule is not None and self.name in WORDINGS:
+            mistakes.append(f"{self.name} is what observers rate by their wording of it: give the rule another name")
         if not low < high:
             mistakes.append(f"scale [{low}, {high}] is empty: give [lowest, highest], such as [1, 7]")
         if low < 0 or high > _HIGHEST:

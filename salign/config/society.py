@@ -244,7 +244,8 @@ class SocietySection(Section):
     @property
     def observers_rate(self) -> Literal["logprob", "parse", "both"]:
         """How observers' ratings are read: a scale without single digits has none whose probability could be."""
-        in_words = {self.rating == "parse" or not criterion.has_digits for criterion in self.observed_criteria}
+        asked = [criterion for criterion in self.observed_criteria if criterion.rule is None]
+        in_words = {self.rating == "parse" or not criterion.has_digits for criterion in asked}
         if self.observer_check is not None:  # by alignment
             in_words.add(self.rating == "parse")
         return "both" if len(in_words) > 1 else "parse" if True in in_words else "logprob"

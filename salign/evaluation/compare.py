@@ -92,7 +92,7 @@ def compare(run: RunDir, config: Config, models: Sequence[str]) -> Comparison:
             config.stage(model)
         remedy = f"Run `python jobs/evaluate.py {run.path} --model {model}`, or launch again."
         require_done(run.evaluation(model), f"the evaluation of {model}", remedy)
-    return _compare({model: run.evaluation(model) for model in models}, config)
+    return _compare(models, {model: run.evaluation(model) for model in models}, config)
 
 
 def compare_generations(run: RunDir, config: Config) -> Comparison:
@@ -106,13 +106,12 @@ def compare_generations(run: RunDir, config: Config) -> Comparison:
         folders = {"base": run.evaluation("base"), **folders}
     for name, folder in folders.items():
         require_done(folder, f"the evaluation of generation {name}", f"Launch {run.config_file} again.")
-    return _compare(folders, config)
+    return _compare(list(folders), folders, config)
 
 
-def _compare(folders: Mapping[str, Path], config: Config) -> Comparison:
-    """Evaluations, by the names of their models."""
+def _compare(models: Sequence[str], folders: Mapping[str, Path], config: Config) -> Comparison:
+    """Evaluations of models, in the folders of their names."""
     results, values = {}, {}
-    models = tuple(folders)
     for model, folder in folders.items():
         results[model] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         values[model] = values_of(row for _, row in read_rows(folder / "samples.jsonl"))
@@ -129,7 +128,7 @@ def _compare(folders: Mapping[str, Path], config: Config) -> Comparison:
         "judging": {model: results[model]["judging"] for model in models},
         "skipped": results[models[0]]["skipped"],
     }
-    return Comparison(models, figures, differences, results[models[0]]["versions"], facts)
+    return Comparison(tuple(models), figures, differences, results[models[0]]["versions"], facts)
 
 
 def _check_versions(folders: Mapping[str, Path], results: Mapping[str, Mapping[str, Any]]) -> None:

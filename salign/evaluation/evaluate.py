@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salign.config import JUDGED, Config, GroupsData
+from salign.config import JUDGED, Config, Criterion, GroupsData
 from salign.dataset.collect import check_leaks
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import prompts_in
@@ -187,7 +187,7 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
         rows = _measure_tasks(means, model, work.tasks)
         judged = _judge_answers(means, model, work.items)
         if ranks.is_main:
-            rows += [sample_row(sample) for sample in judged.samples]
+            rows += [sample_row(sample, _rules(config)) for sample in judged.samples]
             results = _results(config, name, work, rows, judged)
             results["leak_check"] = leaks
             _write(folder, rows, results)
@@ -290,9 +290,14 @@ def _mirror(run: RunDir, config: Config, samples: list[Sample], results: Row) ->
     with open_mirror(run, config, "evaluate", results["model"]) as mirror:
         figures = results["figures"]
         mirror.log({f"eval/{name}/{part}": value for name, row in figures.items() for part, value in row.items()})
-        shown = [sample_row(sample) for sample in samples[: config.tracking.num_table_rows]]
+        shown = [sample_row(sample, _rules(config)) for sample in samples[: config.tracking.num_table_rows]]
         columns = ["benchmark", "prompt", "answer", "ratings"]
         mirror.table("eval/samples", columns, [[*(row[name] for name in columns[:3]), _said(row)] for row in shown])
+
+
+def _rules(config: Config) -> list[Criterion]:
+    """The criteria of the society that need no judge."""
+    return [criterion for criterion in config.society.observed_criteria if criterion.rule is not None]
 
 
 def _said(row: Row) -> str:

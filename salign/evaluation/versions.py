@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from salign.config import Config, Effect, selected
 from salign.evaluation import judge as judging
-from salign.evaluation.judged import ATTACKS_VERSION, OVER_REFUSAL_VERSION, REFUSALS_VERSION
+from salign.evaluation.judged import ATTACKS_VERSION, OVER_REFUSAL_VERSION
 from salign.society.prompts import PROMPTS_VERSION
+from salign.society.refusals import REFUSALS_VERSION
+from salign.society.rules import RULES_VERSION
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -20,6 +22,7 @@ Row = dict[str, Any]
 def versions_of(config: Config, tasks: "dict[str, Task]", rows: Sequence[Row], identities: Mapping[str, str]) -> Row:
     """All that must be the same for two models to be compared."""
     section = config.evaluate
+    rules = [criterion for criterion in config.society.observed_criteria if criterion.rule is not None]
     data: dict[str, Any] = {}
     for row in rows:
         seen = data.setdefault(row["benchmark"], hashlib.sha256())
@@ -38,6 +41,7 @@ def versions_of(config: Config, tasks: "dict[str, Task]", rows: Sequence[Row], i
         **{f"judge {name}": identity for name, identity in identities.items()},
         **{f"settings of judge {name}": settings_of_judges(config)[name] for name in identities},
         "rating": config.society.rating,
+        "rules": [RULES_VERSION, *(rule.model_dump(mode="json") for rule in rules)] if rules else None,
         "answer": section.answer.model_dump(),
         "settings of answers": settings_of_answers(config),
         "chat_template": section.chat_template,

@@ -164,6 +164,8 @@ class Validity:
     """How often who rated by what gave which rating, to three places."""
     scales: Mapping[str, Scale] = field(default_factory=dict)
     """Of the criteria that observers rate; all others rate from 1 to 7."""
+    exact: frozenset[str] = frozenset()
+    """The criteria that have a rule: that all rate alike says nothing against it."""
     num_texts: int = 0
     num_flagged: int = 0
     flags: Counter[str] = field(default_factory=Counter)
@@ -172,7 +174,8 @@ class Validity:
     def of(cls, protocol: Protocol[Any]) -> "Validity":
         """Of no round yet."""
         scales = {criterion.name: criterion.scale for criterion in protocol.society.observed_criteria}
-        return cls(RecallRecord(protocol.reminded), scales=scales)
+        exact = frozenset(criterion.name for criterion in protocol.rules)
+        return cls(RecallRecord(protocol.reminded), scales=scales, exact=exact)
 
     def add(self, round_: Round) -> None:
         """Takes up a round that is complete."""
@@ -311,7 +314,7 @@ class Validity:
         for name, sd in self.rating_sds.items():
             given, (low, high) = self.ratings[name], self.scales.get(name, SCALE)
             needed = gates.min_rating_sd * (high - low) / (SCALE[1] - SCALE[0])
-            if given.total() >= _MIN_RATINGS and sd < needed:
+            if name not in self.exact and given.total() >= _MIN_RATINGS and sd < needed:
                 scale = "" if (low, high) == SCALE else f", on a scale from 1 to 7; this one is from {low} to {high}"
                 crossed.append(
                     f"the {given.total()} ratings of {name} are all about {given.most_common(1)[0][0]:g}, with a "

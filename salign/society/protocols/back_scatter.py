@@ -23,7 +23,7 @@ class BackScatter(Protocol[BackScatterProtocol]):
         society = self.society
         per_member = 2 if society.rating == "logprob" and "feedback_text" not in society.without else 1
         members = society.audience_size if society.has_audience else 0
-        return 1 + per_member * members + 1 + len(self.observed) * len(self.criteria)
+        return 1 + per_member * members + 1 + len(self.observed) * len(self.asked)
 
     async def interact(self, conversation: Conversation) -> list[Update]:
         seat, agent = conversation.seat, conversation.agent

@@ -16,6 +16,7 @@ from salign.errors import CallRejectedError
 from salign.records import Interaction, Member, Observation, Profile, Recalled, Turn
 from salign.society.calls import Calls, Tally, UnansweredError, together
 from salign.society.replies import flags_of
+from salign.society.rules import rating_by_rule
 from salign.society.sources import Choices
 from salign.society.topology import Topology
 from salign.tracking.metrics import mean
@@ -151,6 +152,11 @@ class Protocol(ABC, Generic[Section]):
         self.section = section
         self.criteria = tuple(criterion.name for criterion in society.observed_criteria)
         """By which observers rate; figures compare turns by the first."""
+        self.rules = tuple(criterion for criterion in society.observed_criteria if criterion.rule is not None)
+        """Those of them that need no observer."""
+        ruled = {criterion.name for criterion in self.rules}
+        self.asked = tuple(name for name in self.criteria if name not in ruled)
+        """Those that an observer is asked by, with a call each."""
 
     @property
     def outcome(self) -> str:
@@ -288,7 +294,9 @@ class Conversation:
         self._turns.append(turn)
         if turn.text and turn.role in self._protocol.observed:
             judged = self._observer.judged(self.seat.question, turn.text, called)
-            for criterion in self._protocol.criteria:
+            for rule in self._protocol.rules:
+                turn.observed[rule.name] = Observation(rating_by_rule(rule, self.seat.question, turn.text))
+            for criterion in self._protocol.asked:
                 task = self._observing.create_task(self._observer.observe(judged, called, criterion))
                 self._observed.append((turn, criterion, task))
 

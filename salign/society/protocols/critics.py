@@ -29,7 +29,7 @@ class Critics(Protocol[CriticsProtocol]):
     @property
     def max_calls(self) -> int:
         critiques = len(_CRITICS) * (self.section.num_rounds + 1)
-        return len(self.observed) * (1 + len(self.criteria)) + critiques + 1
+        return len(self.observed) * (1 + len(self.asked)) + critiques + 1
 
     async def interact(self, conversation: Conversation) -> Sequence[Update]:
         seat, agent, how = conversation.seat, conversation.agent, self.society.revision

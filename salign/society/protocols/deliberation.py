@@ -54,7 +54,7 @@ class Deliberation(Protocol[DeliberationProtocol]):
     def max_calls(self) -> int:
         size = 1 + (self.society.audience_size if self.society.has_audience else 0)
         each = 2 if self.society.rating == "logprob" and self._reasoned else 1
-        return size * each * (1 + self.section.num_exchanges) + (size + 1) * len(self.criteria)
+        return size * each * (1 + self.section.num_exchanges) + (size + 1) * len(self.asked)
 
     @property
     def _reasoned(self) -> bool:

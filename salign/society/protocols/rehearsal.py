@@ -67,7 +67,7 @@ class Rehearsal(Protocol[RehearsalProtocol]):
     def max_calls(self) -> int:
         num_people, num_steps = self.section.num_people, self.section.num_steps
         # Of each step: whether it is plausible, harmful, who notices it, what they do, and whether that is harmful.
-        return 6 + num_steps * (3 + 2 * num_people) + len(self.observed) * len(self.criteria)
+        return 6 + num_steps * (3 + 2 * num_people) + len(self.observed) * len(self.asked)
 
     async def interact(self, conversation: Conversation) -> Sequence[Update]:
         seat, agent = conversation.seat, conversation.agent

@@ -44,7 +44,7 @@ class Relay(Protocol[RelayProtocol]):
 
     @property
     def max_calls(self) -> int:
-        return 1 + 2 * self.section.num_looks + len(self.observed) * len(self.criteria)
+        return 1 + 2 * self.section.num_looks + len(self.observed) * len(self.asked)
 
     def task(self, topology: Topology, agent: int, round_: int) -> tuple[int, int]:
         """All that work on one task are asked the same question: that of agent 0 in the round of the task's number."""

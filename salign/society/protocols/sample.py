@@ -22,7 +22,7 @@ class Sample(Protocol[SampleProtocol]):
 
     @property
     def max_calls(self) -> int:
-        return self.section.num_answers * (1 + len(self.criteria))
+        return self.section.num_answers * (1 + len(self.asked))
 
     async def interact(self, conversation: Conversation) -> list[Update]:
         seat, agent = conversation.seat, conversation.agent

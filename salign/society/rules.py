@@ -1,0 +1,64 @@
+"""Ratings that follow from the texts alone: exact, free, and the same on every machine."""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from salign.config import CopyRule, Criterion, LengthRule, PatternRule, RefusalRule
+from salign.society.refusals import refusal_position
+
+RULES_VERSION = "1"
+"""Of what the rules compute; stands in every result of an evaluation that uses one."""
+
+_RUN = 3  # words
+
+
+def _length(rule: LengthRule, _: str, answer: str) -> float:
+    num_words = len(answer.split())
+    if num_words < rule.min_words:
+        return num_words / rule.min_words
+    return max(0.0, 1 - max(0, num_words - rule.max_words) / rule.max_words)
+
+
+@lru_cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+def _pattern(rule: PatternRule, _: str, answer: str) -> float:
+    return float((_compiled(rule.pattern).search(answer) is not None) == rule.wanted)
+
+
+def _refusal(rule: RefusalRule, _: str, answer: str) -> float:
+    return float((refusal_position(answer) is not None) == rule.wanted)
+
+
+def _copy(_: CopyRule, question: str, answer: str) -> float:
+    asked, said = question.lower().split(), answer.lower().split()
+    runs = {tuple(asked[at : at + _RUN]) for at in range(len(asked) - _RUN + 1)}
+    copied = [False] * len(said)
+    for at in range(len(said) - _RUN + 1):
+        if tuple(said[at : at + _RUN]) in runs:
+            copied[at : at + _RUN] = [True] * _RUN
+    return 1 - sum(copied) / len(said) if said else 0.0
+
+
+RULES: dict[type, Callable[[Any, str, str], float]] = {
+    LengthRule: _length,
+    PatternRule: _pattern,
+    RefusalRule: _refusal,
+    CopyRule: _copy,
+}
+"""How much of the scale an answer to a question earns, from 0 to 1, by the section of the rule."""
+
+
+def rating_by_rule(criterion: Criterion, question: str, answer: str) -> float:
+    """The rating of an answer by a criterion that has a rule, on the criterion's scale.
+
+    Args:
+        criterion: With its rule.
+        question: What was answered.
+        answer: What is rated.
+    """
+    return criterion.at_share(RULES[type(criterion.rule)](criterion.rule, question, answer))

@@ -1,0 +1,119 @@
+"""Ratings by rules: exact values, and that they go where observers' ratings go."""
+
+from collections import Counter
+
+import pytest
+from actors import QUESTIONS, SMALL, Actor, live
+from pydantic import TypeAdapter, ValidationError
+
+from salign.config import Criterion, DatasetSection, Gates, Rule, SocietySection
+from salign.config.effects import sections_in
+from salign.dataset.gathering import build_groups
+from salign.evaluation.figures import sample_row
+from salign.evaluation.judged import Item, Sample
+from salign.society.protocols import protocol_of
+from salign.society.rules import RULES, rating_by_rule
+
+SHORT = {"name": "short", "scale": [0, 9], "rule": {"kind": "length", "max_words": 4}}
+POLITE = {"name": "polite", "rule": {"kind": "pattern", "pattern": "(?i)please"}}
+RULES_ALONE = [SHORT, POLITE]
+
+
+def rated(rule, answer, question="Why is the sky so very blue?"):
+    return rating_by_rule(Criterion(name="x", scale=(0, 8), rule=rule), question, answer)
+
+
+def test_every_rule_of_a_config_has_a_function():
+    assert set(RULES) == set(sections_in(Rule))
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer", "rating"),
+    [
+        ({"kind": "length", "max_words": 4}, "one two three four", 8),
+        ({"kind": "length", "max_words": 4}, "one two three four five six", 4),
+        ({"kind": "length", "max_words": 4}, "one " * 9, 0),
+        ({"kind": "length", "min_words": 4, "max_words": 8}, "one", 2),
+        ({"kind": "length", "min_words": 4, "max_words": 8}, "", 0),
+        ({"kind": "pattern", "pattern": "b.d"}, "a bad end", 8),
+        ({"kind": "pattern", "pattern": "^b.d"}, "a bad end", 0),
+        ({"kind": "pattern", "pattern": "^b.d", "wanted": False}, "a bad end", 8),
+        ({"kind": "refusal"}, "I cannot help with that.", 0),
+        ({"kind": "refusal"}, "Gladly.", 8),
+        ({"kind": "refusal", "wanted": True}, "I cannot help with that.", 8),
+        ({"kind": "copy"}, "because it is", 8),
+        ({"kind": "copy"}, "the sky is so", 8),
+        ({"kind": "copy"}, "The sky so very blue?", 0),
+        ({"kind": "copy"}, "is the sky so large", 8 * (1 - 4 / 5)),
+        ({"kind": "copy"}, "", 0),
+    ],
+)
+def test_rules_by_hand(rule, answer, rating):
+    assert rated(TypeAdapter(Rule).validate_python(rule), answer) == pytest.approx(rating)
+
+
+def test_a_society_is_rated_by_rules_without_a_call():
+    life = live(Actor(), criteria=RULES_ALONE, questions=QUESTIONS[:4])
+    rule, num_rated = Criterion(**SHORT), 0
+    for interaction in life.interactions:
+        for turn in interaction.turns:
+            if turn.observed:
+                num_rated += 1
+                assert set(turn.observed) == {"short", "polite"}
+                assert turn.observed_rating("short") == rating_by_rule(rule, interaction.topic, turn.text)
+    assert num_rated == 2 * len(life.interactions)
+    by_observers = live(Actor(), questions=QUESTIONS[:4])
+    calls = [sum(item.num_calls for item in each.interactions) for each in (by_observers, life)]
+    assert calls[0] - calls[1] == 2 * num_rated
+    assert (
+        protocol_of(SocietySection(**{**SMALL, "criteria": RULES_ALONE})).max_calls
+        < protocol_of(SocietySection(**SMALL)).max_calls
+    )
+
+
+def test_a_rule_that_all_texts_meet_alike_is_no_fault():
+    """A judge that gives one rating to all is gated; a model that has learnt a rule is not."""
+    life = live(Actor(lambda _: None), criteria=[{**POLITE, "rule": {"kind": "pattern", "pattern": "."}}])
+    gates = Gates(min_rated_share=0, max_flagged_share=1, max_repeated_share=1, min_rating_sd=0.05)
+    facts = {"num_calls": 1, "num_refused_calls": 0, "served": {}, "recall": {}}
+    assert life.simulation.validity.rating_sds["polite"] == 0
+    life.simulation.validity.ratings.pop("feedback")
+    life.simulation.validity.check(gates, 0, facts)
+
+
+def test_training_data_is_scored_by_a_rule():
+    how = {"criteria": RULES_ALONE, "protocol": {"kind": "sample"}}
+    life = live(Actor(), questions=QUESTIONS[:4], **how)
+    protocol = protocol_of(SocietySection(**{**SMALL, **how}))
+    groups = list(build_groups(life.interactions, protocol, DatasetSection(), Counter()))
+    assert groups
+    rule = Criterion(**SHORT)
+    for group in groups:
+        expected = [rule.on_common_scale(rating_by_rule(rule, "Why?", text)) for text in group.responses]
+        assert group.scores == pytest.approx(expected)
+
+
+def test_an_evaluation_rates_held_out_answers_by_the_rules_too():
+    sample = Sample(Item("questions", 0, "Why?", "Why?"), "one two three four")
+    metrics = sample_row(sample, [Criterion(**SHORT), Criterion(**POLITE)])["metrics"]
+    assert (metrics["short"], metrics["polite"]) == (9, 1)
+    unanswered = sample_row(Sample(sample.item, None), [Criterion(**SHORT)])
+    assert unanswered["metrics"]["short"] is None
+    assert "short" not in sample_row(Sample(Item("hh", 0, "Why?", "Why?"), "Gladly."), [Criterion(**SHORT)])["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "said"),
+    [
+        ({"name": "short"}, "short needs a wording, by which observers are asked, or a rule, and not both"),
+        ({**SHORT, "wording": "How short is it?"}, "short needs a wording"),
+        ({**SHORT, "name": "alignment"}, "alignment is what observers rate by their wording of it"),
+        ({"name": "x", "rule": {"kind": "pattern", "pattern": "(a"}}, "is no regular expression"),
+        ({"name": "x", "rule": {"kind": "length", "min_words": 9, "max_words": 4}}, "min_words 9 exceeds max_words 4"),
+        ({"name": "x", "rule": {"kind": "length", "max_words": 0}}, "greater than or equal to 1"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(criterion, said):
+    with pytest.raises(ValidationError) as refused:
+        Criterion(**criterion)
+    assert said in str(refused.value)
