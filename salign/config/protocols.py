@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from salign.config.base import Count, NotBool, Sampling, Section, kind_unless_said
+from salign.config.base import Count, CountOrZero, NotBool, NotNegative, Sampling, Section, kind_unless_said
 from salign.config.criteria import Criterion, known
 
 
@@ -33,6 +33,29 @@ class BackScatterProtocol(_Protocol):
     """The paper's protocol (section 3.2): each agent drafts an answer, others judge it, and the agent revises it."""
 
     kind: Literal["back_scatter"] = "back_scatter"
+
+
+class FeedProtocol(_Protocol):
+    """Agents read what others posted in the last round, and post, comment, like, repost, follow, unfollow (OASIS)."""
+
+    asks_audience = False
+
+    kind: Literal["feed"]
+    activity: Annotated[float, NotBool, Field(gt=0, le=1)] = 1.0
+    """With what probability an agent is there in a round."""
+    num_followed: Count = 20
+    """Agents that it follows of whom it looks at the last post, at most, drawn by chance; at first it follows those
+    whom it hears."""
+    num_strangers: CountOrZero = 5
+    """Other agents, drawn from the whole society, of whom it does the same."""
+    feed_size: Annotated[int, NotBool, Field(ge=1, le=9)] = 5
+    """Posts that it is shown, at most: those that rank highest by the three weights below."""
+    hot_weight: NotNegative = 1.0
+    """Of the logarithm (base 2) of 1 + the reactions to a post by those that it looks at."""
+    interest_weight: NotNegative = 1.0
+    """Of how near the post's question is to its own: 1 - their cosine distance by `society.embedder`."""
+    chance_weight: NotNegative = 1.0
+    """Of a number from 0 to 1 drawn at random."""
 
 
 class RelayProtocol(_Protocol):
@@ -92,7 +115,13 @@ class DeliberationProtocol(_Protocol):
 
 
 ProtocolSection = Annotated[
-    BackScatterProtocol | CriticsProtocol | DeliberationProtocol | RehearsalProtocol | RelayProtocol | SampleProtocol,
+    BackScatterProtocol
+    | CriticsProtocol
+    | DeliberationProtocol
+    | FeedProtocol
+    | RehearsalProtocol
+    | RelayProtocol
+    | SampleProtocol,
     Field(discriminator="kind"),
     BeforeValidator(kind_unless_said("back_scatter")),
 ]

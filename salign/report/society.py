@@ -286,7 +286,7 @@ class SocietyReader:
         given = heard(interaction)
         rated_first: dict[str, list[float]] = {}  # of each role, by the first criterion
         for turn in interaction.turns:
-            if turn.role not in society.observed:
+            if turn.role not in society.observed or not turn.observed:
                 continue
             for criterion in society.criteria:
                 rating, sums = turn.observed_rating(criterion), self._ratings[turn.role, criterion]

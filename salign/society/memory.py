@@ -61,6 +61,10 @@ class QuestionTable:
             return self._between(question, others) / _UNITS
         return (self._row(question)[others] >> _BITS) / _UNITS
 
+    def distance(self, question: int, other: int) -> float:
+        """The cosine distance between two questions, to five decimals."""
+        return float(self.distances(question, np.asarray([other], dtype=np.int32))[0])
+
     def nearest(self, question: int, others: NDArray[np.int32]) -> tuple[float, int]:
         """Of some questions (at least one) the nearest with its distance; of those equally near, the first."""
         if self._rows is None:

@@ -331,5 +331,6 @@ class World:
             observer,
             ask=lambda member, query: ask(Ask(self.number, round_, agent, member, number, query)),
             look=lambda member, note: ask(Look(self.number, round_, member, note)),
+            distance=lambda other: setting.table.distance(number, setting.table.number[other]),
         )
         return await conversation.hold(publish)

@@ -7,6 +7,7 @@ from salign.society.protocols.back_scatter import BackScatter
 from salign.society.protocols.base import Protocol
 from salign.society.protocols.critics import Critics
 from salign.society.protocols.deliberation import Deliberation
+from salign.society.protocols.feed import Feed
 from salign.society.protocols.rehearsal import Rehearsal
 from salign.society.protocols.relay import Relay
 from salign.society.protocols.sample import Sample
@@ -14,6 +15,7 @@ from salign.society.protocols.sample import Sample
 PROTOCOLS: dict[str, type[Protocol[Any]]] = {
     "back_scatter": BackScatter,
     "critics": Critics,
+    "feed": Feed,
     "rehearsal": Rehearsal,
     "deliberation": Deliberation,
     "relay": Relay,

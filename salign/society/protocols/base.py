@@ -237,6 +237,7 @@ class Conversation:
         observer: The observers' calls.
         ask: Asks one member: what it says, or why it cannot, and what that took.
         look: Reads an agent's note of a name; None where it has none.
+        distance: The cosine distance of another question of the society from this one.
     """
 
     def __init__(
@@ -248,6 +249,7 @@ class Conversation:
         *,
         ask: Callable[[int, Query], Coroutine[Any, Any, tuple[Turn | str, Tally]]],
         look: Callable[[int, str], Coroutine[Any, Any, Any]],
+        distance: Callable[[str], float],
     ) -> None:
         self.seat = seat
         self.agents = agents
@@ -255,6 +257,8 @@ class Conversation:
         self._observer = observer
         self._ask = ask
         self._look = look
+        self.distance = distance
+        """The cosine distance of another question of the society from this one."""
         self._turns: list[Turn] = []
         self._observed: list[tuple[Turn, str, asyncio.Task[Observation]]] = []
         self._observing: asyncio.TaskGroup
@@ -289,6 +293,10 @@ class Conversation:
         turn = Turn(speaker, role, reply.text, recalled=recalled, flags=flags_of(reply), data=data or {})
         self._add(turn, name or role)
         return reply.text
+
+    def quote(self, turn: Turn) -> None:
+        """Adds what somebody said in another interaction; observers do not rate it again."""
+        self._turns.append(turn)
 
     def _add(self, turn: Turn, called: str) -> None:
         self._turns.append(turn)
@@ -326,7 +334,8 @@ class Conversation:
 
         No model is called, and nothing is said. Any agent of the world may be read.
         """
-        return await together(*(self._look(agent, note) for agent in agents))
+        # One after the other: nearly all are there already, and a task for each would cost more than it reads.
+        return [await self._look(agent, note) for agent in agents]
 
     async def hold(self, publish: Callable[[Sequence[Update]], None]) -> Interaction:
         """Holds the interaction.

@@ -1,0 +1,239 @@
+"""Feed (OASIS, arXiv 2411.11581): agents read what those whom they follow posted, and others, and act on it."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import log2
+from typing import Any, ClassVar, NamedTuple
+
+from salign.config import FeedProtocol
+from salign.engines.base import Form, Prompt, Reply
+from salign.records import Interaction, Turn
+from salign.society import frames, prompts, queries
+from salign.society.calls import Calls, UnansweredError, spoken
+from salign.society.protocols.base import Conversation, Learning, Protocol, Relation, Row, Seat, Update
+from salign.society.replies import flags_of
+from salign.society.wordings import feed
+
+SHOWN, ACTION = "shown", "action"
+FEED, FOLLOWS = "feed", "follows"
+_NOTHING = Reply("", 0, 0)
+# What a reader's action says of a post, from 1 to 7; one that it was shown and did nothing to is passed over.
+_WORTH = {"repost": 7.0, "comment": 6.0, "like": 5.0, "follow": 5.0, "passed over": 3.0, "unfollow": 1.0}
+
+
+class Act(NamedTuple):
+    """What somebody does: which action, to which post (its place in the feed), and what it writes."""
+
+    action: str
+    post: int | None
+    written: Reply = _NOTHING
+
+
+class Feed(Protocol[FeedProtocol]):
+    """An agent, if it is active, reads a feed of the last round's posts and does one thing.
+
+    All that it does stands in its own notes: what it posted or reposted, to which post it reacted, whom it follows. Who
+    follows it, or comes upon it by chance, reads that in the next round. Audience, its size and revision are without
+    effect; posts are sampled with `society.draft`, all else with `society.feedback`.
+    """
+
+    observed = (ACTION,)
+    reminded = (ACTION,)
+    figures: ClassVar[Mapping[str, str]] = {
+        "active_share": "agents that were there",
+        "posted_share": "of them, those that posted",
+        "commented_share": "of them, those that commented",
+        "liked_share": "of them, those that liked a post",
+        "reposted_share": "of them, those that reposted",
+        "shown_mean": "posts in a feed",
+        "hops_mean": "agents through whom a reposted post had come",
+    }
+    relations: ClassVar[Mapping[str, Relation]] = {
+        "reposted_by_hops": Relation(
+            "How posts spread", "agents through whom a post had come to its reader", "share of readers who repost it"
+        )
+    }
+
+    @property
+    def max_calls(self) -> int:
+        return 3 + len(self.criteria)
+
+    async def interact(self, conversation: Conversation) -> Sequence[Update]:
+        seat, agent = conversation.seat, conversation.agent
+        if self.section.activity < 1 and agent.draw("active").random() >= self.section.activity:
+            conversation.say(ACTION, _NOTHING, data={"action": "away"})
+            return [Update()]
+        noted = seat.notes.get(FOLLOWS)
+        follows: Sequence[int] = seat.topology.neighbours(seat.leader.agent) if noted is None else noted
+        posts = await self._read(conversation, follows)
+        for post in posts:
+            conversation.quote(
+                Turn(post["author"], SHOWN, post["text"], flags=tuple(post["flags"]), data=_without_text(post))
+            )
+        act = await self._act(conversation, posts)
+        target = None if act.post is None else posts[act.post]
+        data = {"action": act.action} | ({} if target is None else {"of": target["id"], "hops": target["hops"]})
+        recalled = seat.recalled if act.action == "post" else None
+        text = conversation.say(ACTION, act.written, recalled, data=data)
+        notes: dict[str, Any] = {FEED: _noted(seat, act, target)}
+        if target is not None and act.action in ("follow", "unfollow"):
+            others = {*follows, target["author"]} if act.action == "follow" else {*follows} - {target["author"]}
+            notes[FOLLOWS] = sorted(others)
+        return [Update(text if act.action == "post" else None, notes)]
+
+    async def _read(self, conversation: Conversation, follows: Sequence[int]) -> list[dict[str, Any]]:
+        """The feed: of what is found with the followed and with strangers, the posts that rank highest."""
+        seat, section = conversation.seat, self.section
+        if seat.round == 1:
+            return []
+        leader, chance = seat.leader.agent, conversation.agent.draw(FEED)
+        sources = chance.sample(follows, section.num_followed) if len(follows) > section.num_followed else list(follows)
+        known = {leader, *sources}
+        size = min(section.num_strangers, seat.topology.num_agents - len(known))
+        while size > 0:  # those that are drawn again are few
+            stranger = chance.randrange(seat.topology.num_agents)
+            if stranger not in known:
+                known.add(stranger)
+                sources.append(stranger)
+                size -= 1
+        notes = await conversation.read(sources, FEED)
+        there = [note for note in notes if note is not None and note["round"] == seat.round - 1]
+        reactions = Counter(note["reacted"] for note in there if "reacted" in note)
+        found: dict[str, dict[str, Any]] = {}
+        for note in there:
+            post = note.get("post")
+            # Nobody reads what it wrote itself, and each post comes the shortest way.
+            if post is None or post["author"] == leader:
+                continue
+            if post["id"] not in found or post["hops"] < found[post["id"]]["hops"]:
+                found[post["id"]] = post
+
+        ranks = {}
+        for name, post in sorted(found.items()):
+            near = 1.0 - conversation.distance(post["topic"]) if section.interest_weight else 0.0
+            ranks[name] = section.hot_weight * log2(1 + reactions[name]) + section.interest_weight * near
+            ranks[name] += section.chance_weight * chance.random()
+        ranked = sorted(found, key=lambda name: (-ranks[name], name))
+        return [found[name] for name in ranked[: section.feed_size]]
+
+    async def _act(self, conversation: Conversation, posts: Sequence[Mapping[str, Any]]) -> Act:
+        """What the agent does."""
+        seat, agent = conversation.seat, conversation.agent
+        key = agent.key(FEED)
+        shown = feed.feed([(post["author"], post["text"]) for post in posts], key)
+        system = prompts.judging(agent.instructions, key) if posts else agent.instructions
+        in_words = self.society.rating == "parse"
+
+        async def chosen(ask: str, num: int, name: str) -> int:
+            form: Form = "rating" if in_words else "text"
+            return await _chosen(agent, Prompt(shown + ask, system, len(shown), form, (1, num)), name)
+
+        number = await chosen(*feed.what(len(posts), in_words=in_words), ACTION)
+        action, place = feed.action_of(number, len(posts)), None
+        if action in feed.ON_ANOTHER:
+            place = 0
+            if len(posts) > 1:
+                place = await chosen(feed.which(action, len(posts), in_words=in_words), len(posts), "which") - 1
+        if action not in ("post", "comment"):
+            return Act(action, place)
+        ask = feed.write(seat.question, None if place is None else place + 1)
+        if action == "post":
+            memory = "" if seat.recalled is None else prompts.remembered(seat.recalled, agent.key(frames.DRAFTING))
+            instructions = agent.instructions
+            if seat.recalled is not None:
+                instructions = prompts.judging(instructions, agent.key(frames.DRAFTING))
+            asked, sampling = Prompt(memory + ask, instructions), self.society.draft
+        else:
+            asked, sampling = Prompt(shown + ask, system, len(shown)), self.society.feedback
+        return Act(action, place, spoken(await agent.generate(asked, sampling, "write"), action))
+
+    def rows(self, interaction: Interaction, learning: Learning) -> Iterator[Row]:
+        """Each post that was shown, scored by what its reader did; over all readers, that is its mean score."""
+        action = interaction.turn(ACTION)
+        if action is None:
+            return
+        for turn in learning.kept(interaction.turns_of(SHOWN)):
+            did = action.data["action"] if action.data.get("of") == turn.data["id"] else "passed over"
+            on = turn.data["on"]
+            query = turn.data["topic"] if on is None else queries.comment(on)
+            yield Row("imitation" if on is None else "self_critic", query, ((turn, _WORTH[did]),))
+
+    def measure(self, interaction: Interaction) -> Iterable[tuple[str, Any]]:
+        action = interaction.turn(ACTION)
+        if action is None:
+            return
+        did = action.data["action"]
+        yield "active_share", float(did != "away")
+        if did == "away":
+            return
+        for name, verb in (("posted", "post"), ("commented", "comment"), ("liked", "like"), ("reposted", "repost")):
+            yield f"{name}_share", float(did == verb)
+        yield "shown_mean", float(len(interaction.turns_of(SHOWN)))
+        if did == "repost":
+            yield "hops_mean", float(action.data["hops"])
+
+    def relate(self, interaction: Interaction) -> Iterable[tuple[str, float, float]]:
+        action = interaction.turn(ACTION)
+        if action is None:
+            return
+        for turn in interaction.turns_of(SHOWN):
+            is_reposted = action.data["action"] == "repost" and action.data["of"] == turn.data["id"]
+            yield "reposted_by_hops", turn.data["hops"], float(is_reposted)
+
+
+class Cascade(NamedTuple):
+    """How a post spread: how many reposted it, over how many agents in a row at most, and how many at one distance."""
+
+    post: str
+    size: int
+    depth: int
+    breadth: int
+
+
+def cascades(interactions: Iterable[Interaction]) -> list[Cascade]:
+    """The spread of every post of one world that was reposted, in the order of the first repost."""
+    hops: dict[str, Counter[int]] = {}
+    for interaction in interactions:
+        action = interaction.turn(ACTION)
+        if action is not None and action.data["action"] == "repost":
+            hops.setdefault(action.data["of"], Counter())[action.data["hops"] + 1] += 1
+    return [Cascade(post, counts.total(), max(counts), max(counts.values())) for post, counts in hops.items()]
+
+
+def _noted(seat: Seat, act: Act, target: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What others can read of what an agent did; `target` is the post to which it did it."""
+    noted: dict[str, Any] = {"round": seat.round}
+    author = seat.leader.agent
+    if act.action in ("post", "comment"):
+        noted["post"] = {
+            "id": f"{author}:{seat.round}",
+            "author": author,
+            "text": act.written.text,
+            "topic": seat.question if target is None else target["topic"],
+            "on": None if target is None else target["text"],
+            "hops": 0,
+            "flags": list(flags_of(act.written)),
+        }
+    elif target is not None and act.action == "repost":
+        noted["post"] = {**target, "hops": target["hops"] + 1}
+    if target is not None and act.action in ("comment", "like", "repost"):
+        noted["reacted"] = target["id"]
+    return noted
+
+
+async def _chosen(agent: Calls, asked: Prompt, name: str) -> int:
+    """One of the numbers of a prompt's scale: drawn by their probabilities, or read from words."""
+    if asked.form == "rating":
+        given, _ = await agent.rating(asked, "", name)
+        number = None if given.rating is None else int(given.rating)
+    else:
+        digits = await agent.choice(asked, name)
+        numbers, weights = range(asked.scale[0], asked.scale[1] + 1), None if digits is None else digits.probabilities
+        number = None if weights is None else agent.draw(name).choices(numbers, weights)[0]
+    if number is None:
+        raise UnansweredError("what the agent does could not be read")
+    return number
+
+
+def _without_text(post: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in post.items() if name not in ("text", "flags", "author")}
