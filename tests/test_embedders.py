@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from waits import HANG_S
 
-from salign.config import EverydaySource, HashingEmbedder, OpenAIEmbedder, TransformersEmbedder
+from salign.config import Embedder, EverydaySource, HashingEmbedder, OpenAIEmbedder, TransformersEmbedder
+from salign.config.effects import sections_in
 from salign.errors import ConfigError, EngineError
-from salign.society.embedders import embed
+from salign.society.embedders import EMBEDDERS, embed
 from salign.society.sources import questions
 
 QUESTIONS = questions(EverydaySource()) + questions(EverydaySource(split="held_out"))
@@ -391,3 +392,7 @@ def test_a_server_is_asked_from_within_a_running_loop(stub):
         return embed(section(stub), ["abc"])
 
     assert asyncio.run(run())[0] == pytest.approx([0.6, 0.8, 0])
+
+
+def test_each_kind_of_embedder_embeds():
+    assert set(EMBEDDERS) == set(sections_in(Embedder))

@@ -20,10 +20,12 @@ from salign.config import (
     ScaleFreeTopology,
     SmallWorldTopology,
     SocietySection,
+    TopologySection,
 )
+from salign.config.effects import sections_in
 from salign.errors import DataError
 from salign.society import topology as module
-from salign.society.topology import Topology, draw_audience, make_topology, write_links
+from salign.society.topology import TOPOLOGIES, Topology, draw_audience, make_topology, write_links
 
 
 def grid(size: int, radius: float = 2.0, **settings) -> Topology:
@@ -509,3 +511,7 @@ def test_a_society_of_a_million_draws_at_once():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1e5  # a list of all would take 8e6 bytes, and ten milliseconds each time
+
+
+def test_each_kind_of_topology_can_be_made():
+    assert set(TOPOLOGIES) == set(sections_in(TopologySection))

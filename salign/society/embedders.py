@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,17 +39,24 @@ def embed(section: Embedder, texts: Sequence[str]) -> "csr_matrix | NDArray[np.f
         ConfigError: The model cannot be had, or the server refuses the key or the model.
         EngineError: The server fails, or answers with something that is no embedding.
     """
-    if isinstance(section, HashingEmbedder):
-        return _hashed(section, texts)
-    with_words = [number for number, text in enumerate(texts) if _WORD.search(text)]
-    asked = [texts[number] for number in with_words]
-    if not asked:
-        return np.zeros((len(texts), 0), dtype=np.float32)
-    found = _of_model(section, asked) if isinstance(section, TransformersEmbedder) else _of_server(section, asked)
-    lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    rows = np.zeros((len(texts), found.shape[1]), dtype=np.float32)
-    rows[with_words] = found / np.where(lengths > 0, lengths, 1)
-    return rows
+    return EMBEDDERS[type(section)](section, texts)
+
+
+def _of_length_1(found_by: Callable[[Any, Sequence[str]], NDArray[np.float64]]) -> Callable[..., NDArray[np.float32]]:
+    """Asks for the vectors of texts with words, and scales them."""
+
+    def rows_of(section: Embedder, texts: Sequence[str]) -> NDArray[np.float32]:
+        with_words = [number for number, text in enumerate(texts) if _WORD.search(text)]
+        asked = [texts[number] for number in with_words]
+        if not asked:
+            return np.zeros((len(texts), 0), dtype=np.float32)
+        found = found_by(section, asked)
+        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        rows = np.zeros((len(texts), found.shape[1]), dtype=np.float32)
+        rows[with_words] = found / np.where(lengths > 0, lengths, 1)
+        return rows
+
+    return rows_of
 
 
 # --- hashing -------------------------------------------------------------------------------------
@@ -258,3 +265,11 @@ def _failure(error: Exception, section: OpenAIEmbedder) -> SalignError:
             f"{section.num_retries + 1} times. Start it, or set society.embedder.base_url to where it listens."
         )
     return EngineError(f"{_server(section)} failed after {section.num_retries} retries: {_short(error, section)}")
+
+
+EMBEDDERS: dict[type, Callable[[Any, Sequence[str]], "csr_matrix | NDArray[np.float32]"]] = {
+    HashingEmbedder: _hashed,
+    TransformersEmbedder: _of_length_1(_of_model),
+    OpenAIEmbedder: _of_length_1(_of_server),
+}
+"""What embeds texts, by the section of its kind."""

@@ -8,9 +8,9 @@ import math
 import re
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from salign.errors import ConfigError, DataError
 from salign.files import read_text
 from salign.seeds import derive, rng
 from salign.storage import write_atomic
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 logger = logging.getLogger(__name__)
 
@@ -261,28 +264,24 @@ def make_topology(section: TopologySection, *place: int | str) -> Topology:
     Raises:
         DataError: The file of links is missing or malformed.
     """
-    if isinstance(section, GridTopology):
-        return Grid(section)
-    if isinstance(section, CompleteTopology):
-        return Complete(section.num_agents)
-    if isinstance(section, IsolatedTopology):
-        return Isolated(section.num_agents)
-    if isinstance(section, LayersTopology):
-        return _in_layers(section)
-    if isinstance(section, EdgesTopology):
-        return _from_file(section)
-    return _random(section, derive(*place, "topology"))
+    return TOPOLOGIES[type(section)](section, derive(*place, "topology"))
 
 
-def _random(section: SmallWorldTopology | ScaleFreeTopology, seed: int) -> Links:
+def _small_world(section: SmallWorldTopology, seed: int) -> Links:
     import networkx as nx
 
-    if isinstance(section, SmallWorldTopology):
-        graph = nx.watts_strogatz_graph(section.num_agents, section.num_neighbours, section.rewired_share, seed=seed)
-    else:
-        graph = nx.barabasi_albert_graph(section.num_agents, section.num_links, seed=seed)
+    return _links(nx.watts_strogatz_graph(section.num_agents, section.num_neighbours, section.rewired_share, seed=seed))
+
+
+def _scale_free(section: ScaleFreeTopology, seed: int) -> Links:
+    import networkx as nx
+
+    return _links(nx.barabasi_albert_graph(section.num_agents, section.num_links, seed=seed))
+
+
+def _links(graph: "nx.Graph[int]") -> Links:
     numbers = np.fromiter(itertools.chain.from_iterable(graph.edges()), dtype=np.int64)
-    return Links(section.num_agents, numbers.reshape(-1, 2))
+    return Links(graph.number_of_nodes(), numbers.reshape(-1, 2))
 
 
 def write_links(links: Links, path: Path, about: str) -> None:
@@ -317,6 +316,18 @@ def _from_file(section: EdgesTopology) -> Topology:
     if section.directed:
         return Directed(int(pairs.max()) + 1, ((one, other) for one, other in pairs.tolist()))
     return Links(int(pairs.max()) + 1, pairs)
+
+
+TOPOLOGIES: dict[type, Callable[[Any, int], Topology]] = {
+    GridTopology: lambda section, _: Grid(section),
+    CompleteTopology: lambda section, _: Complete(section.num_agents),
+    IsolatedTopology: lambda section, _: Isolated(section.num_agents),
+    LayersTopology: lambda section, _: _in_layers(section),
+    EdgesTopology: lambda section, _: _from_file(section),
+    SmallWorldTopology: _small_world,
+    ScaleFreeTopology: _scale_free,
+}
+"""What makes the links, out of its section and a seed."""
 
 
 def draw_audience(society: SocietySection, topology: Topology, agent: int, *place: int | str) -> tuple[int, ...]:
