@@ -25,13 +25,13 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Recalled(Record, frozen=True):
     """A question with an answer to it, as an agent remembers it.
 
-    `source` says whether the agent began with it or gave it itself; `distance` is the cosine distance of the remembered
-    question from the one that was asked.
+    `source` says whether the agent began with it, gave it itself, or was told it by an intervention; `distance` is the
+    cosine distance of the remembered question from the one that was asked.
     """
 
     question: str
     answer: str
-    source: Literal["initial", "own"]
+    source: Literal["initial", "own", "broadcast"]
     distance: float
 
 

@@ -32,6 +32,7 @@ from salign.society.rounds import Round
 from salign.society.simulation import Simulation
 from salign.society.sources import Exemplar
 from salign.society.spool import Spool, write_sorted
+from salign.society.studies import questions_of
 from salign.society.verdicts import Verdict
 from salign.society.world import Setting, World
 
@@ -358,7 +359,8 @@ class Life:
 
 @functools.lru_cache(maxsize=8)
 def _table(section: str, seed: int, questions: tuple[str, ...], prior: tuple[Exemplar, ...]) -> QuestionTable:
-    return question_table(SocietySection.model_validate_json(section), seed, questions, prior)[0]
+    society = SocietySection.model_validate_json(section)
+    return question_table(society, seed, questions, prior, also=questions_of(society))[0]
 
 
 def make_setting(

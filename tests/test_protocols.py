@@ -171,6 +171,22 @@ def test_whatever_is_not_answered_ends_in_a_record_and_not_in_an_error(kind, end
 
 
 @every_protocol
+def test_a_survey_changes_nothing_of_what_agents_do(kind):
+    trust = {"name": "trust", "wording": "How far do you trust others? Answer from 1 (not at all) to 7 (wholly)."}
+    asked, plain = held(kind, survey={"questions": [trust]}), held(kind)
+
+    def beside(life):
+        return [
+            (item.key, [turn for turn in item.turns if turn.role != "survey"], item.failure)
+            for item in life.interactions
+        ]
+
+    assert beside(asked) == beside(plain)
+    assert asked.file != plain.file
+    assert held(kind, survey={"questions": [trust]}, num_ranks=3).file == asked.file
+
+
+@every_protocol
 def test_the_estimate_of_calls_is_an_upper_bound(kind):
     for settings in ({}, {"audience_size": 0}, {"without": ["feedback_text"]}, {"without": ["audience"]}):
         society = SocietySection(protocol={"kind": kind}, **{**SMALL, **NEEDS.get(kind, {}), **settings})

@@ -168,6 +168,7 @@ def test_recalls_are_counted_by_source_and_distance():
         "num_turns": 4,
         "initial_share": 0.5,
         "own_share": 0.25,
+        "broadcast_share": 0.0,
         "mean_distance": pytest.approx(0.1667),
         "median_distance": 0.1,
     }

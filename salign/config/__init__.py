@@ -51,20 +51,12 @@ from salign.config.protocols import (
 )
 from salign.config.rules import CopyRule, LengthRule, PatternRule, RefusalRule, Rule
 from salign.config.society import (
+    LABELS,
     Ablation,
-    CompleteTopology,
-    EdgesTopology,
-    GridTopology,
-    IsolatedTopology,
-    LayersTopology,
     MixturePart,
     Population,
-    ScaleFreeTopology,
-    SmallWorldTopology,
     SocietySection,
-    TopologySection,
     empty_parts,
-    num_agents_of,
     part_sizes,
 )
 from salign.config.sources import (
@@ -80,6 +72,18 @@ from salign.config.sources import (
     Rows,
     Source,
     TextSource,
+)
+from salign.config.studies import Broadcast, Intervention, Survey
+from salign.config.topology import (
+    CompleteTopology,
+    EdgesTopology,
+    GridTopology,
+    IsolatedTopology,
+    LayersTopology,
+    ScaleFreeTopology,
+    SmallWorldTopology,
+    TopologySection,
+    num_agents_of,
 )
 from salign.config.training import (
     FLAGS,
@@ -107,6 +111,7 @@ __all__ = [
     "FLAGS",
     "JUDGED",
     "KINDS",
+    "LABELS",
     "NOT_FREE",
     "PROFILE_FIELDS",
     "SCALE",
@@ -117,6 +122,7 @@ __all__ = [
     "Attention",
     "BackScatterProtocol",
     "BallotRule",
+    "Broadcast",
     "ClusterSection",
     "CoHObjective",
     "CompleteTopology",
@@ -150,6 +156,7 @@ __all__ = [
     "HHSource",
     "HashingEmbedder",
     "HubRows",
+    "Intervention",
     "IsolatedTopology",
     "JsonProfiles",
     "JsonSource",
@@ -204,6 +211,7 @@ __all__ = [
     "Source",
     "StableObjective",
     "Stopping",
+    "Survey",
     "TextSource",
     "Throughput",
     "TopologySection",

@@ -4,21 +4,18 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from salign.config.aggregation import Aggregation
 from salign.config.base import (
-    AbsolutePath,
     Count,
     CountOrZero,
     Name,
     NotBool,
-    Positive,
     Sampling,
     Section,
     Share,
     at_most,
-    kind_unless_said,
     unless,
 )
 from salign.config.criteria import Criterion
@@ -29,101 +26,26 @@ from salign.config.gates import Gates, ObserverCheck, Stopping
 from salign.config.profiles import PeopleProfiles, ProfilesSection
 from salign.config.protocols import BackScatterProtocol, ProtocolSection
 from salign.config.sources import EverydaySource, Source
+from salign.config.studies import Intervention, Label, Survey, mistakes_of_interventions
+from salign.config.topology import (
+    GridTopology,
+    IsolatedTopology,
+    ScaleFreeTopology,
+    SmallWorldTopology,
+    TopologySection,
+    num_agents_of,
+)
 
 Population = Literal["all_good", "all_bad", "half_half", "mixed_half_half"]
 Ablation = Literal["memory", "feedback_text", "audience"]
 
-_AGENTS_COST = (
-    "an agent takes 5 KiB of memory, so a world of 10,000,000 agents takes 50 GB beside all that is said in it"
-)
-Agents = Annotated[Count, at_most(10_000_000, _AGENTS_COST)]
-
-# --- who can hear whom ---------------------------------------------------------------------------
-
-
-class GridTopology(Section):
-    """Agents on the cells of a square grid; neighbours are the cells within a radius."""
-
-    kind: Literal["grid"] = "grid"
-    size: Annotated[Count, at_most(3162, _AGENTS_COST)] = 10
-    """Cells in each row, and rows."""
-    radius: Positive = 2.0
-    """Cells up to this distance are heard; 2 with `euclidean` means 12 neighbours."""
-    metric: Literal["euclidean", "moore", "von_neumann"] = "euclidean"
-    """Distance between two cells: straight line, king's moves (moore), or rook's steps (von_neumann)."""
-    torus: bool = False
-    """Whether opposite edges of the grid are joined."""
-
-
-class CompleteTopology(Section):
-    """Every agent hears every other."""
-
-    kind: Literal["complete"]
-    num_agents: Agents
-    """Agents in each world."""
-
-
-class SmallWorldTopology(Section):
-    """Watts and Strogatz: a ring of neighbours, with a share of its links rewired at random."""
-
-    kind: Literal["small_world"]
-    num_agents: Agents
-    """Agents in each world."""
-    num_neighbours: Annotated[int, NotBool, Field(ge=2)] = 8
-    """Links of each agent before rewiring."""
-    rewired_share: Share = 0.1
-    """Share of the links that is rewired."""
-
-
-class ScaleFreeTopology(Section):
-    """Barabasi and Albert: each new agent links to others in proportion to the links they have."""
-
-    kind: Literal["scale_free"]
-    num_agents: Agents
-    """Agents in each world."""
-    num_links: Count = 4
-    """Links of each new agent."""
-
-
-class EdgesTopology(Section):
-    """Links from a file: two agent numbers per line, counted from 0."""
-
-    kind: Literal["edges"]
-    path: Annotated[AbsolutePath, Effect.INPUT]
-    """The file."""
-    directed: bool = False
-    """Whether a line goes one way: the second agent hears the first, and not the other way round."""
-
-
-class LayersTopology(Section):
-    """Agents in layers, numbered one layer after the other; each hears all of the layer before its own."""
-
-    kind: Literal["layers"]
-    sizes: Annotated[tuple[Count, ...], Field(min_length=1)]
-    """Agents in each layer: `[1, 1, 1]` is a chain, `[1, 4, 1]` branches and joins, `[4, 4, 4]` is a mesh."""
-
-
-class IsolatedTopology(Section):
-    """Each agent is alone: the control that shows whether the society matters."""
-
-    kind: Literal["isolated"]
-    num_agents: Agents
-    """Agents in each world."""
-
-
-TopologySection = Annotated[
-    GridTopology
-    | CompleteTopology
-    | SmallWorldTopology
-    | ScaleFreeTopology
-    | EdgesTopology
-    | LayersTopology
-    | IsolatedTopology,
-    Field(discriminator="kind"),
-    BeforeValidator(kind_unless_said("grid")),
-]
-
-# --- the rest ------------------------------------------------------------------------------------
+LABELS: dict[Population, tuple[Label, ...]] = {
+    "all_good": ("good",),
+    "all_bad": ("bad",),
+    "half_half": ("bad", "good"),
+    "mixed_half_half": ("bad", "good"),
+}
+"""Which labels the agents of a population have."""
 
 
 class MixturePart(Section):
@@ -176,6 +98,10 @@ class SocietySection(Section):
     docs/protocols.md says otherwise. The first is the one that figures compare."""
     observer_check: Annotated[ObserverCheck | None, Effect.EXTENT] = ObserverCheck()
     """How the observer is tested before the run relies on it; None: not at all."""
+    survey: Survey | None = None
+    """Questions that agents answer from time to time, beside what they do; None: none."""
+    interventions: tuple[Intervention, ...] = ()
+    """What is changed for some agents from a round on."""
     questions: Source = EverydaySource()
     """What is asked."""
     prior: Source = EverydaySource()
@@ -293,6 +219,7 @@ class SocietySection(Section):
                 f"num_shards {self.num_shards} exceeds num_worlds {self.num_worlds}: a shard has at least one world"
             )
         mistakes += self._mistakes_of_criteria()
+        mistakes += self.mistakes_of_interventions(num_agents)
         if not self.populations:
             mistakes.append("populations is empty: name at least one, such as mixed_half_half")
         names = [part.name for part in self.mixture]
@@ -303,6 +230,20 @@ class SocietySection(Section):
         elif num_agents is not None:
             mistakes += empty_parts(self.mixture, num_agents)
         return unless(self, mistakes)
+
+    def mistakes_of_interventions(self, num_agents: int | None) -> list[str]:
+        """What is wrong with the interventions; None: how many agents there are is not known."""
+        labels = {label for population in self.populations for label in LABELS[population]}
+        if self.population_profiles is not None:  # which may have others
+            labels |= {"good", "bad"}
+        return mistakes_of_interventions(
+            self.interventions,
+            max_rounds=self.max_rounds,
+            num_agents=num_agents,
+            parts=[part.name for part in self.mixture],
+            labels=labels,
+            has_memory="memory" not in self.without,
+        )
 
     def _mistakes_of_criteria(self) -> list[str]:
         names = [criterion.name for criterion in self.observed_criteria]
@@ -360,12 +301,3 @@ def empty_parts(mixture: Sequence[MixturePart], num_agents: int) -> list[str]:
         for part, size in zip(mixture, part_sizes(mixture, num_agents), strict=True)
         if part.share and not size
     ]
-
-
-def num_agents_of(topology: TopologySection) -> int | None:
-    """How many agents a topology has; None where only its file says."""
-    if isinstance(topology, GridTopology):
-        return topology.size**2
-    if isinstance(topology, LayersTopology):
-        return sum(topology.sizes)
-    return None if isinstance(topology, EdgesTopology) else topology.num_agents

@@ -317,7 +317,14 @@ def _mirror(
     spent = seen.spent()
     with open_mirror(run, config, "simulate") as mirror:
         for round_, rows in sorted(rounds.items()):
-            ends = ("_mean", "_share", "_median", "sim/parse_rate", *(f"sim/{name}" for name in protocol.figures))
+            ends = (
+                "_mean",
+                "_sd",
+                "_share",
+                "_median",
+                "sim/parse_rate",
+                *(f"sim/{name}" for name in protocol.figures),
+            )
             names = [name for name in rows[0] if name.endswith(ends)]
             means = {name: mean(row[name] for row in rows) for name in names}
             failed = sum(row["sim/failed"] for row in rows)

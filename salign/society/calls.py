@@ -18,7 +18,7 @@ from salign.society.replies import parse_rating
 
 # A `Priority` within its round: others wait for the answer, or nobody does. An observation goes with the next round's
 # calls, after those.
-_AWAITED, _OBSERVED = 0, 1
+_AWAITED, OBSERVED = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class Calls:
     async def observe(self, judged: Judged, role: str, criterion: str) -> Observation:
         """An observer's rating of an answer, said as `role`, by a criterion; observers have no memory."""
         asked = self.wording.observe(judged, criterion)
-        observation, _ = await self.rating(asked, judged.answer, f"observe:{role}:{criterion}", _OBSERVED)
+        observation, _ = await self.rating(asked, judged.answer, f"observe:{role}:{criterion}", OBSERVED)
         return observation
 
 

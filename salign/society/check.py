@@ -52,6 +52,7 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
         mistakes = empty_parts(society.mixture, make_topology(society.topology).num_agents)
         if mistakes:
             raise ConfigError(f"society.{'; '.join(mistakes)}")
+    _check_studies(society)
     check_recall(society, seed, questions, prior)
     links = [society.topology.path] if isinstance(society.topology, EdgesTopology) else []
     return [*sources.files_of(society.questions), *sources.files_of(society.prior), *files_of(society.profiles), *links]
@@ -71,3 +72,22 @@ def _check_casts(society: SocietySection, seed: int) -> None:
             topology.num_agents,
             resting,
         )
+
+
+def _check_studies(society: SocietySection) -> None:
+    """Looks at interventions where files say how many agents there are.
+
+    Raises:
+        DataError: A file of links is missing or malformed.
+        ConfigError: An intervention is on nobody, or has links of another number of agents.
+    """
+    if not society.interventions:
+        return
+    num_agents = make_topology(society.topology).num_agents
+    mistakes = society.mistakes_of_interventions(num_agents)
+    for one in society.interventions:
+        size = num_agents if one.links is None else make_topology(one.links).num_agents
+        if size != num_agents:
+            mistakes.append(f"the intervention {one.name} has links of {size} agents, and the society has {num_agents}")
+    if mistakes:
+        raise ConfigError(f"society: {'; '.join(mistakes)}")

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Iterable, Sequence
 
-from salign.config import MixturePart, Population, SocietySection, empty_parts, part_sizes
+from salign.config import LABELS, MixturePart, Population, SocietySection, empty_parts, part_sizes
 from salign.errors import ConfigError, DataError
 from salign.seeds import rng
 from salign.society.memory import InternalMemory, QuestionTable
@@ -25,15 +25,6 @@ def labels(population: Population, num_agents: int, *place: int | str) -> list[L
     if population == "mixed_half_half":
         rng(*place, "population").shuffle(halves)
     return halves
-
-
-# Which labels the agents of a population have.
-LABELS: dict[Population, tuple[Label, ...]] = {
-    "all_good": ("good",),
-    "all_bad": ("bad",),
-    "half_half": ("bad", "good"),
-    "mixed_half_half": ("bad", "good"),
-}
 
 
 def answers_by_label(

@@ -203,6 +203,12 @@ class Wording:
         """
         return self._judge(judged, self._observations[criterion])
 
+    def opinion(self, question: Criterion, recalled: Recalled | None, instructions: str | None, key: str) -> Prompt:
+        """A question of a survey: answered by one digit, or in words, after what the agent remembers."""
+        ask = self._asked(question)
+        memory = "" if recalled is None else remembered(recalled, key)
+        return Prompt(memory + ask.text, instructions, 0, ask.form, ask.scale)
+
     def revision(self, drafted: Judged, feedback: Sequence[Turn], instructions: str | None) -> Prompt:
         """What the centre agent answers after the feedback; the lowest-rated reason stands nearest the end.
 

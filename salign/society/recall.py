@@ -15,11 +15,10 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from salign.config import HashingEmbedder, SocietySection
+from salign.config import LABELS, HashingEmbedder, SocietySection
 from salign.errors import ConfigError
 from salign.seeds import rng
 from salign.society.memory import QuestionTable, embeddings_of
-from salign.society.population import LABELS
 from salign.society.sources import Exemplar, Label
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,13 @@ class Recall:
 
 
 def question_table(
-    society: SocietySection, seed: int, questions: Sequence[str], prior: Sequence[Exemplar], folder: Path | None = None
+    society: SocietySection,
+    seed: int,
+    questions: Sequence[str],
+    prior: Sequence[Exemplar],
+    folder: Path | None = None,
+    *,
+    also: Sequence[str] = (),
 ) -> tuple[QuestionTable, Recall | None]:
     """The table of a society's questions, those that are asked first, and when they are recalled: never without memory.
 
@@ -97,12 +102,13 @@ def question_table(
         questions: Asked, each once.
         prior: Remembered.
         folder: Where a model's embeddings are kept.
+        also: What is compared with them, and neither asked of agents in turn nor remembered from the start.
 
     Raises:
         EngineError: The embedder's server is at fault.
         ConfigError: The embedder's model cannot be had.
     """
-    names = _names(questions, prior)
+    names = tuple(dict.fromkeys([*_names(questions, prior), *also]))
     if "memory" in society.without:
         return QuestionTable(names, np.zeros((len(names), 1))), None
     embeddings = embeddings_of(society.embedder, names, folder)

@@ -8,7 +8,7 @@ from typing import Any
 from salign.config import Gates
 from salign.records import Interaction, Turn
 
-SOURCES = ("initial", "own")
+SOURCES = ("initial", "own", "broadcast")
 
 
 @dataclass

@@ -8,11 +8,12 @@ from statistics import median
 from typing import Any
 from zlib import crc32
 
-from salign.config import FLAGS, SCALE, Gates, Scale
+from salign.config import FLAGS, SCALE, Gates, Scale, SocietySection
 from salign.errors import StageError
 from salign.records import Interaction
 from salign.society.protocols.base import Protocol
 from salign.society.recalls import RecallRecord, Recalls
+from salign.society.studies import SURVEY
 from salign.tracking.metrics import mean
 from salign.tracking.names import mean_rating
 
@@ -52,6 +53,8 @@ class Round:
     """How many turns that say something have which flags."""
     recalls: defaultdict[str, Recalls] = field(default_factory=lambda: defaultdict(Recalls))
     """What agents were reminded of, by the role of the turn, of every role."""
+    opinions: defaultdict[str, list[float | None]] = field(default_factory=lambda: defaultdict(list))
+    """Answers to each question of the survey; None where one could not be read."""
     measured: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     """Values of the protocol's own figures, by name."""
 
@@ -70,6 +73,8 @@ class Round:
             self.recalls[turn.role].add(turn)
             if turn.about is not None:
                 self.feedback.append(turn.rating)
+            if turn.role == SURVEY:
+                self.opinions[turn.data["question"]].append(turn.data["opinion"])
             if turn.mass is not None:
                 self.masses.append(turn.mass)
             for criterion, observation in turn.observed.items():
@@ -91,6 +96,8 @@ class Round:
         self.flags.update(other.flags)
         for role, recalls in other.recalls.items():
             self.recalls[role].merge(recalls)
+        for name, opinions in other.opinions.items():
+            self.opinions[name].extend(opinions)
         for name, values in other.measured.items():
             self.measured[name].extend(values)
         for series, ratings in other.observed.items():
@@ -105,6 +112,15 @@ class Round:
     def by_agent(self, role: str, criterion: str) -> dict[int, float | None]:
         """The same for each agent, on average where it said several turns."""
         return {agent: mean(given) for agent, given in self.observed.get((role, criterion), {}).items()}
+
+    def _surveyed(self, society: SocietySection) -> dict[str, float | None]:
+        """Mean and standard deviation of the answers to each question of the survey; None in a round without one."""
+        figures: dict[str, float | None] = {}
+        for question in () if society.survey is None else society.survey.questions:
+            there = Counter(value for value in self.opinions.get(question.name, ()) if value is not None)
+            figures[f"sim/{SURVEY}_{question.name}_mean"] = mean(there.elements())
+            figures[f"sim/{SURVEY}_{question.name}_sd"] = _standard_deviation(there) if there else None
+        return figures
 
     def metrics(self, protocol: Protocol[Any]) -> dict[str, Any]:
         """The round in figures; None where nothing was rated.
@@ -123,6 +139,7 @@ class Round:
             "sim/world": self.world,
             "sim/round": self.number,
             **means,
+            **self._surveyed(protocol.society),
             **{f"sim/{name}": protocol.figure(name, self.measured.get(name, ())) for name in protocol.figures},
             "sim/parse_rate": validity.rated_share,
             "sim/digit_mass_median": validity.digit_mass_median,
@@ -183,6 +200,8 @@ class Validity:
         self.num_failed += round_.num_failed
         self.failures = tuple(sorted({*self.failures, *round_.failures})[:_NUM_EXAMPLES])
         self._rated("feedback", round_.feedback)
+        for opinions in round_.opinions.values():
+            self._read(opinions)
         for role, criterion in round_.observed:
             self._rated(criterion, round_.ratings(role, criterion))
         self.masses.update(round(mass, 3) for mass in round_.masses)
@@ -199,9 +218,12 @@ class Validity:
         self.num_repeated += sum(len(questions[answer]) > 1 for answer, _ in round_.answers)
         self.recalls.add(round_.number, round_.recalls)
 
-    def _rated(self, series: str, ratings: Sequence[float | None]) -> None:
+    def _read(self, ratings: Sequence[float | None]) -> None:
         self.num_ratings += len(ratings)
         self.num_missing_ratings += ratings.count(None)
+
+    def _rated(self, series: str, ratings: Sequence[float | None]) -> None:
+        self._read(ratings)
         given = self.ratings.setdefault(series, Counter())
         for rating, num in Counter(ratings).items():  # in words there are seven
             if rating is not None:

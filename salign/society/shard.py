@@ -206,6 +206,7 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
                 facts["observer"] = measured
             facts["stops"] = [stop.facts() for stop in simulation.stops]
             facts["profiles"] = write_profiles(worlds, folder)
+            facts["interventions"] = {str(world.number): world.interventions for world in worlds}
             facts["graphs"] = write_graphs(config.society, worlds, folder)
         ranks.barrier()  # nobody removes its spool before it is read
         return None if everybody is None else facts

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from msgspec.structs import replace
 
-from salign.config import SocietySection
+from salign.config import Criterion, SocietySection
 from salign.errors import CallRejectedError
-from salign.records import Interaction, Member, Profile, Recalled
-from salign.society.calls import Calls, Speaker, UnansweredError
+from salign.records import Interaction, Member, Profile, Recalled, Turn
+from salign.society.calls import OBSERVED, Calls, Speaker, Tally, UnansweredError, together
 from salign.society.casts import Casts
 from salign.society.memory import QuestionTable
 from salign.society.notes import Notes
@@ -21,7 +22,9 @@ from salign.society.prompts import Wording, persona
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Conversation, Query, Seat, State, Update
 from salign.society.questions import QuestionOrder
+from salign.society.replies import flags_of
 from salign.society.sources import Choices, Exemplar
+from salign.society.studies import SURVEY, Studies
 from salign.society.topology import draw_audience, make_topology
 
 _NOTHING = Update()
@@ -134,6 +137,7 @@ class World:
         self._settle(setting.profiles)
         mine = [(agent, self._labels[agent]) for agent in self.own_agents]
         self._memories = initial_memories(society, setting.prior, setting.table, mine, seed, number)
+        self._studies = Studies(society, self._labels, setting.speakers, seed, number)
         self._notes: dict[int, Notes] = {}  # of those that have any
         # The last round after which an agent's state is there, and who waits for a later one.
         self._there_after = array("i", bytes(4 * self.num_agents))
@@ -204,9 +208,10 @@ class World:
             return None
         table = self._setting.table
         memory = self._memories[agent].recall(table, question, after_round)
-        if memory is None:
-            return None
-        return Recalled(table.questions[memory.question], memory.answer, memory.source, memory.distance)
+        recalled = None
+        if memory is not None:
+            recalled = Recalled(table.questions[memory.question], memory.answer, memory.source, memory.distance)
+        return self._studies.recall(agent, table, question, after_round, recalled)
 
     def _state(self, agent: int, question: int, after_round: int) -> State:
         notes = self._notes.get(agent)
@@ -217,12 +222,12 @@ class World:
     def _calls(self, speaker: Speaker, round_: int, agent: int) -> Calls:
         return Calls(self._setting.society, self._wording, speaker, (self._setting.seed, self.number, round_, agent))
 
-    def _speaker(self, agent: int) -> Speaker:
-        speaker, profile = self._setting.speakers[self._parts[agent]], self.profile(agent)
+    def _speaker(self, agent: int, round_: int) -> Speaker:
+        speaker, profile = self._studies.speaker(agent, round_, self._parts[agent]), self.profile(agent)
         return speaker if profile is None else Speaker(speaker.engine, persona(profile, speaker.instructions))
 
-    def _member(self, agent: int) -> Member:
-        part = self._parts[agent]
+    def _member(self, agent: int, round_: int) -> Member:
+        part = self._studies.part(agent, round_, self._parts[agent])
         name = self._setting.society.mixture[part - 1].name if part else None
         engine = self._setting.speakers[part].engine.identity
         return Member(agent, self._labels[agent], name, engine, self.profiles[agent] if self.profiles else None)
@@ -267,7 +272,7 @@ class World:
         match request:
             case Ask():
                 state = self._state(member, request.question, after_round)
-                calls = self._calls(self._speaker(member), request.round, request.agent)
+                calls = self._calls(self._speaker(member, request.round), request.round, request.agent)
                 question = self._setting.table.questions[request.question]
                 try:
                     return await self._protocol.answer(calls, state, question, request.query), calls.tally
@@ -301,11 +306,12 @@ class World:
         cast = self.casts.cast(agent, round_)
         question = setting.table.questions[number]
         states = [await ask(Join(self.number, round_, member, number)) for member in cast]
-        audience = draw_audience(setting.society, self.topology, agent, setting.seed, self.number, round_, agent)
+        links = self._studies.topology(agent, round_, self.topology)
+        audience = draw_audience(setting.society, links, agent, setting.seed, self.number, round_, agent)
         seat = Seat(
             self.number,
             round_,
-            tuple([self._member(member) for member in cast]),
+            tuple([self._member(member, round_) for member in cast]),
             tuple(states),
             topology=self.topology,
             question=question,
@@ -323,7 +329,7 @@ class World:
                     elsewhere.tell(news)
 
         observer = self._calls(setting.observer or setting.speakers[0], round_, agent)
-        calls = [self._calls(self._speaker(member), round_, agent) for member in cast]
+        calls = [self._calls(self._speaker(member, round_), round_, agent) for member in cast]
         conversation = Conversation(
             self._protocol,
             seat,
@@ -333,4 +339,39 @@ class World:
             look=lambda member, note: ask(Look(self.number, round_, member, note)),
             distance=lambda other: setting.table.distance(number, setting.table.number[other]),
         )
-        return await conversation.hold(publish)
+        interaction = await conversation.hold(publish)
+        asked = [member for member in cast if self._studies.is_asked(member, round_)]
+        return await self._survey(interaction, asked, ask) if asked else interaction
+
+    async def _survey(
+        self, interaction: Interaction, asked: Sequence[int], ask: Callable[[Join], Coroutine[Any, Any, State]]
+    ) -> Interaction:
+        """The interaction with what some of its cast answer to the survey, as they remember after it."""
+        survey, table, tally = self._setting.society.survey, self._setting.table, Tally()
+        assert survey is not None
+
+        async def opinion(member: int, question: Criterion) -> Turn:
+            round_ = interaction.round
+            state = await ask(Join(self.number, round_ + 1, member, table.number[question.wording]))
+            calls = self._calls(self._speaker(member, round_), round_, interaction.agent)
+            name = f"{SURVEY}:{member}:{question.name}"
+            asked = self._wording.opinion(question, state.recalled, calls.instructions, calls.key(name))
+            given, reply = await calls.rating(asked, "", name, OBSERVED)
+            tally.add(calls.tally)
+            flags = flags_of(reply, given.text)
+            data = {"question": question.name, "opinion": given.rating}
+            return Turn(member, SURVEY, given.text, mass=given.mass, recalled=state.recalled, flags=flags, data=data)
+
+        turns = await together(*(opinion(member, question) for member in asked for question in survey.questions))
+        return replace(
+            interaction,
+            turns=(*interaction.turns, *turns),
+            num_calls=interaction.num_calls + tally.num_calls,
+            prompt_tokens=interaction.prompt_tokens + tally.prompt_tokens,
+            completion_tokens=interaction.completion_tokens + tally.completion_tokens,
+        )
+
+    @property
+    def interventions(self) -> dict[str, int]:
+        """On how many agents each intervention is."""
+        return self._studies.num_on()

@@ -13,6 +13,7 @@ from salign.society.calls import Speaker
 from salign.society.population import answers_by_label
 from salign.society.profiles import load_profiles
 from salign.society.recall import question_table
+from salign.society.studies import questions_of
 from salign.society.topology import Links, write_links
 from salign.society.world import Setting, World
 from salign.storage import write_atomic
@@ -44,7 +45,7 @@ def make_worlds(
     questions = sources.distinct(asked)
     profiles = load_profiles(society)
     answers_by_label(society, prior, society.populations, {one.label for one in profiles if one.label is not None})
-    table, recall = question_table(society, config.run.seed, questions, prior, folder)
+    table, recall = question_table(society, config.run.seed, questions, prior, folder, also=questions_of(society))
     if recall is not None:
         recall.check(society)
     first, observer, *others = engines

@@ -20,6 +20,7 @@ LOGGED: dict[JobType, tuple[str, ...]] = {
     "simulate": (
         "sim/round",
         "sim/*_mean",
+        "sim/survey_*_sd",
         "sim/*_share",
         "sim/parse_rate",
         "sim/failed",

@@ -160,7 +160,7 @@
     const again = recalled && before && before.question === recalled.question && before.answer === recalled.answer;
     if (recalled !== null && !judges && !again) {
       const { question, answer, source, distance } = recalled;
-      const whose = source === "initial" ? "that it began with" : "of its own";
+      const whose = { initial: "that it began with", broadcast: "that it was told" }[source] ?? "of its own";
       made.push(saying("", `Remembered, an answer ${whose} to “${question}” (distance ${distance.toFixed(2)})`, answer));
     }
     if (judges) {

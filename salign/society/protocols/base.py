@@ -170,7 +170,9 @@ class Protocol(ABC, Generic[Section]):
 
     def most_calls(self, num_agents: int) -> int:
         """Model calls of a round of a world at most."""
-        return num_agents // self.society.protocol.cast_size * self.max_calls
+        survey = self.society.survey
+        asked = 0 if survey is None else survey.num_asked(num_agents) * len(survey.questions)
+        return num_agents // self.society.protocol.cast_size * self.max_calls + asked
 
     @abstractmethod
     async def interact(self, conversation: "Conversation") -> Sequence[Update]:
