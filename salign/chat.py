@@ -224,7 +224,7 @@ class ChatTemplate:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of marked texts, without any that the tokenizer puts around a text."""
         found = self._encode_plainly(texts)
-        start, end = _marks()
+        start, end = marks()
         for number, text in enumerate(texts):
             if start in text or end in text:
                 found[number] = self._encode_marked(text)
@@ -251,7 +251,7 @@ class ChatTemplate:
             ids: list[int] = encode_marked_chat(self._tokenizer, text)
         except ValueError:
             # The vocabulary has the token as a word too (Unigram's and word tables may): its letters give it again.
-            start, end = _marks()
+            start, end = marks()
             marked = re.compile(f"{start}({self._spellings.pattern}){end}")
             broken = marked.sub(lambda found: break_up(found[1], self._spellings), text)
             ids = self._encode_plainly([broken.replace(start, "").replace(end, "")])[0]
@@ -259,7 +259,7 @@ class ChatTemplate:
 
 
 @functools.cache
-def _marks() -> tuple[str, str]:
+def marks() -> tuple[str, str]:
     """The characters between which what is marked stands."""
     from transformers.utils.chat_template_utils import mark_control_tokens
 
@@ -268,7 +268,7 @@ def _marks() -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=32)
-def _tried(tokenizer: "PreTrainedTokenizerBase", *_: object) -> ChatTemplate:
+def tried(tokenizer: "PreTrainedTokenizerBase", *_: object) -> ChatTemplate:
     return ChatTemplate(tokenizer)
 
 
@@ -278,7 +278,7 @@ def chat_template(tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
     Raises:
         ConfigError: It fails.
     """
-    return _tried(tokenizer, tokenizer.get_chat_template(), tokenizer.eos_token, len(tokenizer))
+    return tried(tokenizer, tokenizer.get_chat_template(), tokenizer.eos_token, len(tokenizer))
 
 
 def conversation(user: str, system: str | None = None) -> list[Message]:

@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".tiktoken")
 _NAMES = ("vocab.txt", "merges.txt")
 # Smaller files are hashed each time: 64 MiB take some 50 ms.
-_REMEMBERED_FROM = 1 << 26
+REMEMBERED_FROM = 1 << 26
 # A file that was just written may be written once more within the resolution of the file system's clock.
-_SETTLED_S = 2.0
+SETTLED_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _sha256(path: Path) -> str:
     """The digest of a file; of a large one remembered until the file is written to, moved, or given other rights."""
     path = path.resolve()  # the hub's cache has links
     before = path.stat()
-    if before.st_size < _REMEMBERED_FROM:
+    if before.st_size < REMEMBERED_FROM:
         return sha256(path)
     # Nobody sets the time of a change (ctime), as `cp -p` sets that of the content.
     key = (str(path), before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
@@ -95,7 +95,7 @@ def _sha256(path: Path) -> str:
             return known
     logger.info("hashing %s (%.1f GB), once", path, before.st_size / 1e9)
     found = sha256(path)
-    is_settled = time.time() - before.st_ctime > _SETTLED_S
+    is_settled = time.time() - before.st_ctime > SETTLED_S
     if is_settled and _same(before, path.stat()):
         with contextlib.suppress(OSError):  # a cache that cannot be written: it is hashed again
             write_atomic(noted, found + "\n")

@@ -44,7 +44,7 @@ _ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
 }
 _HEAD = 512  # bytes by which a file is recognised
-_CHUNK = 1 << 18  # characters
+CHUNK = 1 << 18  # characters
 _BATCH = 256  # rows of a Parquet file
 _MAX_MISTAKES = 5  # that are listed
 _SPACE = re.compile(r"\s*")
@@ -263,7 +263,7 @@ def _elements(file: IO[str], path: Path, line: int) -> Iterator[tuple[int, objec
     """The elements of a JSON array whose opening bracket, in that line, is read already."""
     decode = json.JSONDecoder().raw_decode
     # `text` is what of the file is in hand, `start` where in it to go on.
-    text, start, number, size = "", 0, 0, _CHUNK
+    text, start, number, size = "", 0, 0, CHUNK
     while True:
         error = "the array does not end"
         try:
@@ -292,7 +292,7 @@ def _elements(file: IO[str], path: Path, line: int) -> Iterator[tuple[int, objec
         more = file.read(size)
         if not more:
             raise DataError(f"{path}, line {wrong_line}: not valid JSON ({error})")
-        size = 2 * size if text and start == 0 else _CHUNK  # so that one long row is not begun too often
+        size = 2 * size if text and start == 0 else CHUNK  # so that one long row is not begun too often
         line += text.count("\n", 0, start)
         text, start = text[start:] + more, 0
     if text[start:].strip() or file.read().strip():

@@ -19,10 +19,10 @@ from salign.errors import StageError
 from salign.launchers import is_in_job, job_here
 
 # Not one try alone: is_locked may hold a lock for a moment, and a process whose launcher was killed a little longer.
-_LOCK_PATIENCE_S = 3.0
+PATIENCE_S = 3.0
 # In a scheduler's job, which may be started again on another node: a shared file system may keep the lock of a process
 # that a dead node had.
-_LOCK_PATIENCE_OF_JOB_S = 60.0
+PATIENCE_OF_JOB_S = 60.0
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 _leases: dict[Path, leases.Lease] = {}
@@ -36,7 +36,7 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         StageError: Another process holds it, and `wait` is not set; or the file system can keep no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    patience_s = math.inf if wait else _LOCK_PATIENCE_OF_JOB_S if is_in_job() else _LOCK_PATIENCE_S
+    patience_s = math.inf if wait else PATIENCE_OF_JOB_S if is_in_job() else PATIENCE_S
     holder = f"process {os.getpid()} on {platform.node()}" + (f" (job {job_here()})" if is_in_job() else "")
     with _open(path, os.O_RDWR | os.O_CREAT) as file:
         if not _has_flock(file):

@@ -124,7 +124,7 @@ def _end_with_launcher() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _main() -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m salign.work", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("run", type=Path)
@@ -141,4 +141,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(_main)
+    run_main(main)

@@ -45,7 +45,7 @@ class Server:
         self.requests: list[dict] = []
         self.broken, self.status = "nothing", 500
 
-    def _way(self, asked: dict) -> str | None:
+    def way_of(self, asked: dict) -> str | None:
         if asked.get("continue_final_message"):
             return "begun"
         if "response_format" in asked:
@@ -55,13 +55,13 @@ class Server:
     async def chat(self, request: web.Request) -> web.Response:
         asked = await request.json()
         self.requests.append(asked)
-        if self._way(asked) == self.broken:
+        if self.way_of(asked) == self.broken:
             return web.json_response({"error": {"message": "no template"}}, status=self.status)
         roles = {message["role"] for message in asked["messages"]}
         for name, said in self.refuses.items():
             if (name in asked and (name != "top_logprobs" or asked[name] > 5)) or name in roles:
                 return web.json_response({"error": {"message": said}}, status=400)
-        way = self._way(asked)
+        way = self.way_of(asked)
         shares = self.ways.get(way or "") or self.told
         choice: dict = {"message": {"content": self.text}, "finish_reason": "stop"}
         if asked.get("logprobs"):
@@ -130,7 +130,7 @@ def test_the_way_with_the_mass_on_the_digits_is_taken(server, way, mass):
     assert facts["rating_way"] == way
     assert facts["ways"][way]["mass"] == pytest.approx(mass, abs=1e-3)
     reply, asked = server.call(lambda engine: engine.rate(RATE, 3))
-    assert server._way(asked) == (None if way == "told" else way)
+    assert server.way_of(asked) == (None if way == "told" else way)
     assert reply.mass == pytest.approx(mass, abs=1e-3)
     assert asked["seed"] == 3
     assert asked["temperature"] == 0
@@ -399,8 +399,8 @@ def test_what_was_measured_once_counts_for_all(tmp_path):
 def test_of_those_that_measure_at_once_one_counts(tmp_path):
     path = tmp_path / "engine.json"
     one, other = Capabilities(rating_way="begun"), Capabilities(rating_way="told")
-    assert capabilities._publish(path, one) == one
-    assert capabilities._publish(path, other) == one
+    assert capabilities.publish(path, one) == one
+    assert capabilities.publish(path, other) == one
     assert [found.name for found in tmp_path.iterdir()] == ["engine.json"]
 
 

@@ -26,7 +26,7 @@ from salign.cluster.slurm.commands import (
 )
 from salign.cluster.slurm.jobs import chain, suffix_of
 from salign.cluster.slurm.scheduler import SlurmScheduler
-from salign.cluster.slurm.submission import Submission, _note, submissions
+from salign.cluster.slurm.submission import Submission, note, submissions
 from salign.cluster.status import Board, print_status
 from salign.commands import status
 from salign.config import SlurmCluster
@@ -393,8 +393,8 @@ def test_a_torn_list_of_jobs_is_read_as_far_as_it_goes(tmp_path):
     assert submissions(run) == []
     array = Submission("12", "simulate", (("simulate/0",), ("simulate/1",)), (), 1.0)
     alone = Submission("13", "collect", (("dataset",),), ("12",), 2.0)
-    _note(run, array)
-    _note(run, alone)
+    note(run, array)
+    note(run, alone)
     with (run.slurm / "jobs.jsonl").open("a") as file:
         file.write('{"job_id": "14", "na')
     assert submissions(run) == [array, alone]
@@ -538,7 +538,7 @@ def test_status_goes_on_where_slurm_does_not_answer(tmp_path, monkeypatch):
     made = config(tmp_path)
     run = RunDir(tmp_path / "r")
     run.slurm.mkdir(parents=True)
-    _note(run, Submission("7", "collect", (("dataset",),), (), 1.0))
+    note(run, Submission("7", "collect", (("dataset",),), (), 1.0))
     monkeypatch.setattr(SlurmScheduler, "is_reachable", lambda self: True)
     monkeypatch.setattr(Slurm, "ended_states", lambda self, jobs: {})
     waiting = LiveJob("7", "r-collect" + suffix_of(run), "PENDING", "Priority", "")

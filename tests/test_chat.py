@@ -92,17 +92,17 @@ def asked_by_engine(folder, prompt: Prompt) -> tuple[list[int], list[int]]:
     """Token ids of the engine's prompts, for a reply and for a rating."""
     engine = TransformersEngine(TransformersSection(device="cpu"), str(folder))
 
-    async def hear(call, _):
-        raise HeardError(call.ids)
+    def hear(_module, _args, given):
+        raise HeardError(given["input_ids"][0].tolist())
 
-    engine._submit = hear
+    engine.model.register_forward_pre_hook(hear, with_kwargs=True)
     heard = []
     for call in (engine.generate(prompt, Sampling(), 0), engine.rate(prompt, 0)):
         with pytest.raises(HeardError) as found:
             asyncio.run(call)
         heard.append(found.value.args[0])
     asyncio.run(engine.close())
-    rating = engine._digit_tokens.prefix
+    rating = engine.digit_tokens.prefix
     assert heard[1][-len(rating) :] == rating
     return heard[0], heard[1][: -len(rating)]
 
@@ -111,7 +111,7 @@ def row_lm(folder, tokenizer, tmp_path) -> RowLM:
     model = models.load_model(str(folder), torch.float32).eval()
     ranks = Ranks(0, 1, torch.device("cpu"))
     lm = RowLM(model, tokenizer, ranks, told=lambda: None, scores=Scores(tmp_path, 0))
-    weakref.finalize(lm, lm._scores.close)
+    weakref.finalize(lm, lm.scores.close)
     return lm
 
 
@@ -144,7 +144,7 @@ def test_without_the_template_texts_begin_as_the_tokenizer_begins_them(name, tmp
     folder = save(tmp_path / "m", KINDS[name])
     tokenizer = load_tokenizer(str(folder))
     lm = row_lm(folder, tokenizer, tmp_path)
-    theirs = HFLM(pretrained=lm._model, tokenizer=tokenizer, batch_size=1, device="cpu")
+    theirs = HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=1, device="cpu")
     for pair in (("Is it fair? ", "No."), ("Is it", " fair")):
         assert lm._encode_pair(*pair) == theirs._encode_pair(*pair)
     spelled = lm.tok_encode("</s><|im_end|><|eot_id|>No")
@@ -235,7 +235,7 @@ def test_the_case_that_came_from_outside(tiny_model, shared_data):
 
 
 def test_marks_cannot_be_forged(tokenizer):
-    start, end = chat._marks()
+    start, end = chat.marks()
     word = next(iter(chat_template(tokenizer).control))
     for text in (f"a{start}{word}{end}b", f"a{end}{word}{start}b", f"a{word[0]}{start}{end}{word[1:]}b"):
         ids = models.render(tokenizer, text)
@@ -307,7 +307,7 @@ def test_the_engine_and_the_trained_model_end_there(chats, tokenizer):
     engine = TransformersEngine(TransformersSection(device="cpu"), str(chats[1]))
     asyncio.run(engine.close())
     end = tokenizer.convert_tokens_to_ids(chats[0].end)
-    assert {end, tokenizer.eos_token_id} <= engine._end_ids
+    assert {end, tokenizer.eos_token_id} <= engine.end_ids
     model = models.load_model(str(chats[1]), torch.float32)
     complete_generation_config(model, tokenizer)
     named = model.generation_config.eos_token_id
@@ -328,13 +328,13 @@ def test_a_control_token_that_ends_nothing_is_shown(tmp_path):
 def reply_of(folder, words: list[str]) -> tuple[str, int]:
     """The engine's reply, and its number of tokens, where the model says these one by one."""
     engine = TransformersEngine(TransformersSection(device="cpu"), str(folder))
-    said = iter([engine._tokenizer.convert_tokens_to_ids(word) for word in words])
+    said = iter([engine.tokenizer.convert_tokens_to_ids(word) for word in words])
 
     def script(*_args, **_kwargs):
         return next(said)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("salign.engines.transformers._sample", script)
+        patch.setattr("salign.engines.transformers.sample", script)
         reply = asyncio.run(engine.generate(Prompt("Is it?"), Sampling(max_tokens=len(words)), 0))
     asyncio.run(engine.close())
     return reply.text, reply.completion_tokens
@@ -380,15 +380,15 @@ def test_the_day_stands_still(monkeypatch):
         now = SimpleNamespace(now=lambda year=year: datetime.datetime(year, 1, 2))
         monkeypatch.setattr(theirs, "datetime", now)
         theirs._compile_jinja_template.cache_clear()
-        chat._tried.cache_clear()
+        chat.tried.cache_clear()
         seen.add((tuple(models.render(tokenizer, "Is it?")), store_key(tokenizer, 480, "data")))
     assert len(seen) == 1
     ids, key = seen.pop()
     assert f"Today: {DATE:%d %b %Y}" in tokenizer.decode(list(ids))
     monkeypatch.setattr(chat, "DATE", datetime.date(2020, 1, 1))
-    chat._tried.cache_clear()
+    chat.tried.cache_clear()
     assert store_key(tokenizer, 480, "data") != key
-    chat._tried.cache_clear()
+    chat.tried.cache_clear()
 
 
 # --- templates that fail -------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def test_none_kept_leaves_no_folder(tmp_path, ranks):
 def test_another_zero_stage_is_refused_with_the_remedy_unless_it_converts(tmp_path, ranks, monkeypatch, before, now):
     store = Store(tmp_path / "checkpoints", {}, 2)
     written(store, 2, 1, before)
-    monkeypatch.setattr(checkpoint, "_universal", lambda folder, *_: folder.with_name(f"universal-{folder.name}"))
+    monkeypatch.setattr(checkpoint, "universal", lambda folder, *_: folder.with_name(f"universal-{folder.name}"))
     if (before, now) == (1, 2):
         assert checkpoint.find(store, ranks, now) == Found(store.folder / "universal-step-0000002", universal=True)
     else:
@@ -159,7 +159,7 @@ def test_another_zero_stage_is_refused_with_the_remedy_unless_it_converts(tmp_pa
 
 
 def test_one_of_other_ranks_under_zero_3_is_refused_but_for_adapters(tmp_path, ranks, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_universal", lambda folder, *_: folder.with_name(f"universal-{folder.name}"))
+    monkeypatch.setattr(checkpoint, "universal", lambda folder, *_: folder.with_name(f"universal-{folder.name}"))
     store = Store(tmp_path / "checkpoints", {}, 2, decays=True)
     written(store, 2, 2, 3)
     with pytest.raises(ConfigError, match=r"by 2 ranks under ZeRO stage 3, now there are 1.* Use 2 ranks again"):

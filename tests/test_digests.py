@@ -92,8 +92,8 @@ def test_a_model_of_the_hub_has_the_commit_that_is_in_the_cache(folder, tmp_path
 
 def test_a_large_file_is_hashed_once_and_again_when_it_was_written_to(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SALIGN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "_REMEMBERED_FROM", (folder / "model.safetensors").stat().st_size)
-    monkeypatch.setattr(digests, "_SETTLED_S", 0.0)
+    monkeypatch.setattr(digests, "REMEMBERED_FROM", (folder / "model.safetensors").stat().st_size)
+    monkeypatch.setattr(digests, "SETTLED_S", 0.0)
     hashed = []
 
     def counted(path):
@@ -115,8 +115,8 @@ def test_a_large_file_is_hashed_once_and_again_when_it_was_written_to(folder, tm
 
 def test_a_file_that_was_just_written_is_not_remembered(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SALIGN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "_REMEMBERED_FROM", 0)
-    monkeypatch.setattr(digests, "_SETTLED_S", 3600.0)
+    monkeypatch.setattr(digests, "REMEMBERED_FROM", 0)
+    monkeypatch.setattr(digests, "SETTLED_S", 3600.0)
     identify(str(folder))
     assert not (tmp_path / "cache" / "digests").exists()
 

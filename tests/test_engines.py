@@ -212,9 +212,9 @@ def plain(tiny_model: Path) -> Plain:
 
 async def together(engine: TransformersEngine, *calls):
     """Answers of calls that the engine finds waiting all at once, so that they share a batch."""
-    with engine._wake:
+    with engine.holding():
         tasks = [asyncio.ensure_future(call) for call in calls]
-        while len(engine._waiting) < len(tasks) and not any(task.done() for task in tasks):
+        while engine.num_waiting < len(tasks) and not any(task.done() for task in tasks):
             await asyncio.sleep(0)
     return await asyncio.gather(*tasks)
 
@@ -392,9 +392,9 @@ def test_what_still_waits_is_given_up_when_the_engine_closes(own_engine):
     """Only a shard that failed closes its engine with calls waiting; its end should not wait for them."""
 
     async def run():
-        with own_engine._wake:
+        with own_engine.holding():
             calls = [asyncio.ensure_future(own_engine.rate(prompt, 0)) for prompt in VARIED]
-            while len(own_engine._waiting) < len(VARIED):
+            while own_engine.num_waiting < len(VARIED):
                 await asyncio.sleep(0)
             closing = asyncio.ensure_future(own_engine.close())
             await asyncio.sleep(0)
@@ -407,11 +407,11 @@ def test_what_still_waits_is_given_up_when_the_engine_closes(own_engine):
 
 
 def test_a_model_that_fails_on_a_batch_is_an_engine_error_and_the_engine_goes_on(own_engine, monkeypatch):
-    def fail(batch):
+    def fail(*_args, **_kwargs):
         raise torch.OutOfMemoryError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(own_engine, "_generate", fail)
+        patch.setattr(own_engine.model, "forward", fail)
         with pytest.raises(EngineError, match=r"batch of 2: out of memory.* engine\.max_batch"):
             answers(own_engine, (HELLO, Sampling(), 0), (HELLO, Sampling(), 1))
     assert answers(own_engine, (HELLO, Sampling(max_tokens=2), 0))[0].completion_tokens > 0
@@ -419,10 +419,10 @@ def test_a_model_that_fails_on_a_batch_is_an_engine_error_and_the_engine_goes_on
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_bug_reaches_the_caller_and_nobody_waits_for_ever(own_engine, monkeypatch):
-    def fail(batch):
+    def fail(*_args, **_kwargs):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(own_engine, "_generate", fail)
+    monkeypatch.setattr(own_engine.model, "forward", fail)
     with pytest.raises(ZeroDivisionError):
         asyncio.run(asyncio.wait_for(own_engine.generate(HELLO, Sampling(), 0), HANG_S))
 
@@ -430,9 +430,9 @@ def test_a_bug_reaches_the_caller_and_nobody_waits_for_ever(own_engine, monkeypa
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_call_that_is_given_up_leaves_the_others_theirs(own_engine):
     async def run():
-        with own_engine._wake:
+        with own_engine.holding():
             given_up, other = (asyncio.ensure_future(own_engine.rate(prompt, 0)) for prompt in VARIED[:2])
-            while len(own_engine._waiting) < 2:
+            while own_engine.num_waiting < 2:
                 await asyncio.sleep(0)
             given_up.cancel()
             await asyncio.wait([given_up])

@@ -47,7 +47,7 @@ def rows(path) -> list:
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_an_array_is_read_by_pieces_of_any_size(tmp_path, monkeypatch, chunk, indent):
-    monkeypatch.setattr(files, "_CHUNK", chunk)
+    monkeypatch.setattr(files, "CHUNK", chunk)
     path = tmp_path / "a.json"
     for values in (VALUES, [], [[]], [1], VALUES * 20):
         text = json.dumps(values, indent=indent, ensure_ascii=False)
@@ -72,7 +72,7 @@ def test_an_array_is_read_by_pieces_of_any_size(tmp_path, monkeypatch, chunk, in
     ],
 )
 def test_a_broken_array_is_named_with_the_line(tmp_path, monkeypatch, chunk, text, said):
-    monkeypatch.setattr(files, "_CHUNK", chunk)
+    monkeypatch.setattr(files, "CHUNK", chunk)
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(DataError) as caught:

@@ -114,7 +114,7 @@ def test_what_leaks_is_no_near_copy_as_well():
 
 def test_shares_are_those_of_a_plain_count(monkeypatch):
     """Against every pair of prompt and text, with sets of tuples of words."""
-    monkeypatch.setattr(leaks, "_BATCH", 2_000)
+    monkeypatch.setattr(leaks, "BATCH", 2_000)
     rng = random.Random(0)
     vocabulary = ["naïve", "été", "GRÜẞE", "don’t", "x1"]
     texts = [" ".join(rng.choices(vocabulary, k=rng.randrange(30))) for _ in range(400)]

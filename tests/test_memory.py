@@ -83,8 +83,8 @@ def test_of_questions_equally_near_the_first_of_the_table_comes_first():
 @pytest.mark.parametrize("max_distance", [0.2, 0.55, 2.0])
 def test_retrieval_is_that_of_a_search_through_all_known_questions(max_product, max_kept, max_distance, monkeypatch):
     """Few words, so that many questions are equally near; asked in any order, in blocks of any size, kept or not."""
-    monkeypatch.setattr(module, "_MAX_PRODUCT", max_product)
-    monkeypatch.setattr(module, "_MAX_KEPT", max_kept)
+    monkeypatch.setattr(module, "MAX_PRODUCT", max_product)
+    monkeypatch.setattr(module, "MAX_KEPT", max_kept)
     generator = random.Random(7)
     words = "who what you can say do not".split()
     texts = {" ".join(generator.choices(words, k=generator.randint(1, 5))) for _ in range(60)}

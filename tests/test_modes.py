@@ -13,7 +13,7 @@ from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
 from salign.engines import modes
 from salign.engines.base import Prompt
-from salign.engines.transformers import TransformersEngine, _end_ids
+from salign.engines.transformers import TransformersEngine, end_ids
 from salign.errors import ConfigError, EngineError
 
 
@@ -104,7 +104,7 @@ def saved(folder, tiny_model, family: str, **settings):
 def greedy(tokenizer, model, text: str, num_tokens: int) -> str:
     """As transformers says it, until a token with which the engine too ends a reply."""
     ids = torch.tensor([models.render(tokenizer, text)])
-    ends = _end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer)
     with torch.inference_mode():
         plain = model.generate(
             ids,

@@ -91,8 +91,8 @@ def test_a_source_without_labels_is_refused(tmp_path):
 def test_what_cannot_be_told_from_a_coin_is_said_and_may_fail(caplog):
     coin = {"model": "m", **figures(PAIRS, given(5, 5, 5, 5), given(4, 6, 4, 6))}
     with caplog.at_level(logging.WARNING):
-        observer._judge(coin, ObserverCheck())
+        observer.require_agreement(coin, ObserverCheck())
     assert "the observer m is no better than a coin" in caplog.text
     with pytest.raises(StageError, match="in 50% of 4 labelled pairs; chance is 50%"):
-        observer._judge(coin, ObserverCheck(min_agreement=0.6))
-    observer._judge(coin, ObserverCheck(min_agreement=0.5))
+        observer.require_agreement(coin, ObserverCheck(min_agreement=0.6))
+    observer.require_agreement(coin, ObserverCheck(min_agreement=0.5))

@@ -14,6 +14,7 @@ from salign.config import DPOObjective, StableObjective
 from salign.errors import ConfigError
 from salign.records import AlignmentGroup
 from salign.training import model as model_module
+from salign.training import settings
 from salign.training.data import context_length
 from salign.training.model import GroupLoss, check_layout, response_nll
 from salign.training.objectives import stable_losses
@@ -131,14 +132,14 @@ def test_logits_in_chunks_are_those_at_once(tiny_model, tokenizer, monkeypatch, 
     row = lay_out(tokenize([*GROUPS, long], tokenizer, 512).groups)
     other = copy.deepcopy(model)
     made = []
-    token_nll = model_module._token_nll
+    token_nll = model_module.token_nll
 
     def counting(states, *args):
         made.append(len(states))
         return token_nll(states, *args)
 
-    monkeypatch.setattr(model_module, "_token_nll", counting)
-    monkeypatch.setattr(model_module, "_MAX_LOGITS", chunk * model.config.vocab_size)
+    monkeypatch.setattr(model_module, "token_nll", counting)
+    monkeypatch.setattr(settings, "MAX_LOGITS", chunk * model.config.vocab_size)
     nll = response_nll(model, row)
     num_chunks = -(-len(row.targets) // chunk)
     assert made == [*[chunk] * (num_chunks - 1), len(row.targets) - chunk * (num_chunks - 1)]

@@ -151,7 +151,7 @@ def test_status_shows_the_error_the_log_and_how_to_go_on(run, config):
 
 
 def test_where_there_is_no_terminal_progress_is_plain_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("salign.tracking.progress._LINE_EVERY_S", 0.05)
+    monkeypatch.setattr("salign.tracking.progress.LINE_EVERY_S", 0.05)
     shards = [Unit("simulate", name, tmp_path / name) for name in ("0", "1")]
     files = [shard.folder / "metrics.jsonl" for shard in shards]
     said = io.StringIO()
@@ -180,7 +180,7 @@ def test_a_unit_that_fails_before_its_stage_begins_says_so_in_its_folder(run, mo
     def by_command() -> None:
         monkeypatch.setattr(sys, "argv", ["work", "collect", str(run.path)])
         with pytest.raises(StageError):
-            work._main()
+            work.main()
 
     def within_a_job() -> None:
         with pytest.raises(SystemExit):

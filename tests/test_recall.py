@@ -100,7 +100,7 @@ def test_the_launch_foresees_what_a_shard_measures():
     society = society_of(questions={"kind": "everyday"}, num_initial_memories=20)
     asked = [*ASKED[:40], *OTHERS]
     _, measured = question_table(society, 5, asked, EVERYDAY)
-    assert module._foresee(society, 5, asked, EVERYDAY)[1] == measured
+    assert module.foresee(society, 5, asked, EVERYDAY)[1] == measured
 
 
 # --- what is said before the run -----------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from salign.training.distributed import Ranks
 from salign.training.reference import reference_path, with_references
-from salign.training.tokens import TokenGroup, TokenStore, _write
+from salign.training.tokens import TokenGroup, TokenStore, write_arrays
 
 GROUPS = [TokenGroup([n], [[n, 2], [2]], [2.0, 1.0]) for n in range(3, 8)]
 
@@ -25,7 +25,7 @@ def ranks(tmp_path):
 def store(tmp_path) -> TokenStore:
     folder = tmp_path / "tokens-1"
     folder.mkdir()
-    sizes = _write(folder, GROUPS)
+    sizes = write_arrays(folder, GROUPS)
     (folder / "about.json").write_text(json.dumps({"sizes": sizes, "left_out": {}}))
     return TokenStore(folder)
 

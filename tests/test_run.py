@@ -157,7 +157,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from salign import locks
-locks._LOCK_PATIENCE_S = 0.0
+locks.PATIENCE_S = 0.0
 
 def wait(seconds, sleep=time.sleep):
     print("waiting", flush=True)
@@ -186,7 +186,7 @@ def another_process(path: Path):
 
 
 def test_a_lock_keeps_others_out_until_its_holder_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "_LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.1)
     path = tmp_path / "deep" / ".lock"
     assert not is_locked(path)
     with another_process(path) as holder:
@@ -214,7 +214,7 @@ def test_a_lock_writes_through_no_link(tmp_path):
 
 
 def test_a_job_waits_longer_for_a_lock_that_a_dead_node_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "_LOCK_PATIENCE_S", 0.0)
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with another_process(tmp_path / ".lock") as holder:
         assert holder.stdout.readline() == "held\n"
@@ -526,7 +526,7 @@ def test_what_was_noted_of_the_code_stays(tmp_path, monkeypatch):
 
 
 def test_a_launch_that_is_refused_leaves_the_config_of_the_one_at_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "_LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.1)
     with claim_run(config(tmp_path)) as run:
         before = run.config_file.read_bytes()
         with pytest.raises(StageError, match="already being worked on"), claim_run(config(tmp_path, run={"seed": 5})):

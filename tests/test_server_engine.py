@@ -265,7 +265,7 @@ def test_a_server_that_fails_to_start_is_quoted(stub, monkeypatch):
 
 def test_a_server_that_is_never_ready_is_given_up(stub, monkeypatch, caplog):
     monkeypatch.setenv("BEHAVIOUR", "slow")
-    monkeypatch.setattr(server_module, "_SAY_EVERY_S", 0.5)
+    monkeypatch.setattr(server_module, "SAY_EVERY_S", 0.5)
     with caplog.at_level(logging.INFO), pytest.raises(EngineError, match=r"engine.start_timeout_s = 1.5 s") as error:
         asyncio.run(opened(stub, start_timeout_s=1.5))
     assert "what stands in for it" in str(error.value)
@@ -324,7 +324,7 @@ def test_another_port_where_somebody_took_the_first(stub, monkeypatch):
 
     with socket.create_server(("127.0.0.1", 0)) as somebody:  # who does not even answer
         taken = somebody.getsockname()[1]
-        monkeypatch.setattr(server_module, "_ANSWER_S", 0.5)
+        monkeypatch.setattr(server_module, "ANSWER_S", 0.5)
         reply = asyncio.run(run(taken))
     assert [option(one, "--port") == str(taken) for one in stub.started] == [True, True, False]
     assert reply.text == f"port {option(stub.started[-1], '--port')}"
@@ -352,8 +352,8 @@ def test_a_server_of_another_shard_on_the_port_is_not_ours(stub, monkeypatch):
 
 
 def test_ports_are_tried_a_few_times_only(stub, monkeypatch):
-    monkeypatch.setattr(server_module, "_ANSWER_S", 0.5)
-    monkeypatch.setattr(server_module, "_NUM_PORTS", 2)
+    monkeypatch.setattr(server_module, "ANSWER_S", 0.5)
+    monkeypatch.setattr(server_module, "NUM_PORTS", 2)
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         on_taken_ports(monkeypatch, somebody.getsockname()[1], 9)
         with pytest.raises(EngineError, match="The same happened on 2 ports"):
@@ -435,7 +435,7 @@ def test_a_server_that_ended_is_started_again_and_the_call_made_again(stub, capl
 
 
 def test_a_call_that_ends_every_server_is_given_up(stub, monkeypatch):
-    monkeypatch.setattr(server_module, "_NUM_RESTARTS", 1)
+    monkeypatch.setattr(server_module, "NUM_RESTARTS", 1)
 
     async def run():
         async with stub.servers() as engine:
@@ -448,7 +448,7 @@ def test_a_call_that_ends_every_server_is_given_up(stub, monkeypatch):
 
 
 def test_an_error_of_a_living_server_is_its_own(stub, monkeypatch):
-    monkeypatch.setattr(server_module, "_SEEN_DEAD_S", 0.1)
+    monkeypatch.setattr(server_module, "SEEN_DEAD_S", 0.1)
 
     async def run():
         async with stub.servers() as engine:
@@ -460,7 +460,7 @@ def test_an_error_of_a_living_server_is_its_own(stub, monkeypatch):
 
 
 def test_push_backs_are_reported_also_of_a_server_that_is_started_again(stub, monkeypatch):
-    monkeypatch.setattr(server_module, "_SEEN_DEAD_S", 1.0)
+    monkeypatch.setattr(server_module, "SEEN_DEAD_S", 1.0)
     reported = []
 
     async def busy(engine):

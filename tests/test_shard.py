@@ -178,7 +178,7 @@ def test_pareto_stopping_ends_worlds_at_different_rounds(tmp_path):
 
 
 def test_a_second_process_on_a_shard_is_refused_and_disturbs_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "_LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.1)
     config = config_of(tmp_path)
     folder, content = simulate(config)
     before = {path: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}

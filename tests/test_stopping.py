@@ -68,10 +68,10 @@ def test_few_agents_are_given_longer_windows_and_not_less_care():
 def test_the_old_rule_would_fail_the_first_two():
     """Otherwise the societies above would show nothing."""
     rising, flat = (
-        simulated._Case("", np.array(means), num_trials=8) for means in ([3 + n / 25 for n in range(1, 51)], [4.0] * 50)
+        simulated.Case("", np.array(means), num_trials=8) for means in ([3 + n / 25 for n in range(1, 51)], [4.0] * 50)
     )
-    assert np.median(simulated._stops(rising, simulated._old_rule)) < 40
-    assert max(simulated._stops(flat, simulated._old_rule)) < 20
+    assert np.median(simulated.stops(rising, simulated.old_rule)) < 40
+    assert max(simulated.stops(flat, simulated.old_rule)) < 20
 
 
 def test_rounds_of_hard_and_easy_questions_are_no_change():

@@ -174,8 +174,8 @@ def test_likelihoods_are_those_of_lm_evals_own_class(tiny_model, shares_rows):
 
     told = []
     ours = row_lm(tiny_model, lambda: told.append(1))
-    assert ours._shares_rows
-    ours._shares_rows = shares_rows
+    assert ours.shares_rows
+    ours.shares_rows = shares_rows
     plain = models.load_model(str(tiny_model), torch.float32).eval()
     theirs = HFLM(pretrained=plain, tokenizer=models.load_tokenizer(str(tiny_model)), batch_size=1, device="cpu")
     expected = theirs.loglikelihood(requests(PAIRS), disable_tqdm=True)
@@ -190,7 +190,7 @@ def test_greedy_is_what_the_model_would_say(tiny_model):
     ids = lm.tok_encode("May I?")
     with torch.no_grad():
         for _ in range(3):
-            ids.append(int(lm._model(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(int(lm.model(torch.tensor([ids])).logits[0, -1].argmax()))
     start = len(lm.tok_encode("May I?"))
     pairs = [(("", ""), ids[:start], ids[start:]), (("", ""), ids[:start], [*ids[start:-1], (ids[-1] + 1) % 600])]
     assert [greedy for _, greedy in lm._loglikelihood_tokens(pairs)] == [True, False]
@@ -216,8 +216,8 @@ def test_what_was_measured_is_not_measured_again(tiny_model, tmp_path, monkeypat
         file.write(b"torn")  # as a process leaves it that is killed
     again = row_lm(tiny_model, folder=tmp_path)
     measured = []
-    measure = again._measure
-    monkeypatch.setattr(again, "_measure", lambda *words: measured.append(words) or measure(*words))
+    measure = again.measure
+    monkeypatch.setattr(again, "measure", lambda *words: measured.append(words) or measure(*words))
     assert again.loglikelihood(requests(PAIRS[:2])) == found
     assert not measured
     assert again.loglikelihood(requests(PAIRS))[:-1] == found  # the last document repeats one that is known

@@ -1,12 +1,14 @@
 """What a model thinks never enters what it says; and who ended a reply is known."""
 
 import asyncio
+import tempfile
 
 import pytest
+import torch
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from salign.chat import chat_template
+from salign import models
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import Sampling
 from salign.config import TransformersEngine as TransformersSection
@@ -150,15 +152,17 @@ def test_a_reply_that_is_withheld_is_a_refused_call(message, finish, said):
 
 def in_process(folder, prompt=HELLO, max_tokens=4, *, says=(), template=None, tokens=()) -> Reply:
     """The reply of a model that says these texts, one token each, as far as it may."""
-    engine = TransformersEngine(TransformersSection(device="cpu"), str(folder))
-    tokenizer = engine._tokenizer
+    tokenizer = models.load_tokenizer(str(folder))
     tokenizer.add_tokens(list(tokens))
     if template:
         tokenizer.chat_template = template
-    if tokens:
-        engine._model.resize_token_embeddings(len(tokenizer))
-    engine._thinking = type(engine._thinking)(tokenizer)
-    engine._opens_thinking = chat_template(tokenizer).opens_thinking
+    with tempfile.TemporaryDirectory() as changed:
+        model = models.load_model(str(folder), torch.float32)
+        if tokens:
+            model.resize_token_embeddings(len(tokenizer))
+        model.save_pretrained(changed)
+        tokenizer.save_pretrained(changed)
+        engine = TransformersEngine(TransformersSection(device="cpu"), changed)
     ids = [token for text in says for token in tokenizer.encode(text, add_special_tokens=False)]
     ids.append(tokenizer.eos_token_id)
     said = iter(ids)
@@ -173,7 +177,7 @@ def in_process(folder, prompt=HELLO, max_tokens=4, *, says=(), template=None, to
             await engine.close()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("salign.engines.transformers._sample", sample)
+        patch.setattr("salign.engines.transformers.sample", sample)
         return asyncio.run(run())
 
 

@@ -150,8 +150,8 @@ def test_context_is_turns_of_the_models_own_template(tokenizer):
 def test_the_store_gives_what_tokenize_gives(tmp_path, tokenizer, monkeypatch, flush):
     from salign.training import tokens
 
-    monkeypatch.setattr(tokens, "_FLUSH", flush)
-    monkeypatch.setattr(tokens, "_BATCH", 4)
+    monkeypatch.setattr(tokens, "FLUSH", flush)
+    monkeypatch.setattr(tokens, "BATCH", 4)
     groups = [replace(group, query=f"{group.query} {n}") for n in range(5) for group in GROUPS]
     store = build(tmp_path / "s", iter(groups), tokenizer)
     expected = tokenize(groups, tokenizer, 512).groups

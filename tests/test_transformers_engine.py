@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waits import HANG_S
 
 from salign import models
 from salign.config import Sampling
@@ -31,7 +32,7 @@ MIXED = [
 def opened(model: Path, **settings) -> TransformersEngine:
     """An engine whose replies are all as long as they may be, so that a test knows how long one takes."""
     engine = TransformersEngine(TransformersSection(device="cpu", **settings), str(model))
-    engine._end_ids = set()
+    engine.end_ids = set()
     return engine
 
 
@@ -49,10 +50,22 @@ def narrow(tiny_model: Path):
     asyncio.run(engine.close())
 
 
+def widths(engine: TransformersEngine) -> list[tuple[int, int]]:
+    """The shape of the mask of each step of the replies under way."""
+    shapes: list[tuple[int, int]] = []
+    engine.model.register_forward_pre_hook(
+        lambda module, args, kwargs: (
+            shapes.append(tuple(kwargs["attention_mask"].shape)) if kwargs["input_ids"].shape[1] == 1 else None
+        ),
+        with_kwargs=True,
+    )
+    return shapes
+
+
 def watch(engine: TransformersEngine) -> list[tuple[int, int]]:
     """The shape of what the model is given, forward after forward."""
     shapes: list[tuple[int, int]] = []
-    engine._model.register_forward_pre_hook(
+    engine.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     return shapes
@@ -60,10 +73,10 @@ def watch(engine: TransformersEngine) -> list[tuple[int, int]]:
 
 async def progress(engine: TransformersEngine, num_tokens: int = 5, num_running: int = 1) -> None:
     """Waits until this many replies are under way, and the first of them so far."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_S):
         while True:
-            running = [call for call in engine._running if not call.future.done()]
-            if len(running) >= num_running and len(running[0].new) >= num_tokens:
+            lengths = engine.lengths
+            if len(lengths) >= num_running and lengths[0] >= num_tokens:
                 return
             await asyncio.sleep(0.001)
 
@@ -109,21 +122,16 @@ def test_a_late_short_call_is_done_before_an_early_long_one(engine):
 
 
 def test_who_is_done_leaves_and_takes_his_padding_along(engine):
-    shapes = watch(engine)
+    shapes = widths(engine)
     wide = (MIXED[2][0], Sampling(temperature=0, max_tokens=12), 0)
 
     async def run():
         calls = [asyncio.ensure_future(engine.generate(*call)) for call in (LONG, wide)]
-        await progress(engine, 2, num_running=2)
-        wide_length = engine._batch._mask.shape[1]
-        await calls[1]
-        await progress(engine, 60)
-        return wide_length, engine._batch._mask.shape[1], (await calls[0]).prompt_tokens
+        return await asyncio.gather(*calls)
 
-    wide_length, later, prompt_tokens = asyncio.run(run())
-    assert wide_length > 150
-    assert prompt_tokens + 60 <= later + 2 < wide_length + 58
-    assert {rows for rows, length in shapes if length == 1} == {1, 2}
+    long, _ = asyncio.run(run())
+    assert min(width for rows, width in shapes if rows == 2) > long.prompt_tokens + 100
+    assert shapes[-1] == (1, long.prompt_tokens + long.completion_tokens - 1)
 
 
 def test_a_batch_has_no_more_rows_than_it_may(narrow):
@@ -150,8 +158,8 @@ def test_a_call_that_is_given_up_leaves_the_batch(narrow):
         await progress(narrow, num_running=3)
         for call in given_up:
             call.cancel()
-        async with asyncio.timeout(20):
-            while len(narrow._running) > 1:
+        async with asyncio.timeout(HANG_S):
+            while len(narrow.lengths) > 1:
                 await asyncio.sleep(0.001)
         assert not kept.done()
         reply = await kept
@@ -216,9 +224,9 @@ def test_ratings_that_share_a_beginning_are_those_of_ratings_alone(engine):
         return [await engine.rate(prompt, 0) for prompt in JUDGES]
 
     async def together():
-        with engine._wake:
+        with engine.holding():
             tasks = [asyncio.ensure_future(engine.rate(prompt, 0)) for prompt in JUDGES]
-            while len(engine._waiting) < len(tasks):
+            while engine.num_waiting < len(tasks):
                 await asyncio.sleep(0)
         return await asyncio.gather(*tasks)
 
@@ -307,14 +315,14 @@ def test_a_model_with_a_sliding_window_computes_each_prompt_for_itself(tiny_mode
 
 def fail_when(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, condition) -> None:
     """The model runs out of memory whenever the condition holds for the shape that it is given."""
-    forward = engine._model.forward
+    forward = engine.model.forward
 
     def failing(*args, **kwargs):
         if condition(*kwargs["input_ids"].shape):
             raise torch.OutOfMemoryError("out of memory")
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(engine._model, "forward", failing)
+    monkeypatch.setattr(engine.model, "forward", failing)
 
 
 def test_a_step_that_fails_reaches_those_in_the_batch_alone(narrow, monkeypatch):

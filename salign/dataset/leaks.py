@@ -30,7 +30,7 @@ CANNOT_FIND = (
 # What so many prompts have in common is the form of a benchmark, and no trace of one of them.
 _MAX_PROMPTS_OF_RUN = 50
 # Characters that are compared at a time.
-_BATCH = 300_000
+BATCH = 300_000
 _MAX_NAMED = 20
 _MAX_TABLE_BITS = 26
 _PROMPT_FIELDS = ("question", "Question", "prompt", "query", "chosen", "situation", "scenario", "Q")
@@ -218,7 +218,7 @@ def _batches(passages: Iterable[Passage]) -> Iterator[_Batch]:
     for passage in passages:
         batch.append(passage)
         size += sum(map(len, passage.texts))
-        if size >= _BATCH:
+        if size >= BATCH:
             yield _Batch(batch)
             batch, size = [], 0
     if batch:

@@ -204,7 +204,7 @@ async def prepare(engine: Measurable, asked: Mapping[str, Any], ratings: Ratings
     if known is None:
         known = await engine.probe(ratings)
         if folder is not None:
-            known = _publish(folder / _file_name(engine.identity, asked, ratings), known)
+            known = publish(folder / _file_name(engine.identity, asked, ratings), known)
     engine.capabilities = known
 
 
@@ -233,7 +233,7 @@ def _read(path: Path) -> Capabilities | None:
         ) from None
 
 
-def _publish(path: Path, mine: Capabilities) -> Capabilities:
+def publish(path: Path, mine: Capabilities) -> Capabilities:
     """What the first of all processes has measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")

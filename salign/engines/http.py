@@ -32,7 +32,7 @@ _OVERLOADED = (429, 503)
 _SPENT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 
 # Pauses of 0.75, 1.5, 3, 6 and 8 s, less up to a fifth: five retries bridge 15 s, in which a server is restarted.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _JITTER = 0.75, 8.0, 0.2
+FIRST_PAUSE_S, LONGEST_PAUSE_S, _JITTER = 0.75, 8.0, 0.2
 _LONGEST_RETRY_AFTER_S = 60.0
 # A call that is refused for load alone, while the server works for others, is tried this many times as often.
 _PATIENCE = 10
@@ -125,17 +125,11 @@ class Server:
                 if num_failures > num_retries or num_tries > _PATIENCE * num_retries:
                     raise error.failure from error.__cause__
                 seen = self._num_sent, self._num_answered
-                await asyncio.sleep(self._pause_s(num_tries, error.asked_pause_s))
+                await asyncio.sleep(pause_s(num_tries, error.asked_pause_s, self._random.random()))
 
     def _has_worked_since(self, num_sent: int, num_answered: int) -> bool:
         """Whether the server has answered since, or has a request in hand that was sent before: one not refused."""
         return self._num_answered > num_answered or next(iter(self._in_hand), num_sent + 1) <= num_sent
-
-    def _pause_s(self, num_tries: int, asked_pause_s: float | None) -> float:
-        jitter = _JITTER * self._random.random()
-        if asked_pause_s is not None:
-            return asked_pause_s * (1 + jitter)  # not earlier; and not all who are told the same at once
-        return min(_FIRST_PAUSE_S * 2.0 ** min(num_tries - 1, 10), _LONGEST_PAUSE_S) * (1 - jitter)
 
     async def _ask_once(self, method: str, path: str, body: bytes | None, number: int) -> bytes:
         """The `number`th try."""
@@ -177,7 +171,7 @@ class Server:
             raise _MayPassError(
                 kind(f"{self._where} failed after {number - 1} retries: {self._said(status, answer)}"),
                 busy=status in _OVERLOADED,
-                asked_pause_s=_asked_pause_s(response.headers),
+                asked_pause_s=pause_asked_for(response.headers),
             )
         raise self._refusal(status, answer)
 
@@ -254,7 +248,21 @@ def _proxy(url: str) -> URL | None:
     return proxy
 
 
-def _asked_pause_s(headers: Mapping[str, str]) -> float | None:
+def pause_s(num_tries: int, asked_pause_s: float | None, chance: float) -> float:
+    """How long to wait before the next try.
+
+    Args:
+        num_tries: Tries so far.
+        asked_pause_s: What the server asks for.
+        chance: In [0, 1): not all who failed at once are to try again at once.
+    """
+    jitter = _JITTER * chance
+    if asked_pause_s is not None:
+        return asked_pause_s * (1 + jitter)  # not earlier
+    return min(FIRST_PAUSE_S * 2.0 ** min(num_tries - 1, 10), LONGEST_PAUSE_S) * (1 - jitter)
+
+
+def pause_asked_for(headers: Mapping[str, str]) -> float | None:
     """What Retry-After asks for (seconds or a date; some servers give milliseconds as well); None if nothing."""
     try:
         if "retry-after-ms" in headers:

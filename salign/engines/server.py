@@ -38,15 +38,15 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_NUM_PORTS = 5
+NUM_PORTS = 5
 """On how many ports a server is tried, where others take them."""
-_NUM_RESTARTS = 3
+NUM_RESTARTS = 3
 """How often a server that ended is started again."""
 _POLL_S = 0.2
-_SAY_EVERY_S = 10.0
-_SEEN_DEAD_S = 2.0
+SAY_EVERY_S = 10.0
+SEEN_DEAD_S = 2.0
 """By when the end of a server is known after its connections broke."""
-_ANSWER_S = 10.0
+ANSWER_S = 10.0
 """For an answer to whether a server is ready."""
 _NUM_LAST_LINES = 12
 
@@ -161,7 +161,7 @@ class KeptServer:
         self._log = log
         self._devices = devices
         self._report_push_back: Callable[[], None] | None = None
-        self._running: _Running | None = None
+        self.running: _Running | None = None
         self._engine: OpenAIEngine | None = None
         self._old_engines: list[OpenAIEngine] = []
         self._capabilities = Capabilities(rating_way="begun")  # our programs can; until it is measured
@@ -200,18 +200,18 @@ class KeptServer:
 
     async def start(self) -> None:
         """Starts the server and waits until it is ready, on another port where somebody else took the first."""
-        if self._num_starts > _NUM_RESTARTS:
+        if self._num_starts > NUM_RESTARTS:
             raise EngineError(
                 f"{self._name} was started {self._num_starts} times and ended each time; see {self._log}."
             )
         self._num_starts += 1
-        for attempt in range(1, _NUM_PORTS + 1):
+        for attempt in range(1, NUM_PORTS + 1):
             await self._end()
             try:
                 await self._start_once()
             except _PortTakenError as error:
-                if attempt == _NUM_PORTS:
-                    raise EngineError(f"{error} The same happened on {_NUM_PORTS} ports. See {self._log}.") from None
+                if attempt == NUM_PORTS:
+                    raise EngineError(f"{error} The same happened on {NUM_PORTS} ports. See {self._log}.") from None
                 logger.info("%s Another port is tried.", error)
             else:
                 return
@@ -240,12 +240,12 @@ class KeptServer:
 
     async def _give_up(self, error: SalignError) -> None:
         """Lets go of a server that ended, so that the next call starts it again; raises the error of one that lives."""
-        assert self._running is not None
-        code = await self._running.exit_code(_SEEN_DEAD_S)
+        assert self.running is not None
+        code = await self.running.exit_code(SEEN_DEAD_S)
         if code is None:
             raise error
-        ended = f"{self._name} ended by itself ({_explain(code)}). {self._running.quote()}"
-        if self._num_starts > _NUM_RESTARTS:
+        ended = f"{self._name} ended by itself ({_explain(code)}). {self.running.quote()}"
+        if self._num_starts > NUM_RESTARTS:
             raise EngineError(f"{ended}\nIt was started {self._num_starts} times; what is complete is kept.") from error
         logger.warning("%s\nIt is being restarted.", ended)
         await self._end()
@@ -262,12 +262,12 @@ class KeptServer:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, start_new_session=True
             )
-            self._running = _Running(process, port, reserved, key, self._log, log.tell())
-        await self._ready(self._running)
+            self.running = _Running(process, port, reserved, key, self._log, log.tell())
+        await self._ready(self.running)
         shared = (OpenAISection.model_fields.keys() & ServerEngine.model_fields.keys()) - {"kind", "model"}
         client = OpenAISection(
             kind="openai",
-            base_url=self._running.base_url,
+            base_url=self.running.base_url,
             model=self._program.model,
             **self._section.model_dump(include=shared),
         )
@@ -281,7 +281,7 @@ class KeptServer:
         begin = said = time.monotonic()
         # No proxy of the environment: the server is on loopback.
         async with aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {running.key}"}, timeout=aiohttp.ClientTimeout(total=_ANSWER_S)
+            headers={"Authorization": f"Bearer {running.key}"}, timeout=aiohttp.ClientTimeout(total=ANSWER_S)
         ) as session:
             while (code := running.process.poll()) is None:
                 if await self._serves(session, running.base_url):
@@ -292,7 +292,7 @@ class KeptServer:
                         f"{self._name} was not ready within engine.start_timeout_s = "
                         f"{self._section.start_timeout_s:g} s. {running.quote()}"
                     )
-                if now - said >= _SAY_EVERY_S:
+                if now - said >= SAY_EVERY_S:
                     logger.info("waiting for %s (%.0f s)", self._name, now - begin)
                     said = now
                 await asyncio.sleep(_POLL_S)
@@ -320,7 +320,7 @@ class KeptServer:
         return True
 
     async def _end(self) -> None:
-        running, self._running = self._running, None
+        running, self.running = self.running, None
         if self._engine is not None:
             self._old_engines.append(self._engine)  # calls may still be on their way through it
             self._engine = None
@@ -349,12 +349,12 @@ class LeastLoaded:
     """Several servers of one model as one engine: a call goes to the one with the fewest calls in flight."""
 
     def __init__(self, engines: Sequence[KeptServer]) -> None:
-        self._engines = engines
+        self.engines = engines
         self._num_calls = [0] * len(engines)
 
     @property
     def identity(self) -> str:
-        return self._engines[0].identity
+        return self.engines[0].identity
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         with self._chosen() as engine:
@@ -367,19 +367,19 @@ class LeastLoaded:
     @property
     def capabilities(self) -> Capabilities:
         """What was measured of the first; the others are like it."""
-        return self._engines[0].capabilities
+        return self.engines[0].capabilities
 
     @capabilities.setter
     def capabilities(self, measured: Capabilities) -> None:
-        for engine in self._engines:
+        for engine in self.engines:
             engine.capabilities = measured
 
     async def probe(self, ratings: Ratings | None) -> Capabilities:
         """Measures what the servers can do; see `Measurable`."""
-        return await self._engines[0].probe(ratings)
+        return await self.engines[0].probe(ratings)
 
     def on_push_back(self, report: Callable[[], None]) -> None:
-        for engine in self._engines:
+        for engine in self.engines:
             engine.on_push_back(report)
 
     def facts(self) -> dict[str, Any]:
@@ -390,6 +390,6 @@ class LeastLoaded:
         index = self._num_calls.index(min(self._num_calls))
         self._num_calls[index] += 1
         try:
-            yield self._engines[index]
+            yield self.engines[index]
         finally:
             self._num_calls[index] -= 1

@@ -5,9 +5,11 @@ of the tokens it said, so it can neither seed a call nor rate: the batch is ours
 """
 
 import asyncio
+import contextlib
 import functools
 import random
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +85,10 @@ class TransformersEngine:
     Attributes:
         identity: The model's name, the digest of its files, and the number format.
         capabilities: What was measured of it.
+        model: In evaluation mode, on its device.
+        tokenizer: The model's.
+        end_ids: The tokens with which a reply ends.
+        digit_tokens: What a rating begins with, and its digits; None if a digit is no single token.
         num_prompt_tokens: Tokens of all prompts that have begun.
         num_prefilled_tokens: How many of them were computed; the others were shared.
     """
@@ -91,26 +97,26 @@ class TransformersEngine:
         device = section.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._tokenizer = models.load_tokenizer(model)
-        self._model = models.load_model(model, getattr(torch, section.dtype)).eval()
+        self.tokenizer = models.load_tokenizer(model)
+        self.model = models.load_model(model, getattr(torch, section.dtype)).eval()
         self.identity = f"{name_of(model)} ({section.dtype})"
         try:
-            self._model.to(torch.device(device))
+            self.model.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"engine.device {section.device!r} cannot be used here: {error}") from error
         self._max_batch = section.max_batch
-        config = self._model.config.get_text_config()
+        config = self.model.config.get_text_config()
         self._max_length = architecture.max_positions(config) or 1 << 30
-        self._end_ids = _end_ids(self._model, self._tokenizer)
-        self._digit_tokens = _digit_tokens(self._tokenizer)
-        self._thinking = _Thinking(self._tokenizer)
-        self._opens_thinking = chat_template(self._tokenizer).opens_thinking
+        self.end_ids = end_ids(self.model, self.tokenizer)
+        self.digit_tokens = _digit_tokens(self.tokenizer)
+        self._thinking = _Thinking(self.tokenizer)
+        self._opens_thinking = chat_template(self.tokenizer).opens_thinking
         self.capabilities = Capabilities(rating_way="begun")
-        self._mode = find_mode(self._model)
+        self._mode = find_mode(self.model)
         self._begin_tokens = _BEGIN_TOKENS if self._mode == "shared" else 0
         # A longer text would change the positions of the others in its batch.
         self._max_together = 0 if self._mode == "alone" else architecture.longrope_switch(config) or 1 << 30
-        self._batch = Batch(self._model)
+        self._batch = Batch(self.model)
         self._running: list[_Call] = []  # one a row of the batch
         self.num_prompt_tokens = 0
         self.num_prefilled_tokens = 0
@@ -121,18 +127,18 @@ class TransformersEngine:
         self._thread.start()
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
-        ids = models.render(self._tokenizer, prompt.user, prompt.system)
+        ids = models.render(self.tokenizer, prompt.user, prompt.system)
         call = _Call(ids, sampling, random.Random(seed), thinks=self._opens_thinking)
         reply: Reply = await self._submit(call, sampling.max_tokens)
         return reply
 
     async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
-        if self._digit_tokens is None:
+        if self.digit_tokens is None:
             raise ConfigError(
                 f"the tokenizer of {self.identity} has no single token for each digit, which "
                 "society.rating=logprob needs; set society.rating=parse."
             )
-        ids = models.render(self._tokenizer, prompt.user, prompt.system, answer=True) + self._digit_tokens.prefix
+        ids = models.render(self.tokenizer, prompt.user, prompt.system, answer=True) + self.digit_tokens.prefix
         reply: RatingReply = await self._submit(_Call(ids, None, random.Random(seed), scale=prompt.scale), 1)
         return reply
 
@@ -155,6 +161,22 @@ class TransformersEngine:
             self._waiting.clear()
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Lets calls wait while the block runs, so that they begin together afterwards."""
+        with self._wake:
+            yield
+
+    @property
+    def num_waiting(self) -> int:
+        """Calls that have not begun."""
+        return len(self._waiting)
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens there are of each reply under way."""
+        return [len(call.new) for call in self._running if not call.future.done()]
 
     async def _submit(self, call: _Call, new_tokens: int) -> Any:
         if len(call.ids) + new_tokens > self._max_length:
@@ -180,7 +202,7 @@ class TransformersEngine:
                     self._continue()
                 except BaseException as error:  # noqa: BLE001
                     self._fail(self._running, error)
-                    self._running, self._batch = [], Batch(self._model)
+                    self._running, self._batch = [], Batch(self.model)
 
     def _fail(self, calls: list[_Call], error: BaseException) -> None:
         for call in calls:
@@ -237,8 +259,8 @@ class TransformersEngine:
     def _answer_alone(self, call: _Call) -> None:
         """All of a call, while the others wait."""
         if call.sampling is None:
-            ids = torch.tensor([call.ids], device=self._model.device)
-            self._rate([call], self._model(input_ids=ids, use_cache=False).logits[:, -1].float())
+            ids = torch.tensor([call.ids], device=self.model.device)
+            self._rate([call], self.model(input_ids=ids, use_cache=False).logits[:, -1].float())
             return
         over = False
 
@@ -247,18 +269,18 @@ class TransformersEngine:
             over = not self._say([call], logits[None])
             return call.new[-1] if call.new else 0  # given up before its first token
 
-        speak(self._model, call.ids, choose, call.sampling.max_tokens, lambda: over)
+        speak(self.model, call.ids, choose, call.sampling.max_tokens, lambda: over)
 
     def _rate(self, calls: list[_Call], logits: torch.Tensor) -> None:
-        assert self._digit_tokens is not None
-        shares = torch.softmax(logits, -1)[:, self._digit_tokens.digits].tolist()
+        assert self.digit_tokens is not None
+        shares = torch.softmax(logits, -1)[:, self.digit_tokens.digits].tolist()
         for call, of_all in zip(calls, shares, strict=True):
             low, high = call.scale
             share = of_all[low : high + 1]
             call.finish(RatingReply(normalise(share), sum(share), len(call.ids), 0, lowest=low))
 
     def _begin_together(self, calls: list[_Call]) -> None:
-        computed = prefill(self._model, [call.ids for call in calls])
+        computed = prefill(self.model, [call.ids for call in calls])
         self.num_prefilled_tokens += computed.num_tokens
         rated = [row for row, call in enumerate(calls) if call.sampling is None]
         if rated:
@@ -285,8 +307,8 @@ class TransformersEngine:
             assert call.sampling is not None
             if call.future.cancelled():
                 continue
-            call.new.append(_sample(logits[row], call))
-            goes_on = call.new[-1] not in self._end_ids and len(call.new) < call.sampling.max_tokens
+            call.new.append(sample(logits[row], call))
+            goes_on = call.new[-1] not in self.end_ids and len(call.new) < call.sampling.max_tokens
             if goes_on and not self._has_its_sentences(call, call.sampling):
                 rows.append(row)
             else:
@@ -300,10 +322,10 @@ class TransformersEngine:
         return sentences.is_over(text, sampling.max_sentences)
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids))
+        return str(self.tokenizer.decode(ids))
 
     def _reply(self, call: _Call) -> Reply:
-        finish: Finish = "stop" if call.new[-1] in self._end_ids else "length"
+        finish: Finish = "stop" if call.new[-1] in self.end_ids else "length"
         said = call.new[:-1] if finish == "stop" else call.new
         text, thought = self._thinking.split(said, opened=call.thinks)
         return Reply(text, len(call.ids), len(call.new), finish=finish, thinking=thought)
@@ -329,7 +351,7 @@ class _Thinking:
         return text, "whole" if thought == "none" and closed is not None else thought
 
 
-def _sample(logits: torch.Tensor, call: _Call) -> int:
+def sample(logits: torch.Tensor, call: _Call) -> int:
     """One token from logits [vocabulary], by temperature, nucleus (top-p) and the call's own random number."""
     sampling = call.sampling
     assert sampling is not None
@@ -347,7 +369,7 @@ def _sample(logits: torch.Tensor, call: _Call) -> int:
     return chosen if order is None else int(order[chosen])
 
 
-def _end_ids(model: Any, tokenizer: Any) -> set[int]:
+def end_ids(model: Any, tokenizer: Any) -> set[int]:
     """Those that the model's generation config names, and those with which its template ends a turn."""
     named = model.generation_config.eos_token_id
     ids = named if isinstance(named, list) else [named]

@@ -55,10 +55,10 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         self.tokenizer = tokenizer
         self._template = chat_template(tokenizer)
         self._rendered: set[str] = set()
-        self._model = model
+        self.model = model
         self._rank, self._world_size, self._device = ranks.rank, ranks.size, ranks.device
         self._told = told
-        self._scores = scores
+        self.scores = scores
         config = model.config.get_text_config()
         self._max_tokens = architecture.max_positions(config) or 1 << 30
         self._max_together = architecture.longrope_switch(config) or 1 << 30
@@ -67,10 +67,10 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         try:
             lengths = Lengths(min(beyond, self._max_tokens), 0)
             check_layout(GroupLoss(model, SFTObjective(kind="sft")), model, lengths, ranks.device)
-            self._shares_rows = True
+            self.shares_rows = True
         except ConfigError:
             logger.info("models of the family %s are run with one answer per row", model.config.model_type)
-            self._shares_rows = False
+            self.shares_rows = False
 
     # --- what the tasks ask ----------------------------------------------------------------------
 
@@ -85,20 +85,20 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
     def _loglikelihood_tokens(self, requests: list[Pair], **_: Any) -> list[tuple[float, bool]]:
         """One document's; ranks with fewer documents repeat an answer, which is looked up."""
         distinct = list(dict.fromkeys((tuple(context), tuple(answer)) for _, context, answer in requests))
-        known = {pair: score for pair in distinct if (score := self._scores.find(*pair)) is not None}
+        known = {pair: score for pair in distinct if (score := self.scores.find(*pair)) is not None}
         values: dict[tuple[tuple[int, ...], tuple[int, ...]], Score] = dict(known)
         for context, pairs in itertools.groupby((pair for pair in distinct if pair not in known), lambda pair: pair[0]):
             answers = [answer for _, answer in pairs]
-            together = self._shares_rows and len(context) + max(map(len, answers)) <= self._max_together
+            together = self.shares_rows and len(context) + max(map(len, answers)) <= self._max_together
             rows = [answers] if together else [[answer] for answer in answers]
-            measured = itertools.chain.from_iterable(self._measure(context, row) for row in rows)
+            measured = itertools.chain.from_iterable(self.measure(context, row) for row in rows)
             for answer, score in zip(answers, measured, strict=True):
                 values[context, answer] = score
-                self._scores.note(context, answer, score)
+                self.scores.note(context, answer, score)
         return [values[tuple(context), tuple(answer)] for _, context, answer in requests]
 
     @torch.inference_mode()
-    def _measure(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
+    def measure(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
         longest = len(context) + max(map(len, answers))
         if longest > self._max_tokens:
             raise DataError(
@@ -107,9 +107,9 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         row = lay_out([TokenGroup(list(context), [list(answer) for answer in answers], [0.0] * len(answers))])
         row = row.to(self.device)
         inputs: dict[str, Any] = {"input_ids": row.input_ids, "use_cache": False}
-        if self._shares_rows:
-            inputs |= {**mask_of(self._model, row), "position_ids": row.position_ids}
-        logits = self._model(**inputs, logits_to_keep=row.predictors).logits[0].float()
+        if self.shares_rows:
+            inputs |= {**mask_of(self.model, row), "position_ids": row.position_ids}
+        logits = self.model(**inputs, logits_to_keep=row.predictors).logits[0].float()
         logp = -F.cross_entropy(logits, row.targets, reduction="none").double()
         greedy = (logits.argmax(dim=-1) == row.targets).double()
         sums = logp.new_zeros(len(answers)).index_add(0, row.response_of, logp)

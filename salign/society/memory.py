@@ -24,9 +24,9 @@ _UNITS = 100_000
 # near the first: 18 bits and 14.
 _BITS, _MASK = 14, (1 << 14) - 1
 # Distances that are kept, at most: 100 MB. So 5,000 questions, whose numbers have 13 bits.
-_MAX_KEPT = 25_000_000
+MAX_KEPT = 25_000_000
 # Distances in one matrix product, at most: 32 MB.
-_MAX_PRODUCT = 1 << 22
+MAX_PRODUCT = 1 << 22
 
 
 class QuestionTable:
@@ -46,8 +46,8 @@ class QuestionTable:
         self.number = {question: number for number, question in enumerate(self.questions)}
         self.max_distance = max_distance
         self._embeddings = embeddings
-        self._rows: dict[int, NDArray[np.uint32]] | None = {} if len(self.questions) ** 2 <= _MAX_KEPT else None
-        self._block = max(1, _MAX_PRODUCT // len(self.questions))
+        self._rows: dict[int, NDArray[np.uint32]] | None = {} if len(self.questions) ** 2 <= MAX_KEPT else None
+        self._block = max(1, MAX_PRODUCT // len(self.questions))
 
     def within(self, max_distance: float) -> "QuestionTable":
         """The same table, with another largest distance."""

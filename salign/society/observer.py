@@ -83,7 +83,7 @@ async def measure(engine: MeteredEngine, society: SocietySection, check: Observe
     asked = [rate(n, answer, label) for n, pair in enumerate(pairs) for answer, label in _labelled(pair)]
     given = await together(*asked)
     found = {"model": engine.identity, **figures(pairs, given[::2], given[1::2])}
-    _judge(found, check)
+    require_agreement(found, check)
     return found
 
 
@@ -144,7 +144,7 @@ def in_words(found: dict[str, Any]) -> str:
     )
 
 
-def _judge(found: dict[str, Any], check: ObserverCheck) -> None:
+def require_agreement(found: dict[str, Any], check: ObserverCheck) -> None:
     """Says what the figures mean for the run.
 
     Raises:

@@ -199,7 +199,7 @@ def check_recall(society: SocietySection, seed: int, questions: Sequence[str], p
     if "memory" in society.without:
         return
     if isinstance(society.embedder, HashingEmbedder):
-        samples, recall = _foresee(society, seed, questions, prior)
+        samples, recall = foresee(society, seed, questions, prior)
         recall.check(society)
     else:
         samples = draw_samples(society, seed, _names(questions, prior), len(questions), prior)
@@ -218,7 +218,7 @@ def check_recall(society: SocietySection, seed: int, questions: Sequence[str], p
         )
 
 
-def _foresee(
+def foresee(
     society: SocietySection, seed: int, questions: Sequence[str], prior: Sequence[Exemplar]
 ) -> tuple[list[Sample], Recall]:
     """What a shard will measure, from the questions that are drawn alone."""

@@ -15,7 +15,7 @@ from salign.plan import Unit
 from salign.tracking.metrics import Row, read_metrics
 
 _DRAW_EVERY_S = 0.5
-_LINE_EVERY_S = 10.0
+LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _print_lines(watched: Watched, console: Console, stop: threading.Event) -> N
     start, said = time.monotonic(), ""
     before, _, _ = reached(watched)  # what was done when the watch began took none of its time
     while True:
-        over = stop.wait(_LINE_EVERY_S)
+        over = stop.wait(LINE_EVERY_S)
         done, total, shown = reached(watched)
         elapsed = time.monotonic() - start
         eta = f", ETA {elapsed * (total - done) / (done - before):.0f} s" if before < done < total else ""

@@ -159,7 +159,7 @@ def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
                 f"{ranks.size}, and DeepSpeed does not convert its two groups of parameters exactly. Use "
                 f"{num_ranks} ranks again, or remove {store.folder} to begin the stage again."
             )
-        return Found(_universal(folder, num_ranks, ranks.size), universal=True)
+        return Found(universal(folder, num_ranks, ranks.size), universal=True)
     return None
 
 
@@ -174,7 +174,7 @@ def _check_same(folder: Path, done: Done, store: Store) -> None:
         )
 
 
-def _universal(folder: Path, written_by: int, num_ranks: int) -> Path:
+def universal(folder: Path, written_by: int, num_ranks: int) -> Path:
     converted = folder.with_name(f"{_UNIVERSAL}{folder.name}")
     if not converted.is_dir():
         logger.info("converting the checkpoint %s from %d ranks to %d", folder, written_by, num_ranks)

@@ -12,21 +12,20 @@ from transformers import PreTrainedModel
 
 from salign.config import Attention, Objective
 from salign.errors import ConfigError
+from salign.training import settings
 from salign.training.attention import mask_of, prepare
 from salign.training.losses import objective_metrics, objective_sum
 from salign.training.objectives import preference_metrics
 from salign.training.packing import Lengths, Row, lay_out
-from salign.training.settings import MAX_LOGITS
 from salign.training.tokens import TokenGroup
 
-_MAX_LOGITS = MAX_LOGITS
 # Tokens of the responses that the layout is checked with: they begin that long before the end of the longest text.
 _RESPONSE = 16
 # Of these a model's logits are more than its states times its output weights.
 _OWN_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
-def _token_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def token_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     logits = F.linear(states, weight, bias)
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
 
@@ -36,11 +35,11 @@ def _chunked_nll(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Ten
     head = model.get_output_embeddings()
     # The weight is taken out of its module: under ZeRO-3, ranks may then have different numbers of chunks.
     weight, bias = head.weight, getattr(head, "bias", None)
-    size = max(64, _MAX_LOGITS // model.config.get_text_config().vocab_size)
+    size = max(64, settings.MAX_LOGITS // model.config.get_text_config().vocab_size)
     if len(states) <= size:
-        return _token_nll(states, weight, bias, targets)
+        return token_nll(states, weight, bias, targets)
     chunks = [
-        checkpoint(_token_nll, part, weight, bias, wanted, use_reentrant=False)
+        checkpoint(token_nll, part, weight, bias, wanted, use_reentrant=False)
         for part, wanted in zip(states.split(size), targets.split(size), strict=True)
     ]
     return torch.cat(chunks)

@@ -22,8 +22,8 @@ from salign.records import AlignmentGroup
 from salign.storage import new_folder
 
 _VERSION = 2
-_BATCH = 512  # groups that are tokenised together
-_FLUSH = 1 << 20  # tokens in memory before they are written
+BATCH = 512  # groups that are tokenised together
+FLUSH = 1 << 20  # tokens in memory before they are written
 # Of each array the type in its file: everything in it is of the machine's own byte order.
 _TYPES = {"tokens": "i", "bounds": "q", "firsts": "q", "scores": "f"}
 
@@ -112,7 +112,7 @@ def _encoded(
     iterator = iter(groups)
     before: tuple[list[AlignmentGroup], Future[list[list[int]]]] | None = None
     with ThreadPoolExecutor(max_workers=1) as thread:
-        while batch := list(itertools.islice(iterator, _BATCH)):
+        while batch := list(itertools.islice(iterator, BATCH)):
             texts = template.prompts((group.messages for group in batch), answer=True)
             texts += [template.response(text) for group in batch for text in group.responses]
             begun = batch, thread.submit(template.encode, texts)
@@ -187,7 +187,7 @@ class TokenStore:
             DataError: Nothing fits.
         """
         with new_folder(folder) as part:
-            sizes = _write(part, stream_tokens(groups, tokenizer, max_tokens, left_out))
+            sizes = write_arrays(part, stream_tokens(groups, tokenizer, max_tokens, left_out))
             if not sizes["tokens"]:
                 raise DataError(
                     f"{folder.parent}: none of the {left_out['long_groups'] + left_out['long_best_groups']} groups "
@@ -239,7 +239,7 @@ def _mapped(path: Path, code: str) -> NDArray[Any]:
     return np.memmap(path, dtype=np.dtype(code), mode="r").view(np.ndarray)
 
 
-def _write(folder: Path, groups: Iterable[TokenGroup]) -> Mapping[str, int]:
+def write_arrays(folder: Path, groups: Iterable[TokenGroup]) -> Mapping[str, int]:
     """Writes the arrays of a store.
 
     Returns:
@@ -267,7 +267,7 @@ def _write(folder: Path, groups: Iterable[TokenGroup]) -> Mapping[str, int]:
             num_segments += 1 + len(group.responses)
             arrays["firsts"].append(num_segments)
             arrays["scores"].extend(group.scores)
-            if len(arrays["tokens"]) >= _FLUSH:
+            if len(arrays["tokens"]) >= FLUSH:
                 flush()
         flush()
     return sizes

@@ -102,7 +102,7 @@ async def get(url: str, key: str) -> tuple[int, str]:
 
 def running(engine):
     """What the only server of an engine was started with."""
-    return engine._engines[0]._running
+    return engine.engines[0].running
 
 
 def test_it_speaks_rates_and_ends(tmp_path):

@@ -23,7 +23,7 @@ from salign import work
 from salign.errors import SalignError
 from salign.plan import find_unit, units
 from salign.run import RunDir, open_run
-from salign.training import loop, model
+from salign.training import loop, settings
 from salign.training.trainer import Trainer
 
 STAGE = "stable"
@@ -48,8 +48,8 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
         return nll_of(self, groups)
 
     Trainer.step, Trainer.nll_of = stopping_step, counting_nll_of  # type: ignore[method-assign]
-    max_logits = model._MAX_LOGITS
-    model._MAX_LOGITS = 0 if task.get("chunk") else max_logits
+    max_logits = settings.MAX_LOGITS
+    settings.MAX_LOGITS = 0 if task.get("chunk") else max_logits
     code, error = 0, ""
     if "copy_of" in task and dist.get_rank() == 0:
         run = RunDir(Path(shutil.copytree(task["copy_of"], task["run"])))
@@ -66,7 +66,7 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
         code, error = 1, str(failed)
     finally:
         Trainer.step, Trainer.nll_of = step, nll_of  # type: ignore[method-assign]
-        model._MAX_LOGITS = max_logits
+        settings.MAX_LOGITS = max_logits
     return {"exit_code": code, "error": error, "reference_calls": calls}
 
 

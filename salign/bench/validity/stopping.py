@@ -29,7 +29,7 @@ Rounds = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class _Case:
+class Case:
     """A society: how many agents, how many questions, and the mean rating of each round."""
 
     name: str
@@ -46,27 +46,27 @@ def measure(_: Context) -> list[Figure]:
     just = 3 + rounds * (Stopping().tolerance / Stopping().window)
     ending, ending_late = (3 + np.minimum(np.arange(1, end + 1), _RISING) / 10 for end in (_MAX_ROUNDS, 100))
     figures = []
-    for case in (_Case("100 agents", flat), _Case("9 agents", flat, 9), _Case("10 questions", flat, 100, 10)):
+    for case in (Case("100 agents", flat), Case("9 agents", flat, 9), Case("10 questions", flat, 100, 10)):
         figures.append(_ends(case, "noise alone, {}: stops at round", 0, "soon after min_rounds (20)"))
-    for case in (_Case("100 agents", rising), _Case("9 agents", rising, 9), _Case("10 questions", rising, 100, 10)):
+    for case in (Case("100 agents", rising), Case("9 agents", rising, 9), Case("10 questions", rising, 100, 10)):
         figures.append(_too_early(case, "rises by 2 points in 50 rounds, {}: stopped before", _MAX_ROUNDS))
-    for case in (_Case("100 agents", just), _Case("9 agents", just, 9)):
+    for case in (Case("100 agents", just), Case("9 agents", just, 9)):
         figures.append(_too_early(case, "gains just `tolerance` in each window, {}: stopped before", _MAX_ROUNDS))
-    for case in (_Case("100 agents", ending), _Case("9 agents, of 100 rounds", ending_late, 9)):
+    for case in (Case("100 agents", ending), Case("9 agents, of 100 rounds", ending_late, 9)):
         figures.append(_too_early(case, "rises by 2 points in 20 rounds, then flat, {}: stopped before", _RISING))
         figures.append(_ends(case, "the same, {}: goes on after the last gain for", _RISING, ""))
     return figures
 
 
-def _too_early(case: _Case, name: str, end: int) -> Figure:
-    new, old = (_stops(case, rule) for rule in (_new_rule, _old_rule))
+def _too_early(case: Case, name: str, end: int) -> Figure:
+    new, old = (stops(case, rule) for rule in (_new_rule, old_rule))
     share, before = (100 * fmean(last < end for last in lasts) for lasts in (new, old))
     note = f"{case.num_trials} worlds"
     return Figure(f"{name.format(case.name)} round {end}", share, "%", "< 5", f"{before:.1f} by the best round", note)
 
 
-def _ends(case: _Case, name: str, start: int, to_reach: str) -> Figure:
-    new, old = (np.subtract(_stops(case, rule), start) for rule in (_new_rule, _old_rule))
+def _ends(case: Case, name: str, start: int, to_reach: str) -> Figure:
+    new, old = (np.subtract(stops(case, rule), start) for rule in (_new_rule, old_rule))
     low, high = np.quantile(new, (0.05, 0.95), method="nearest")
     note = f"median of {case.num_trials} worlds; 90 % from {low:.0f} to {high:.0f}"
     if start:
@@ -75,13 +75,13 @@ def _ends(case: _Case, name: str, start: int, to_reach: str) -> Figure:
     return Figure(name.format(case.name), float(np.median(new)), "rounds" if start else "", to_reach, beside, note)
 
 
-def _stops(case: _Case, rule: Callable[[Rounds], int]) -> list[int]:
+def stops(case: Case, rule: Callable[[Rounds], int]) -> list[int]:
     """The last round of each world."""
     seeds = np.random.SeedSequence([_SEED, case.num_agents, case.num_questions]).spawn(case.num_trials)
     return [rule(_ratings(case, np.random.default_rng(seed))) for seed in seeds]
 
 
-def _ratings(case: _Case, rng: np.random.Generator) -> Rounds:
+def _ratings(case: Case, rng: np.random.Generator) -> Rounds:
     """A world's ratings; agents ask the questions of a real society's order."""
     num_rounds, n = len(case.means), case.num_agents
     order = QuestionOrder(case.num_questions, int(rng.integers(1 << 62)))
@@ -113,7 +113,7 @@ def _new_rule(ratings: Rounds) -> int:
     return num_rounds
 
 
-def _old_rule(ratings: Rounds, tolerance: float = 0.01, patience: int = 3) -> int:
+def old_rule(ratings: Rounds, tolerance: float = 0.01, patience: int = 3) -> int:
     """What stood here before: the product of the means has not risen over its best for some rounds."""
     products: Sequence[float] = ratings.mean(axis=2).prod(axis=0).tolist()
     best, since = -1.0, 0

@@ -86,7 +86,7 @@ def submit(
                 ) from None
             keys = tuple(tuple(unit.key for unit in task) for task in job.tasks)
             one = Submission(accepted[0].job_id.split("_")[0], job.name, keys, tuple(needs), time.time(), at_once)
-            _note(run, one)
+            note(run, one)
             submitted[job.name] = one
     return list(submitted.values())
 
@@ -105,7 +105,7 @@ def _environment_of_jobs(names: Sequence[str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _note(run: RunDir, one: Submission) -> None:
+def note(run: RunDir, one: Submission) -> None:
     row: dict[str, Any] = {
         "job_id": one.job_id,
         "name": one.name,
