@@ -18,11 +18,11 @@ from salign.cluster.slurm.commands import (
     LiveJob,
     Node,
     Slurm,
-    _minutes,
-    _node,
-    _num_gpus,
-    _telling_states,
     clean_environment,
+    minutes_of,
+    node_of,
+    num_gpus_of,
+    telling_states,
 )
 from salign.cluster.slurm.jobs import chain, suffix_of
 from salign.cluster.slurm.scheduler import SlurmScheduler
@@ -68,19 +68,19 @@ def jobs_of(root: Path, max_array_size: int = 1001, **cluster):
     [("30:00", 30), ("0:30", 0), ("1:00:00", 60), ("2-01:30:00", 2970), ("infinite", None), ("n/a", None)],
 )
 def test_time_limits(limit, minutes):
-    assert _minutes(limit) == minutes
+    assert minutes_of(limit) == minutes
 
 
 @pytest.mark.parametrize(
     ("gres", "gpus"), [("(null)", 0), ("gpu:2", 2), ("gpu:a100:4(S:0-1)", 4), ("shard:8,gpu:1", 1), ("gpu", 1)]
 )
 def test_gpus(gres, gpus):
-    assert _num_gpus(gres) == gpus
+    assert num_gpus_of(gres) == gpus
 
 
 def test_a_node():
-    assert _node("n1|debug*|4|16000|gpu:2|1-00:00:00|idle".split("|")) == NODE
-    assert not _node("n1|debug*|4|16000|gpu:2|1-00:00:00|drained*".split("|")).usable
+    assert node_of("n1|debug*|4|16000|gpu:2|1-00:00:00|idle".split("|")) == NODE
+    assert not node_of("n1|debug*|4|16000|gpu:2|1-00:00:00|drained*".split("|")).usable
 
 
 def test_a_step_says_what_its_job_does_not():
@@ -96,7 +96,7 @@ def test_a_step_says_what_its_job_does_not():
         "10.0|NODE_FAIL",
         "10|REQUEUED",
     ]
-    assert _telling_states(line.split("|") for line in lines) == {
+    assert telling_states(line.split("|") for line in lines) == {
         "7_0": "COMPLETED",
         "7_1": "OUT_OF_MEMORY",
         "8": "CANCELLED",

@@ -12,7 +12,7 @@ from pages import EXECUTABLE, PAGES, ROOT, blocks, commands, project_command, pr
 
 from salign import compose
 from salign.commands.config import reference
-from salign.commands.init import _STARTER
+from salign.commands.init import STARTER
 from salign.commands.main import COMMANDS, main
 from salign.config import Config, settings_of
 
@@ -76,7 +76,7 @@ def is_setting(path: str) -> bool:
 def starter(tmp_path_factory) -> Path:
     """What `salign init` writes: it stands for a user's own config."""
     path = tmp_path_factory.mktemp("mine") / "config.yaml"
-    path.write_text(_STARTER.format(path=path, name="mine"), encoding="utf-8")
+    path.write_text(STARTER.format(path=path, name="mine"), encoding="utf-8")
     return path
 
 

@@ -85,3 +85,30 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_no_module_is_longer_than_can_be_held_in_mind():
     assert {str(p): n for p in (ROOT / "salign").rglob("*.py") if (n := len(p.read_text().splitlines())) > 400} == {}
+
+
+OWN = ("self", "cls")
+# Of other libraries, and of named tuples.
+THEIRS = {"_attn_implementation", "_encode_pair", "_loglikelihood_tokens", "_compile_jinja_template", "_replace"}
+THEIRS |= {"_asdict", "_fields", "_exit", "_index"}
+
+
+def private_names(path: Path) -> list[str]:
+    """Names with an underscore before them that a test takes from elsewhere: imported, of an object, or replaced."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id in OWN):
+            names = [] if isinstance(node.value, ast.Call) else [node.attr]  # super()
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
+            names = [str(word.value).rpartition(".")[2] for word in node.args if isinstance(word, ast.Constant)]
+        else:
+            names = []
+        found += [name for name in names if name[:1] == "_" != name[1:2] and name not in THEIRS]
+    return found
+
+
+def test_no_test_takes_a_private_name():
+    taken = {str(path): names for path in (ROOT / "tests").rglob("*.py") if (names := private_names(path))}
+    assert not taken, "test through what is public, or make public what is relied on"

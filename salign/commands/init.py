@@ -10,7 +10,7 @@ from salign.errors import ConfigError
 from salign.shown import say
 from salign.storage import write_atomic
 
-_STARTER = """\
+STARTER = """\
 # A salign run. Settings that are not here come from the shipped quickstart.yaml. `salign launch {path} --dry-run`
 # checks everything and shows the plan. All settings: docs/config.md, or `salign config`.
 bases: [quickstart.yaml]
@@ -58,5 +58,5 @@ def main() -> None:
     if path.exists():
         raise ConfigError(f"{path} already exists; name another folder, or edit it")
     name = "".join(letter for letter in args.folder.resolve().name if letter.isalnum() or letter in "-_.")
-    write_atomic(path, _STARTER.format(path=path, name=name.lstrip("-_.") or "run"))
+    write_atomic(path, STARTER.format(path=path, name=name.lstrip("-_.") or "run"))
     say(f"wrote {path}. Next: salign launch {path} --dry-run")

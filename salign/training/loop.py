@@ -220,7 +220,7 @@ def _find_origin(job: _Job) -> _Origin:
 
 def _load(job: _Job, origin: _Origin, settings: dict[str, Any]) -> PreTrainedModel:
     """The model as the stage starts; under ZeRO-3 this rank's share of it."""
-    with _sharded_loading(settings):
+    with sharded_loading(settings):
         model = models.load_model(origin.model, getattr(torch, job.stage.dtype))
     complete_generation_config(model, origin.tokenizer)
     if job.stage.lora is not None:
@@ -256,7 +256,7 @@ def _finish(job: _Job, origin: _Origin, trainer: Trainer, model: PreTrainedModel
 
 
 @contextlib.contextmanager
-def _sharded_loading(settings: dict[str, Any]) -> Iterator[None]:
+def sharded_loading(settings: dict[str, Any]) -> Iterator[None]:
     """Under ZeRO-3, `from_pretrained` in the block gives each rank its share of the weights alone."""
     if settings.get("zero_optimization", {}).get("stage") != 3:
         yield

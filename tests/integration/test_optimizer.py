@@ -62,10 +62,10 @@ ZERO = pytest.mark.parametrize("zero", [1, 2, 3])
 
 
 def loaded(tiny_model, zero: int):
-    from salign.training.loop import _sharded_loading
+    from salign.training.loop import sharded_loading
 
     given = {"zero_optimization": {"stage": zero}, "bf16": {"enabled": True}, "train_micro_batch_size_per_gpu": 1}
-    with _sharded_loading(given):
+    with sharded_loading(given):
         return models.load_model(str(tiny_model), torch.bfloat16)
 
 

@@ -88,7 +88,7 @@ class WandbServer:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
-                status, answer = server._answer(self.command, unquote(self.path), body)
+                status, answer = server.answer_to(self.command, unquote(self.path), body)
                 sent = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -113,7 +113,7 @@ class WandbServer:
 
     # --- requests -----------------------------------------------------------------------------
 
-    def _answer(self, verb: str, path: str, body: bytes) -> Answer:
+    def answer_to(self, verb: str, path: str, body: bytes) -> Answer:
         asked = json.loads(body) if path == "/graphql" else {}
         named = re.search(r"\b(?:query|mutation)\s+(\w+)", asked.get("query", ""))
         operation = named.group(1) if named else f"{verb} {path}"

@@ -88,7 +88,7 @@ class Slurm:
     def nodes(self) -> list[Node]:
         """Every node of every partition that can be seen from here."""
         form = "%N|%P|%c|%m|%G|%l|%T"
-        return [_node(line.split("|")) for line in self._run("sinfo", "-h", "-N", "-o", form).splitlines()]
+        return [node_of(line.split("|")) for line in self._run("sinfo", "-h", "-N", "-o", form).splitlines()]
 
     def max_array_size(self) -> int:
         """How many tasks an array may have; asked once."""
@@ -127,7 +127,7 @@ class Slurm:
             if "accounting storage is disabled" in str(error):
                 return None
             raise
-        return _telling_states(line.split("|") for line in text.splitlines())
+        return telling_states(line.split("|") for line in text.splitlines())
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         self._run("scancel", *job_ids)
@@ -153,7 +153,7 @@ def clean_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]
     return {name: value for name, value in environ.items() if name == "SLURM_CONF" or not name.startswith(ours)}
 
 
-def _node(row: Sequence[str]) -> Node:
+def node_of(row: Sequence[str]) -> Node:
     name, partition, cpus, memory, gres, time, state = row[:7]
     return Node(
         name,
@@ -161,13 +161,13 @@ def _node(row: Sequence[str]) -> Node:
         partition.endswith("*"),
         int(cpus),
         int(memory),
-        _num_gpus(gres),
-        _minutes(time),
+        num_gpus_of(gres),
+        minutes_of(time),
         not any(word in state.lower() for word in _UNUSABLE),
     )
 
 
-def _num_gpus(gres: str) -> int:
+def num_gpus_of(gres: str) -> int:
     """Of `gpu:2`, `gpu:a100:4(S:0-1)`, `(null)`."""
     total = 0
     for part in gres.replace("(null)", "").split(","):
@@ -177,7 +177,7 @@ def _num_gpus(gres: str) -> int:
     return total
 
 
-def _minutes(limit: str) -> int | None:
+def minutes_of(limit: str) -> int | None:
     """Of `30:00` (minutes, seconds), `1:00:00`, `2-00:00:00`; None of `infinite`."""
     if not limit[:1].isdigit():
         return None
@@ -186,7 +186,7 @@ def _minutes(limit: str) -> int | None:
     return 1440 * int(days or 0) + 60 * hours + minutes
 
 
-def _telling_states(rows: Iterable[Sequence[str]]) -> dict[str, str]:
+def telling_states(rows: Iterable[Sequence[str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for line, said in rows:
         job, _, step = line.partition(".")
