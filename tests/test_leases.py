@@ -146,7 +146,7 @@ def test_a_file_system_that_keeps_no_locks_of_any_kind_is_named(tmp_path, monkey
 def test_with_flock_a_lease_of_a_node_without_it_counts(tmp_path, monkeypatch):
     with another_process(tmp_path):
         monkeypatch.undo()
-        monkeypatch.setattr(locks, "_LOCK_PATIENCE_S", 0.0)
+        monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
         assert is_locked(tmp_path / ".lock")
         with pytest.raises(StageError, match="is already being worked on"), lock(tmp_path / ".lock", "the thing"):
             pytest.fail("two have it")
