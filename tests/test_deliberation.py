@@ -18,7 +18,7 @@ from salign.society.wordings.ballots import Vote, read_vote
 
 RULES = ("plurality", "borda", "instant_runoff", "minimax", "ranked_pairs", "range")
 ASKED = "Is it?\n1. Yes\n2. No"
-YES_OR_NO = {ASKED: Choices(("Yes", "No"), 0)}
+YES_OR_NO = {ASKED: Choices("Is it?", ("Yes", "No"), 0)}
 FIVE = {
     "topology": {"kind": "complete", "num_agents": 5},
     "audience_size": 4,
@@ -40,6 +40,14 @@ def voter_of(call) -> int | None:
     return int(member) if kind in ("answer", "vote") else None
 
 
+def chooses(call, *, right: bool, share: float = 1.0) -> RatingReply:
+    """A ballot for the right choice or the wrong one, wherever it stands, with a probability."""
+    lines = call.prompt.user.split("\n")
+    first = "1. Yes" in lines
+    assert first != ("2. Yes" in lines)
+    return RatingReply((share, 1 - share) if first == right else (1 - share, share), 0.9, 10, 0)
+
+
 def shares(life, name: str) -> list[float]:
     return [value for round_ in life.rounds for value in round_.measured[name]]
 
@@ -53,7 +61,7 @@ def test_a_panels_accuracy_is_the_binomial_sum_exactly_over_all_patterns(rule):
 
     def told(call):
         voter = voter_of(call)
-        return None if voter is None else certain(1 if (call.round - 1) >> voter & 1 else 2, (1, 2))
+        return None if voter is None else chooses(call, right=bool((call.round - 1) >> voter & 1))
 
     life = deliberate(told, rule=rule, max_rounds=32)
     p = 0.7
@@ -74,7 +82,7 @@ def test_a_panels_accuracy_is_the_binomial_sum_exactly_over_all_patterns(rule):
 def test_voters_that_are_right_by_chance_reach_the_binomial_sum(rule):
     def told(call):
         voter = voter_of(call)
-        return None if voter is None else certain(1 if call.seed % 1000 < 650 else 2, (1, 2))
+        return None if voter is None else chooses(call, right=call.seed % 1000 < 650)
 
     found = shares(deliberate(told, rule=rule, max_rounds=60), "accuracy_panel_share")
     expected = sum(comb(5, k) * 0.65**k * 0.35 ** (5 - k) for k in (3, 4, 5))
@@ -105,7 +113,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
 def test_confidence_is_the_probability_of_the_choice_and_is_scored():
     def told(call):
         voter = voter_of(call)
-        return None if voter is None else RatingReply((0.2, 0.8), 0.9, 10, 0)
+        return None if voter is None else chooses(call, right=False, share=0.8)
 
     life = deliberate(told, max_rounds=1)
     protocol = protocol_of(SocietySection(protocol={"kind": "deliberation"}))
@@ -175,8 +183,7 @@ def test_the_result_of_a_listed_question_is_said_as_who_was_surest_of_it_said_it
     def told(call):
         voter = voter_of(call)
         if voter is not None:
-            share = 0.5 + voter / 10
-            return RatingReply((share, 1 - share), 1.0, 10, 0)
+            return chooses(call, right=True, share=0.5 + voter / 10)
         return f"I am {call.step[-1]}." if call.step.startswith("reason:answer") else None
 
     life = live(Actor(told), protocol={"kind": "deliberation"}, **{**FIVE, "without": ["memory"], "max_rounds": 1})
@@ -210,7 +217,8 @@ def test_votes_in_words_are_asked_for_again_and_take_one_call_each():
         voter = voter_of(call)
         if voter is None:
             return None
-        return "what?" if call.attempt == 0 and voter == 3 else "Ranking: 2 > 1 Confidence: 60 Reason: it is."
+        order = "2 > 1" if "1. Yes" in call.prompt.user.split("\n") else "1 > 2"
+        return "what?" if call.attempt == 0 and voter == 3 else f"Ranking: {order} Confidence: 60 Reason: it is."
 
     actor = Actor(told)
     settings = {**FIVE, "rating": "parse", "max_rounds": 1, "without": ["memory"], "num_rating_retries": 1}

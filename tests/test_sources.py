@@ -463,7 +463,7 @@ def test_a_question_lists_its_choices_and_knows_the_right_one(tmp_path, choices,
     [found] = load(json_source(tmp_path / "q.jsonl", jsonl([row]), choices="choices"))
     texts = tuple(choices["text"] if isinstance(choices, dict) else choices)
     assert found.question == f"2 + 2?\n1. {texts[0]}\n2. {texts[1]}"
-    assert found.choices == Choices(texts, right)
+    assert found.choices == Choices("2 + 2?", texts, right)
     assert (found.answer, found.label) == ((None, None) if right is None else (texts[right], "good"))
 
 

@@ -42,8 +42,12 @@ _HELD_OUT_EVERY = 6
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """The answers that a question leaves to choose from, and the place of the right one, None where nobody says."""
+    """The answers that a question leaves to choose from, and the place of the right one, None where nobody says.
 
+    `stem` is the question without them.
+    """
+
+    stem: str
     texts: tuple[str, ...]
     right: int | None
 
@@ -185,7 +189,7 @@ def _fields(row: dict[str, Any], source: FieldsSource) -> Iterator[Exemplar]:
     if source.input is not None and not is_empty(row.get(source.input)):
         question = f"{question}\n\nInput:\n{_text(row, source.input)}"
     if source.choices is not None:
-        choices = _choices(row, source.choices, source.answer)
+        choices = _choices(question, row, source.choices, source.answer)
         listed = "\n".join(f"{number}. {text}" for number, text in enumerate(choices.texts, start=1))
         answer, label = (None, None) if choices.right is None else (choices.texts[choices.right], "good")
         yield Exemplar(f"{question}\n{listed}", answer, label, choices)
@@ -207,7 +211,7 @@ def _fields(row: dict[str, Any], source: FieldsSource) -> Iterator[Exemplar]:
 _MAX_CHOICES = 9  # each has a digit by which it is chosen
 
 
-def _choices(row: dict[str, Any], field: str, answer: str) -> Choices:
+def _choices(stem: str, row: dict[str, Any], field: str, answer: str) -> Choices:
     given = row.get(field)
     labels = None
     if isinstance(given, dict) and set(given) == {"text", "label"}:
@@ -221,7 +225,7 @@ def _choices(row: dict[str, Any], field: str, answer: str) -> Choices:
         raise RowError(f"two of the choices in {field!r} are the same")
     if labels is not None and (not isinstance(labels, list) or len(labels) != len(texts)):
         raise RowError(f"{field!r} has {len(texts)} texts, and not as many labels")
-    return Choices(texts, None if is_empty(row.get(answer)) else _right(row[answer], texts, labels, answer))
+    return Choices(stem, texts, None if is_empty(row.get(answer)) else _right(row[answer], texts, labels, answer))
 
 
 def _right(value: Any, texts: tuple[str, ...], labels: list[Any] | None, field: str) -> int:

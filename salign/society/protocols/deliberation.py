@@ -64,7 +64,8 @@ class Deliberation(Protocol[DeliberationProtocol]):
         seat = conversation.seat
         panel = (seat.leader.agent, *seat.audience)
         listed = [] if seat.choices is None else list(seat.choices.texts)
-        turns = first = await conversation.ask(panel, "", {"listed": listed})
+        stem = seat.question if seat.choices is None else seat.choices.stem
+        turns = first = await conversation.ask(panel, stem, {"listed": listed})
         candidates = listed or list(dict.fromkeys(turn.text for turn in first if turn.text.strip()))
         if not candidates:
             raise UnansweredError("nobody on the panel gives an answer")
@@ -81,7 +82,7 @@ class Deliberation(Protocol[DeliberationProtocol]):
                 if "candidate" in turn.data
             ]
             told = {"exchange": exchange, "listed": listed, "candidates": candidates, "said": said}
-            turns = await conversation.ask(panel, "", told)
+            turns = await conversation.ask(panel, stem, told)
         cast = _cast(turns)
         if not cast and len(candidates) > 1:
             raise UnansweredError("no ballot of the panel could be read")
@@ -96,7 +97,7 @@ class Deliberation(Protocol[DeliberationProtocol]):
     async def answer(self, calls: Calls, state: State, question: str, query: Query) -> Turn:
         told, member = query.data, state.agent
         if "exchange" in told:
-            return await self._vote(calls, member, question, told)
+            return await self._vote(calls, member, query)
         listed, recalled = told["listed"], state.recalled
         if not listed:
             asked = prompts.draft(question, recalled, calls.instructions, calls.key(frames.DRAFTING))
@@ -104,27 +105,27 @@ class Deliberation(Protocol[DeliberationProtocol]):
             return Turn(member, ANSWER, reply.text, recalled=recalled, flags=flags_of(reply))
         key = calls.key(frames.DRAFTING)
         memory = "" if recalled is None else prompts.remembered(recalled, key)
-        shown = memory + ballots.shown(question, (), (), key)
+        order = calls.draw(f"{ANSWER}:{member}").sample(range(len(listed)), len(listed))
+        shown = memory + ballots.shown(query.text, [listed[candidate] for candidate in order], (), None)
         system = calls.instructions if recalled is None else prompts.judging(calls.instructions, key)
-        asks = _Asks(ANSWER, f"{ANSWER}:{member}", shown, system, list(range(len(listed))))
+        asks = _Asks(ANSWER, f"{ANSWER}:{member}", shown, system, order)
         turn = await self._ballot(calls, member, asks)
         if "candidate" not in turn.data:
             return turn
         text = f"{listed[turn.data['candidate']]}\n{turn.text}".strip()
         return Turn(member, ANSWER, text, mass=turn.mass, recalled=recalled, flags=turn.flags, data=turn.data)
 
-    async def _vote(self, calls: Calls, member: int, question: str, told: Mapping[str, Any]) -> Turn:
-        """A member's vote, having heard the others in an order of its own."""
+    async def _vote(self, calls: Calls, member: int, query: Query) -> Turn:
+        """A member's vote, having heard the others; candidates and what was said are in an order of its own."""
+        told = query.data
         exchange, num = told["exchange"], len(told["candidates"])
         name = f"{VOTE}:{exchange}:{member}"
         generator, key = calls.draw(name), calls.key(f"{VOTE}:{exchange}")
-        order = list(range(num))
-        if not told["listed"]:
-            generator.shuffle(order)
+        order = generator.sample(range(num), num)
         others = [(order.index(candidate) + 1, text) for agent, candidate, text in told["said"] if agent != member]
         generator.shuffle(others)
-        answers = () if told["listed"] else [told["candidates"][candidate] for candidate in order]
-        shown = ballots.shown(question, answers, others, key)
+        answers = [told["candidates"][candidate] for candidate in order]
+        shown = ballots.shown(query.text, answers, others, key, is_listed=bool(told["listed"]))
         system = prompts.judging(calls.instructions, key)
         return await self._ballot(calls, member, _Asks(VOTE, name, shown, system, order))
 

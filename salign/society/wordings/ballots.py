@@ -19,6 +19,11 @@ Question: {question}
 
 """
 
+_CHOICES = """\
+{answers}
+
+"""
+
 _CANDIDATES = """\
 These answers were given, each between the marks {key}:
 {answers}
@@ -35,10 +40,10 @@ _CHOOSE = """\
 Which answer is the best? Give its number, from 1 to {num}."""
 
 _WHY = """\
-You choose answer {number}. In one or two sentences, say why it is the best."""
+You choose answer {number}. In one or two sentences, say why it is the best, without its number."""
 
 _WHY_ANY = """\
-Which answer is the best? In one or two sentences, say why."""
+Which answer is the best? In one or two sentences, say why, without its number."""
 
 _RANK = """\
 Which answer is the best? Rank the answers from the best to the worst, and say how sure you are of the first.
@@ -58,20 +63,32 @@ class Vote(NamedTuple):
     reason: str = ""
 
 
-def shown(question: str, answers: Sequence[str], reasons: Sequence[tuple[int, str]], key: str) -> str:
+def shown(
+    question: str,
+    answers: Sequence[str],
+    reasons: Sequence[tuple[int, str]],
+    key: str | None,
+    *,
+    is_listed: bool = False,
+) -> str:
     """What a voter is shown before it is asked.
 
     Args:
-        question: It may list the candidates itself.
-        answers: The candidates otherwise, in the order of their numbers, which begin with 1.
+        question: Without the choices that it lists.
+        answers: The candidates in the order of their numbers, which begin with 1.
         reasons: What others said, each with the number of the answer that it is for; empty where that is all.
-        key: Of the frames around both.
+        key: Of the frames around what agents said; None where they said nothing.
+        is_listed: The question lists the candidates: no agent said them.
     """
     text = _QUESTION.format(question=question)
-    if answers:
+    if is_listed or key is None:
+        text += _CHOICES.format(
+            answers="\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, start=1))
+        )
+    else:
         listed = "\n".join(f"{number}. {frame(answer, key)}" for number, answer in enumerate(answers, start=1))
         text += _CANDIDATES.format(key=key, answers=listed)
-    if reasons:
+    if reasons and key is not None:
         said = "\n".join(
             f"- for {number}: {key} {reason} {key}" if reason else f"- for {number}" for number, reason in reasons
         )
