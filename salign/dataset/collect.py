@@ -39,7 +39,7 @@ _MAX_SHOWN = 200
 
 
 class GroupCounts:
-    """How many groups and responses of each kind there are, and histograms of their scores."""
+    """Counts the groups and responses of each kind, with histograms of their scores."""
 
     _NAMES = ("num_groups", "num_responses", "num_single")
 
@@ -48,7 +48,7 @@ class GroupCounts:
         self._scores = {kind: dict.fromkeys(range(1, 8), 0) for kind in KINDS}
 
     def add(self, group: AlignmentGroup) -> None:
-        """Takes up a group of the society's."""
+        """Counts one group of the society's data."""
         kind = kind_of(group)
         counts, scores, num = self._counts[kind], self._scores[kind], len(group.responses)
         counts["num_groups"] += 1
@@ -58,7 +58,7 @@ class GroupCounts:
             scores[round(score)] += 1
 
     def figures(self) -> dict[str, Any]:
-        """For the card; scores by the nearest whole one, 1..7."""
+        """Returns the counts for the card; scores are rounded to whole ones, 1..7."""
         kinds: dict[str, Any] = {}
         for kind, counts in self._counts.items():
             histogram = {str(score): num for score, num in self._scores[kind].items()}
@@ -111,7 +111,7 @@ class _InteractionCounts:
 
 
 def evaluation_prompts(config: Config) -> list[str]:
-    """Every prompt that the run is evaluated on, and those of the files that `dataset.leak_check` names."""
+    """Returns every prompt that the run is evaluated on, and those of the files in `dataset.leak_check`."""
     prompts = sources.questions(config.evaluate.questions)
     files = [path for path in config.evaluate.files if path != config.evaluate.suffixes]
     for path in (*files, *config.dataset.leak_check):

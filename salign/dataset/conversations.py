@@ -34,14 +34,14 @@ _MESSAGE = frozenset({"role", "content", "from", "value"})
 
 
 class Prompt(NamedTuple):
-    """What a response answers: the user's last message, and what stands before it."""
+    """A prompt: the user's last message, and the messages before it."""
 
     query: str
     context: tuple[Message, ...] = ()
 
 
 def messages_of(value: Sequence[Any], column: str, ignored: frozenset[str] = frozenset()) -> list[Message]:
-    """A list of {role, content} or {from, value}.
+    """Reads a list of {role, content} or {from, value} as messages.
 
     Raises:
         RowError: A message is of another form, or has keys that are not read.
@@ -63,7 +63,7 @@ def messages_of(value: Sequence[Any], column: str, ignored: frozenset[str] = fro
 
 
 def merged(messages: Sequence[Message]) -> list[Message]:
-    """The messages, of which those that one speaker says in a row are one: templates want the two to alternate."""
+    """Joins messages that one speaker says in a row: chat templates want speakers to alternate."""
     one_each: list[Message] = []
     for message in messages:
         if one_each and one_each[-1].role == message.role:
@@ -75,7 +75,7 @@ def merged(messages: Sequence[Message]) -> list[Message]:
 
 
 def conversation_of(value: object, column: str, ignored: frozenset[str] = frozenset()) -> list[Message] | None:
-    """Messages, one message alone, or a transcript as HH and HelpSteer write them; None for other values.
+    """Reads messages, a single message, or a transcript in the form of HH and HelpSteer; None for other values.
 
     HH's is 'Human: ... Assistant: ...'; HelpSteer puts a mark between turns, of which the first has none.
 
@@ -100,7 +100,7 @@ def conversation_of(value: object, column: str, ignored: frozenset[str] = frozen
 
 
 def text_of(value: object, column: str) -> str:
-    """A text without the space around it.
+    """Returns a text without the space around it.
 
     Raises:
         RowError: It is none.
@@ -111,7 +111,7 @@ def text_of(value: object, column: str) -> str:
 
 
 def reply_of(value: object, column: str, ignored: frozenset[str] = frozenset()) -> str:
-    """A reply: a text, or one message of the assistant.
+    """Reads a reply: a text, or one message of the assistant.
 
     Raises:
         RowError: It is neither.
@@ -123,7 +123,7 @@ def reply_of(value: object, column: str, ignored: frozenset[str] = frozenset()) 
 
 
 def only_reply(messages: Sequence[Message], column: str) -> str:
-    """What one message of the assistant says.
+    """Returns the text of a single message of the assistant.
 
     Raises:
         RowError: There are others.
@@ -137,7 +137,7 @@ def only_reply(messages: Sequence[Message], column: str) -> str:
 
 
 def prompt_of_messages(messages: Sequence[Message]) -> Prompt:
-    """The last message, which is the user's, and those before it; the released Alpaca scaffold is taken off.
+    """Makes a prompt of messages that end with the user's, and removes the released Alpaca scaffold.
 
     Raises:
         RowError: The messages do not alternate between user and assistant after at most one system text, or do not end
@@ -159,7 +159,7 @@ def prompt_of_messages(messages: Sequence[Message]) -> Prompt:
 
 
 def prompt_of(row: dict[str, Any], ignored: frozenset[str] = frozenset()) -> Prompt:
-    """The prompt of a row, out of the column of PROMPTS that holds one and of what stands beside it.
+    """Finds the prompt of a row: the column of PROMPTS that it has, with the columns beside it.
 
     Raises:
         RowError: None of them holds one, two hold different ones, or it is malformed.
@@ -214,7 +214,7 @@ def _history(value: object) -> list[Message]:
 
 
 def transcript(messages: Sequence[dict[str, str]]) -> str:
-    """A conversation as one text: one message is its own; more are a transcript, a system text first."""
+    """Writes a conversation as one text: a single message as it is, several as a transcript, a system text first."""
     before = [message["content"] for message in messages if message["role"] == "system"]
     turns = [message for message in messages if message["role"] != "system"]
     if len(turns) == 1:

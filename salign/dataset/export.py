@@ -17,7 +17,7 @@ Pairs = Literal["all", "best"]
 
 @dataclass(frozen=True)
 class Exported:
-    """How many groups were read, how many rows were written, and how many groups gave none."""
+    """Counts of an export: groups read, rows written, and groups that gave no row."""
 
     num_groups: int
     num_rows: int
@@ -25,7 +25,7 @@ class Exported:
 
 
 def preference_rows(group: AlignmentGroup, pairs: Pairs, *, conversational: bool) -> Iterator[dict[str, Any]]:
-    """Pairs of responses with different scores: all, or the best response (of equal ones the first) with each other."""
+    """Pairs responses with different scores: all pairs, or the best response (the first of equals) with each other."""
     order = sorted(range(len(group.responses)), key=lambda position: -group.scores[position])
     firsts = order if pairs == "all" else order[:1]
     for rank, better in enumerate(firsts):
@@ -41,7 +41,7 @@ def preference_rows(group: AlignmentGroup, pairs: Pairs, *, conversational: bool
 
 
 def unpaired_rows(group: AlignmentGroup, threshold: float, *, conversational: bool) -> Iterator[dict[str, Any]]:
-    """Each response, labelled by whether its score is above the threshold."""
+    """Makes one row of each response, labelled by whether its score is above the threshold."""
     for response, score in zip(group.responses, group.scores, strict=True):
         yield {
             "prompt": _prompt(group, conversational=conversational),
@@ -62,7 +62,7 @@ def _reply(text: str, *, conversational: bool) -> Any:
 def export(
     groups: Iterable[AlignmentGroup], target: Path, rows_of: Callable[[AlignmentGroup], Iterable[dict[str, Any]]] | None
 ) -> Exported:
-    """Writes groups as JSON Lines, whole or not at all, a group at a time.
+    """Writes groups as JSON Lines, one group at a time; the file appears whole or not at all.
 
     Args:
         groups: What to write.

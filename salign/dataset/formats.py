@@ -21,7 +21,7 @@ _SCORES_OF_PAIR = (*pairs.SCORES_CHOSEN, *pairs.SCORES_REJECTED)
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape of rows.
+    """A known shape of rows: which columns it has and how they are read.
 
     Attributes:
         name: As the documentation has it.
@@ -47,7 +47,7 @@ class Shape:
 
     @functools.cached_property
     def known(self) -> frozenset[str]:
-        """All columns that a row of this shape may have."""
+        """Returns all columns that a row of this shape may have."""
         prompt = (*PROMPTS, *BESIDE_PROMPT) if self.has_prompt else ()
         return frozenset((*self.columns, *self.also, *self.unread, *prompt))
 
@@ -117,7 +117,7 @@ SHAPES: tuple[Shape, ...] = (
 
 
 def shape_of(row: object, ignored: frozenset[str] = frozenset()) -> Shape:
-    """The shape that a row is of, by its columns.
+    """Finds the shape of a row by its columns.
 
     Args:
         row: Under the names that the config gives to columns.
@@ -160,7 +160,7 @@ def _nearest_shape(row: Mapping[str, Any]) -> str:
 
 
 def known_columns() -> frozenset[str]:
-    """The columns of all shapes."""
+    """Returns the columns of all shapes."""
     return frozenset().union(*(shape.known for shape in SHAPES))
 
 
@@ -168,7 +168,7 @@ def known_columns() -> frozenset[str]:
 
 
 class Groups(NamedTuple):
-    """The groups of a row, and what of it is in none of them."""
+    """The groups of a row, and counts of what was left out."""
 
     groups: list[AlignmentGroup]
     num_unrated: int = 0
@@ -176,7 +176,7 @@ class Groups(NamedTuple):
 
 
 def parse(row: object, shape: Shape, reading: Reading, columns: Columns) -> Groups:
-    """A row as groups.
+    """Reads a row as groups.
 
     Args:
         row: What was read.
@@ -201,7 +201,7 @@ def parse(row: object, shape: Shape, reading: Reading, columns: Columns) -> Grou
 
 
 def groups_of(candidates: Iterable[Candidate]) -> Groups:
-    """Candidates as groups: responses without a score are left out, and a response that stands in one twice is merged.
+    """Makes groups of candidates: drops responses without a score, and merges a response that a group has twice.
 
     A response that is given several scores (the same text, but for space around it) has their mean, in whichever order
     they come.
@@ -250,7 +250,7 @@ def _check_unicode(group: AlignmentGroup) -> None:
 def reading_of(
     shape: Shape, score_range: Range | None, weights: Mapping[str, float], ignored: frozenset[str] = frozenset()
 ) -> Reading:
-    """How the scores of a shape are to be read.
+    """Decides how the scores of a shape are read.
 
     Args:
         shape: Of the file.

@@ -58,7 +58,7 @@ def _gather(
 def build_groups(
     interactions: Iterable[Interaction], protocol: Protocol[Any], section: DatasetSection, left_out: Counter[str]
 ) -> Iterator[AlignmentGroup]:
-    """Rows with the same query become one group.
+    """Joins rows with the same query into one group.
 
     Left out are empty responses, those without a rating, flagged ones with what was said of them (a flagged text's
     rating is no better than none), those that were cut and are as good as the best whole one, and groups in which a cut
@@ -121,14 +121,14 @@ def _without_cut_best(scores: dict[str, float], whole: Collection[str]) -> dict[
 
 
 def kind_of(group: AlignmentGroup) -> Kind:
-    """The kind of a group of the society's."""
+    """Returns the kind of a group of the society's data."""
     assert group.kind is not None
     assert group.kind != "demonstration"
     return group.kind
 
 
 def num_chosen(counts: Mapping[Kind, int], ratio: Ratio) -> dict[Kind, int]:
-    """How many groups of each kind keep the kinds in a ratio, the most that do; a kind with share 0 has none.
+    """Computes how many groups of each kind to keep: the most that are in the ratio; none of a kind with share 0.
 
     Args:
         counts: Groups of each kind.
@@ -140,7 +140,7 @@ def num_chosen(counts: Mapping[Kind, int], ratio: Ratio) -> dict[Kind, int]:
 
 
 def drawn(num: int, num_kept: int, generator: random.Random) -> Iterator[bool]:
-    """Which of so many in a row are kept, each with the same chance (Knuth, TAOCP volume 2, 3.4.2, algorithm S)."""
+    """Draws which items of a sequence to keep, each with the same chance (Knuth, TAOCP 2, 3.4.2, algorithm S)."""
     for left in range(num, 0, -1):
         is_kept = generator.random() * left < num_kept
         num_kept -= is_kept

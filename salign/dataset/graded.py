@@ -35,7 +35,7 @@ _RELEASED_PLACEHOLDERS = (-1, 8)
 
 
 def groups(row: dict[str, Any], reading: Reading) -> list[Candidate]:
-    """A query with as many responses as scores: ours, and the released files."""
+    """Reads a query with as many responses as scores: our format, and that of the released files."""
     responses, scores = row["responses"], row["scores"]
     if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
         raise RowError("responses must be a list of texts")
@@ -63,7 +63,7 @@ def _range(reading: Reading, usual: Range = _SCALE) -> Range:
 
 
 def ultrafeedback(row: dict[str, Any], reading: Reading) -> list[Candidate]:
-    """UltraFeedback: completions with an overall score, or with ratings of attributes where the config weighs those."""
+    """Reads UltraFeedback: completions with an overall score, or with ratings of attributes that the config weighs."""
     rated: list[tuple[str, float | None]] = []
     for number, completion in enumerate(_objects(row["completions"], "completions"), start=1):
         check_columns(completion, _COMPLETION, reading.ignored, where=f"in completion {number}, ", mapping="")
@@ -96,7 +96,7 @@ def _annotated(annotations: object, reading: Reading) -> float | None:
 
 
 def nectar(row: dict[str, Any], reading: Reading) -> list[Candidate]:
-    """Nectar: answers with ranks; 1, the best, is at the top of the scale, and the last at its bottom."""
+    """Reads Nectar: answers with ranks; rank 1 gets the top of the scale, the last rank its bottom."""
     answers = _objects(row["answers"], "answers")
     ranked = []
     for number, answer in enumerate(answers, start=1):
@@ -112,7 +112,7 @@ def nectar(row: dict[str, Any], reading: Reading) -> list[Candidate]:
 
 
 def helpsteer(row: dict[str, Any], reading: Reading) -> list[Candidate]:
-    """HelpSteer and HelpSteer2: a response with five graded attributes."""
+    """Reads HelpSteer and HelpSteer2: a response with five graded attributes."""
     grades = {name: row[name] for name in reading.weights}
     score = None
     if not any(map(is_empty, grades.values())):
@@ -123,7 +123,7 @@ def helpsteer(row: dict[str, Any], reading: Reading) -> list[Candidate]:
 
 
 def unpaired(row: dict[str, Any], reading: Reading) -> list[Candidate]:
-    """TRL's unpaired preference: a prompt, one reply, and whether it is a good one."""
+    """Reads TRL's unpaired preference: a prompt, one reply, and whether it is a good one."""
     score = thumb(is_good=flag_of(row["label"], "the label"))
     return [
         Candidate(
@@ -133,13 +133,13 @@ def unpaired(row: dict[str, Any], reading: Reading) -> list[Candidate]:
 
 
 def beavertails(row: dict[str, Any], reading: Reading) -> list[Candidate]:
-    """BeaverTails: a response, and whether it is safe."""
+    """Reads BeaverTails: a response, and whether it is safe."""
     score = thumb(is_good=flag_of(row["is_safe"], "is_safe"))
     return [Candidate(prompt_of(row, reading.ignored), [(text_of(row["response"], "response"), score)])]
 
 
 def rated(row: dict[str, Any], reading: Reading) -> list[Candidate]:
-    """A response with its score."""
+    """Reads a response with its score."""
     score = None if is_empty(row["score"]) else scaled(number_of(row["score"], "score"), _range(reading))
     return [
         Candidate(prompt_of(row, reading.ignored), [(reply_of(row["response"], "response", reading.ignored), score)])
@@ -147,13 +147,13 @@ def rated(row: dict[str, Any], reading: Reading) -> list[Candidate]:
 
 
 def instruction(row: dict[str, Any], reading: Reading) -> list[Candidate]:
-    """Alpaca: an instruction, what it is about, and an output that is taken for good."""
+    """Reads Alpaca: an instruction with its input, and an output that counts as good."""
     output = reply_of(row["output"], "output", reading.ignored)
     return [Candidate(prompt_of(row, reading.ignored), [(output, MAX_SCORE)], "demonstration")]
 
 
 def conversation(row: dict[str, Any], reading: Reading) -> list[Candidate]:
-    """A conversation of ShareGPT or in messages: each reply of the assistant is taken for good, after all before it."""
+    """Reads a conversation (ShareGPT or messages): each reply of the assistant, after all before it, counts as good."""
     column = "conversations" if "conversations" in row else "messages"
     messages = merged(messages_of(_objects(row[column], column), column, reading.ignored))
     if not is_empty(row.get("system")):

@@ -25,7 +25,7 @@ from salign.storage import sha256
 
 
 def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Iterator[AlignmentGroup]:
-    """The groups of a file or a dataset, in its order, of which one at a time is in memory.
+    """Reads the groups of a file or a dataset in its order, one at a time in memory.
 
     Rows of one response with the same prompt become one group, where the first of them stands. A response that stands
     in a group twice counts once, with the mean of its scores.
@@ -147,7 +147,7 @@ def _prompt_key(prompt: AlignmentGroup | Prompt) -> str:
 
 
 def digest_of(data: GroupsData | DatasetData | AnswersData) -> str:
-    """What changes when the groups of a file, a dataset or a source do."""
+    """Computes a digest that changes when the groups of a file, a dataset or a source do."""
     if isinstance(data, GroupsData):
         content = sha256(data.path)
     elif isinstance(data, DatasetData):
@@ -167,14 +167,14 @@ class LoadedGroups:
 
 
 def load_groups(path: Path) -> LoadedGroups:
-    """All groups of a file, for one that is small; see `read_groups`."""
+    """Loads all groups of a small file; see `read_groups`."""
     left_out: Counter[str] = Counter()
     groups = list(read_groups(GroupsData(kind="groups", path=path), left_out))
     return LoadedGroups(groups, left_out["unrated_responses"])
 
 
 def demonstrations(data: AnswersData) -> list[AlignmentGroup]:
-    """Each good answer as a group of one response, at the top of the scale: what is shown is what is wanted."""
+    """Makes a group of each good answer: one response with the highest score."""
     groups = [
         AlignmentGroup(exemplar.question, (exemplar.answer,), (MAX_SCORE,), "demonstration")
         for exemplar in sources.load(data.source)

@@ -37,7 +37,7 @@ _PROMPT_FIELDS = ("question", "Question", "prompt", "query", "chosen", "situatio
 
 
 class Passage(NamedTuple):
-    """A question, exemplar or group: texts that are trained on or remembered, and where they stand."""
+    """Texts that are trained on or remembered (a question, an exemplar or a group), and where they stand."""
 
     texts: Sequence[str]
     parts: Sequence[str]
@@ -48,7 +48,7 @@ class Passage(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A prompt, where the training data has it, and the share of its runs of words that is there."""
+    """A prompt that was found: where, and what share of its runs of words is there."""
 
     prompt: str
     place: str
@@ -57,7 +57,7 @@ class Match(NamedTuple):
 
 @dataclass
 class Leaks:
-    """What was compared and what came of it; one match a prompt, in the prompts' order."""
+    """The result of a leak check: at most one match for each prompt, in the prompts' order."""
 
     num_prompts: int
     num_texts: int = 0
@@ -65,7 +65,7 @@ class Leaks:
     near: list[Match] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
-        """For a card: counts, the first near-copies, and what no such check finds."""
+        """Returns the result for a card: counts, the first near-copies, and what such a check cannot find."""
         return {
             "num_evaluation_prompts": self.num_prompts,
             "num_texts": self.num_texts,
@@ -78,7 +78,7 @@ class Leaks:
 
 
 def find_leaks(passages: Iterable[Passage], prompts: Iterable[str]) -> Leaks:
-    """The evaluation prompts that stand in the texts, after normalising both; the work is linear in both.
+    """Finds evaluation prompts in texts, after normalising both, in time linear in both.
 
     Exact: a text is the prompt, or contains it whole and it has at least 30 characters. Near: a text has half of the
     runs of four words of a prompt of at least 8 words.
@@ -235,7 +235,7 @@ def _among(known: Hashes, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def prompts_of(path: Path) -> list[str]:
-    """The evaluation prompts of a file: text (one a line), or rows of JSON, CSV or Parquet.
+    """Reads the evaluation prompts of a file: text (one a line), or rows of JSON, CSV or Parquet.
 
     Raises:
         DataError: It is missing or malformed.
@@ -250,7 +250,7 @@ def prompts_of(path: Path) -> list[str]:
 
 
 def prompts_in(row: Any) -> list[str]:
-    """What of a row of an evaluation file is a prompt, by the usual names of its field."""
+    """Returns the prompts in a row of an evaluation file, found by the usual names of their field."""
     if isinstance(row, str):
         return [row]
     if not isinstance(row, dict):

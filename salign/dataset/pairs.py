@@ -26,7 +26,7 @@ _PROMPT = ("prompt", "question", "instruction", "query", "conversations")
 
 
 def preference(row: dict[str, Any], reading: Reading) -> list[Candidate]:
-    """TRL's preference: a prompt, which both conversations may begin with instead, and two replies."""
+    """Reads TRL's preference: a prompt (or conversations that both begin with it) and two replies."""
     chosen, rejected = (
         None if isinstance(row[side], dict) else conversation_of(row[side], side, reading.ignored)
         for side in ("chosen", "rejected")
@@ -104,13 +104,13 @@ def _split(
 
 
 def moral_story(row: dict[str, Any], _: Reading) -> list[Candidate]:
-    """A story of Emelin et al. 2021: what a person does in a situation, in accord with a norm and against it."""
+    """Reads a story of Emelin et al. 2021: a situation, an action that follows a norm, and one that breaks it."""
     query, moral, immoral = sources.moral_story(row)
     return [Candidate(Prompt(query), [(moral, MAX_SCORE), (immoral, MIN_SCORE)])]
 
 
 def shp(row: dict[str, Any], _: Reading) -> list[Candidate]:
-    """Stanford Human Preferences: a post, two comments, and whether the first is preferred."""
+    """Reads Stanford Human Preferences: a post, two comments, and whether the first is preferred."""
     first_is_better = flag_of(row["labels"], "labels")
     texts = [text_of(row[f"human_ref_{side}"], f"human_ref_{side}") for side in "AB"]
     scores = [thumb(is_good=first_is_better), thumb(is_good=not first_is_better)]
@@ -118,7 +118,7 @@ def shp(row: dict[str, Any], _: Reading) -> list[Candidate]:
 
 
 def pku_saferlhf(row: dict[str, Any], reading: Reading) -> list[Candidate]:
-    """PKU-SafeRLHF: of two responses, which is safe, which the safer, and which the better; a weight for each."""
+    """Reads PKU-SafeRLHF: two responses, which are safe, the safer, and the better; the config weighs these."""
     rated: list[tuple[str, float | None]] = []
     for number in (0, 1):
         grades = {}

@@ -15,7 +15,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Reading:
-    """How the scores of a file are to be read.
+    """How the scores of a file are read.
 
     Attributes:
         score_range: The ends of the file's scale; None: its shape's.
@@ -30,7 +30,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt with responses, each with its score in 1..7, None where there is none."""
+    """A prompt with responses, each with its score in 1..7 or None."""
 
     prompt: Prompt
     responses: list[tuple[str, float | None]]
@@ -39,7 +39,7 @@ class Candidate:
 
 
 def number_of(value: object, column: str) -> float:
-    """A number, also one that is written as text.
+    """Reads a number, also one that is written as text.
 
     Raises:
         RowError: It is none.
@@ -55,7 +55,7 @@ def number_of(value: object, column: str) -> float:
 
 
 def flag_of(value: object, column: str) -> bool:
-    """A yes or no: true, false, 1, 0, also as text.
+    """Reads a yes or no: true, false, 1, 0, also as text.
 
     Raises:
         RowError: It is neither.
@@ -69,7 +69,7 @@ def flag_of(value: object, column: str) -> bool:
 
 
 def scaled(score: float, score_range: Range) -> float:
-    """A score of any scale on 1..7, linearly.
+    """Maps a score from its own scale to 1..7, linearly.
 
     Raises:
         RowError: It is outside the scale.
@@ -86,17 +86,17 @@ def scaled(score: float, score_range: Range) -> float:
 
 
 def mean_score(scores: Sequence[float]) -> float:
-    """The mean, the same to the last bit for the same scores in any order."""
+    """Returns the mean, the same to the last bit for the same scores in any order."""
     return math.fsum(scores) / len(scores)
 
 
 def thumb(*, is_good: bool) -> float:
-    """The ends of the scale."""
+    """Returns the top of the scale for good, the bottom for bad."""
     return MAX_SCORE if is_good else MIN_SCORE
 
 
 def weighted(grades: Mapping[str, float], weights: Mapping[str, float], grade_range: Range) -> float:
-    """The weighted sum of graded attributes on 1..7: 1 is the least that the grades can come to, 7 the most.
+    """Maps the weighted sum of graded attributes to 1..7, from the least to the most that it can be.
 
     With positive weights that is the weighted mean on the scale; a negative weight makes the lower grade the better.
 

@@ -21,7 +21,7 @@ _decode = msgspec.msgpack.Decoder(tuple[str, Any]).decode
 
 
 class Gathering:
-    """Rows in a temporary file in the order in which they come; memory holds where each stands, and a hash of its key.
+    """Groups rows by key in a temporary file; memory holds each row's place and the hash of its key.
 
     Args:
         file: That file.
@@ -36,7 +36,7 @@ class Gathering:
         self._size = 0
 
     def add(self, key: str, row: Any) -> None:
-        """Takes up a row that MessagePack can hold; lists and tuples come back as lists."""
+        """Adds a row that MessagePack can hold; lists and tuples come back as lists."""
         line = _encode((key, row))
         self._hashes.append(hash(key))
         self._size += len(line)
@@ -47,7 +47,7 @@ class Gathering:
             raise _failed(self._what, error) from error
 
     def gathered(self) -> Iterator[tuple[str, list[Any]]]:
-        """Key and rows, by where a key first came; nothing can be added any more.
+        """Yields each key with its rows, in the order in which keys first came; no row can be added after that.
 
         Of two keys with the same hash (one stream in millions has such, of a million rows each) the second comes right
         after the first.
@@ -95,7 +95,7 @@ def _failed(what: str, error: OSError) -> StageError:
 
 @contextlib.contextmanager
 def gathering(what: str) -> Iterator[Gathering]:
-    """A gathering in a temporary file, which is gone when the block ends.
+    """Opens a gathering in a temporary file, which is removed at the end of the block.
 
     Raises:
         StageError: There is no room for it.

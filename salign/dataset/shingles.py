@@ -21,13 +21,13 @@ _BASES = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)
 
 
 def normalise(text: str) -> str:
-    """Text as it is compared: words in lower case, one space between them, without punctuation."""
+    """Reduces a text to what is compared: words in lower case, one space between them, no punctuation."""
     return _NOT_WORD.sub(" ", text.lower()).strip()
 
 
 @dataclass(frozen=True)
 class Words:
-    """The words of some texts in a row."""
+    """The words of several texts in one row."""
 
     hashes: Hashes
     """[words]"""
@@ -79,7 +79,7 @@ def _sums_between(values: Hashes, starts: NDArray[np.int64], ends: NDArray[np.in
 
 
 def words_of(texts: Sequence[str]) -> Words:
-    """The words of each text; the work grows with the number of characters."""
+    """Finds the words of each text, in time linear in the number of characters."""
     joined = _BETWEEN.join(texts).lower()
     if not joined.isascii():
         joined = _OTHER_NOT_WORD.sub(" ", joined)
@@ -114,12 +114,12 @@ def _hashes_between(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int
 
 
 def whole(words: Words) -> Hashes:
-    """[texts]: a hash of all words of each text in their order."""
+    """Returns a hash of all words of each text in their order; [texts]."""
     return _mixed(_sums_between(words.hashes, words.starts[:-1], words.starts[1:], _WORD_POWERS))
 
 
 def shingles(words: Words, size: int, known: NDArray[np.bool_] | None = None) -> tuple[Hashes, NDArray[np.int64]]:
-    """Every run of `size` words: its hash, and the number of its text; both [runs].
+    """Returns a hash of every run of `size` words, and the number of its text; both [runs].
 
     Args:
         words: Of some texts.

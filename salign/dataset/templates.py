@@ -16,7 +16,7 @@ _SCAFFOLD = re.compile(
 
 
 def plain_query(query: str) -> str:
-    """A query without the Alpaca scaffold that released files carry; other text stays as it is."""
+    """Removes the Alpaca scaffold that released files put around a query; other text stays as it is."""
     matched = _SCAFFOLD.match(query)
     if matched is None:
         return query.strip()
