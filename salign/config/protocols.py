@@ -1,10 +1,21 @@
 """How agents interact."""
 
+from collections import Counter
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from salign.config.base import Count, CountOrZero, NotBool, NotNegative, Sampling, Section, kind_unless_said
+from salign.config.base import (
+    Count,
+    CountOrZero,
+    NotBool,
+    NotNegative,
+    Sampling,
+    Section,
+    Share,
+    kind_unless_said,
+    unless,
+)
 from salign.config.criteria import Criterion, known
 
 
@@ -90,6 +101,32 @@ class CriticsProtocol(_Protocol):
     """How often each critic speaks of the draft, after it has heard the other; the paper has 1 to 3."""
 
 
+class NormsProtocol(_Protocol):
+    """Back-Scatter in a society where some begin with norms, may cite them, and others may take them on (CRSEC)."""
+
+    kind: Literal["norms"]
+    norms: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, max_length=9)] = (
+        "Say the truth, and say it kindly.",
+        "Think of those who are not in the room.",
+    )
+    """What norm entrepreneurs hold from the start."""
+    entrepreneurs: Share = 0.1
+    """Share of the agents that are norm entrepreneurs, at least one, drawn at random for each world."""
+    max_norms: Annotated[int, NotBool, Field(ge=1, le=9)] = 5
+    """Norms that an agent holds, at most."""
+    merge_every: Count | None = 5
+    """After so many rounds an agent that holds two norms or more puts them together; None: never."""
+    reflection: Sampling = Sampling(max_tokens=160)
+    """How it is sampled what an agent's norms come to when it puts them together: a list."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "NormsProtocol":
+        mistakes = [f"norms names {norm!r} twice" for norm, num in Counter(self.norms).items() if num > 1]
+        if len(self.norms) > self.max_norms:
+            mistakes.append(f"there are {len(self.norms)} norms, and max_norms is {self.max_norms}")
+        return unless(self, mistakes)
+
+
 class RehearsalProtocol(_Protocol):
     """Each agent plays through what would come of its draft, and answers anew if that is harm (MATRIX)."""
 
@@ -119,6 +156,7 @@ ProtocolSection = Annotated[
     | CriticsProtocol
     | DeliberationProtocol
     | FeedProtocol
+    | NormsProtocol
     | RehearsalProtocol
     | RelayProtocol
     | SampleProtocol,

@@ -144,6 +144,26 @@ class Calls:
         self.tally.count(digits)
         return None if digits.probabilities is None else digits
 
+    async def chosen(self, prompt: Prompt, name: str) -> int | None:
+        """One of the numbers of a prompt's scale, drawn by their probabilities or read from words; None: neither."""
+        if prompt.form == "rating":
+            given, _ = await self.rating(prompt, "", name)
+            return None if given.rating is None else int(given.rating)
+        digits = await self.choice(prompt, name)
+        if digits is None or digits.probabilities is None:
+            return None
+        low, high = prompt.scale
+        return self.draw(name).choices(range(low, high + 1), digits.probabilities)[0]
+
+    @property
+    def world(self) -> int:
+        """The number of the world that this is in."""
+        return self._place[1]
+
+    def draw_for_world(self, name: str) -> random.Random:
+        """Chance by name: the same in all interactions of a world."""
+        return rng(*self._place[:2], name)
+
     def draw(self, name: str) -> random.Random:
         """Chance by name: the same in this interaction whoever asks, and when."""
         return rng(*self._place, name)

@@ -8,6 +8,7 @@ from salign.society.protocols.base import Protocol
 from salign.society.protocols.critics import Critics
 from salign.society.protocols.deliberation import Deliberation
 from salign.society.protocols.feed import Feed
+from salign.society.protocols.norms import Norms
 from salign.society.protocols.rehearsal import Rehearsal
 from salign.society.protocols.relay import Relay
 from salign.society.protocols.sample import Sample
@@ -16,6 +17,7 @@ PROTOCOLS: dict[str, type[Protocol[Any]]] = {
     "back_scatter": BackScatter,
     "critics": Critics,
     "feed": Feed,
+    "norms": Norms,
     "rehearsal": Rehearsal,
     "deliberation": Deliberation,
     "relay": Relay,

@@ -2,17 +2,28 @@
 
 from collections.abc import Iterator
 
-from salign.config import BackScatterProtocol
 from salign.records import Interaction, Turn
 from salign.society import frames, prompts, queries
 from salign.society.calls import Calls, UnansweredError, spoken, together
-from salign.society.protocols.base import Conversation, Learning, Protocol, Query, Row, State, Update
+from salign.society.prompts import Judged
+from salign.society.protocols.base import Conversation, Learning, Protocol, Query, Row, Section, State, Update
 from salign.society.replies import flags_of
 
 DRAFT, FEEDBACK, REVISION = "draft", "feedback", "revision"
 
 
-class BackScatter(Protocol[BackScatterProtocol]):
+def rated_or_fail(feedback: list[Turn]) -> list[Turn]:
+    """What an audience says, if any of it has a rating; or if nobody was asked.
+
+    Raises:
+        UnansweredError: Nobody's rating could be read.
+    """
+    if feedback and all(turn.rating is None for turn in feedback):
+        raise UnansweredError("no rating of the audience could be read")
+    return feedback
+
+
+class BackScatter(Protocol[Section]):
     """The leader drafts, its audience rates the draft and says why, the leader revises."""
 
     observed = (DRAFT, REVISION)
@@ -30,17 +41,19 @@ class BackScatter(Protocol[BackScatterProtocol]):
         asked = prompts.draft(seat.question, seat.recalled, agent.instructions, agent.key(frames.DRAFTING))
         drafted = spoken(await agent.generate(asked, self.society.draft, DRAFT), DRAFT)
         draft = conversation.say(DRAFT, drafted, seat.recalled)
-        feedback = await conversation.ask(seat.audience, draft)
-        if feedback and all(turn.rating is None for turn in feedback):
-            raise UnansweredError("no rating of the audience could be read")
+        feedback = rated_or_fail(await conversation.ask(seat.audience, draft))
         shown = agent.judged(seat.question, draft, frames.REVISING)
         asked = agent.wording.revision(shown, feedback, agent.instructions)
         revised = spoken(await agent.generate(asked, self.society.revision, REVISION), REVISION)
         return [Update(conversation.say(REVISION, revised))]
 
     async def answer(self, calls: Calls, state: State, question: str, query: Query) -> Turn:
+        return await self.judge(calls, state, calls.judged(question, query.text, DRAFT), query, calls.instructions)
+
+    async def judge(self, calls: Calls, state: State, judged: Judged, query: Query, instructions: str | None) -> Turn:
+        """What a member says of a draft under some instructions: a rating, and why."""
         member, recalled = state.agent, state.recalled
-        about = (calls.judged(question, query.text, DRAFT), recalled, calls.instructions)
+        about = (judged, recalled, instructions)
         wanted = "feedback_text" not in self.society.without
         if self.society.rating == "logprob" and wanted:
             (given, _), reply = await together(

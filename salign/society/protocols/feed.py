@@ -222,14 +222,7 @@ def _noted(seat: Seat, act: Act, target: Mapping[str, Any] | None) -> dict[str, 
 
 
 async def _chosen(agent: Calls, asked: Prompt, name: str) -> int:
-    """One of the numbers of a prompt's scale: drawn by their probabilities, or read from words."""
-    if asked.form == "rating":
-        given, _ = await agent.rating(asked, "", name)
-        number = None if given.rating is None else int(given.rating)
-    else:
-        digits = await agent.choice(asked, name)
-        numbers, weights = range(asked.scale[0], asked.scale[1] + 1), None if digits is None else digits.probabilities
-        number = None if weights is None else agent.draw(name).choices(numbers, weights)[0]
+    number = await agent.chosen(asked, name)
     if number is None:
         raise UnansweredError("what the agent does could not be read")
     return number
