@@ -1,16 +1,25 @@
-"""YAML that a user wrote: read within bounds, and without the surprises of YAML 1.1."""
+"""Small files, YAML and JSON, that somebody else may have written: read within bounds, and no pipe or device.
 
+YAML is read without the surprises of YAML 1.1.
+"""
+
+import json
 import re
 import stat
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
+import msgspec
 import yaml
 
-from salign.errors import ConfigError
+from salign.errors import ConfigError, DataError
 
-_MAX_BYTES = 1 << 20
+T = TypeVar("T")
+
+_MAX_YAML_BYTES = 1 << 20
+# A manifest or a marker has a line for each file; of 100,000 files some 15 MB.
+_MAX_JSON_BYTES = 1 << 26
 # Values in a document, each alias counted as often as it is used; the longest shipped config has some 200.
 _MAX_VALUES = 100_000
 _MAX_DEPTH = 50
@@ -107,13 +116,54 @@ def read_yaml(path: Path, what: str) -> Any:
         ConfigError: As `parse_yaml`; or it is no ordinary file, too large, or no text.
         OSError: It cannot be read.
     """
-    kind = path.stat()
-    if not stat.S_ISREG(kind.st_mode):
-        raise ConfigError(f"{what} is not an ordinary file")
-    if kind.st_size > _MAX_BYTES:
-        raise ConfigError(f"{what} has {kind.st_size:,} bytes; a config has at most {_MAX_BYTES:,}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, what, _MAX_YAML_BYTES).decode()
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{what} cannot be read: {error}") from error
     return parse_yaml(text, what)
+
+
+@overload
+def read_json(path: Path, what: str) -> Any: ...
+@overload
+def read_json(path: Path, what: str, kind: type[T]) -> T: ...
+def read_json(path: Path, what: str, kind: Any = Any) -> Any:
+    """The value of a JSON file.
+
+    Args:
+        path: The file.
+        what: As an error names it.
+        kind: What it must be, as msgspec takes it.
+
+    Raises:
+        DataError: It is no ordinary file, too large, no JSON, or something else than `kind`.
+        OSError: It cannot be read.
+    """
+    content = read_bounded(path, what, _MAX_JSON_BYTES)
+    try:
+        value = json.loads(content)
+        if b"\\ud" in content.lower():  # half a character, which no file and no terminal takes
+            json.dumps(value, ensure_ascii=False).encode()
+        return msgspec.convert(value, kind)
+    except RecursionError:
+        raise DataError(f"{what} is damaged: it is nested too deeply") from None
+    except ValueError as error:  # also those of msgspec and of Unicode
+        raise DataError(f"{what} is damaged: {error}") from None
+
+
+def read_bounded(path: Path, what: str, most: int) -> bytes:
+    """The bytes of an ordinary file; neither a pipe, which would be waited for, nor a device, which has no end.
+
+    Raises:
+        DataError: It is another kind of file, or has more bytes.
+        OSError: It cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError(f"{what} is not an ordinary file")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(f"{what} has {path.stat().st_size:,} bytes; it should have at most {most:,}")
+    return content

@@ -43,6 +43,9 @@ _ENDINGS: dict[str, Format] = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
+_MAX_ROW = 1 << 26  # characters
+_MAX_TEXT = 1 << 28  # characters
+_TOO_LONG = f"has more than {_MAX_ROW:,} characters, which no row has: it may be another kind of file, or damaged"
 _HEAD = 512  # bytes by which a file is recognised
 CHUNK = 1 << 18  # characters
 _BATCH = 256  # rows of a Parquet file
@@ -185,9 +188,12 @@ def read_text(path: Path) -> str:
     """
     try:
         with open_text(path) as file:
-            return file.read()
+            text = file.read(_MAX_TEXT)
     except UNREADABLE as error:
         raise DataError(f"{path}: not UTF-8 text, or damaged ({error})") from None
+    if len(text) == _MAX_TEXT:
+        raise DataError(f"{path}: more than {_MAX_TEXT:,} characters, unpacked, which is more than is read at once")
+    return text
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -240,10 +246,23 @@ def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
             yield from _elements(file, path, line)
             return
         if first:
-            yield line, _decoded(first + file.readline())
-        for number, text in enumerate(file, start=line + 1):
+            yield line, _decoded(first + next(_lines(file, path, line), ""))
+        for number, text in enumerate(_lines(file, path, line + 1), start=line + 1):
             if text.strip():
                 yield number, _decoded(text)
+
+
+def _lines(file: IO[str], path: Path, number: int) -> Iterator[str]:
+    """The lines of a file from where it stands, the first of which has that number.
+
+    Raises:
+        DataError: One is longer than any row.
+    """
+    while line := file.readline(_MAX_ROW):
+        if len(line) == _MAX_ROW:
+            raise DataError(f"{path}: line {number} {_TOO_LONG}")
+        yield line
+        number += 1
 
 
 def _decoded(text: str) -> object:
@@ -255,6 +274,8 @@ def _decoded(text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError as error:
         return RowError(f"not valid JSON ({error.msg} at column {error.colno})")
+    except ValueError:
+        return RowError("not valid JSON (a number of thousands of digits)")
     except RecursionError:
         return RowError("not valid JSON (too deeply nested)")
 
@@ -287,8 +308,12 @@ def _elements(file: IO[str], path: Path, line: int) -> Iterator[tuple[int, objec
         except json.JSONDecodeError as found:
             error = f"{found.msg} in row {number + 1}"
             wrong_line = line + found.lineno - 1
+        except ValueError:
+            raise DataError(f"{path}: not valid JSON (row {number + 1} has a number of thousands of digits)") from None
         else:
             wrong_line = line + text.count("\n")
+        if len(text) - start > _MAX_ROW:
+            raise DataError(f"{path}: row {number + 1} {_TOO_LONG}")
         more = file.read(size)
         if not more:
             raise DataError(f"{path}, line {wrong_line}: not valid JSON ({error})")
@@ -307,11 +332,12 @@ def _after_space(text: str, start: int) -> int:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, object]]:
     """Rows under a header; cells are apart by commas, semicolons or tabs, whichever the header has most of."""
-    csv.field_size_limit(1 << 30)  # the limit of 131,072 characters is the process's own, and texts are longer
+    csv.field_size_limit(_MAX_ROW)  # the limit of 131,072 characters is the process's own, and texts are longer
     with open_text(path, newline="") as file:
-        first = file.readline()
+        lines = _lines(file, path, 1)
+        first = next(lines, "")
         delimiter = max(",;\t", key=first.count)
-        reader = csv.reader(itertools.chain([first], file), delimiter=delimiter, strict=True)
+        reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
             _check_header(header, path)

@@ -9,17 +9,39 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from salign import __version__
 from salign.config import Config
 from salign.digests import ModelDigest, identify
+from salign.documents import read_json
 from salign.errors import ConfigError
 from salign.locks import lock
 from salign.markers import DONE
 from salign.models import find_local, resolve
 from salign.run import RunDir
 from salign.storage import new_folder, write_atomic
+
+
+class _Model(TypedDict):
+    """As `ModelDigest.to_json` has it."""
+
+    digest: str
+    revision: str | None
+    files: dict[str, dict[str, Any]]
+
+
+class Manifest(TypedDict):
+    """What stands in `manifest.json`."""
+
+    code: dict[str, Any]
+    packages: dict[str, str]
+    inputs: dict[str, str]
+    python: NotRequired[str]
+    seed: NotRequired[int]
+    models: NotRequired[dict[str, _Model]]
+    later_launches: NotRequired[list[dict[str, Any]]]
+
 
 PACKAGES = ("torch", "transformers", "deepspeed", "submitit", "mpi4py", "wandb", "openai", "numpy", "scipy", "networkx")
 _PACKAGE = Path(__file__).parent
@@ -31,7 +53,7 @@ def code_version() -> dict[str, Any]:
     """The version of this package, its commit and whether the checkout was changed since."""
     noted = _PACKAGE.parent / _SNAPSHOT_OF
     if noted.is_file():
-        return dict(json.loads(noted.read_text()))
+        return read_json(noted, f"the code's version {noted}", dict[str, Any])
 
     def git(*args: str) -> str | None:
         try:
@@ -60,6 +82,17 @@ def _digest(files: list[Path]) -> str:
         content = path.read_bytes()
         hasher.update(f"{path.relative_to(_PACKAGE)}\0{len(content)}\0".encode() + content)
     return hasher.hexdigest()
+
+
+def read_manifest(run: RunDir) -> Manifest | None:
+    """The run's manifest; None where there is none yet.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    if not run.manifest.exists():
+        return None
+    return read_json(run.manifest, f"the manifest {run.manifest}", Manifest)
 
 
 def take_snapshot(run: RunDir) -> Path:
@@ -97,29 +130,32 @@ def write_manifest(
         ConfigError: An input file or a model has changed since a part of the run was made from it.
     """
     now = {"code": code_version(), "packages": package_versions()}
-    manifest: dict[str, Any] = {
-        **now,
+    manifest: Manifest = {
+        "code": now["code"],
+        "packages": now["packages"],
         "python": platform.python_version(),
         "seed": config.run.seed,
         "inputs": dict(inputs),
         "models": {},
         "later_launches": [],
     }
-    if run.manifest.exists() and next(run.path.rglob(DONE), None) is not None:
-        manifest = json.loads(run.manifest.read_text())
+    noted = read_manifest(run)
+    if noted is not None and next(run.path.rglob(DONE), None) is not None:
+        manifest = noted
         changed = [name for name, digest in inputs.items() if manifest["inputs"].get(name, digest) != digest]
         if changed:
             raise ConfigError(
                 f"{', '.join(changed)} changed since a part of the run {run.path} was made from it. Choose another "
                 "run.name, or restore the file."
             )
-        manifest.setdefault("models", {})
+        known = manifest.setdefault("models", {})
         for name, model in (models or {}).items():
-            _check_model(run, name, manifest["models"].get(name), model)
-        if now not in ({name: manifest[name] for name in now}, *manifest["later_launches"]):
-            manifest["later_launches"].append(now)
+            _check_model(run, name, known.get(name), model)
+        later = manifest.setdefault("later_launches", [])
+        if now not in ({"code": manifest["code"], "packages": manifest["packages"]}, *later):
+            later.append(now)
     for name, model in (models or {}).items():
-        manifest["models"].setdefault(name, model.to_json())
+        manifest["models"].setdefault(name, _note_of(model))
     write_atomic(run.manifest, json.dumps(manifest, indent=2) + "\n")
 
 
@@ -138,21 +174,24 @@ def require_model(run: RunDir, model: str) -> ModelDigest:
     if not run.manifest.exists():  # a folder that no launch has made
         return found
     with lock(run.path / ".manifest.lock", f"the manifest of {run.path}", wait=True):
-        manifest = json.loads(run.manifest.read_text())
-        noted = manifest.setdefault("models", {}).get(model)
-        _check_model(run, model, noted, found)
-        if noted is None:
-            manifest["models"][model] = found.to_json()
+        manifest = read_manifest(run)
+        assert manifest is not None
+        known = manifest.setdefault("models", {})
+        _check_model(run, model, known.get(model), found)
+        if model not in known:
+            known[model] = _note_of(found)
             write_atomic(run.manifest, json.dumps(manifest, indent=2) + "\n")
     return found
 
 
+def _note_of(model: ModelDigest) -> _Model:
+    return {"digest": model.digest, "revision": model.revision, "files": model.files}
+
+
 def noted_model(run: RunDir, model: str) -> Mapping[str, Any] | None:
     """What the manifest says of a model: digest, revision, files; None where there is no such note."""
-    if not run.manifest.exists():
-        return None
-    noted: Mapping[str, Any] | None = json.loads(run.manifest.read_text()).get("models", {}).get(model)
-    return noted
+    manifest = read_manifest(run)
+    return None if manifest is None else manifest.get("models", {}).get(model)
 
 
 def _check_model(run: RunDir, name: str, noted: Mapping[str, Any] | None, now: ModelDigest) -> None:

@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from salign.errors import SalignError, StageError, explain_os_error, presentable
+from salign.documents import read_json
+from salign.errors import DataError, SalignError, StageError, explain_os_error, presentable
 from salign.locks import require_held
 from salign.machine import this_machine
 from salign.storage import sha256, write_atomic
@@ -22,7 +23,7 @@ FAILED = "failed.json"
 class Done:
     """What a complete stage vouches for: facts, its files (bytes, sha256) and the digests of what it was made from.
 
-    `machine` is where it was made, empty in the markers of older versions.
+    `machine` is where it was made.
     """
 
     facts: dict[str, Any]
@@ -34,6 +35,11 @@ class Done:
     def digest(self) -> str:
         """One hash for all of the stage's files."""
         return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
+
+
+class _Failure(TypedDict):
+    error: str
+    exit_code: int
 
 
 def mark_done(folder: Path, names: list[str], inputs: Mapping[str, str], facts: Mapping[str, Any]) -> Done:
@@ -51,19 +57,26 @@ def mark_done(folder: Path, names: list[str], inputs: Mapping[str, str], facts: 
     require_held(folder / ".lock")
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
     done = Done(dict(facts), files, dict(inputs), this_machine())
-    text = json.dumps(dataclasses.asdict(done), indent=2) + "\n"
-    write_atomic(folder / DONE, text)
+    row = json.loads(json.dumps(dataclasses.asdict(done)))  # as it is read: the keys of objects are strings
+    write_atomic(folder / DONE, json.dumps({**row, "check": _check(row)}, indent=2) + "\n")
     (folder / FAILED).unlink(missing_ok=True)
     return done
 
 
+def _check(row: Mapping[str, Any]) -> str:
+    """By which a marker is known to be as it was written."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+
+
 def read_done(folder: Path) -> Done | None:
-    """The stage's marker; None where there is none, or where one of its files is missing or has another size."""
+    """The stage's marker; None where there is none, it is damaged, or a file of it is missing or has another size."""
     try:
-        row = json.loads((folder / DONE).read_text())
-        done = Done(row["facts"], row["files"], row["inputs"], row.get("machine", {}))
+        row = read_json(folder / DONE, str(folder / DONE), dict[str, Any])
+        if row.pop("check", None) != _check(row):
+            return None
+        done = Done(**row)
         sizes = {folder / name: seen["bytes"] for name, seen in done.files.items()}
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, DataError):
         return None
     whole = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
     return done if whole else None
@@ -78,10 +91,19 @@ def require_done(folder: Path, what: str, remedy: str) -> Done:
     done = read_done(folder)
     if done is None:
         raise StageError(f"{what} is not complete ({folder / DONE} is missing or does not match its files). {remedy}")
+    check_files(folder, done, what)
+    return done
+
+
+def check_files(folder: Path, done: Done, what: str) -> None:
+    """Compares the files of a complete stage with what its marker vouches for.
+
+    Raises:
+        StageError: One is another.
+    """
     for name, seen in done.files.items():
         if sha256(folder / name) != seen["sha256"]:
             raise StageError(f"{folder / name} has changed since {what} was done. Remove {folder} and launch again.")
-    return done
 
 
 def forget(folder: Path) -> None:
@@ -112,7 +134,7 @@ def record_failure(folder: Path, error: SalignError | OSError) -> None:
 def read_failure(folder: Path) -> tuple[str, int] | None:
     """The error that `recording_failure` left, and its exit code."""
     try:
-        row = json.loads((folder / FAILED).read_text())
-        return str(row["error"]), int(row["exit_code"])
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        failure = read_json(folder / FAILED, str(folder / FAILED), _Failure)
+    except (FileNotFoundError, NotADirectoryError, DataError):
         return None
+    return failure["error"], failure["exit_code"]

@@ -1,7 +1,6 @@
 """Language models by name: the embedded one, a local folder, or a hub id; and how a prompt becomes tokens."""
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from salign.chat import chat_template, control_tokens
 from salign.chat import opens_thinking as opens_thinking  # noqa: PLC0414
 from salign.chat import render as render  # noqa: PLC0414
-from salign.errors import ConfigError
+from salign.documents import read_json
+from salign.errors import ConfigError, DataError
 from salign.files import is_pointer
 from salign.locks import lock
 from salign.storage import new_folder, sha256
@@ -227,8 +227,8 @@ def _is_whole(folder: Path) -> bool:
     weights = {"model.safetensors"}
     if not (folder / "model.safetensors").exists() and index.exists():
         try:
-            weights = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+            weights = set(read_json(index, str(index), dict[str, dict[str, Any]])["weight_map"].values())
+        except (DataError, OSError, KeyError, TypeError):
             return False
     return any(folder.glob("tokenizer*")) and all((folder / name).exists() for name in weights)
 

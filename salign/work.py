@@ -1,6 +1,5 @@
 """Does units of a run, each unless it is done: `python -m salign.work STAGE RUN [ARGUMENT]`, and what a job calls."""
 
-import argparse
 import contextlib
 import functools
 import logging
@@ -10,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from salign.command_line import Parser
 from salign.config import Config
 from salign.errors import SalignError, end_on_signals, exit_code_of, run_main
 from salign.launchers import is_first, stand_alone
@@ -125,7 +125,7 @@ def _end_with_launcher() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m salign.work", description=__doc__)
+    parser = Parser(prog="python -m salign.work", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("run", type=Path)
     parser.add_argument("argument", nargs="?", default="", help="shard, training stage or model")

@@ -94,3 +94,98 @@ def with_value(tree: Any, path: tuple[str | int, ...], value: str) -> str:
         return copy
 
     return json.dumps(changed(tree, path)).replace(json.dumps(marker), value)
+
+
+def scene(folder: Path) -> dict[str, Any]:
+    """A config that passes a dry run, with every file that it reads, in a folder."""
+    folder.mkdir()
+    files = {
+        "zero2.json": {"zero_optimization": {"stage": 2}},
+        "questions.txt": "what is it?\nand that?\n",
+        "pairs.jsonl": {"question": "Is it so?", "answer": "yes", "label": "good"},
+        "answers.csv": "question,answer,label\nIs it?,yes,good\n",
+        "evaluated.csv": "question,answer,label\nWhere does the mail go on Sundays?,home,good\n",
+        "leaks.csv": "question\nWhich of the two rivers is longer?\n",
+        "groups.jsonl": {"query": "what is that there?", "responses": ["a b", "c"], "scores": [1, 5]},
+        "hh.jsonl": {"chosen": "\n\nHuman: a b\n\nAssistant: d", "rejected": "\n\nHuman: a b\n\nAssistant: e"},
+        "stories.jsonl": {"situation": "s", "intention": "i", "moral_action": "m", "immoral_action": "n"},
+        "edges.txt": "0 1\n1 2\n2 3\n3 4\n4 0\n",
+    }
+    for name, content in files.items():
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content) + "\n")
+    csv = {"kind": "csv", "path": f"{folder}/answers.csv", "label": "label"}
+    server = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
+    answers = [
+        {"kind": "hh", "path": f"{folder}/hh.jsonl"},
+        {"kind": "moral_stories", "path": f"{folder}/stories.jsonl"},
+        csv,
+    ]
+    stage = {"deepspeed": f"{folder}/zero2.json"}
+    several = [{"kind": "run"}, *({"kind": "answers", "source": source} for source in answers[1:])]
+    return {
+        "run": {"root": f"{folder}/runs"},
+        "engine": {"kind": "scripted"},
+        "society": {
+            "num_worlds": 2,
+            "num_shards": 2,
+            "topology": {"kind": "edges", "path": f"{folder}/edges.txt"},
+            "max_rounds": 2,
+            "audience_size": 2,
+            "num_initial_memories": 5,
+            "populations": ["mixed_half_half", "all_bad"],
+            "mixture": [
+                {"name": "p", "share": 0.4, "engine": {"kind": "transformers", "device": "cpu"}, "instructions": "x"},
+                {"name": "q", "share": 0.2, "engine": server},
+            ],
+            "observer": {"kind": "server", "program": "llama_cpp", "model": "smollm2-135m"},
+            "observer_check": {"pairs": {"kind": "json", "path": f"{folder}/pairs.jsonl", "label": "label"}},
+            "questions": {"kind": "text", "path": f"{folder}/questions.txt"},
+        },
+        "dataset": {"ratio": {}, "leak_check": [f"{folder}/leaks.csv"]},
+        "train": {
+            "stages": [
+                {
+                    **{"name": "sft", "objective": {"kind": "sft"}, "lora": {}, "max_steps": 3, **stage},
+                    "data": {"kind": "answers", "source": answers[0]},
+                },
+                {
+                    **{"name": "dpo", "objective": {"kind": "dpo"}, "start": "base", **stage},
+                    "data": {"kind": "groups", "path": f"{folder}/groups.jsonl", "score_range": [1, 7]},
+                },
+                {
+                    **{"name": "stable", "objective": {"kind": "stable"}, **stage},
+                    "data": {"kind": "several", "parts": several},
+                },
+            ]
+        },
+        "evaluate": {
+            "models": ["base", "sft"],
+            "data_dir": str(folder),
+            "questions": {**csv, "path": f"{folder}/evaluated.csv"},
+            "judges": [{"name": "j", "engine": {"kind": "scripted"}}],
+        },
+        "cluster": {
+            **{"kind": "slurm", "setup": ["true"], "python": "python", "min_shards": 1},
+            **{"more_environment": ["Q"], "sbatch": {"exclude": "n1"}, "throughput": {"calls_per_s": 1}},
+        },
+        "tracking": {"wandb": False, "price_per_1000_tokens": {"prompt": 1, "completion": 2}},
+    }
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "grid": {"kind": "grid", "size": 3, "radius": 2.0, "metric": "moore", "torus": True},
+    "small_world": {"kind": "small_world", "num_agents": 9, "num_neighbours": 4, "rewired_share": 0.1},
+    "scale_free": {"kind": "scale_free", "num_agents": 9, "num_links": 2},
+    "complete": {"kind": "complete", "num_agents": 9},
+    "isolated": {"kind": "isolated", "num_agents": 9},
+}
+"""Topologies that are settings alone."""
+
+WORDS = (
+    *("", "\0", "\x1b[2J", "a=b", "=", "a.b=", "a..b=1", ".=1", "--x", "-", "\ud800=1", "\udcff", "x" * 5000),
+    *("--shard=" + "9" * 30, "--stage=x", "--model=y", "--compare=a,,b", "run.name=" + "[" * 50_000),
+    *("society.num_worlds=" + "9" * 5000, "train.stages.0=1", "train.stages.sft.x.y.z=1", "run.root=/x/[/x]r"),
+    *("society.topology.size=1e400", "model=[]", "engine={kind: transformers, model: /dev/zero}", "/dev/zero"),
+    *("society.num_shards=1000000", "society.topology={kind: complete, num_agents: 1000000000}", "run={a: &a [*a]}"),
+)
+"""Of a command line."""

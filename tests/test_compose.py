@@ -609,7 +609,7 @@ def bomb(levels: int) -> str:
         ("a: &a [*a]", "is nested too deeply"),
         (bomb(9), "has more than 100,000 values"),
         ("model: a\x00b", "is not valid YAML"),
-        ("x" * (1 << 20) + "y", "a config has at most 1,048,576"),
+        ("x" * (1 << 20) + "y", "it should have at most 1,048,576"),
     ],
     ids=lambda value: value[:20],
 )

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = """
 shown
 errors launchers architecture seeds garbage
+command_line
 chat documents files config
 columns records compose
 machine storage leases blocks

@@ -543,17 +543,18 @@ def test_a_run_that_was_copied_works_in_its_own_folder(tmp_path):
     assert copied.root / copied.name == tmp_path / "elsewhere" / "copy"
 
 
-def test_a_marker_says_where_its_unit_was_made_and_an_older_one_need_not(tmp_path):
+def test_a_marker_says_where_its_unit_was_made_and_counts_only_as_it_was_written(tmp_path):
     (tmp_path / "rows").write_text("1\n")
-    mark_done(tmp_path, ["rows"], {}, {"num": 1})
+    mark_done(tmp_path, ["rows"], {}, {"num": 1, "by_world": {10: 1, 9: 2}})
     machine = read_done(tmp_path).machine
     assert machine["host"] == platform.node()
     assert machine["cores"] == os.cpu_count()
     marker = json.loads((tmp_path / DONE).read_text())
-    del marker["machine"]
     (tmp_path / DONE).write_text(json.dumps(marker))
-    assert read_done(tmp_path).machine == {}
-    assert read_done(tmp_path).facts == {"num": 1}
+    assert read_done(tmp_path).facts == {"num": 1, "by_world": {"10": 1, "9": 2}}
+    marker["facts"]["num"] = "many"
+    (tmp_path / DONE).write_text(json.dumps(marker))
+    assert read_done(tmp_path) is None
 
 
 @pytest.mark.parametrize(

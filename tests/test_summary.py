@@ -18,7 +18,7 @@ def test_a_run_on_files_alone_has_no_society_in_its_table(tmp_path):
     tree = {"run": {"root": str(tmp_path), "name": "r"}, "train": {"stages": [stage]}, "cluster": {"num_ranks": 1}}
     config = compose.parse(tree, "test")
     run = create_run(config)
-    write_atomic(run.stage("sft") / "metrics.jsonl", json.dumps({"train/loss": 2.0}) + "\n")
+    write_atomic(run.stage("sft") / "metrics.jsonl", json.dumps({"time": 0.0, "train/loss": 2.0}) + "\n")
     for model, value in (("base", 0.0), ("sft", 1.0)):
         row = {"benchmark": "a", "id": 0, "metrics": {"acc": value}}
         figures = {"a/acc": bootstrap_mean([value], num_resamples=100, seed=0).to_json()}

@@ -8,13 +8,13 @@ python jobs/bench.py training [--json FILE] [--only PART ...]
 python jobs/bench.py validity [--json FILE] [--only PART ...]
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 from rich.table import Table
 
 from salign.bench.figures import as_json, machine
+from salign.command_line import Parser
 from salign.shown import plain_console
 from salign.storage import write_atomic
 
@@ -22,7 +22,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("what", choices=["journal", "society", "protocols", "streams", "training", "validity"])
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the figures and the machine's description to a file"

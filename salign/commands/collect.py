@@ -3,17 +3,17 @@
 python jobs/collect.py RUN
 """
 
-import argparse
 from pathlib import Path
 
 from salign import work
+from salign.command_line import Parser
 from salign.launch import open_or_prepare
 from salign.markers import read_done
 from salign.shown import say
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     args = parser.parse_args()
     work.begin()

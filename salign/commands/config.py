@@ -3,7 +3,6 @@
 salign config [SECTION]         such as: salign config society.stopping
 """
 
-import argparse
 import ast
 import functools
 import inspect
@@ -16,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from salign.command_line import Parser
 from salign.config import Config, Effect
 from salign.config.effects import mark_of, sections_in
 from salign.errors import ConfigError
@@ -33,9 +33,9 @@ run](reproducibility.md)):
 - *free*: where and how a run is executed and shown. It may change between launches.
 
 `Count` is a whole number from 1 to 1,000,000,000, `CountOrZero` from 0; `Agents` and `Tokens` are counts to 10,000,000,
-`Processes` to 4,096, and a `Budget` to 10^15; `Share` is a number from 0 to 1; `Positive` and `NotNegative`
-are numbers; `Name` has letters, digits, `_`, `.` and `-`; `AbsolutePath` may be written relative to the working folder,
-or with `./` relative to the config file; `FolderOrHub` is a local folder or a hub id.
+`Processes` to 4,096, and a `Budget` to 10^15; `Share` is a number from 0 to 1; `Positive` and `NotNegative` are numbers
+to 1,000,000,000; `Name` has letters, digits, `_`, `.` and `-`; `AbsolutePath` may be written relative to the working
+folder, or with `./` relative to the config file; `FolderOrHub` is a local folder or a hub id.
 """
 
 
@@ -162,7 +162,7 @@ def reference() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("section", nargs="?", help="a section of the config; all of them if omitted")
     args = parser.parse_args()
     page = reference()

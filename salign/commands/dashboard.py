@@ -8,6 +8,7 @@ python jobs/dashboard.py sync RUN [--live]    sends RUN's offline W&B runs and v
 import argparse
 from pathlib import Path
 
+from salign.command_line import Parser
 from salign.config import SocietySection, TrackingSection
 from salign.errors import ConfigError, StageError
 from salign.run import generations, open_run
@@ -40,7 +41,7 @@ def _sync(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="offline; exit code 1 if something is wrong")
     check.add_argument("--update", action="store_true", help="accept the workspace as it is now")

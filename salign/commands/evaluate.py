@@ -6,10 +6,10 @@ python jobs/evaluate.py RUN --compare base,sft,stable   # prints the table, writ
 python jobs/evaluate.py RUN --prefetch                  # on a node with internet: downloads models and data
 """
 
-import argparse
 from pathlib import Path
 
 from salign import work
+from salign.command_line import Parser
 from salign.errors import ConfigError
 from salign.launch import open_or_prepare
 from salign.run import RunDir
@@ -34,7 +34,7 @@ def _prefetch(run: RunDir) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="`base`, or the name of a stage in train.stages")

@@ -6,13 +6,14 @@ python jobs/export.py FILE --to unpaired rows.jsonl --threshold 4
 FILE is anything that `data: {kind: groups, path: FILE}` reads.
 """
 
-import argparse
 import functools
+import os
 from collections import Counter
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from salign.command_line import Parser
 from salign.config import GroupsData
 from salign.dataset.export import export, preference_rows, unpaired_rows
 from salign.dataset.groups import read_groups
@@ -39,7 +40,7 @@ def _column(given: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="RUN|FILE", help="a run's folder, or a file of groups")
     parser.add_argument("out", type=Path, metavar="OUT.jsonl", help="the file to write; an existing one is replaced")
     parser.add_argument("--to", required=True, choices=("preference", "unpaired", "groups"), help="format of the rows")
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--skip-bad", action="store_true", help="skip and count malformed rows")
     args = parser.parse_args()
     path = _groups_file(args.source)
-    if args.out.resolve() == path.resolve():
+    if os.path.realpath(args.out) == os.path.realpath(path):
         raise ConfigError(f"{args.out} is the file that is read; name another to write")
     rows_of = {
         "preference": functools.partial(preference_rows, pairs=args.pairs, conversational=args.conversational),

@@ -3,9 +3,10 @@
 salign init FOLDER
 """
 
-import argparse
+import os
 from pathlib import Path
 
+from salign.command_line import Parser
 from salign.errors import ConfigError
 from salign.shown import say
 from salign.storage import write_atomic
@@ -51,12 +52,13 @@ tracking:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="created if missing")
     args = parser.parse_args()
     path = args.folder / "config.yaml"
     if path.exists():
         raise ConfigError(f"{path} already exists; name another folder, or edit it")
-    name = "".join(letter for letter in args.folder.resolve().name if letter.isalnum() or letter in "-_.")
+    letters = Path(os.path.abspath(args.folder)).name
+    name = "".join(letter for letter in letters if letter.isalnum() or letter in "-_.")
     write_atomic(path, STARTER.format(path=path, name=name.lstrip("-_.") or "run"))
     say(f"wrote {path}. Next: salign launch {path} --dry-run")

@@ -4,10 +4,10 @@ python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare] 
                       [--skip-bad] [--drop-answers-of=NAME]
 """
 
-import argparse
 from pathlib import Path
 
 from salign import compose
+from salign.command_line import Parser
 from salign.errors import ConfigError
 from salign.launch import LaunchOptions, launch
 from salign.shown import plain_console
@@ -15,7 +15,7 @@ from salign.work import begin
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "words",
         nargs="*",

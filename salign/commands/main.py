@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import sys
+from collections.abc import Sequence
 
 from salign.errors import ConfigError, run_main
 
@@ -21,8 +22,13 @@ def _help() -> str:
     return "\n".join(lines)
 
 
-def _main() -> None:
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+def run(words: Sequence[str]) -> None:
+    """Does what the words of a command line say.
+
+    Raises:
+        SalignError: As the command, or there is no such command.
+    """
+    name = words[0] if words else "--help"
     if name in ("-h", "--help"):
         print(_help())
         return
@@ -30,10 +36,10 @@ def _main() -> None:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         meant = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(f"no command {name!r}{meant} Commands: {', '.join(COMMANDS)}.")
-    sys.argv = [f"salign {name}", *sys.argv[2:]]
+    sys.argv = [f"salign {name}", *words[1:]]
     importlib.import_module(f"salign.commands.{name}").main()
 
 
 def main() -> None:
     """The command that the command line names."""
-    run_main(_main)
+    run_main(lambda: run(sys.argv[1:]))

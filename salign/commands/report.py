@@ -3,9 +3,9 @@
 python jobs/report.py RUN
 """
 
-import argparse
 from pathlib import Path
 
+from salign.command_line import Parser
 from salign.config import Config
 from salign.report.write import write_report
 from salign.run import RunDir, generations, open_run
@@ -13,7 +13,7 @@ from salign.shown import say
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder; the run may still be in progress")
     args = parser.parse_args()
     run = open_run(args.run)

@@ -4,16 +4,16 @@ python jobs/simulate.py RUN --shard 0 [--replay]
 mpiexec -n 4 python jobs/simulate.py RUN --shard 0      # with cluster.ranks_per_shard=4
 """
 
-import argparse
 from pathlib import Path
 
 from salign import work
+from salign.command_line import Parser
 from salign.launch import open_or_prepare
 from salign.plan import find_unit, units
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     parser.add_argument("--shard", type=int, required=True, help="the shard's number, counted from 0")
     parser.add_argument(

@@ -3,17 +3,17 @@
 python jobs/status.py RUN [--watch | --digest]
 """
 
-import argparse
 from pathlib import Path
 
 from salign.cluster.follow import follow
 from salign.cluster.status import digest, print_status
+from salign.command_line import Parser
 from salign.run import generations, open_run
 from salign.shown import plain_console
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--watch", action="store_true", help="update live until nothing is running any more")
     parser.add_argument("--digest", action="store_true", help="print only the sha256 of all interactions, in order")

@@ -6,15 +6,15 @@ deepspeed --num_gpus 2 jobs/train.py RUN --stage stable
 srun --ntasks-per-node 2 python jobs/train.py RUN --stage stable        # within a job; also under mpiexec
 """
 
-import argparse
 from pathlib import Path
 
 from salign import work
+from salign.command_line import Parser
 from salign.launch import open_or_prepare
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     parser.add_argument("--stage", required=True, help="the name of a stage in train.stages")
     parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; the same as LOCAL_RANK")

@@ -33,8 +33,8 @@ Count = Annotated[int, NotBool, Field(ge=1, le=_MOST)]
 CountOrZero = Annotated[int, NotBool, Field(ge=0, le=_MOST)]
 Tokens = Annotated[Count, at_most(10_000_000, "no model reads or writes so many tokens at a time")]
 Share = Annotated[float, NotBool, Field(ge=0, le=1)]
-Positive = Annotated[float, NotBool, Field(gt=0)]
-NotNegative = Annotated[float, NotBool, Field(ge=0)]
+Positive = Annotated[float, NotBool, Field(gt=0, le=_MOST)]
+NotNegative = Annotated[float, NotBool, Field(ge=0, le=_MOST)]
 
 
 def _absolute(path: Path) -> Path:

@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from salign.config.base import Count, CountOrZero, NotBool, Positive, Section, at_most, kind_unless_said, unless
+from salign.config.base import (
+    Count,
+    CountOrZero,
+    NotBool,
+    NotNegative,
+    Positive,
+    Section,
+    at_most,
+    kind_unless_said,
+    unless,
+)
 
 Processes = Annotated[Count, at_most(4096, "each is a process of this machine")]
 OptionValue = str | int | float | bool | None
@@ -76,7 +86,7 @@ class Resources(Section):
     """Processes per node: ranks of training or of an evaluation, or the MPI ranks of a shard."""
     cpus_per_task: Count = 2
     """Threads of one task."""
-    mem_gb: Annotated[float, NotBool, Field(ge=0)] | None = None
+    mem_gb: NotNegative | None = None
     """Memory per node; 0: all that a node has; None: the default of the place where the job runs."""
     gpus_per_node: CountOrZero = 0
     """GPUs that the job takes of each node."""

@@ -4,6 +4,7 @@ A word is what `normalise` leaves of it. Equal words have equal hashes; so have 
 in 2^64: whoever finds a match compares the words themselves.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,6 +98,10 @@ def words_of(texts: Sequence[str]) -> Words:
     return Words(hashes, np.concatenate([[0], begins, [len(hashes)]])[: len(texts) + 1].astype(np.int64))
 
 
+# Bytes of a word that are hashed for all words together; no word of a language has more.
+_LONG_WORD = 1024
+
+
 def _hashes_between(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Hashes:
     """Of each stretch a hash of its bytes, eight at a time; no stretch holds a byte 0."""
     padded = data + bytes(8)
@@ -105,11 +110,14 @@ def _hashes_between(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int
     sizes = ends - starts
     hashes = _mixed(eights[starts] & _FIRST_BYTES[np.minimum(sizes, 8)])
     done, longer = 8, np.flatnonzero(sizes > 8)
-    while len(longer):
+    while len(longer) and done < _LONG_WORD:
         more = eights[starts[longer] + done] & _FIRST_BYTES[np.minimum(sizes[longer] - done, 8)]
         hashes[longer] = _mixed((hashes[longer] ^ more) + np.uint64(_BASES[0]))
         done += 8
         longer = longer[sizes[longer] > done]
+    for number in longer:
+        rest = hashlib.blake2b(data[starts[number] + done : ends[number]], digest_size=8).digest()
+        hashes[number] ^= np.uint64(int.from_bytes(rest, "little"))
     return hashes
 
 

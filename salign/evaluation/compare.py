@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from salign.config import Config
+from salign.documents import read_json
 from salign.errors import StageError
 from salign.evaluation.figures import LOWER_IS_BETTER, NEITHER_IS_BETTER, values_of
 from salign.evaluation.statistics import Estimate, paired_difference, permutation_p
@@ -113,7 +114,7 @@ def _compare(models: Sequence[str], folders: Mapping[str, Path], config: Config)
     """Evaluations of models, in the folders of their names."""
     results, values = {}, {}
     for model, folder in folders.items():
-        results[model] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results[model] = read_json(folder / "results.json", str(folder / "results.json"), dict[str, Any])
         values[model] = values_of(row for _, row in read_rows(folder / "samples.jsonl"))
     _check_versions(folders, results)
     figures = {

@@ -207,8 +207,9 @@ def _map_bounds(cells: CellMap) -> list[str]:
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     """What was run, and on what."""
-    manifest, config = record.manifest, record.config
-    code = manifest.get("code", {})
+    config = record.config
+    manifest = record.manifest or {"code": {}, "packages": {}, "inputs": {}}
+    code = manifest["code"]
     changed = {True: ", with changes that are not committed", False: "", None: ", not known whether changed since"}
     facts = [
         ("folder", str(record.folder)),
@@ -216,7 +217,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("seed", str(manifest.get("seed", config.run.seed))),
         ("code", f"salign {code.get('salign')}, commit {code.get('commit')}{changed[code.get('dirty')]}"),
         ("Python", str(manifest.get("python", "-"))),
-        ("packages", ", ".join(f"{name} {version}" for name, version in manifest.get("packages", {}).items())),
+        ("packages", ", ".join(f"{name} {version}" for name, version in manifest["packages"].items())),
         ("launches by other code", str(len(manifest.get("later_launches", [])))),
     ]
     if record.observer is not None:
@@ -228,4 +229,4 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     for host, units in by_machine.items():
         named = ", ".join(units) if len(units) <= 8 else f"{units[0]} .. {units[-1]} ({len(units)} units)"
         facts.append((f"on {host}", named))
-    return [*facts, *((f"input {name}", f"sha256 {digest}") for name, digest in manifest.get("inputs", {}).items())]
+    return [*facts, *((f"input {name}", f"sha256 {digest}") for name, digest in manifest["inputs"].items())]

@@ -1,7 +1,6 @@
 """Reads a run, finished or not, into what its report shows."""
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,13 @@ import orjson
 from numpy.typing import NDArray
 
 from salign.config import KINDS, Config
+from salign.documents import read_json
 from salign.errors import DataError
 from salign.evaluation.compare import compare
 from salign.evaluation.statistics import Estimate
 from salign.garbage import rare_collections
-from salign.markers import read_done, read_failure
+from salign.manifest import Manifest, read_manifest
+from salign.markers import check_files, read_done, read_failure
 from salign.records import Profile, read_interactions, read_profiles
 from salign.report.society import MAX_SAMPLES, Reservoir, Shard, Society, SocietyReader, clipped
 from salign.run import RunDir
@@ -73,7 +74,7 @@ class RunRecord:
 
     folder: Path
     config: Config
-    manifest: dict[str, Any]
+    manifest: Manifest | None
     machines: dict[str, dict[str, Any]]
     gaps: dict[str, list[str]] = field(default_factory=dict)
     paths: list[WorldPath] = field(default_factory=list)
@@ -105,8 +106,7 @@ def read_run(run: RunDir, config: Config) -> RunRecord:
     Raises:
         DataError: A file of it is malformed.
     """
-    manifest = json.loads(run.manifest.read_text(encoding="utf-8")) if run.manifest.exists() else {}
-    record = RunRecord(run.path, config, manifest, {})
+    record = RunRecord(run.path, config, read_manifest(run), {})
     if config.has_society:
         _read_society(run, config, record)
         _read_data(run, config, record)
@@ -125,9 +125,11 @@ def read_run(run: RunDir, config: Config) -> RunRecord:
 def _note_machine(record: RunRecord, unit: str, folder: Path) -> bool:
     """Whether a unit is complete; then where it was made is noted."""
     done = read_done(folder)
-    if done is not None and done.machine:
-        record.machines[unit] = done.machine
-    return done is not None
+    if done is None:
+        return False
+    check_files(folder, done, unit)
+    record.machines[unit] = done.machine
+    return True
 
 
 def thinned(rows: Sequence[Row], most: int) -> list[Row]:
@@ -223,7 +225,7 @@ def _read_data(run: RunDir, config: Config, record: RunRecord) -> None:
     if not _note_machine(record, "collect", run.dataset):
         record.missing("data", "the alignment data", run.dataset)
         return
-    record.card = json.loads((run.dataset / "card.json").read_text(encoding="utf-8"))
+    record.card = read_json(run.dataset / "card.json", str(run.dataset / "card.json"), dict[str, Any])
     path = run.dataset / "groups.jsonl"
     with path.open("rb") as file:
         lines = enumerate(file, start=1)
@@ -259,7 +261,7 @@ def _read_evaluation(run: RunDir, config: Config, record: RunRecord) -> None:
     for model in config.evaluated_models:
         folder = run.evaluation(model)
         if _note_machine(record, f"evaluate {model}", folder):
-            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            results = read_json(folder / "results.json", str(folder / "results.json"), dict[str, Any])
             record.evaluation[model] = {
                 name: Figure(row["mean"], row["low"], row["high"], row["n"])
                 for name, row in results["figures"].items()

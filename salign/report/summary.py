@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from salign.config import KINDS, Config, SocietySection
+from salign.documents import read_json
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.statistics import Estimate
 from salign.garbage import rare_collections
-from salign.markers import read_done
+from salign.markers import check_files, read_done, require_done
 from salign.records import Interaction, read_interactions
 from salign.run import RunDir
 from salign.society.observer import in_words
@@ -57,8 +58,10 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
             complete = read_done(run.shard(shard))
             if complete is not None:  # some may be missing (cluster.min_shards)
                 observer = observer or complete.facts.get("observer")
+                check_files(run.shard(shard), complete, f"shard {shard}")
                 files.append(read_interactions(run.shard(shard) / "interactions.jsonl"))
-        card = json.loads((run.dataset / "card.json").read_text(encoding="utf-8"))
+        require_done(run.dataset, "the dataset", f"Run `python jobs/collect.py {run.path}`, or launch again.")
+        card = read_json(run.dataset / "card.json", str(run.dataset / "card.json"), dict[str, Any])
     training = {}
     for stage in config.train.stages:
         losses = [row["train/loss"] for row in read_metrics(run.stage(stage.name) / "metrics.jsonl")]

@@ -96,7 +96,7 @@ def _is_json(line: str) -> bool:
         return True
     try:
         return isinstance(json.loads(line), dict | list)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return False
 
 

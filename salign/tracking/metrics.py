@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+
+from salign.errors import DataError
 
 Row = dict[str, Any]
 
@@ -38,9 +42,14 @@ class MetricsLog:
 def read_metrics(path: Path, last_bytes: int | None = None) -> list[Row]:
     """The rows of a `metrics.jsonl`; a torn last line, as a killed process leaves it, is passed over.
 
+    Values are numbers, texts or null, each name's of one kind; `time` is in each row.
+
     Args:
         path: The file; one that is not there yet has no rows.
         last_bytes: Reads only the rows that are whole within this many bytes at the end.
+
+    Raises:
+        DataError: A line is no row of metrics.
     """
     try:
         with path.open("rb") as file:
@@ -51,8 +60,24 @@ def read_metrics(path: Path, last_bytes: int | None = None) -> list[Row]:
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return []
-    rows: list[Row] = [json.loads(line) for line in lines[1 if start else 0 : -1] if line.strip()]
-    return rows
+    return [_row(line, path) for line in lines[1 if start else 0 : -1] if line.strip()]
+
+
+_Value = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | float | str | bool | None
+# Of the values of all others one can make a mean.
+_TEXTS = ("sim/stop",)
+
+
+def _row(line: bytes, path: Path) -> Row:
+    try:
+        row: Row = msgspec.convert(json.loads(line), dict[str, _Value])
+        texts = [name for name, value in row.items() if isinstance(value, str) and name not in _TEXTS]
+        if texts or not isinstance(row["time"], float | int):
+            raise TypeError(f"{', '.join(texts) or 'time'} is no number")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"{path}: {line[:80]!r} is not a row of metrics ({said}). Remove the line.") from None
+    return row
 
 
 def keep_rows(path: Path, keep: Callable[[Row], bool]) -> None:

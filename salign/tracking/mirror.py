@@ -96,11 +96,10 @@ def _going_on() -> Iterator[None]:
 
 def _wandb_errors() -> tuple[type[Exception], ...]:
     """What wandb raises of itself; it is imported late."""
+    import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
     from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
     from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
-
-    import wandb
 
     return (
         wandb.Error,

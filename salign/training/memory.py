@@ -5,7 +5,6 @@ the buffers that DeepSpeed sets aside. Libraries, CUDA's context and fragmentati
 """
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from rich.console import Console
 
 from salign import models
 from salign.config import Config, TrainStage
+from salign.documents import read_json
+from salign.errors import DataError
 from salign.training.settings import MAX_LOGITS, deepspeed_config
 
 GIB = 1 << 30
@@ -100,8 +101,14 @@ def find_shape(model: str) -> Shape | None:
     if not path.is_file():
         return shape_of(_KNOWN[model])
     try:
-        return shape_of(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, AttributeError):  # damaged, which is said where the model is loaded
+        return shape_of(read_json(path, str(path), dict[str, Any]))
+    except (
+        DataError,
+        OSError,
+        ArithmeticError,
+        KeyError,
+        TypeError,
+    ):  # damaged, as loading it will say
         return None
 
 

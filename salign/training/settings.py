@@ -1,11 +1,11 @@
 """Combines a stage's config and its DeepSpeed file. Imports no torch: the launcher checks it before everything else."""
 
-import json
 import math
 from typing import Any
 
 from salign.config import TrainStage
-from salign.errors import ConfigError
+from salign.documents import read_json
+from salign.errors import ConfigError, DataError
 
 # Logits that exist at a time, at most: 128 MiB in float32.
 MAX_LOGITS = 1 << 25
@@ -33,11 +33,11 @@ def deepspeed_config(stage: TrainStage, num_ranks: int) -> dict[str, Any]:
     """
     path = stage.deepspeed
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path, f"train stage {stage.name}: DeepSpeed file {path}")
     except FileNotFoundError:
         raise ConfigError(f"train stage {stage.name}: no DeepSpeed file {path}; configs/deepspeed has some") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"train stage {stage.name}: DeepSpeed file {path} is not valid JSON ({error})") from None
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(given, dict) or not isinstance(given.get("zero_optimization", {}), dict):
         raise ConfigError(
             f"train stage {stage.name}: DeepSpeed file {path} must hold an object, as zero_optimization must"

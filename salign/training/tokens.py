@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from salign.chat import ChatTemplate, chat_template, conversation
+from salign.documents import read_json
 from salign.errors import DataError, StageError
 from salign.records import AlignmentGroup
 from salign.storage import new_folder
@@ -147,6 +148,11 @@ def store_key(tokenizer: PreTrainedTokenizerBase, max_tokens: int, data: str) ->
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
+class _About(TypedDict):
+    sizes: dict[str, int]
+    left_out: dict[str, int]
+
+
 class TokenStore:
     """Groups in tokens, in a folder: `store[i]` reads the i-th group from the disk.
 
@@ -158,7 +164,7 @@ class TokenStore:
     def __init__(self, folder: Path) -> None:
         arrays = {name: _mapped(folder / name, code) for name, code in _TYPES.items()}
         self._tokens, self._bounds, self._firsts, self._scores = (arrays[name] for name in _TYPES)
-        about = json.loads((folder / "about.json").read_text())
+        about = read_json(folder / "about.json", str(folder / "about.json"), _About)
         if about["sizes"] != {name: len(values) for name, values in arrays.items()}:
             raise StageError(
                 f"{folder} is damaged: its files do not have the sizes with which they were written. Remove it."
