@@ -36,12 +36,12 @@ class Counter:
         self.tokens = 0
 
     def heard(self, engine: MeteredEngine, before: int) -> None:
-        """A call of an engine is over; `before` are the tokens of those before it."""
+        """Counts a call of an engine; `before` are the tokens of the calls before it."""
         self.tokens = before + engine.prompt_tokens + engine.completion_tokens
         self.told()
 
     def told(self) -> None:
-        """A document, an answer or a rating is there."""
+        """Counts a document, an answer or a rating."""
         self._count += 1
         now = time.monotonic()
         if self._log is not None and (now - self._written > 0.5 or self._count == self._most):
@@ -53,7 +53,7 @@ class Counter:
 
 @dataclass(frozen=True)
 class Means:
-    """What a rank measures with: its config, how far it is, what was measured before, where servers' logs go."""
+    """What a rank measures with: config, progress, earlier measurements, and where servers' logs go."""
 
     config: Config
     ranks: Ranks
@@ -63,7 +63,7 @@ class Means:
 
 
 def by_all_ranks(config: Config, ranks: Ranks) -> tuple[bool, list[JudgeSection]]:
-    """Whether each rank answers its share of the prompts, and which judges rate there what it answered.
+    """Returns whether each rank answers its share of the prompts, and which judges rate on the same rank.
 
     An engine that starts servers on the machine's GPUs is opened by the first rank alone, when the others are done; and
     what one rank has answered, it rates.
@@ -75,7 +75,7 @@ def by_all_ranks(config: Config, ranks: Ranks) -> tuple[bool, list[JudgeSection]
 
 
 async def answered(means: Means, asked: Sequence[Item], model: str) -> tuple[list[Sample], str]:
-    """The answers of a model under evaluation, and the identity of what answered."""
+    """Returns the answers of a model under evaluation, and the identity of the engine that gave them."""
     config, counter = means.config, means.counter
     section = kind_of(config.answering).answering_for(config.answering, model)
     async with open_engine(section, model, means.logs, journal=means.measured.journal) as engine:
@@ -86,7 +86,7 @@ async def answered(means: Means, asked: Sequence[Item], model: str) -> tuple[lis
 
 
 async def rated(means: Means, judges: Iterable[JudgeSection], samples: Sequence[Sample]) -> dict[str, str]:
-    """Each judge's identity; its ratings are put into the samples."""
+    """Puts each judge's ratings into the samples; returns the judges' identities."""
     config, counter, journal = means.config, means.counter, means.measured.journal
     identities: dict[str, str] = {}
     to_rate = [sample for sample in samples if RATED[sample.item.benchmark]]

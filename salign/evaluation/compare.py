@@ -28,7 +28,7 @@ Values = dict[str, dict[int, float | None]]
 
 @dataclass(frozen=True)
 class Difference:
-    """second - first of one figure, paired item by item, and the p-value of no difference."""
+    """The difference second - first of one figure, paired item by item, with the p-value of no difference."""
 
     first: str
     second: str
@@ -37,7 +37,7 @@ class Difference:
 
     @property
     def holds(self) -> bool:
-        """Whether the interval leaves 0 out and the permutation test agrees."""
+        """Returns whether the interval excludes 0 and the permutation test agrees."""
         low, high = self.estimate.low, self.estimate.high
         return self.p is not None and self.p < _LEVEL and low is not None and high is not None and not low <= 0 <= high
 
@@ -55,7 +55,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of several models, and by figure the differences of all pairs, each earlier model taken first."""
+    """Figures of several models, and the differences of all pairs, each earlier model taken first."""
 
     models: tuple[str, ...]
     figures: dict[str, dict[str, Estimate]]
@@ -64,7 +64,7 @@ class Comparison:
     facts: dict[str, Any]
 
     def best(self, figure: str) -> str | None:
-        """The model that is better than each of the others, where all those differences hold."""
+        """Returns the model that is better than every other, if all those differences hold; else None."""
         if figure in NEITHER_IS_BETTER:
             return None
         lower = figure in LOWER_IS_BETTER
@@ -82,7 +82,7 @@ def _difference(values: Mapping[str, Values], figure: str, pair: tuple[str, str]
 
 
 def compare(run: RunDir, config: Config, models: Sequence[str]) -> Comparison:
-    """Complete evaluations of the run beside each other.
+    """Compares complete evaluations of the run.
 
     Raises:
         StageError: One is not complete, or they were made with different versions of anything.
@@ -165,7 +165,7 @@ def _cell(estimate: Estimate) -> str:
 
 
 def markdown(found: Comparison) -> str:
-    """Two tables: figures, and their differences from the first model."""
+    """Writes two tables: figures, and their differences from the first model."""
     models = " | ".join(neutral(model, "markdown") for model in found.models)
     lines = [f"| figure | n | {models} |", f"|---|---|{'---|' * len(found.models)}"]
     for figure, row in found.figures.items():
@@ -189,7 +189,7 @@ def markdown(found: Comparison) -> str:
 
 
 def latex(found: Comparison) -> str:
-    """The table of figures, for booktabs."""
+    """Writes the table of figures for LaTeX with booktabs."""
     lines = [
         rf"\begin{{tabular}}{{lr{'l' * len(found.models)}}}",
         r"\toprule",

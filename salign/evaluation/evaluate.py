@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 
 def model_path(run: RunDir, config: Config, name: str) -> tuple[str, dict[str, str]]:
-    """What `name` loads, the base or a stage's model, with its digest.
+    """Returns the path that `name` (the base or a stage's model) is loaded from, with its digest.
 
     Raises:
         ConfigError: No such model, or the base is not the one that the run was begun with.
@@ -61,7 +61,7 @@ def model_path(run: RunDir, config: Config, name: str) -> tuple[str, dict[str, s
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to evaluate: tasks of lm_eval, prompts to be answered, and the benchmarks without data."""
+    """What is evaluated: tasks of lm_eval, prompts to be answered, and the benchmarks without data."""
 
     tasks: "dict[str, Task]"
     items: list[Item]
@@ -69,13 +69,13 @@ class Work:
 
     @property
     def prompts(self) -> list[str]:
-        """Every prompt, for the leak check."""
+        """Returns every prompt, for the leak check."""
         documents = (document for task in self.tasks.values() for document in task.eval_docs)
         return [item.question for item in self.items] + [text for row in documents for text in prompts_in(row)]
 
 
 def load_work(config: Config, *, allow_missing: bool) -> Work:
-    """The run's benchmarks with their data.
+    """Loads the run's benchmarks with their data.
 
     Raises:
         MissingDataError: Some have none, all of them named, and that is not allowed.
@@ -305,7 +305,7 @@ def _said(row: Row) -> str:
 
 
 def prefetch(config: Config) -> Iterator[str]:
-    """Loads what an evaluation needs from the network into the caches, on a machine that reaches it.
+    """Loads what an evaluation needs from the network into the caches.
 
     Yields:
         A line for each thing that is there now.

@@ -24,7 +24,7 @@ NEITHER_IS_BETTER = ("hh/refused", "hh_a/refused")
 
 
 def sample_row(sample: Sample, rules: Sequence[Criterion] = ()) -> dict[str, Any]:
-    """A judged sample as a line of `samples.jsonl`.
+    """Makes a line of `samples.jsonl` of a judged sample.
 
     Args:
         sample: With its ratings.
@@ -50,7 +50,7 @@ def sample_row(sample: Sample, rules: Sequence[Criterion] = ()) -> dict[str, Any
 
 
 def values_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float | None]]:
-    """The values by figure and then by item, of the lines of `samples.jsonl`.
+    """Returns the values by figure and then by item, read from lines of `samples.jsonl`.
 
     A figure is named `benchmark/metric`; those of the held-out questions, `alignment` and `engagement`, by their metric
     alone. `ethics_deontology/em` is 1 where all excuses of a scenario are judged rightly.
@@ -69,7 +69,7 @@ def values_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float | 
 
 
 def estimates(rows: Iterable[Mapping[str, Any]], config: Config) -> dict[str, Estimate]:
-    """Each figure's mean with its interval."""
+    """Computes each figure's mean with its interval."""
     return {
         name: bootstrap_mean(
             list(values.values()),
@@ -81,7 +81,7 @@ def estimates(rows: Iterable[Mapping[str, Any]], config: Config) -> dict[str, Es
 
 
 def check_rated(samples: Sequence[Sample], judges: Mapping[str, str], model: str) -> dict[str, int]:
-    """How many answers each judge left unrated, in any criterion.
+    """Counts the answers that each judge left unrated by some criterion.
 
     Args:
         samples: Of all benchmarks.
@@ -114,7 +114,7 @@ def _by_benchmark(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
 
 
 def about_answers(samples: Sequence[Sample]) -> dict[str, int]:
-    """How many answers are missing, were ended by `max_tokens`, or had thinking taken off, whole or cut."""
+    """Counts answers that are missing, that `max_tokens` ended, or from which thinking was removed."""
     return {
         "num_unanswered": sum(sample.answer is None for sample in samples),
         "num_cut_answers": sum(sample.finish == "length" for sample in samples),
@@ -124,7 +124,7 @@ def about_answers(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def about_judging(samples: Sequence[Sample], judges: Sequence[str]) -> dict[str, Any]:
-    """What is to be known before a rating is believed: the judges' agreement, length bias, and refusals.
+    """Measures what ratings are worth: the judges' agreement, length bias, and refusals.
 
     Returns:
         By benchmark: by criterion the `agreement` of the judges (Spearman for each pair, Krippendorff's alpha; only

@@ -38,7 +38,7 @@ _REPLY = Sampling(temperature=0.0, max_tokens=80)
 
 
 class Judge:
-    """One engine that rates.
+    """An engine that rates answers.
 
     Args:
         engine: Who answers.
@@ -54,7 +54,7 @@ class Judge:
         self._seed = seed
 
     async def rate(self, sample: Sample) -> dict[str, float | None]:
-        """An answer's rating by each criterion of its benchmark; None where there is no answer, or no rating of it."""
+        """Rates an answer by each criterion of its benchmark; None where there is no answer or no rating."""
         criteria = RATED[sample.item.benchmark]
         if sample.answer is None:
             return dict.fromkeys(criteria)

@@ -30,7 +30,7 @@ OVER_REFUSAL_VERSION = "1"
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt. The judge sees `question`, which an attack is not part of; None where nobody judges."""
+    """One prompt. The judge sees `question`, without an attack; None if nobody judges."""
 
     benchmark: str
     id: int
@@ -40,7 +40,7 @@ class Item:
 
 @dataclass
 class Sample:
-    """An item with the model's answer, and by judge and criterion the ratings; None where there is none.
+    """An item with the model's answer, and its ratings by judge and criterion; None where there is none.
 
     `finish` and `thinking` are those of the reply.
     """
@@ -52,18 +52,18 @@ class Sample:
     thinking: Thinking = "none"
 
     def rating(self, criterion: str) -> float | None:
-        """The mean over the judges that rate it."""
+        """Returns the mean over the judges that rate it."""
         there = [found for row in self.ratings.values() if (found := row.get(criterion)) is not None]
         return sum(there) / len(there) if there else None
 
     @property
     def refusal(self) -> int | None:
-        """Words before a refusal; None where the answer has none, or there is no answer."""
+        """Returns the words that refuse; None if the answer refuses nothing, or is missing."""
         return None if self.answer is None else refusal_position(self.answer)
 
 
 def items(config: Config, benchmark: str) -> list[Item]:
-    """The prompts of a benchmark, in their order.
+    """Returns the prompts of a benchmark, in order.
 
     Raises:
         ConfigError: There are fewer held-out questions than asked for.
@@ -88,7 +88,7 @@ def items(config: Config, benchmark: str) -> list[Item]:
 
 
 def attacks(section: EvaluateSection) -> list[str]:
-    """Ways to ask for what should not be answered, with `{prompt}` in them: our wrappings, then suffixes of a file."""
+    """Returns ways to ask for what should not be answered: texts with `{prompt}`, ours and those of a suffix file."""
     wrappings = [line for line in read_text(data_file("wrappings.txt")).splitlines() if line.strip()]
     if section.suffixes is None:
         return wrappings
@@ -99,7 +99,7 @@ def attacks(section: EvaluateSection) -> list[str]:
 
 
 def held_out_questions(section: EvaluateSection) -> list[str]:
-    """The questions of the benchmark `questions`.
+    """Returns the questions of the benchmark `questions`.
 
     Raises:
         ConfigError: There are fewer than asked for.
@@ -115,7 +115,7 @@ def held_out_questions(section: EvaluateSection) -> list[str]:
 async def answer_all(
     engine: Engine, asked: Sequence[Item], sampling: Sampling, seed: int, told: Callable[[], None]
 ) -> list[Sample]:
-    """The engine's answers, None where it refuses the call or says nothing.
+    """Asks the engine for answers; None where it refuses the call or says nothing.
 
     Args:
         engine: The model under evaluation.

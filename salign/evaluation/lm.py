@@ -29,7 +29,7 @@ Pair = tuple[tuple[str, str], list[int], list[int]]
 
 
 class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
-    """What lm_eval's tasks are measured on.
+    """The model that lm_eval measures its tasks on.
 
     A row holds one document's question and answers and nothing else, whatever the ranks: figures are the same for any
     number of them.
@@ -75,7 +75,7 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
     # --- what the tasks ask ----------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """The log-likelihood of each answer after its question, and whether greedy decoding would say it."""
+        """Returns each answer's log-likelihood after its question, and whether greedy decoding would give it."""
         found: list[tuple[float, bool]] = []
         for _, document in itertools.groupby(requests, key=lambda request: (request.task_name, request.doc_id)):
             found += super().loglikelihood(list(document), disable_tqdm=True)
@@ -138,7 +138,7 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         return bos if isinstance(bos, int) else self.eot_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids of a text that lm_eval writes, in which nothing is control; with the tokenizer's begin token."""
+        """Encodes a text of lm_eval's, in which nothing is a control token, with the tokenizer's begin token."""
         begins = self._template.adds_bos and add_special_tokens is not False
         ids = self._template.encode([self._template.mark(string)])[0]
         return [self.prefix_token_id, *ids] if begins else ids

@@ -18,7 +18,7 @@ Score = tuple[float, bool]
 
 
 class Scores:
-    """Log-likelihoods of answers after their contexts.
+    """Stores log-likelihoods of answers after their contexts.
 
     Args:
         folder: Of the files of all ranks, which are read.
@@ -33,7 +33,7 @@ class Scores:
         return hashlib.blake2b(json.dumps([list(context), list(answer)]).encode(), digest_size=KEY_BYTES).digest()
 
     def find(self, context: Sequence[int], answer: Sequence[int]) -> Score | None:
-        """What was measured; None where nothing was. Both are token ids."""
+        """Returns what was measured, or None. Both arguments are token ids."""
         row = self._log.find(self._key(context, answer))
         if row is None:
             return None
@@ -41,7 +41,7 @@ class Scores:
         return score, greedy
 
     def note(self, context: Sequence[int], answer: Sequence[int], score: Score) -> None:
-        """Records what was measured; it outlives this process at once."""
+        """Records a measurement at once, so that it outlives this process."""
         self._log.append([(self._key(context, answer), json.dumps(score).encode())])
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Measured:
-    """Calls of engines, and log-likelihoods."""
+    """What was measured before: calls of engines, and log-likelihoods."""
 
     journal: Journal
     scores: Scores
@@ -58,7 +58,7 @@ class Measured:
 
 @contextlib.contextmanager
 def open_measured(folder: Path, of: Mapping[str, Any], rank: int) -> Iterator[Measured]:
-    """What was measured of the same model by the same code, and where more is recorded; what is of others is removed.
+    """Opens the measurements of the same model by the same code; removes those of others.
 
     Args:
         folder: The evaluation's.
@@ -81,6 +81,6 @@ def open_measured(folder: Path, of: Mapping[str, Any], rank: int) -> Iterator[Me
 
 
 def forget_measured(folder: Path) -> None:
-    """Removes the records of an evaluation that is complete: its samples hold them all."""
+    """Removes the records of a complete evaluation: its samples hold them all."""
     for place in folder.glob("measured-*"):
         shutil.rmtree(place)

@@ -12,7 +12,7 @@ _CHUNK = 1000  # resamples in memory at a time
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval, of n values; `num_missing` were left out. None where nothing was there."""
+    """A mean of n values with its 95 % interval; `num_missing` values were left out."""
 
     mean: float | None
     low: float | None
@@ -30,7 +30,7 @@ class Estimate:
 
 
 def bootstrap_mean(values: Sequence[float | None], *, num_resamples: int, seed: int) -> Estimate:
-    """The mean of the values that are there, with a percentile bootstrap interval (Efron and Tibshirani 1993).
+    """Computes the mean of the values that are not None, with a percentile bootstrap interval (Efron, Tibshirani 1993).
 
     Args:
         values: None where one is missing; those are counted and left out.
@@ -55,7 +55,7 @@ def bootstrap_mean(values: Sequence[float | None], *, num_resamples: int, seed: 
 def paired_difference(
     first: Sequence[float | None], second: Sequence[float | None], *, num_resamples: int, seed: int
 ) -> Estimate:
-    """The mean of second - first over the items where both are there, with its bootstrap interval.
+    """Computes the mean of second - first over items that have both, with its bootstrap interval.
 
     Raises:
         ValueError: The two are not of the same items.
@@ -69,7 +69,7 @@ def paired_difference(
 def permutation_p(
     first: Sequence[float | None], second: Sequence[float | None], *, num_resamples: int, seed: int
 ) -> float | None:
-    """The two-sided p-value of no difference between paired values: signs of the differences are flipped at random.
+    """Computes the two-sided p-value of no paired difference, by random flips of the differences' signs.
 
     With up to 2^n <= num_resamples it is exact (Good 2005, section 3.3). None where no pair is there.
 
@@ -97,7 +97,7 @@ def permutation_p(
 
 
 def spearman(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
-    """Spearman's rank correlation over the items where both are there; None where one of them does not vary."""
+    """Computes Spearman's rank correlation over items that have both; None if one of them is constant."""
     from scipy.stats import spearmanr
 
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
@@ -108,7 +108,7 @@ def spearman(first: Sequence[float | None], second: Sequence[float | None]) -> f
 
 
 def krippendorff_alpha(ratings: Sequence[Sequence[float | None]]) -> float | None:
-    """Krippendorff's alpha with the interval metric (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
+    """Computes Krippendorff's alpha, interval metric (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
 
     alpha = 1 - D_o / D_e: the mean squared difference of ratings of one item over that of any two ratings.
 

@@ -44,7 +44,7 @@ class MissingDataError(DataError):
 
 
 def missing(benchmark: str, section: EvaluateSection, nor: str = "") -> MissingDataError:
-    """What is said of a benchmark that has no data here."""
+    """Words the message about a benchmark that has no data here."""
     ways = []
     if names := section.wanted_files(benchmark):
         where = "" if section.data_dir is None else f" ({section.data_dir})"
@@ -55,7 +55,7 @@ def missing(benchmark: str, section: EvaluateSection, nor: str = "") -> MissingD
 
 
 def data_file(name: str) -> Path:
-    """A file that this package ships."""
+    """Returns the path of a file that this package ships."""
     return Path(str(importlib.resources.files("salign.evaluation").joinpath("data", name)))
 
 
@@ -63,7 +63,7 @@ def data_file(name: str) -> Path:
 
 
 def local_rows(benchmark: str, section: EvaluateSection) -> list[Row] | None:
-    """The rows of a benchmark's own or shipped file, as its task file takes them; None where there is no such file.
+    """Reads the rows of a benchmark's own or shipped file for its task; None if there is no such file.
 
     Raises:
         DataError: The file is empty or malformed, with file and line (row of a JSON array).
@@ -149,7 +149,7 @@ def _check_groups(rows: list[Row], path: Path) -> None:
 
 
 def check_known(benchmark: str) -> None:
-    """Makes sure that there is such a task, in a second, by the names in lm_eval's task files.
+    """Checks, in a second, that lm_eval has a task of that name in its task files.
 
     Raises:
         ConfigError: The package is not there, or has no such task.
@@ -168,7 +168,7 @@ def check_known(benchmark: str) -> None:
 
 @functools.cache
 def task_files(folder: Path) -> dict[str, Path]:
-    """Each of lm_eval's tasks, and the file that defines it; of several the first, as lm_eval has it."""
+    """Returns lm_eval's tasks with the files that define them; of several files the first, as lm_eval does."""
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
         for name in _TASK.findall(path.read_text(encoding="utf-8")):
@@ -180,7 +180,7 @@ def task_files(folder: Path) -> dict[str, Path]:
 
 
 def load_task(benchmark: str, section: EvaluateSection) -> "Task":
-    """A benchmark as a task of lm_eval, with its data.
+    """Loads a benchmark as a task of lm_eval, with its data.
 
     Raises:
         ConfigError: The package or the task is not there, or the task is of a kind that is not measured here.

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def versions_of(config: Config, tasks: "dict[str, Task]", rows: Sequence[Row], identities: Mapping[str, str]) -> Row:
-    """All that must be the same for two models to be compared."""
+    """Returns everything that must be the same for two models to be compared."""
     section = config.evaluate
     rules = [criterion for criterion in config.society.observed_criteria if criterion.rule is not None]
     data: dict[str, Any] = {}
@@ -51,17 +51,17 @@ def versions_of(config: Config, tasks: "dict[str, Task]", rows: Sequence[Row], i
 
 
 def settings_of_answers(config: Config) -> dict[str, Any]:
-    """Of the engine that answers for the models, what answers depend on beside the model and the sampling."""
+    """Returns the answering engine's settings that answers depend on, beside model and sampling."""
     return selected(config.answering, Effect.DECIDES)
 
 
 def settings_of_judges(config: Config) -> dict[str, dict[str, Any]]:
-    """Of each judge's engine what its ratings depend on, beside the model, such as its number format."""
+    """Returns each judge's engine settings that ratings depend on beside the model, such as its number format."""
     return {judge.name: selected(judge.engine, Effect.DECIDES) for judge in config.judges}
 
 
 def code_digest() -> str:
-    """Of the code that decides an evaluation's figures."""
+    """Computes a digest of the code that decides an evaluation's figures."""
     package = Path(__file__).parents[1]
     named = ["society/prompts.py", "training/model.py", "training/packing.py"]
     files = [*sorted((package / "evaluation").glob("*.py")), *(package / name for name in named)]

@@ -35,7 +35,7 @@ RECALLED = {
 
 
 def recalls(record: RunRecord) -> Plot | None:
-    """What agents were reminded of before they first spoke, by round."""
+    """Draws what agents recalled before they first spoke, by round."""
     if not record.paths:
         return None
     role = protocol_of(record.config.society).reminded[0]
@@ -69,7 +69,7 @@ def _percent(share: float | None) -> str:
 
 
 def measured(record: RunRecord) -> Plot | None:
-    """The protocol's own figures, by round."""
+    """Draws the protocol's own figures, by round."""
     figures = protocol_of(record.config.society).figures
     if not record.paths or not figures:
         return None
@@ -94,7 +94,7 @@ def measured(record: RunRecord) -> Plot | None:
 
 
 def relations(record: RunRecord) -> list[Plot]:
-    """What the protocol relates over all interactions."""
+    """Draws what the protocol relates over all interactions."""
     found = {} if record.society is None else record.society.relations
     plots = []
     for name, relation in protocol_of(record.config.society).relations.items():
@@ -125,7 +125,7 @@ def _number(value: float | None) -> str:
 
 
 def validity(record: RunRecord) -> list[Plot]:
-    """Ratings that could be read, and interactions that failed."""
+    """Draws the share of ratings that could be read, and the interactions that failed."""
     if not record.paths:
         return []
     read = by_round(record.paths, mean, "sim/parse_rate")
@@ -166,7 +166,7 @@ def validity(record: RunRecord) -> list[Plot]:
 
 
 def over_time(record: RunRecord) -> list[Plot]:
-    """Calls, tokens, rates and, where the config has a price, cost."""
+    """Draws calls, tokens, rates and, if the config has a price, cost over time."""
     clock = record.over_time
     if clock is None:
         return []
@@ -205,7 +205,7 @@ def _costs(record: RunRecord, clock: OverTime) -> list[float] | None:
 
 
 def data_scores(record: RunRecord) -> Plot | None:
-    """How the responses of each kind of data are rated."""
+    """Draws how the responses of each kind of data are rated."""
     import plotly.graph_objects as go
 
     card = record.card
@@ -267,7 +267,7 @@ _CURVES: tuple[tuple[str, str, dict[str, str], dict[str, Any]], ...] = (
 
 
 def training(record: RunRecord) -> list[Plot]:
-    """Curves of the stages, one line each and another for what is held out."""
+    """Draws the curves of the training stages: a line for each, and another for held-out data."""
     plots = []
     for key, title, names, axis in _CURVES:
         traces, lines = [], []
@@ -290,7 +290,7 @@ def _points(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
 
 
 def evaluation(record: RunRecord) -> list[Plot]:
-    """Each figure of the evaluations, model by model, with its interval."""
+    """Draws each figure of the evaluations, model by model, with its interval."""
     import plotly.graph_objects as go
 
     plots: list[Plot] = []
@@ -329,7 +329,7 @@ def evaluation(record: RunRecord) -> list[Plot]:
 
 
 def tasks(record: RunRecord) -> list[str]:
-    """All figures of all evaluations by name, in the order in which they come."""
+    """Returns the names of all figures of all evaluations, in the order in which they come."""
     return list(dict.fromkeys(task for figures in record.evaluation.values() for task in figures))
 
 
@@ -338,7 +338,7 @@ def _arm(high: float | None, low: float | None) -> float:
 
 
 def evaluation_cell(figure: Figure | None) -> str:
-    """A figure with its interval, as the table shows it."""
+    """Formats a figure with its interval for the table."""
     if figure is None:
         return "-"
     interval = "" if figure.low is None or figure.high is None else f" [{figure.low:.3f}, {figure.high:.3f}]"
@@ -346,7 +346,7 @@ def evaluation_cell(figure: Figure | None) -> str:
 
 
 def plots(record: RunRecord) -> dict[str, list[Plot]]:
-    """All figures that can be drawn, by section of the page."""
+    """Returns all figures that can be drawn, by section of the page."""
     there = functools.partial(filter, lambda plot: plot is not None)
     return {
         "society": list(

@@ -26,7 +26,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with all that stands around it.
+    """A figure with its title, its summary in words and its table.
 
     `alt` says in words what is to be seen, `columns` and `rows` are its data as a table. `shape` is
     `wide` for a figure that takes the whole width of the page, `low` for a flat one.
@@ -43,7 +43,7 @@ class Plot:
 
 
 def make_figure(traces: Sequence[Any], x: str, y: str, **layout: Any) -> dict[str, Any]:
-    """A figure as plotly.js takes it; plotly's own classes refuse what it would not know."""
+    """Makes the JSON of a figure for plotly.js; plotly's own classes refuse unknown attributes."""
     import plotly.graph_objects as go
 
     axis = {"gridcolor": "var(--line)", "zerolinecolor": "var(--line)", "linecolor": "var(--line)", "automargin": True}
@@ -72,12 +72,12 @@ def make_line(name: str, x: Sequence[Any], y: Sequence[Any], number: int, **how:
 
 
 def long_rows(columns: Sequence[tuple[str, Sequence[Any], Sequence[Any]]]) -> list[list[Any]]:
-    """Lines as the rows of one table: name, x, y."""
+    """Puts lines into the rows of one table: name, x, y."""
     return [[name, x, y] for name, xs, ys in columns for x, y in zip(xs, ys, strict=True)]
 
 
 def round_axis(rounds: Sequence[int]) -> dict[str, Any]:
-    """Rounds are whole numbers, also where there are few."""
+    """Makes an axis of rounds: whole numbers, also where there are few."""
     return {"dtick": 1} if len(rounds) <= 12 else {}
 
 
@@ -89,13 +89,13 @@ def _shown(value: float | None) -> str:
 
 
 def drawn_paths(paths: Sequence[WorldPath]) -> list[WorldPath]:
-    """The worlds whose own paths are drawn, evenly over all."""
+    """Chooses the worlds whose own paths are drawn, evenly over all."""
     drawn = sorted({round(number) for number in np.linspace(0, len(paths) - 1, min(len(paths), MAX_PATHS))})
     return [paths[number] for number in drawn]
 
 
 def path_axes(config: Config) -> tuple[str, str] | None:
-    """The two criteria that a world's path is drawn by; None where the protocol has but one."""
+    """Returns the two criteria that a world's path is drawn by; None if the protocol has only one."""
     criteria = protocol_of(config.society).criteria
     return (criteria[0], criteria[1]) if len(criteria) > 1 else None
 
@@ -103,7 +103,7 @@ def path_axes(config: Config) -> tuple[str, str] | None:
 def population_means(
     paths: Sequence[WorldPath], axes: tuple[str, str]
 ) -> list[tuple[str, list[float | None], list[float | None]]]:
-    """Of each population: its mean ratings by two criteria, round by round, over the worlds that came so far."""
+    """Returns each population's mean ratings by two criteria, round by round, over the worlds that came so far."""
     means = []
     for population in POPULATIONS:
         mine = [path for path in paths if path.population == population]
@@ -118,7 +118,7 @@ def population_means(
 
 
 def society_path(record: RunRecord) -> Plot | None:
-    """One criterion against another as the rounds go by, one path for each world (the paper's figure)."""
+    """Draws one criterion against another over the rounds, one path for each world (the paper's figure)."""
     import plotly.graph_objects as go
 
     axes = path_axes(record.config)
@@ -186,13 +186,13 @@ def _path_in_words(path: WorldPath, axes: tuple[str, str]) -> str:
 def by_round(
     paths: Sequence[WorldPath], combine: Callable[[Iterable[float | None]], float | None], name: str
 ) -> list[Any]:
-    """A metric of each round, over the worlds that came so far."""
+    """Returns a metric of each round, over the worlds that came so far."""
     most = max(len(path.rounds) for path in paths)
     return [combine(path.rounds[n][name] for path in paths if n < len(path.rounds)) for n in range(most)]
 
 
 def rated(config: Config) -> dict[str, str]:
-    """What observers rate, in words, and the metric of a round that has its mean."""
+    """Returns what observers rate, in words, with the metric of its mean in a round."""
     protocol = protocol_of(config.society)
     return {
         f"{role}s: {criterion}": mean_rating(criterion if role == protocol.outcome else f"{role}_{criterion}")
@@ -202,12 +202,12 @@ def rated(config: Config) -> dict[str, str]:
 
 
 def rating_axis(config: Config) -> str:
-    """What stands at an axis of mean ratings."""
+    """Returns the title of an axis of mean ratings."""
     return f"mean rating, {scales_in_words(config, protocol_of(config.society).criteria)}"
 
 
 def scales_in_words(config: Config, names: Sequence[str]) -> str:
-    """From where to where some criteria are rated, such as "from 1 to 7"."""
+    """Says on which scales criteria are rated, such as "from 1 to 7"."""
     criteria = [config.society.criterion(name) for name in names]
     if len({criterion.scale for criterion in criteria}) == 1:
         return f"from {criteria[0].scale_in_words}"
@@ -215,7 +215,7 @@ def scales_in_words(config: Config, names: Sequence[str]) -> str:
 
 
 def ratings(record: RunRecord) -> Plot | None:
-    """What observers rate, by round."""
+    """Draws what observers rate, by round."""
     if not record.paths:
         return None
     lines = {line: by_round(record.paths, mean, name) for line, name in rated(record.config).items()}
@@ -243,7 +243,7 @@ def ratings(record: RunRecord) -> Plot | None:
 
 
 def cropped(society: Society, most: int = 20) -> tuple[Any, list[float]]:
-    """Counts of interactions by the first answer's and the outcome's rating, in at most so many bins a side.
+    """Bins interactions by the ratings of first answer and outcome, with at most so many bins a side.
 
     Returns:
         [first answer, outcome] counts, where there are any, and the middles of the bins.
@@ -259,7 +259,7 @@ def cropped(society: Society, most: int = 20) -> tuple[Any, list[float]]:
 
 
 def before_after(record: RunRecord) -> Plot | None:
-    """The rating of each first answer and of its outcome."""
+    """Draws the rating of each first answer against that of its outcome."""
     import plotly.graph_objects as go
 
     society = record.society
@@ -298,7 +298,7 @@ def before_after(record: RunRecord) -> Plot | None:
 
 
 def gain(record: RunRecord) -> Plot | None:
-    """How the observers' rating changed, by what the audience said of the first answer."""
+    """Draws how the observers' rating changed, by the audience's rating of the first answer."""
     import plotly.graph_objects as go
 
     society = record.society
@@ -335,7 +335,7 @@ def half_width(n: float, total: float, squares: float) -> float | None:
 
 
 def followed(record: RunRecord) -> Plot | None:
-    """Which feedback was followed."""
+    """Draws which feedback was followed."""
     import plotly.graph_objects as go
 
     society = record.society
@@ -371,5 +371,5 @@ def followed(record: RunRecord) -> Plot | None:
 
 
 def taken_up(outcome: str) -> tuple[str, str]:
-    """What the two shares of a reason's words are called."""
+    """Names the two shares of a reason's words."""
     return f"taken up by its {outcome}", f"by another {outcome} (chance)"

@@ -26,7 +26,7 @@ _PAGE = Path(__file__).parent / "page"
 
 
 def render(record: RunRecord) -> str:
-    """The whole page."""
+    """Renders the whole page."""
     import jinja2
     from plotly.offline import get_plotlyjs
 

@@ -49,7 +49,7 @@ class WorldPath:
 
 @dataclass(frozen=True)
 class OverTime:
-    """The simulation by the clock, summed over the shards: [points] each; `seconds` since the first row."""
+    """The simulation by the clock, summed over the shards: arrays [points]; `seconds` since the first row."""
 
     seconds: NDArray[np.float64]
     calls: NDArray[np.float64]
@@ -70,7 +70,7 @@ class Figure:
 
 @dataclass
 class RunRecord:
-    """All that a report is made of; `gaps` says, section by section, what is not there yet."""
+    """Everything that a report shows; `gaps` says, section by section, what is not there yet."""
 
     folder: Path
     config: Config
@@ -95,13 +95,13 @@ class RunRecord:
         self.gaps.setdefault(section, []).append(gap)
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float | None:
-        """What tokens cost, where the config has a price."""
+        """Returns what tokens cost; None if the config has no price."""
         price = self.config.tracking.price_per_1000_tokens
         return None if price is None else price.of(prompt_tokens, completion_tokens)
 
 
 def read_run(run: RunDir, config: Config) -> RunRecord:
-    """Reads whatever of a run is there.
+    """Reads everything of a run that is there.
 
     Raises:
         DataError: A file of it is malformed.
@@ -133,7 +133,7 @@ def _note_machine(record: RunRecord, unit: str, folder: Path) -> bool:
 
 
 def thinned(rows: Sequence[Row], most: int) -> list[Row]:
-    """So many rows, evenly spaced, first and last among them; rows with a measurement on held-out data stay."""
+    """Thins out rows evenly; the first, the last and those with a measurement on held-out data stay."""
     if len(rows) <= most:
         return list(rows)
     kept = {round(position) for position in np.linspace(0, len(rows) - 1, most)}
@@ -276,5 +276,5 @@ def _read_evaluation(run: RunDir, config: Config, record: RunRecord) -> None:
 
 
 def failure_counts(society: Society, most: int = 10) -> Counter[str]:
-    """The commonest reasons why interactions failed."""
+    """Returns the most frequent reasons why interactions failed."""
     return Counter(dict(society.failures.most_common(most)))

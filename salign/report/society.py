@@ -37,7 +37,7 @@ FEEDBACK = "feedback"
 
 @dataclass(frozen=True)
 class Shard:
-    """A complete shard's marker, with what of it the report needs."""
+    """A complete shard: its number and its marker."""
 
     number: int
     done: Done
@@ -61,12 +61,12 @@ class Shard:
 
 
 def clipped(text: str | None) -> str | None:
-    """A text as long as the page shows it."""
+    """Cuts a text to the length that the page shows."""
     return text if text is None or len(text) <= MAX_TEXT else text[:MAX_TEXT] + " ..."
 
 
 class CellMap:
-    """Ratings cell by cell, round by round; of a large society some worlds and rounds, and means of square blocks.
+    """Ratings by cell and round; of a large society some worlds and rounds, and means of square blocks.
 
     Args:
         config: Its topology says where an agent is: on the grid, else by its number, row by row.
@@ -113,13 +113,13 @@ class CellMap:
                     self._counts[interaction.world][measure, number, cell] += 1
 
     def values(self, world: int) -> NDArray[np.float32]:
-        """[measures, rounds, cells], NaN where nothing is known."""
+        """Returns a world's ratings: [measures, rounds, cells], NaN where nothing is known."""
         counts = self._counts[world]
         return np.where(counts > 0, self._sums[world] / np.maximum(counts, 1), np.nan).astype(np.float32)
 
 
 class Followed:
-    """Which feedback was followed: how many of a reason's own words the outcome takes up.
+    """Measures which feedback was followed: how many of a reason's own words the outcome takes up.
 
     A reason's own words are those (of 4 letters or more) that neither the question nor the first answer has. Chance is
     what the same words find in the outcome of another interaction.
@@ -139,7 +139,7 @@ class Followed:
         self._other: frozenset[str] = frozenset()
 
     def add(self, interaction: Interaction) -> list[float | None]:
-        """Takes up an interaction; the share of each reason's words that the outcome took."""
+        """Adds an interaction; returns the share of each reason's words that the outcome takes up."""
         feedback = heard(interaction)
         first, outcome = interaction.turn(self._first), interaction.turn(self._outcome)
         if first is None or outcome is None:
@@ -161,7 +161,7 @@ class Followed:
         return shares
 
     def add_gain(self, rating: float, gain: float) -> None:
-        """Takes up the rating of the audience, and by how much the outcome was rated above the first answer."""
+        """Adds the audience's rating, and by how much the outcome was rated above the first answer."""
         sums = self.gain[round(rating)]
         sums[0] += 1
         sums[1] += gain
@@ -173,7 +173,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 class Reservoir:
-    """So many of a stream, each with the same chance (Vitter 1985, algorithm R)."""
+    """A random sample of a stream, in which each item has the same chance (Vitter 1985, algorithm R)."""
 
     def __init__(self, size: int, generator: random.Random) -> None:
         self._size, self._rng = size, generator
@@ -181,7 +181,7 @@ class Reservoir:
         self.num_seen = 0
 
     def draw(self) -> int | None:
-        """Which slot the next of the stream is to be kept in, if it is."""
+        """Draws the slot in which to keep the stream's next item; None if it is not kept."""
         self.num_seen += 1
         if len(self.items) < self._size:
             self.items.append((self.num_seen, None))
@@ -198,7 +198,7 @@ class Reservoir:
 
 @dataclass
 class Society:
-    """What is known of the interactions of all complete shards."""
+    """The figures of the interactions of all complete shards."""
 
     cells: CellMap
     observed: tuple[str, ...]
@@ -230,7 +230,7 @@ class Society:
 
 
 class SocietyReader:
-    """Takes interactions one by one.
+    """Gathers a `Society` from interactions, one by one.
 
     Args:
         config: The run's.
@@ -366,7 +366,7 @@ def _bin(rating: float, criterion: Criterion) -> int:
 
 
 def heard(interaction: Interaction) -> list[Turn]:
-    """The turns that judge another's."""
+    """Returns the turns that judge another turn."""
     return [turn for turn in interaction.turns if turn.about is not None]
 
 

@@ -45,7 +45,7 @@ def _society(interactions: Iterable[Interaction], protocol: Protocol[Any]) -> di
 
 
 def summarize(run: RunDir, config: Config) -> dict[str, Any]:
-    """The run's figures, from its complete stages; written to `report/summary.json`, and the models' table.
+    """Computes the run's figures from its complete stages; writes `report/summary.json`, and the models' table.
 
     Returns:
         `society` and `dataset` (None where nothing was simulated), `training`, `evaluation` and `differences`, each
@@ -99,7 +99,7 @@ def _number(value: float | None) -> str:
 
 
 def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console: Console) -> None:
-    """The closing table."""
+    """Prints the closing table."""
     table = Table(title=f"Run {config.run.name}", show_header=False, title_justify="left", pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -11,7 +11,7 @@ from salign.storage import write_atomic
 
 
 def write_report(run: RunDir, config: Config) -> tuple[Path, RunRecord]:
-    """Makes `report/index.html` and `report/figures/` of what is there of a run; older ones are replaced.
+    """Writes `report/index.html` and `report/figures/` from what is there of a run; replaces older ones.
 
     Returns:
         The page, and what it was made of.

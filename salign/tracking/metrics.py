@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 class MetricsLog:
-    """Appends rows to a `metrics.jsonl`; each row is flushed, and carries the time (s since the epoch)."""
+    """Appends rows to a `metrics.jsonl`; each is flushed, and has the time (s since the epoch)."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path, last_bytes: int | None = None) -> list[Row]:
-    """The rows of a `metrics.jsonl`; a torn last line, as a killed process leaves it, is passed over.
+    """Reads the rows of a `metrics.jsonl`; skips a torn last line, as a killed process leaves it.
 
     Values are numbers, texts or null, each name's of one kind; `time` is in each row.
 
@@ -81,7 +81,7 @@ def _row(line: bytes, path: Path) -> Row:
 
 
 def keep_rows(path: Path, keep: Callable[[Row], bool]) -> None:
-    """Drops the rows that a restart repeats."""
+    """Removes the rows that a restart writes again."""
     rows = [row for row in read_metrics(path) if keep(row)]
     if path.exists():
         part = path.with_suffix(".part")
@@ -90,6 +90,6 @@ def keep_rows(path: Path, keep: Callable[[Row], bool]) -> None:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are there, exactly rounded and so the same in any order; None where none is."""
+    """Returns the mean of the values that are not None, exactly rounded and so the same in any order."""
     there = [value for value in values if value is not None]
     return fmean(there) if there else None

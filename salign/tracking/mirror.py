@@ -29,7 +29,7 @@ _JOB_TYPES: dict[str, JobType] = {"collect": "simulate", "train": "train", "eval
 
 
 def has_key() -> bool:
-    """Whether there is a key for W&B's server, in the environment or in netrc."""
+    """Returns whether there is a key for W&B's server, in the environment or in netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -40,7 +40,7 @@ def has_key() -> bool:
 
 
 def prepare_environment(run: RunDir, config: Config) -> None:
-    """Sets what wandb reads from the environment, before it is imported; inherited by child processes.
+    """Sets what wandb reads from the environment before it is imported; child processes inherit it.
 
     Offline belongs in the environment: as an argument alone, wandb would still send telemetry, which holds a process up
     at its end where there is no route. Staged artifact bytes go into the run's folder, so that a later sync finds them;
@@ -66,7 +66,7 @@ def _folder(run: RunDir, job_type: JobType, parts: Sequence[str]) -> Path:
 
 
 def mirrored_units(run: RunDir, config: Config) -> dict[str, Unit]:
-    """The units that a W&B run shows, by its id, in the order in which they are done."""
+    """Returns the units that have a W&B run, by its id, in the order in which they are done."""
     return {
         run_id(run, config, job_type, *filter(None, [unit.argument])): unit
         for unit in units(run, config)
@@ -75,7 +75,7 @@ def mirrored_units(run: RunDir, config: Config) -> dict[str, Unit]:
 
 
 def run_id(run: RunDir, config: Config, job_type: JobType, *parts: str) -> str:
-    """The id of a W&B run, such as `train-quickstart-stable`; once it has begun, the one that its folder keeps.
+    """Returns the id of a W&B run, such as `train-quickstart-stable`; once it has begun, the id in its folder.
 
     A unit that is requeued goes on in the same W&B run, also where the run's folder was renamed since.
     """
@@ -113,7 +113,7 @@ def _wandb_errors() -> tuple[type[Exception], ...]:
 
 
 class Mirror:
-    """One W&B run; does nothing where wandb is disabled or could not start, nor once its process is gone."""
+    """One W&B run; does nothing if wandb is disabled, did not start, or its process has ended."""
 
     def __init__(self, run: Any | None) -> None:
         self._run = run
@@ -128,13 +128,13 @@ class Mirror:
                 raise
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """One row of metrics; missing values are left out."""
+        """Logs one row of metrics, without missing values."""
         if self._run is not None:
             with self._going_on():
                 self._run.log({name: value for name, value in row.items() if value is not None and name != "time"})
 
     def summarize(self, figures: Mapping[str, Any]) -> None:
-        """Figures of the run as a whole."""
+        """Sets figures of the run as a whole."""
         if self._run is not None:
             with self._going_on():
                 self._run.summary.update(dict(figures))
@@ -149,7 +149,7 @@ class Mirror:
     def artifact(
         self, name: str, kind: Literal["dataset", "model"], paths: Sequence[Path], *, upload: bool = True
     ) -> None:
-        """Files, or folders with all that is in them; without `upload` by reference and hash."""
+        """Logs files, or folders with their content; without `upload` only references with hashes."""
         if self._run is None:
             return
         import wandb
@@ -216,7 +216,7 @@ def _start(run: RunDir, config: Config, job_type: JobType, parts: Sequence[str])
 
 @contextlib.contextmanager
 def open_mirror(run: RunDir, config: Config, job_type: JobType, *parts: str) -> Iterator[Mirror]:
-    """The W&B run `job_type-<run>-<parts>`, finished at the end of the block, as failed where the block raises.
+    """Opens the W&B run `job_type-<run>-<parts>`; finishes it at the end of the block, as failed if that raises.
 
     Args:
         run: Whose folder takes wandb's files.

@@ -61,7 +61,7 @@ LOGGED: dict[JobType, tuple[str, ...]] = {
 
 
 def mean_rating(criterion: str, role: str | None = None) -> str:
-    """The metric of a round's mean rating by a criterion.
+    """Returns the metric that has a round's mean rating by a criterion.
 
     Args:
         criterion: By which observers rate.

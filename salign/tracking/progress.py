@@ -40,7 +40,7 @@ def _metrics(units: Sequence[Unit]) -> list[Path]:
 
 
 def watch_simulation(shards: Sequence[Unit]) -> Watched:
-    """What is shown of shards."""
+    """Returns how to show the progress of shards."""
     return Watched(
         "simulate",
         _metrics(shards),
@@ -57,7 +57,7 @@ def watch_simulation(shards: Sequence[Unit]) -> Watched:
 
 
 def watch_training(units: Sequence[Unit]) -> Watched:
-    """What is shown of a training stage."""
+    """Returns how to show the progress of a training stage."""
     return Watched(
         units[0].name,
         _metrics(units),
@@ -70,7 +70,7 @@ def watch_training(units: Sequence[Unit]) -> Watched:
 
 
 def watch_evaluation(units: Sequence[Unit]) -> Watched:
-    """What is shown of an evaluation."""
+    """Returns how to show the progress of an evaluation."""
     return Watched(
         units[0].name,
         _metrics(units),
@@ -83,7 +83,7 @@ def watch_evaluation(units: Sequence[Unit]) -> Watched:
 
 
 def reached(watched: Watched) -> tuple[float, float, str]:
-    """Done, total and text, as the files have it now."""
+    """Returns how much is done, the total, and a text, as the files have it now."""
     last: list[Row] = []
     for file in watched.files:
         merged: dict[str, Any] = {}

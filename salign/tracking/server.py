@@ -13,7 +13,7 @@ from salign.tracking.mirror import has_key
 
 @contextlib.contextmanager
 def asking_wandb() -> Iterator[None]:
-    """What W&B refuses, or where it is not reached, is an error of the user's.
+    """Turns what W&B refuses, and a server that is not reached, into errors of the user's.
 
     Raises:
         ConfigError: There is no key.
@@ -54,7 +54,7 @@ class Server:
         self.entity = tracking.entity or str(self._api.default_entity)
 
     def run(self, id_: str) -> Any | None:
-        """A run by its id; None where there is none."""
+        """Returns a run by its id; None if there is none."""
         from wandb.apis.public.runs import RunNotFoundError
         from wandb.errors import CommError
 

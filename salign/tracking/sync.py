@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 
 def sync(run: RunDir, config: Config, say: Say, *, live: bool = False) -> None:
-    """Sends what is complete or whose job is dead, verifies it, and links what each unit was made from.
+    """Sends runs that are complete or whose job is dead, verifies them, and links what each unit was made from.
 
     Args:
         run: Its folder.
@@ -61,7 +61,7 @@ def sync(run: RunDir, config: Config, say: Say, *, live: bool = False) -> None:
 
 
 def find_fragments(run: RunDir) -> dict[str, list[Fragment]]:
-    """The logs of a run by the id of their W&B run, each in the order in which they were begun.
+    """Finds the logs of a run by the id of their W&B run, each in the order in which they were begun.
 
     Raises:
         DataError: One is not a W&B log.
@@ -194,7 +194,7 @@ def _lineage(run: RunDir, config: Config) -> Iterator[tuple[str, Callable[[Serve
 
 
 def lineage(run: RunDir, config: Config) -> Iterator[tuple[str, str, str]]:
-    """Which W&B run was made from which artifact of which other: consumer's id, producer's id, the artifact's name."""
+    """Returns which W&B run used which artifact of another: consumer's id, producer's id, artifact's name."""
 
     def model(stage: str) -> tuple[str, str]:
         return run_id(run, config, "train", stage), f"{config.run.name}-{stage}"

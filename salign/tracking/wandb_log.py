@@ -20,7 +20,7 @@ _WHOLE, _FIRST, _LAST = 1, 2, 4
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records of a `.wandb` file, in their order.
+    """Reads the records of a `.wandb` file, in order.
 
     Raises:
         DataError: It is no such file.
@@ -56,12 +56,12 @@ def _parts(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def history(path: Path, name: str) -> list[Any]:
-    """The logged values of one metric."""
+    """Returns the logged values of one metric."""
     return [row[name] for row in history_rows(path) if name in row]
 
 
 def history_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The logged rows, internal values included."""
+    """Returns the logged rows, with internal values."""
     for record in records(path):
         if record.WhichOneof("record_type") == "history":
             yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
@@ -69,7 +69,7 @@ def history_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class Artifact:
-    """An artifact that a log says was made.
+    """An artifact as a log describes it.
 
     `missing` are files to be uploaded that are no longer there; an artifact by reference has none, but the files that
     it refers to may be lost.
@@ -82,7 +82,7 @@ class Artifact:
 
 @dataclass
 class Fragment:
-    """One log: a run, or what one of the processes that went on with it has logged.
+    """One log file: a W&B run, or the part of it that one process logged.
 
     `ended` says whether its process came to its end.
     """
@@ -101,12 +101,12 @@ class Fragment:
 
     @property
     def is_synced(self) -> bool:
-        """Whether wandb left the file that it leaves beside a log that it has sent."""
+        """Returns whether wandb's mark of a sent log stands beside it."""
         return self.path.with_name(self.path.name + ".synced").exists()
 
 
 def read_fragment(path: Path) -> Fragment:
-    """What a log holds.
+    """Reads a log file.
 
     Raises:
         DataError: It is not a W&B log.

@@ -21,7 +21,7 @@ _TASKS = ("alignment", "engagement", "moral_stories")
 
 
 def build(entity: str, project: str, curves: Curves) -> Any:
-    """The workspace of a project in which societies have such curves."""
+    """Builds the workspace of a project whose societies have such curves."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -96,7 +96,7 @@ def _sections(wr: Any, curves: Curves) -> dict[str, list[Any]]:
 
 
 def spec(workspace: Any) -> dict[str, Any]:
-    """What would be sent, without what is drawn at random for each sending."""
+    """Returns what would be sent to the server, without random ids."""
     view = workspace._to_model()
     sent: dict[str, Any] = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     stripped = _without_random(sent)
@@ -113,7 +113,7 @@ def _without_random(value: Any) -> Any:
 
 
 def named_metrics(found: Any) -> set[str]:
-    """Every metric that a spec shows, or draws something over."""
+    """Returns every metric that a spec shows, or draws something over."""
     names: set[str] = set()
     if isinstance(found, list):
         return names.union(*map(named_metrics, found))
@@ -129,18 +129,18 @@ def named_metrics(found: Any) -> set[str]:
 
 
 def is_logged(name: str) -> bool:
-    """Whether some W&B run of ours has a metric of that name."""
+    """Returns whether one of our W&B runs has a metric of that name."""
     patterns = (pattern for patterns in LOGGED.values() for pattern in patterns)
     return any(re.fullmatch(re.escape(pattern).replace(r"\*", "[^/]+"), name) for pattern in patterns)
 
 
 def not_logged(found: Any) -> list[str]:
-    """The metrics that a spec shows and no W&B run of ours has."""
+    """Returns the metrics that a spec shows and none of our W&B runs has."""
     return [name for name in sorted(named_metrics(found)) if not is_logged(name)]
 
 
 def check(curves: Curves, *, update: bool = False) -> list[str]:
-    """Compares the workspace, offline, with what was agreed on and with what is logged.
+    """Compares the workspace, offline, with its reviewed copy and with what is logged.
 
     Args:
         curves: Of the default society.
@@ -163,7 +163,7 @@ def check(curves: Curves, *, update: bool = False) -> list[str]:
 
 
 def apply(tracking: TrackingSection, curves: Curves) -> tuple[str, bool]:
-    """Makes the workspace in W&B, or brings it up to date under the same address.
+    """Creates the workspace in W&B, or updates it under the same address.
 
     Args:
         tracking: Names the project.
