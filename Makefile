@@ -9,7 +9,7 @@ TWO := -n 2 --dist loadgroup --no-loadscope-reorder
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: run test test-unit coverage lint setup devcluster clean
+.PHONY: run test test-unit test-repeat coverage lint setup devcluster clean
 
 run: setup  ## the whole pipeline on the embedded model; ARGS="CONFIG.yaml key.sub=value" for another
 	$(BIN)/python jobs/launch.py $(ARGS)
@@ -19,6 +19,12 @@ test: setup  ## all tests, two files at a time: integration (real Slurm, DeepSpe
 
 test-unit: setup  ## the tests that need seconds, no network and no model
 	$(BIN)/python -m pytest $(TWO) -m "not integration and not gpu" $(ARGS)
+
+test-repeat: setup  ## all tests N times (5), beside a busy loop on each of two cores; stops at the first that fails
+	@for core in 1 2; do while :; do :; done & loops="$$loops $$!"; done; trap "kill $$loops" EXIT; \
+	for round in $$(seq $(or $(N),5)); do \
+		echo "round $$round"; $(BIN)/python -m pytest $(TWO) $(ARGS) || exit 1; \
+	done
 
 coverage: setup  ## what the unit tests go through, by line and branch
 	$(BIN)/python -m pytest $(TWO) -m "not integration and not gpu" --cov=salign --cov-branch \

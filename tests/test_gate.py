@@ -105,6 +105,28 @@ def lengths(seed=3):
 # --- adapting ------------------------------------------------------------------------------------
 
 
+def test_the_limit_rises_by_one_after_as_many_good_calls_as_it_is():
+    async def run():
+        gate = Gate(8, adaptive=True)
+        for _ in range(8):
+            await gate.enter()
+        gate.pushed_back()
+        for _ in range(8):
+            gate.leave(1.0, 45)
+        limits = [gate.limit]
+        for _ in range(limits[0]):
+            await gate.enter()
+        while gate.limit < limits[0] + 2:
+            gate.leave(1.0, 45)
+            limits.append(gate.limit)
+            await gate.enter()
+        return limits
+
+    first, *others = virtually(run())
+    assert 1 < first < 8
+    assert others == [*[first] * (first - 1), *[first + 1] * (first + 1), first + 2]
+
+
 def test_refusals_settle_the_limit_at_what_the_engine_takes():
     async def run():
         gate = Gate(256, adaptive=True)

@@ -2,10 +2,14 @@
 
 import itertools
 import random
+import threading
+import time
 
 import numpy as np
 import pytest
+from waits import wait_until
 
+from salign import locks
 from salign.config import HashingEmbedder, TransformersEmbedder
 from salign.society import memory as module
 from salign.society.embedders import embed
@@ -127,6 +131,26 @@ def test_embeddings_of_a_model_are_had_once_for_all_that_start_in_a_folder(tmp_p
         embeddings_of(*changed, tmp_path)
     assert len(asked) == 4
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_of_those_that_start_together_one_asks_the_model_and_the_others_wait_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
+    sleep, waits = time.sleep, threading.Event()
+    monkeypatch.setattr(time, "sleep", lambda seconds: (waits.set(), sleep(seconds)))
+    section, found, asked = TransformersEmbedder(kind="transformers", model="some/model"), [], []
+    second = threading.Thread(target=lambda: found.append(embeddings_of(section, (SISTER, TAXES), tmp_path)))
+
+    def embedded(_, texts):
+        asked.append(texts)
+        second.start()
+        wait_until(lambda: waits.is_set() or not second.is_alive())
+        return np.eye(len(texts), dtype=np.float32)
+
+    monkeypatch.setattr(module, "embed", embedded)
+    found.append(embeddings_of(section, (SISTER, TAXES), tmp_path))
+    second.join()
+    assert len(asked) == 1
+    assert len(found) == 2
 
 
 # --- what is remembered --------------------------------------------------------------------------

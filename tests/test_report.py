@@ -6,6 +6,7 @@ import json
 import re
 import tracemalloc
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -403,8 +404,13 @@ def test_thinned_curves_keep_their_ends_and_what_was_held_out():
 # --- files ---------------------------------------------------------------------------------------
 
 
-def test_figures_for_a_paper_are_files_that_open(simulated):
-    write_report(simulated, simulated.config())
+@pytest.fixture(scope="module")
+def written(simulated) -> Path:
+    """The report of a run that is simulated."""
+    return write_report(simulated, simulated.config())[0]
+
+
+def test_figures_for_a_paper_are_files_that_open(simulated, written):
     folder = simulated.report / "figures"
     names = {path.name for path in folder.iterdir()}
     expected = {"society", "ratings", "before-after", "map", "followed", "data"}
@@ -416,10 +422,9 @@ def test_figures_for_a_paper_are_files_that_open(simulated):
             assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_report_is_made_again_as_it_was(simulated):
-    first, _ = write_report(simulated, simulated.config())
+def test_a_report_is_made_again_as_it_was(simulated, written):
     files = {path: path.read_bytes() for path in (simulated.report / "figures").iterdir()}
-    data = data_of(first.read_text())
+    data = data_of(written.read_text())
     again, _ = write_report(simulated, simulated.config())
     assert data_of(again.read_text()) == data
     assert {path: path.read_bytes() for path in (simulated.report / "figures").iterdir()} == files
