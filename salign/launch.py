@@ -1,6 +1,5 @@
 """The whole pipeline of a run: check, run what is left, close with a table."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from rich.table import Table
 from salign import compose
 from salign.cluster.estimate import estimate, print_estimate
 from salign.cluster.follow import follow
+from salign.cluster.live import cancel_live_jobs, not_at_work, refuse_another_config, refuse_live_jobs
 from salign.cluster.scheduler import Scheduler
-from salign.cluster.schedulers import all_schedulers, scheduler_of
+from salign.cluster.schedulers import scheduler_of
 from salign.cluster.status import describe_failure
 from salign.config import Config
 from salign.dataset.check import check_dataset
@@ -33,7 +33,6 @@ from salign.storage import sha256
 from salign.training.check import check_training
 from salign.training.memory import print_memory
 
-_CANCEL_PATIENCE_S = 60.0
 # Of failed units, so many are named.
 _MAX_FAILURES = 3
 
@@ -122,9 +121,10 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
         return
     if left:
         check_engines(config, fetch=True, here=scheduler.is_here)
+    refuse_another_config(run, config, replace=options.replace)
     with claim_run(config):
-        for its, _ in everything:
-            _refuse_live_jobs(its, replace=options.replace)
+        for its, _ in everything if options.replace else ():
+            cancel_live_jobs(its)
         after: tuple[str, ...] = ()
         for one in everything:
             after = _submit(*one, hashes, after, console)
@@ -171,9 +171,13 @@ def _submit(
     if not left:
         return ()
     scheduler = scheduler_of(run, config)
-    _say_notes(scheduler.check(config, left), console)
-    scheduler.submit(config, left, console, after)
-    if scheduler.is_here or all(unit.key != f"train/{config.stage_of_generation}" for unit in left):
+    left = not_at_work(run, scheduler, left)
+    if left:
+        _say_notes(scheduler.check(config, left), console)
+        scheduler.submit(config, left, console, after)
+    if scheduler.is_here or not config.train.stages:
+        return ()
+    if f"train/{config.stage_of_generation}" in complete(everything):
         return ()
     task = scheduler.placements()[f"train/{config.stage_of_generation}"].task
     return () if task is None else (task,)
@@ -212,7 +216,7 @@ def _drop_answers(
     num, names = 0, set[str]()
     with claim_run(everything[0][1]):
         for run, _ in everything:
-            _refuse_live_jobs(run, replace=options.replace)
+            cancel_live_jobs(run) if options.replace else refuse_live_jobs(run)
         for unit in left:
             for folder in {path.parent for path in unit.folder.rglob("journal-*")}:
                 with lock(unit.folder / ".lock", unit.name):
@@ -225,28 +229,6 @@ def _drop_answers(
 
 
 # --- jobs of a scheduler -------------------------------------------------------------------------
-
-
-def _refuse_live_jobs(run: RunDir, *, replace: bool) -> None:
-    """Raises a StageError while jobs of the run are in a queue; with `replace`, cancels them and waits."""
-    for scheduler in all_schedulers(run):
-        end = time.monotonic() + _CANCEL_PATIENCE_S
-        cancelled: set[str] = set()
-        while live := {task.job_id for task in scheduler.live()}:
-            ids = " ".join(sorted(live))
-            if not replace:
-                raise StageError(
-                    f"the run {run.path} has live jobs: {ids}. Wait for them (python jobs/status.py {run.path}), or "
-                    "launch with --replace, which cancels them first."
-                )
-            if time.monotonic() > end:
-                raise StageError(
-                    f"the jobs {ids} were cancelled, but {scheduler.name} has not ended them yet. Launch again later."
-                )
-            if live - cancelled:
-                scheduler.cancel(sorted(live - cancelled))
-                cancelled |= live
-            time.sleep(1.0)
 
 
 def _say_notes(notes: Sequence[str], console: Console) -> None:
@@ -279,6 +261,9 @@ def _wait(run: RunDir, config: Config, console: Console) -> None:
             console.print(f"continued without: {line}", markup=False, highlight=False, soft_wrap=True)
         return
     counts = ", ".join(f"{count} {word}" for word, count in board.counts().items())
+    if stuck := board.stuck():
+        jobs = "".join(f"\n{one}" for one in stuck[:_MAX_FAILURES])
+        raise StageError(f"nothing of the run {run.path} gets further by itself ({counts}): {jobs}")
     listed = "".join(f"\n{line}" for line in failed)
     raise StageError(
         f"the run {run.path} has stopped: {counts}.{listed}\nFix that and launch again; what is complete is kept."

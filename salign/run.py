@@ -57,6 +57,11 @@ class RunDir:
         return self.path / "slurm"
 
     @property
+    def slurm_marker(self) -> Path:
+        """Says that jobs of the run may be in Slurm's queue, also when `slurm` has been removed."""
+        return self.path / ".slurm"
+
+    @property
     def launch_lock(self) -> Path:
         """Of a launch, which works on all generations."""
         return self.first.path / ".launch.lock"

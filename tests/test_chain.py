@@ -1,8 +1,10 @@
 """What Slurm says, read; what it is told. The real one is in integration/test_slurm.py."""
 
 import dataclasses
+import getpass
 import io
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,25 +14,30 @@ import pytest
 from rich.console import Console
 
 from salign import compose
+from salign.cluster import live
+from salign.cluster.live import not_at_work
 from salign.cluster.slurm.batch import batch_file, names_of_environment, notes_on_environment
 from salign.cluster.slurm.check import compare, mistakes_of_setup
 from salign.cluster.slurm.commands import (
+    Ending,
     LiveJob,
     Node,
     Slurm,
     clean_environment,
+    endings_of_accounting,
+    endings_of_controller,
     minutes_of,
     node_of,
     num_gpus_of,
-    telling_states,
 )
 from salign.cluster.slurm.jobs import chain, suffix_of
 from salign.cluster.slurm.scheduler import SlurmScheduler
-from salign.cluster.slurm.submission import Submission, note, submissions
+from salign.cluster.slurm.submission import Submission, note, submissions, submit
 from salign.cluster.status import Board, print_status
 from salign.commands import status
 from salign.config import SlurmCluster
 from salign.errors import ConfigError, StageError, exit_code_of
+from salign.locks import lock
 from salign.markers import mark_done
 from salign.plan import to_run, units
 from salign.restarts import check_restart
@@ -85,23 +92,61 @@ def test_a_node():
 
 def test_a_step_says_what_its_job_does_not():
     lines = [
-        "7_0|COMPLETED",
-        "7_0.batch|COMPLETED",
-        "7_1|FAILED",
-        "7_1.batch|FAILED",
-        "7_1.0|OUT_OF_MEMORY",
-        "8|CANCELLED by 1000",
-        "8.0|FAILED",
-        "9_[2-5%2]|PENDING",
-        "10.0|NODE_FAIL",
-        "10|REQUEUED",
+        "7_0|COMPLETED|0:0|n1|None",
+        "7_0.batch|COMPLETED|0:0|n1|",
+        "7_1|FAILED|1:0|n2|None",
+        "7_1.batch|FAILED|1:0|n2|",
+        "7_1.0|OUT_OF_MEMORY|0:125|n2|",
+        "8|CANCELLED by 1000|0:0|None assigned|Dependency",
+        "8.0|FAILED|1:0|n1|",
+        "9_[2-5%2]|PENDING|0:0|None assigned|Priority",
+        "10.0|NODE_FAIL|1:0|n3|",
+        "10|REQUEUED|0:0|n3|None",
+        "11|FAILED|68:0|n4|None",
     ]
-    assert telling_states(line.split("|") for line in lines) == {
-        "7_0": "COMPLETED",
-        "7_1": "OUT_OF_MEMORY",
-        "8": "CANCELLED",
-        "10": "NODE_FAIL",
+    found = endings_of_accounting(line.split("|") for line in lines)
+    assert {job: str(ending) for job, ending in found.items()} == {
+        "7_0": "COMPLETED on n1",
+        "7_1": "OUT_OF_MEMORY on n2, signal 125",
+        "8": "CANCELLED (Dependency)",
+        "10": "NODE_FAIL on n3, exit code 1",
+        "11": "FAILED on n4: the run's folder is not to be seen there",
     }
+
+
+def test_without_accounting_the_controller_says_how_jobs_ended():
+    text = "JobId=9 ArrayJobId=7 ArrayTaskId=1 JobState=FAILED Reason=NonZeroExitCode ExitCode=2:0 NodeList=n[1-2] X=\n"
+    text += "JobId=8 JobName=a=b c JobState=COMPLETED Reason=None ExitCode=0:0 NodeList=n1\nJobId=77 JobState=RUNNING\n"
+    found = endings_of_controller(text, ["7", "8"])
+    assert found["7_1"] == Ending("FAILED", "2:0", "n[1-2]", "NonZeroExitCode")
+    assert str(found["7_1"]) == "FAILED on n[1-2], exit code 2 (NonZeroExitCode)"
+    assert set(found) == {"7_1", "8"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_stuck"),
+    [
+        ("Priority", False),
+        ("Resources", False),
+        ("Dependency", False),
+        ("BeginTime", False),
+        ("ReqNodeNotAvail", False),
+        ("QOSMaxJobsPerUserLimit", False),
+        ("AssocGrpCpuLimit", False),
+        ("JobHeldUser", True),
+        ("launch_failed_requeued_held", True),
+        ("DependencyNeverSatisfied", True),
+        ("BadConstraints", True),
+        ("QOSMaxCpuPerJobLimit", True),
+        ("AssocMaxWallDurationPerJobLimit", True),
+        ("QOSMinGRES", True),
+        ("PartitionTimeLimit", True),
+        ("InvalidAccount", True),
+    ],
+)
+def test_a_job_that_waiting_does_not_help_is_told_from_others(reason, is_stuck):
+    assert LiveJob("7", "r", "PENDING", reason, "").is_stuck is is_stuck
+    assert not LiveJob("7", "r", "RUNNING", reason, "n1").is_stuck
 
 
 def test_a_job_hands_nothing_of_itself_on():
@@ -161,6 +206,132 @@ def test_with_too_few_shards_the_collector_only_waits_for_their_end(tmp_path):
     run = RunDir(tmp_path / "r")
     collect = chain(made.cluster, to_run(units(run, made)), 1001)[1]
     assert "--dependency=afterany:7\n" in batch_file(run, made, collect, code=Path("/code"), after=["7"])
+
+
+class QueueOf:
+    """Slurm's answers, as far as a launch beside live jobs asks."""
+
+    def __init__(self, monkeypatch, run: RunDir) -> None:
+        self.run, self.ids, self.cancelled = run, list[str](), list[str]()
+        monkeypatch.setattr(SlurmScheduler, "is_reachable", lambda self: True)
+        monkeypatch.setattr(Slurm, "live_jobs", lambda _, suffix, others: self.jobs())
+        run.slurm.mkdir(parents=True)
+
+    def jobs(self) -> list[LiveJob]:
+        return [LiveJob(id_, "r-x" + suffix_of(self.run), "RUNNING", "None", "n1") for id_ in self.ids]
+
+    def submitted(self, job_id: str, *tasks: str) -> None:
+        made = Submission(job_id, "x", tuple((task,) for task in tasks), (), 1.0)
+        note(self.run, dataclasses.replace(made, name_in_queue="r-x" + suffix_of(self.run), user=getpass.getuser()))
+
+
+def test_what_is_missing_is_submitted_beside_what_is_at_work(tmp_path, monkeypatch):
+    made = config(tmp_path)
+    run = RunDir(tmp_path / "r")
+    queue = QueueOf(monkeypatch, run)
+    queue.submitted("7", *(f"simulate/{shard}" for shard in range(5)))
+    queue.submitted("8", "train/sft")
+    queue.ids = ["7_0", "7_1", "7_2", "7_4", "8"]  # shard 3 has failed, and what waited for it is gone
+    scheduler = SlurmScheduler(run)
+    left = not_at_work(run, scheduler, to_run(units(run, made)))
+    jobs = chain(made.cluster, left, 1001, scheduler.at_work())
+    assert {job.name: (job.after, job.after_live) for job in jobs} == {
+        "simulate": ((), ()),
+        "collect": (("simulate",), ("7_0", "7_1", "7_2", "7_4")),
+        "train-stable": (("collect",), ("8",)),
+        "evaluate-base": ((), ()),
+        "evaluate-stable": (("train-stable",), ()),
+    }
+    queue.ids = [f"7_{task}" for task in range(5)]
+    assert chain(made.cluster, left, 1001, scheduler.at_work())[1].after_live == ("7",)
+
+
+@pytest.mark.parametrize(
+    ("live", "said"),
+    [
+        (["7_0", "7_1", "7_2", "7_3", "7_4", "9"], "has live jobs: 7 9, and it is not known what all of them do"),
+        (["7_0", "8"], "the job 8 (collect) would not wait for simulate/1"),
+    ],
+)
+def test_a_launch_beside_jobs_that_it_cannot_join_is_refused(tmp_path, monkeypatch, live, said):
+    made = config(tmp_path)
+    run = RunDir(tmp_path / "r")
+    queue = QueueOf(monkeypatch, run)
+    queue.submitted("7", *(f"simulate/{shard}" for shard in range(5)))
+    queue.submitted("8", "dataset")
+    queue.ids = live
+    with pytest.raises(StageError, match=re.escape(said) + ".* --replace"):
+        not_at_work(run, SlurmScheduler(run), to_run(units(run, made)))
+
+
+def test_a_unit_that_a_process_of_no_job_works_on_is_not_submitted(tmp_path, monkeypatch):
+    made = config(tmp_path)
+    run = RunDir(tmp_path / "r")
+    QueueOf(monkeypatch, run)
+    monkeypatch.setattr(live, "UNLOCK_PATIENCE_S", 0.0)
+    with lock(run.shard(2) / ".lock", "shard 2"), pytest.raises(StageError, match="works on simulate 2"):
+        not_at_work(run, SlurmScheduler(run), to_run(units(run, made)))
+
+
+def test_jobs_of_another_user_or_place_are_asked_for_by_their_ids(tmp_path, monkeypatch):
+    asked = []
+
+    def answer(self, *command: str) -> str:
+        asked.append(command)
+        if "--me" in command:
+            return ""
+        if "99" in command:
+            raise StageError("`squeue` failed: slurm_load_jobs error: Invalid job id specified")
+        return "12_0|RUNNING|None|n1|other-x\n13|PENDING|Priority||a stranger's\n"
+
+    monkeypatch.setattr(Slurm, "_run", answer)
+    assert [job.id for job in Slurm().live_jobs("-x", {"12": "other-x", "13": "mine-x"})] == ["12_0"]
+    assert Slurm().live_jobs("-x", {"99": "x"}) == []
+    assert asked[1][:3] == ("squeue", "--jobs", "12,13")
+
+
+def test_a_chain_that_stops_half_way_says_what_is_in_the_queue(tmp_path, monkeypatch):
+    """The controller goes after the second job: sbatch and scancel fail."""
+    made = config(tmp_path)
+    run = RunDir(tmp_path / "r")
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    sbatch = 'echo x >>"$COUNT"; n=$(wc -l <"$COUNT"); [ $n -lt 3 ] && echo "Submitted batch job $n" || '
+    sbatch += '{ echo "sbatch: error: Unable to contact slurm controller (connect failure)" >&2; exit 1; }'
+    for name, text in {"sbatch": sbatch, "scancel": "exit 1", "srun": "true"}.items():
+        (bin_ / name).write_text(f"#!/bin/bash\n{text}\n")
+        (bin_ / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+    monkeypatch.setenv("COUNT", str(tmp_path / "count"))
+    monkeypatch.setenv("NOT_NAMED", "1")
+    made = config(tmp_path, cluster={"more_environment": ["COUNT"]})
+    jobs = chain(made.cluster, units(run, made), 1001)
+    with pytest.raises(StageError) as caught:
+        submit(run, made, jobs, code=tmp_path, slurm=Slurm())
+    assert "did not take the job train-sft: sbatch: error: Unable to contact slurm controller" in str(caught.value)
+    assert "In the queue are 1 (simulate), 2 (collect). Launch again" in str(caught.value)
+    assert os.environ["NOT_NAMED"] == "1"
+    assert [one.job_id for one in submissions(run)] == ["1", "2"]
+
+
+def test_nothing_waits_for_jobs_that_do_not_start_by_themselves(tmp_path, monkeypatch):
+    made = config(tmp_path)
+    run = RunDir(tmp_path / "r")
+    queue = QueueOf(monkeypatch, run)
+    queue.submitted("7", "simulate/0")
+    queue.submitted("8", "dataset")
+    monkeypatch.setattr(Slurm, "endings", lambda self, jobs: {})
+    held = LiveJob("7", "r-x", "PENDING", "JobHeldUser", "")
+    waiting = LiveJob("8", "r-x", "PENDING", "Dependency", "")
+    board = Board(run, made)
+    for jobs, is_at_work in (([held, waiting], False), ([waiting], True), ([held], False)):
+        monkeypatch.setattr(queue, "jobs", lambda jobs=jobs: jobs)
+        board.look()
+        assert board.is_at_work is is_at_work
+    assert board.stuck() == ["7 (JobHeldUser: `scontrol release 7`)"]
+    text = io.StringIO()
+    print_status(run, made, Console(file=text, width=200))
+    assert "do not start by themselves: 7 (JobHeldUser: `scontrol release 7`)" in text.getvalue()
 
 
 # --- batch files ---------------------------------------------------------------------------------
@@ -540,15 +711,15 @@ def test_status_goes_on_where_slurm_does_not_answer(tmp_path, monkeypatch):
     run.slurm.mkdir(parents=True)
     note(run, Submission("7", "collect", (("dataset",),), (), 1.0))
     monkeypatch.setattr(SlurmScheduler, "is_reachable", lambda self: True)
-    monkeypatch.setattr(Slurm, "ended_states", lambda self, jobs: {})
+    monkeypatch.setattr(Slurm, "endings", lambda self, jobs: {})
     waiting = LiveJob("7", "r-collect" + suffix_of(run), "PENDING", "Priority", "")
-    monkeypatch.setattr(Slurm, "live_jobs", lambda self, suffix: [waiting])
+    monkeypatch.setattr(Slurm, "live_jobs", lambda self, suffix, others: [waiting])
     board = Board(run, made)
     board.look()
     assert board.standings["dataset"].word == "pending"
     assert board.silent_since is None
 
-    def no_answer(self, suffix):
+    def no_answer(self, suffix, others):
         raise StageError("`squeue` gave no answer in 60 s")
 
     monkeypatch.setattr(Slurm, "live_jobs", no_answer)

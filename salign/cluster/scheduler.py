@@ -22,12 +22,16 @@ class LiveTask:
         job_id: Of the whole job, as `Scheduler.cancel` takes it.
         is_running: Whether it runs; else it waits.
         detail: Where it runs, or why it waits.
+        remedy: What somebody must do before it can start; "" if it will by itself.
+        waits_for_jobs: Whether it waits for other jobs.
     """
 
     id: str
     job_id: str
     is_running: bool
     detail: str
+    remedy: str = ""
+    waits_for_jobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Scheduler(ABC):
 
         Args:
             config: The run's.
-            left: Units in the plan's order; what they need and is not among them is complete.
+            left: Units in the plan's order; what they need and is not among them is complete, or `at_work`.
             console: Is shown what was submitted, or how far the work is.
             after: Tasks of another run, as `placements` names them, that all of it waits for.
 
@@ -102,13 +106,21 @@ class Scheduler(ABC):
         """The run's tasks that have not ended; none where the run has never been here."""
         return []
 
-    def ended(self, tasks: Iterable[str]) -> Mapping[str, Ended] | None:
-        """Those of some tasks that did not end well.
+    def at_work(self) -> Mapping[str, str]:
+        """The keys of units that live jobs do, or will do, each to an id that another job can wait for.
 
-        Returns:
-            By task; None where the scheduler remembers nothing of ended jobs.
+        `submit` goes by what this said last.
         """
         return {}
+
+    def ended(self, tasks: Iterable[str]) -> Mapping[str, Ended]:
+        """Those of some tasks that did not end well, as far as the scheduler remembers them."""
+        return {}
+
+    @property
+    def forgets(self) -> bool:
+        """Whether it was found to forget ended jobs within minutes."""
+        return False
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         """Ends jobs; a scheduler that `is_here` has none."""

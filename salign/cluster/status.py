@@ -127,20 +127,25 @@ class Board:
             except (StageError, ConfigError) as error:
                 self.unanswered.append(str(error))
                 ended = {}
-            if ended is None:
+            self._ended |= ended
+            if scheduler.forgets:
                 self.without_accounting.append(scheduler.name)
-            else:
-                self._ended |= ended
 
     @property
     def is_at_work(self) -> bool:
         """Whether anything of the run may still get further by itself."""
+        moves = any(not task.remedy and not task.waits_for_jobs for task in self.live)
         return (
-            bool(self.live)
+            moves
+            or (bool(self.live) and not self.stuck())
             or self.silent_since is not None
             or self.counts()["running"] > 0
             or is_locked(self.run.launch_lock)
         )
+
+    def stuck(self) -> list[str]:
+        """Of each task that will not start by itself: its id, why, and what to do."""
+        return [f"{task.id} ({task.detail}: {task.remedy})" for task in self.live if task.remedy]
 
     def _standing(
         self,
@@ -244,8 +249,8 @@ def print_status(run: RunDir, config: Config, console: Console) -> None:
         console.print(f"known only from the run's folder: {error}", markup=False, highlight=False, soft_wrap=True)
     for name in board.without_accounting:
         console.print(
-            f"{name} keeps no accounting here: how a job ended is known only from the run's folder, and a job that "
-            "ran out of memory or lost its node cannot be distinguished from other failures.",
+            f"{name} keeps no accounting here: how a job ended is known for some minutes, and then only from the run's "
+            "folder.",
             highlight=False,
         )
     if counts["done"] < len(board.units):
@@ -255,6 +260,9 @@ def print_status(run: RunDir, config: Config, console: Console) -> None:
 
 
 def _how_to_go_on(run: RunDir, board: Board) -> str:
+    if stuck := board.stuck():
+        more = f" and {len(stuck) - _MAX_FAILURES} more" if stuck[_MAX_FAILURES:] else ""
+        return f"these jobs do not start by themselves: {', '.join(stuck[:_MAX_FAILURES])}{more}"
     if board.live:
         return f"wait for the jobs {', '.join(sorted({job.job_id for job in board.live}))}"
     if is_locked(run.launch_lock):

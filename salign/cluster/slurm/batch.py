@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from salign.cluster.slurm.jobs import Job, suffix_of
+from salign.cluster.slurm.jobs import Job, name_in_queue
 from salign.config import Config, SlurmCluster
 from salign.run import RunDir
 
@@ -110,7 +110,7 @@ def parameters(
         srun["mpi"] = "pmi2"
     srun |= cluster.srun_options(job.stage.name)
     chosen = {
-        "job_name": f"{run.path.name}-{job.name}{suffix_of(run)}",
+        "job_name": name_in_queue(run, job),
         "time": resources.timeout_min,
         "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks_per_node * num_parts,

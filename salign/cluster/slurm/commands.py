@@ -1,17 +1,26 @@
 """Slurm's own commands, as few as possible, because sites limit how often one may ask."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from salign.errors import ConfigError, StageError
 
 _TIMEOUT_S = 60.0
 # What only a step's line says; the job's own says FAILED, or nothing yet.
 _SAID_BY_STEPS = ("OUT_OF_MEMORY", "NODE_FAIL")
+# Reasons for which a job will not start by itself, however long one waits.
+_STUCK = re.compile(
+    r"held|DependencyNeverSatisfied|BadConstraints|Invalid(Account|QOS)|(Account|QOS)NotAllowed|JobLaunchFailure"
+    r"|Partition(Node|Time)Limit|ReservationDeleted|Max\w*PerJob|QOSMin\w+",
+    re.IGNORECASE,
+)
+_SEEN_BY_NOBODY = "68:0"  # of `salign_begin` in job.sh
 _UNUSABLE = ("down", "drain", "fail", "maint", "unk", "power_down", "poweroff", "inval")
 
 
@@ -48,12 +57,49 @@ class LiveJob:
     def is_running(self) -> bool:
         return self.state in ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED")
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it will not start by itself."""
+        return self.state == "SPECIAL_EXIT" or (not self.is_running and _STUCK.search(self.reason) is not None)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody, or Slurm after failed starts, holds it back."""
+        return self.is_stuck and "held" in self.reason.lower()
+
+    @property
+    def waits_for_jobs(self) -> bool:
+        """Whether it waits for other jobs to end."""
+        return self.reason == "Dependency"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job, or a task of an array, stands that is not in the queue: as Slurm writes it."""
+
+    state: str
+    exit_code: str = ""
+    nodes: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        code, _, signal = self.exit_code.partition(":")
+        how = f", signal {signal}" if signal.strip("0") else f", exit code {code}" if code.strip("0") else ""
+        if self.exit_code == _SEEN_BY_NOBODY:
+            how = ": the run's folder is not to be seen there"
+        where = (
+            f" on {self.nodes}" if self.nodes.strip("()").lower() not in ("", "none", "none assigned", "null") else ""
+        )
+        why = f" ({self.reason})" if self.reason.lower() not in ("", "none") else ""
+        return f"{self.state}{where}{how}{why}"
+
 
 class Slurm:
     """Asks and tells Slurm; counts how often (`num_commands`, by the command's name)."""
 
     def __init__(self) -> None:
         self.num_commands: Counter[str] = Counter()
+        self.keeps_accounting = True
         self._max_array_size: int | None = None
 
     def usage(self) -> str:
@@ -103,31 +149,51 @@ class Slurm:
                 return int(value)
         raise StageError("`scontrol show config` names no MaxArraySize; is this Slurm?")
 
-    def live_jobs(self, suffix: str) -> list[LiveJob]:
-        """This user's jobs that have not ended and whose name ends so; each task of an array by itself."""
-        form = "%i|%T|%r|%N|%j"
-        rows = (line.split("|", 4) for line in self._run("squeue", "--me", "-h", "-r", "-o", form).splitlines())
-        found = [LiveJob(id_, name, state, reason, nodes) for id_, state, reason, nodes, name in rows]
-        return [job for job in found if job.name.endswith(suffix)]
+    def live_jobs(self, suffix: str, others: Mapping[str, str] = MappingProxyType({})) -> list[LiveJob]:
+        """Jobs that have not ended; each task of an array by itself.
 
-    def ended_states(self, job_ids: Iterable[str]) -> dict[str, str] | None:
+        Args:
+            suffix: Of this user's jobs, those whose name ends so.
+            others: Further jobs, whosever they are: id to name, for ids are used again.
+        """
+        found = [job for job in self._queue("--me") if job.name.endswith(suffix)]
+        missing = others.keys() - {job.job_id for job in found}
+        if missing:
+            try:
+                rest = self._queue("--jobs", ",".join(sorted(missing)))
+            except StageError as error:
+                if "Invalid job id" not in str(error):  # Slurm has forgotten them
+                    raise
+                rest = []
+            found += [job for job in rest if others.get(job.job_id) == job.name]
+        return found
+
+    def _queue(self, *which: str) -> list[LiveJob]:
+        form = "%i|%T|%r|%N|%j"
+        rows = (line.split("|", 4) for line in self._run("squeue", *which, "-h", "-r", "-o", form).splitlines())
+        return [LiveJob(id_, name, state, reason, nodes) for id_, state, reason, nodes, name in rows]
+
+    def endings(self, job_ids: Iterable[str]) -> dict[str, Ending]:
         """How jobs, and tasks of arrays, stand in the accounting; a job that it has forgotten is absent.
 
-        The job's own line says FAILED where a step's says OUT_OF_MEMORY: then it is the step's.
+        Where the cluster keeps no accounting (`keeps_accounting` is then false), the controller is asked, which forgets
+        jobs some minutes after their end.
 
         Returns:
-            `JOB` or `JOB_TASK` to state; None where the cluster keeps no accounting.
+            `JOB` or `JOB_TASK` to how it stands.
         """
-        ids = ",".join(sorted(set(job_ids)))
+        ids = sorted(set(job_ids))
         if not ids:
             return {}
+        form = "JobID,State,ExitCode,NodeList,Reason"
         try:
-            text = self._run("sacct", "-n", "-P", "-o", "JobID,State", "-j", ids)
+            text = self._run("sacct", "-n", "-P", "-o", form, "-j", ",".join(ids))
         except StageError as error:
-            if "accounting storage is disabled" in str(error):
-                return None
-            raise
-        return telling_states(line.split("|") for line in text.splitlines())
+            if "accounting storage is disabled" not in str(error):
+                raise
+            self.keeps_accounting = False
+            return endings_of_controller(self._run("scontrol", "-o", "show", "jobs"), ids)
+        return endings_of_accounting(line.split("|", 4) for line in text.splitlines())
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         self._run("scancel", *job_ids)
@@ -186,13 +252,30 @@ def minutes_of(limit: str) -> int | None:
     return 1440 * int(days or 0) + 60 * hours + minutes
 
 
-def telling_states(rows: Iterable[Sequence[str]]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for line, said in rows:
+def endings_of_accounting(rows: Iterable[Sequence[str]]) -> dict[str, Ending]:
+    """Of sacct's lines (id, state, exit code, nodes, reason); a step may say more than its job."""
+    found: dict[str, Ending] = {}
+    for line, said, exit_code, nodes, reason in rows:
         job, _, step = line.partition(".")
         state = said.split(" ")[0]
         if "[" in job or not state:  # of an array's tasks that wait still
             continue
-        if (not step and found.get(job) not in _SAID_BY_STEPS) or state in _SAID_BY_STEPS:
-            found[job] = state
+        before = found.get(job)
+        if step and state in _SAID_BY_STEPS:
+            found[job] = Ending(state, exit_code, nodes, before.reason if before else "")
+        elif not step and (before is None or before.state not in _SAID_BY_STEPS):
+            found[job] = Ending(state, exit_code, nodes, reason)
+    return found
+
+
+def endings_of_controller(text: str, job_ids: Sequence[str]) -> dict[str, Ending]:
+    """Of the lines of `scontrol -o show jobs`: those of some jobs."""
+    found: dict[str, Ending] = {}
+    for line in text.splitlines():
+        said: dict[str, str] = dict(re.findall(r"(\S+?)=(\S*)", line))
+        job = said.get("ArrayJobId", said.get("JobId", ""))
+        if job in job_ids:
+            id_ = f"{job}_{said['ArrayTaskId']}" if "ArrayJobId" in said else job
+            reason = said.get("Reason", "")
+            found[id_] = Ending(said.get("JobState", ""), said.get("ExitCode", ""), said.get("NodeList", ""), reason)
     return found

@@ -1,8 +1,9 @@
 """The jobs of a run's chain: which units each does, and what it waits for."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from salign.config import SlurmCluster, SlurmResources
 from salign.plan import Unit
@@ -20,6 +21,7 @@ class Job:
         after: Names of the jobs that it waits for.
         resources: Of each task.
         needs_all: Whether what it waits for must have gone well; else it must only have ended.
+        after_live: Ids of jobs, or tasks of arrays, of an earlier launch that it waits for besides.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Job:
     after: tuple[str, ...]
     resources: SlurmResources
     needs_all: bool = True
+    after_live: tuple[str, ...] = ()
 
     @property
     def stage(self) -> Stage:
@@ -39,18 +42,24 @@ def suffix_of(run: RunDir) -> str:
     return "-" + hashlib.sha256(str(run.path).encode()).hexdigest()[:8]
 
 
-def was_submitted(run: RunDir) -> bool:
-    """Whether jobs of the run may be in the queue; one of its two folders may have been removed since."""
-    return run.slurm.is_dir() or run.code.is_dir()
+def name_in_queue(run: RunDir, job: Job) -> str:
+    """As squeue shows the job."""
+    return f"{run.path.name}-{job.name}{suffix_of(run)}"
 
 
-def chain(cluster: SlurmCluster, left: Sequence[Unit], max_array_size: int) -> list[Job]:
+def chain(
+    cluster: SlurmCluster,
+    left: Sequence[Unit],
+    max_array_size: int,
+    at_work: Mapping[str, str] = MappingProxyType({}),
+) -> list[Job]:
     """The jobs that do what is left, each after those that it waits for.
 
     Args:
         cluster: How shards are packed, and what each stage is given.
         left: Units in the plan's order.
         max_array_size: Tasks that an array may have at most; with more shards there are several arrays.
+        at_work: Keys of units that live jobs of an earlier launch do, to the id of the job or task.
     """
     shards = [unit for unit in left if stage_of(unit).is_array]
     packed = [tuple(shards[at : at + cluster.shards_per_task]) for at in range(0, len(shards), cluster.shards_per_task)]
@@ -66,5 +75,6 @@ def chain(cluster: SlurmCluster, left: Sequence[Unit], max_array_size: int) -> l
         after = tuple(dict.fromkeys(made_by[need] for need in unit.needs if need in made_by))
         made_by[unit.key] = name = "-".join(unit.words)
         needs_all = unit.stage != "collect" or cluster.min_shards is None
-        jobs.append(Job(name, ((unit,),), after, cluster.by_stage[unit.stage], needs_all))
+        live = tuple(dict.fromkeys(at_work[need] for need in unit.needs if need in at_work))
+        jobs.append(Job(name, ((unit,),), after, cluster.by_stage[unit.stage], needs_all, live))
     return jobs

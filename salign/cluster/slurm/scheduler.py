@@ -1,5 +1,6 @@
 """Slurm: a chain of jobs that do the units of a run."""
 
+import getpass
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,8 +10,8 @@ from rich.table import Table
 from salign.cluster.scheduler import Ended, LiveTask, Placement, Scheduler
 from salign.cluster.slurm.batch import batch_file
 from salign.cluster.slurm.check import check_cluster
-from salign.cluster.slurm.commands import Slurm
-from salign.cluster.slurm.jobs import Job, chain, suffix_of, was_submitted
+from salign.cluster.slurm.commands import LiveJob, Slurm
+from salign.cluster.slurm.jobs import Job, chain, suffix_of
 from salign.cluster.slurm.submission import submissions, submit
 from salign.config import Config, SlurmCluster
 from salign.errors import StageError
@@ -24,6 +25,14 @@ _USUAL_ARRAY_SIZE = 1001
 _NOT_FAILED = ("COMPLETED", "PENDING", "RUNNING", "REQUEUED", "COMPLETING")
 
 
+def _task(job: LiveJob) -> LiveTask:
+    remedy = ""
+    if job.is_stuck:
+        remedy = f"`scontrol release {job.id}`" if job.is_held else "launch with --replace, asking for what there is"
+    detail = job.node_list if job.is_running else job.reason
+    return LiveTask(job.id, job.job_id, job.is_running, detail, remedy, job.waits_for_jobs)
+
+
 class SlurmScheduler(Scheduler):
     """Submits through submitit; asks Slurm's own commands, only where the run has been submitted."""
 
@@ -33,6 +42,7 @@ class SlurmScheduler(Scheduler):
     def __init__(self, run: RunDir) -> None:
         super().__init__(run)
         self._slurm = Slurm()
+        self._at_work: Mapping[str, str] = {}
 
     def is_reachable(self) -> bool:
         return shutil.which("sbatch") is not None
@@ -42,10 +52,11 @@ class SlurmScheduler(Scheduler):
 
     def _jobs(self, config: Config, left: Sequence[Unit]) -> list[Job]:
         assert isinstance(config.cluster, SlurmCluster)
-        return chain(config.cluster, left, self._slurm.max_array_size())
+        return chain(config.cluster, left, self._slurm.max_array_size(), self._at_work)
 
     def submit(self, config: Config, left: Sequence[Unit], console: Console, after: Sequence[str] = ()) -> None:
         code = take_snapshot(self.run)
+        self.run.slurm_marker.touch()
         submitted = submit(self.run, config, self._jobs(config, left), code=code, slurm=self._slurm, after=after)
         names = {one.job_id: one.name for one in submitted}
         table = Table(title=f"Run {self.run.path}: submitted", title_justify="left")
@@ -72,27 +83,45 @@ class SlurmScheduler(Scheduler):
     def live(self) -> list[LiveTask]:
         if not self._is_known():
             return []
-        return [
-            LiveTask(job.id, job.job_id, job.is_running, job.node_list if job.is_running else job.reason)
-            for job in self._slurm.live_jobs(suffix_of(self.run))
-        ]
+        suffix, user = suffix_of(self.run), getpass.getuser()
+        # Submitted by another user, or when the run's folder was elsewhere.
+        others = {
+            one.job_id: one.name_in_queue
+            for one in submissions(self.run)
+            if one.user != user or not one.name_in_queue.endswith(suffix)
+        }
+        return [_task(job) for job in self._slurm.live_jobs(suffix, others)]
 
     def _is_known(self) -> bool:
-        """Whether there is anything of the run to ask about."""
-        return self.is_reachable() and was_submitted(self.run)
+        """Whether there is anything of the run to ask about; the folder of its jobs may have been removed."""
+        return self.is_reachable() and (self.run.slurm.is_dir() or self.run.slurm_marker.exists())
 
-    def ended(self, tasks: Iterable[str]) -> Mapping[str, Ended] | None:
+    def at_work(self) -> Mapping[str, str]:
+        live = {task.id for task in self.live()}
+        found: dict[str, str] = {}
+        for one in submissions(self.run):
+            ids = [one.task_id(number) for number in range(len(one.tasks))]
+            is_whole = live.issuperset(ids)  # an array of which a task has failed already is waited for in vain
+            for id_, keys in zip(ids, one.tasks, strict=True):
+                if id_ in live:
+                    found |= dict.fromkeys(keys, one.job_id if is_whole else id_)
+        self._at_work = found
+        return found
+
+    def ended(self, tasks: Iterable[str]) -> Mapping[str, Ended]:
         if not self._is_known():
             return {}
-        states = self._slurm.ended_states(task.split("_")[0] for task in tasks)
-        if states is None:
-            return None
+        endings = self._slurm.endings(task.split("_")[0] for task in tasks)
         return {
             # Slurm cancels what waits for a job that failed.
-            task: Ended("cancelled", state) if state == "CANCELLED" else Ended("failed", state)
-            for task, state in states.items()
-            if state not in _NOT_FAILED
+            task: Ended("cancelled" if ending.state == "CANCELLED" else "failed", str(ending))
+            for task, ending in endings.items()
+            if ending.state not in _NOT_FAILED
         }
+
+    @property
+    def forgets(self) -> bool:
+        return not self._slurm.keeps_accounting
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         self._slurm.cancel(job_ids)

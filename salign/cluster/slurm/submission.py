@@ -1,17 +1,18 @@
 """Submits a chain through submitit, and records what was submitted."""
 
 import contextlib
+import dataclasses
+import getpass
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from salign.cluster.slurm.batch import names_of_environment, parameters, shell_python
 from salign.cluster.slurm.commands import Slurm, clean_environment
-from salign.cluster.slurm.jobs import Job
+from salign.cluster.slurm.jobs import Job, name_in_queue
 from salign.config import Config, SlurmCluster
 from salign.errors import StageError
 from salign.run import RunDir
@@ -20,9 +21,17 @@ from salign.work import do_all
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that was submitted: Slurm's id, the keys of the units of each task, what it waits for.
+    """A job that was submitted.
 
-    Of a task's units, `at_once` processes do their part each.
+    Attributes:
+        job_id: Slurm's.
+        name: Of the job in the chain.
+        tasks: The keys of the units of each task.
+        after: Ids of the jobs that it waits for.
+        time: When (s since the epoch).
+        at_once: How many processes of a task do their part of its units each.
+        name_in_queue: As squeue shows it.
+        user: Whose it is.
     """
 
     job_id: str
@@ -31,6 +40,8 @@ class Submission:
     after: tuple[str, ...]
     time: float
     at_once: int = 1
+    name_in_queue: str = ""
+    user: str = ""
 
     def task_id(self, task: int) -> str:
         """As Slurm and its accounting name it."""
@@ -55,7 +66,7 @@ def submit(
         after: Ids of jobs of another run; those of the chain that wait for no other wait for them.
 
     Raises:
-        StageError: Slurm refuses a job; those before it are cancelled.
+        StageError: Slurm does not take a job; those before it are cancelled, if Slurm still answers.
     """
     from submitit.core.utils import FailedJobError
     from submitit.slurm.slurm import SlurmExecutor
@@ -67,7 +78,7 @@ def submit(
     run.slurm.mkdir(parents=True, exist_ok=True)
     with _environment_of_jobs(names_of_environment(config)):
         for job in jobs:
-            needs = [submitted[name].job_id for name in job.after] or list(after)
+            needs = [*(submitted[name].job_id for name in job.after), *job.after_live] or list(after)
             at_once = cluster.shards_at_once if job.stage.is_array else 1
             executor = SlurmExecutor(run.slurm, python=shell_python(config))
             executor.update_parameters(**parameters(run, config, job, code=code, after=needs, num_arrays=num_arrays))
@@ -78,17 +89,28 @@ def submit(
                         executor.submit(do_all, run.path, [unit.words for unit in task], at_once) for task in job.tasks
                     ]
             except FailedJobError as error:
-                if submitted:
-                    slurm.cancel([one.job_id for one in submitted.values()])
-                said = " ".join(str(error).split())
-                raise StageError(
-                    f"Slurm refused the job {job.name}: {said}. The jobs before it are cancelled."
-                ) from None
+                raise StageError(_refusal(job, error, list(submitted.values()), slurm)) from None
             keys = tuple(tuple(unit.key for unit in task) for task in job.tasks)
-            one = Submission(accepted[0].job_id.split("_")[0], job.name, keys, tuple(needs), time.time(), at_once)
+            job_id = accepted[0].job_id.split("_")[0]
+            names = name_in_queue(run, job), getpass.getuser()
+            one = Submission(job_id, job.name, keys, tuple(needs), time.time(), at_once, *names)
             note(run, one)
             submitted[job.name] = one
     return list(submitted.values())
+
+
+def _refusal(job: Job, error: Exception, before: Sequence[Submission], slurm: Slurm) -> str:
+    """Why a job was not taken, and what becomes of those before it in the chain: they are cancelled, if that can be."""
+    said = " ".join(str(error).split())
+    text = f"Slurm did not take the job {job.name}: {said.rstrip('.')}."
+    if not before:
+        return text
+    try:
+        slurm.cancel([one.job_id for one in before])
+    except StageError:
+        listed = ", ".join(f"{one.job_id} ({one.name})" for one in before)
+        return f"{text} In the queue are {listed}. Launch again when Slurm answers: it goes on from there."
+    return f"{text} The jobs before it are cancelled."
 
 
 @contextlib.contextmanager
@@ -106,14 +128,8 @@ def _environment_of_jobs(names: Sequence[str]) -> Iterator[None]:
 
 
 def note(run: RunDir, one: Submission) -> None:
-    row: dict[str, Any] = {
-        "job_id": one.job_id,
-        "name": one.name,
-        "time": one.time,
-        "after": one.after,
-        "tasks": one.tasks,
-    }
-    row["at_once"] = one.at_once
+    """Adds a submission to the list in the run's folder."""
+    row = dataclasses.asdict(one)
     with (run.slurm / "jobs.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()
@@ -128,7 +144,5 @@ def submissions(run: RunDir) -> list[Submission]:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
                 tasks = tuple(tuple(task) for task in row["tasks"])
-                found.append(
-                    Submission(row["job_id"], row["name"], tasks, tuple(row["after"]), row["time"], row["at_once"])
-                )
+                found.append(Submission(**{**row, "tasks": tasks, "after": tuple(row["after"])}))
     return found

@@ -1,0 +1,119 @@
+"""What sites do to jobs, on a real cluster: nodes that see nothing, controllers that go, jobs that are held."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Devcluster, environment, launch
+
+from salign.cluster.slurm.submission import submissions
+from salign.markers import read_done
+from salign.run import RunDir
+
+pytestmark = pytest.mark.integration
+
+# The society and its data alone.
+SHORT = ["train.stages=[]", "evaluate.models=[base]"]
+
+
+@pytest.fixture(autouse=True)
+def _empty_queue(slurm: Devcluster) -> Iterator[None]:
+    yield
+    slurm.clear()
+
+
+def run_of(config: Path) -> RunDir:
+    return RunDir(config.parent / "runs" / "small")
+
+
+def status(run: RunDir, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "salign", "status", str(run.path)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False, **options)
+
+
+def on_node(node: str, *command: str) -> None:
+    """In a node's own mounts."""
+    subprocess.run(["srun", "-w", node, "-n1", *command], check=True, capture_output=True)
+
+
+def test_a_node_that_does_not_see_the_runs_folder_is_left_out(slurm, slurm_config):
+    """It would eat every shard: it is always free."""
+    run = run_of(slurm_config)
+    assert launch(str(slurm_config), "--prepare").returncode == 0
+    busy = slurm.submit("-p", "high", "-w", "n1", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 20")
+    slurm.wait_for("a job on n1", lambda: slurm.ask("squeue", "-h", "-t", "R", "-j", busy))
+    on_node("n2", "mount", "-t", "tmpfs", "none", str(run.path))
+    try:
+        done = launch(str(slurm_config), *SHORT, "--wait", "cluster.sbatch.exclude=n[3-4]")
+    finally:
+        on_node("n2", "umount", str(run.path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_done(run.dataset)
+    array = slurm.ask("scontrol", "-o", "show", "job", submissions(run)[0].job_id)
+    assert array.count("ExcNodeList=n[2-4] ") == array.count("JobId=")
+    assert array.count("Restarts=1 ") == array.count("JobId=")
+
+
+def test_a_controller_that_goes_between_two_jobs(slurm, slurm_config, tmp_path):
+    """What is in the queue is told, and the next launch goes on from there."""
+    stubs = tmp_path / "stubs"
+    stubs.mkdir()
+    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
+    failing = "echo 'error: Unable to contact slurm controller' >&2; exit 1"
+    count = tmp_path / "count"
+    text = f'case "$*" in *test-only*) exec {real} "$@" ;; esac\necho x >>{count}\n'
+    text += f'[ $(wc -l <{count}) -lt 2 ] && exec {real} "$@"\n{failing}'
+    for name, code in {"sbatch": text, "scancel": failing}.items():
+        (stubs / name).write_text(f"#!/bin/bash\n{code}\n")
+        (stubs / name).chmod(0o755)
+    env = {**environment(), "PATH": f"{stubs}:{os.environ['PATH']}"}
+    broken = launch(str(slurm_config), *SHORT, "cluster.sbatch.begin=now+5", env=env)
+    assert broken.returncode == 1
+    assert "Unable to contact slurm controller" in broken.stderr
+    run = run_of(slurm_config)
+    (array,) = submissions(run)
+    assert f"In the queue are {array.job_id} (simulate)" in broken.stderr
+
+    done = launch(str(slurm_config), *SHORT, "--wait")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(one.name, one.after) for one in submissions(run)[1:]] == [
+        ("collect", (array.job_id,)),
+        ("evaluate-base", ()),
+    ]
+    assert read_done(run.dataset)
+
+
+def test_jobs_that_are_held_are_not_waited_for(slurm, slurm_config):
+    done = launch(str(slurm_config), *SHORT, "--wait", "cluster.simulate.sbatch.hold=true")
+    assert done.returncode == 1
+    assert "nothing of the run" in done.stderr
+    array = submissions(run_of(slurm_config))[0].job_id
+    assert f"{array}_0 (JobHeldUser: `scontrol release {array}_0`)" in done.stderr
+    assert "do not start by themselves" in status(run_of(slurm_config)).stdout
+
+
+def test_several_shards_at_once_in_a_task_and_no_login_for_any(slurm, slurm_config, tmp_path):
+    """The log of each process is its own; nothing of it counts as a rank; the login profile is not read."""
+    words = [*SHORT, "society.num_worlds=4", "society.num_shards=4", "cluster.shards_per_task=4"]
+    words += ["cluster.shards_at_once=2", 'cluster.setup=["echo get_user_env=$SLURM_GET_USER_ENV."]']
+    done = launch(str(slurm_config), *words, "--wait")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = run_of(slurm_config)
+    task = submissions(run)[0].job_id
+    logs = [(run.slurm / f"{task}_{process}_log.out").read_text() for process in (0, 1)]
+    assert "get_user_env=." in logs[0]
+    assert all(read_done(run.shard(shard)) for shard in range(4))
+
+
+def test_the_status_as_another_user(slurm, slurm_config):
+    """Who may read the folder."""
+    assert launch(str(slurm_config), *SHORT, "cluster.sbatch.hold=true").returncode == 0
+    for folder in run_of(slurm_config).path.parents:
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    done = status(run_of(slurm_config), user="nobody", group="nogroup", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "evaluate base" in done.stdout
