@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from salign.errors import ConfigError
+from salign.shown import as_called
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with descriptions as they are written.
+    """argparse's, with descriptions as they are written, but for the names of commands (`as_called`).
 
     Raises:
         ConfigError: An argument is wrong; also one that is no UTF-8, which no file of a run could name.
     """
 
     def __init__(self, **how: Any) -> None:
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **how})
+        about = as_called(how.pop("description", None) or "")
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "description": about, **how})
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from salign.shown import neutral, redact, shortened
+from salign.shown import as_called, neutral, redact, shortened
 
 # Exit code of a process that was asked to stop, saved, and is to be started again (EX_TEMPFAIL).
 REQUEUE = 75
@@ -98,7 +98,7 @@ def exit_code_of(main: Callable[[], None]) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"error: {presentable(text)}", file=sys.stderr, flush=True)
+    print(f"error: {as_called(presentable(text))}", file=sys.stderr, flush=True)
     if flag := os.environ.get(_FAILED_FLAG):
         with contextlib.suppress(OSError):  # the error itself is what counts
             Path(flag).touch()

@@ -28,6 +28,7 @@ from salign.report.generations import print_generations
 from salign.report.summary import print_summary, summarize
 from salign.report.write import write_report
 from salign.run import RunDir, check_run, claim_run, generations, open_run
+from salign.shown import as_called
 from salign.society.check import check_society
 from salign.storage import sha256
 from salign.training.check import check_training
@@ -130,7 +131,9 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
             after = _submit(*one, hashes, after, console)
     if left and not scheduler.is_here:
         if not options.wait:
-            console.print(f"python jobs/status.py {run.path} --watch", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                as_called(f"python jobs/status.py {run.path} --watch"), markup=False, highlight=False, soft_wrap=True
+            )
             return
         for one in everything:
             _wait(*one, console)
@@ -253,7 +256,9 @@ def _wait(run: RunDir, config: Config, console: Console) -> None:
     try:
         board = follow(run, config, console)
     except KeyboardInterrupt:
-        console.print(f"the jobs continue: python jobs/status.py {run.path} --watch", highlight=False, soft_wrap=True)
+        console.print(
+            as_called(f"the jobs continue: python jobs/status.py {run.path} --watch"), highlight=False, soft_wrap=True
+        )
         raise SystemExit(130) from None
     failed = [describe_failure(unit, standing) for unit, standing in board.failed()[:_MAX_FAILURES]]
     if board.is_finished:

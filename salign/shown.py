@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -90,3 +91,10 @@ def plain_console(**how: Any) -> "Console":
             return super().render_str(neutral(text), **how)
 
     return Neutral(markup=False, emoji=False, **how)
+
+
+def as_called(text: str) -> str:
+    """A text in which our commands have the names that the user called this one by: `salign launch`, if it was so."""
+    if not sys.argv[0].startswith("salign "):  # so `salign.commands.main` leaves it
+        return text
+    return re.sub(r"python jobs/(\w+)\.py", r"salign \1", text)

@@ -9,6 +9,7 @@ from salign import compose
 from salign.commands import init
 from salign.commands.main import COMMANDS, main
 from salign.errors import ConfigError
+from salign.shown import as_called
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,3 +62,11 @@ def test_what_comes_with_salign_is_a_base_wherever_the_config_lies(tmp_path):
     (tmp_path / "mine.yaml").write_text("bases: [train/nothing.yaml]\n")
     with pytest.raises(ConfigError, match=r"no config file .*nothing.yaml"):
         compose.load(tmp_path / "mine.yaml")
+
+
+def test_commands_are_named_as_the_user_called_this_one(monkeypatch):
+    text = "Run `python jobs/simulate.py RUN --shard 3`."
+    monkeypatch.setattr("sys.argv", ["jobs/status.py"])
+    assert as_called(text) == text
+    monkeypatch.setattr("sys.argv", ["salign status"])
+    assert as_called(text) == "Run `salign simulate RUN --shard 3`."

@@ -18,6 +18,7 @@ from salign.locks import is_locked
 from salign.markers import require_done
 from salign.plan import Unit, complete, state, units
 from salign.run import RunDir
+from salign.shown import as_called
 
 _LAST_LINES = 5
 # Of failed units, so many are shown in full.
@@ -203,7 +204,7 @@ def describe_failure(unit: Unit, standing: Standing) -> str:
         error = next((line for line in reversed(lines) if line.startswith("error: ")), "").removeprefix("error: ")
     how = f" ({standing.scheduler} says {standing.detail})" if standing.detail else ""
     log = f"\nIts log: {standing.log}" if standing.log is not None else ""
-    return f"{unit.name} failed{how}: {error or 'it left no error message'}{log}"
+    return as_called(f"{unit.name} failed{how}: {error or 'it left no error message'}{log}")
 
 
 def _rows(board: Board) -> list[tuple[str, Standing]]:
@@ -254,7 +255,9 @@ def print_status(run: RunDir, config: Config, console: Console) -> None:
             highlight=False,
         )
     if counts["done"] < len(board.units):
-        console.print(f"to continue: {_how_to_go_on(run, board)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            as_called(f"to continue: {_how_to_go_on(run, board)}"), markup=False, highlight=False, soft_wrap=True
+        )
     if usage := board.usage():
         console.print(usage, highlight=False)
 
