@@ -274,20 +274,18 @@ def test_a_unit_that_a_process_of_no_job_works_on_is_not_submitted(tmp_path, mon
 
 
 def test_jobs_of_another_user_or_place_are_asked_for_by_their_ids(tmp_path, monkeypatch):
-    asked = []
-
-    def answer(self, *command: str) -> str:
-        asked.append(command)
-        if "--me" in command:
-            return ""
-        if "99" in command:
-            raise StageError("`squeue` failed: slurm_load_jobs error: Invalid job id specified")
-        return "12_0|RUNNING|None|n1|other-x\n13|PENDING|Priority||a stranger's\n"
-
-    monkeypatch.setattr(Slurm, "_run", answer)
+    text = r"""#!/bin/bash
+case "$*" in
+  --me*) ;;
+  *99*) echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1 ;;
+  "--jobs 12,13 "*) printf '12_0|RUNNING|None|n1|other-x\n13|PENDING|Priority||of a stranger\n' ;;
+esac
+"""
+    (tmp_path / "squeue").write_text(text)
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert [job.id for job in Slurm().live_jobs("-x", {"12": "other-x", "13": "mine-x"})] == ["12_0"]
     assert Slurm().live_jobs("-x", {"99": "x"}) == []
-    assert asked[1][:3] == ("squeue", "--jobs", "12,13")
 
 
 def test_a_chain_that_stops_half_way_says_what_is_in_the_queue(tmp_path, monkeypatch):

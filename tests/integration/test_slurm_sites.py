@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Devcluster, environment, launch
+from conftest import Devcluster, environment, launch
 
 from salign.cluster.slurm.submission import submissions
 from salign.markers import read_done
@@ -30,9 +30,9 @@ def run_of(config: Path) -> RunDir:
     return RunDir(config.parent / "runs" / "small")
 
 
-def status(run: RunDir, **options: object) -> subprocess.CompletedProcess[str]:
+def status(run: RunDir) -> str:
     command = [sys.executable, "-m", "salign", "status", str(run.path)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), check=True).stdout
 
 
 def on_node(node: str, *command: str) -> None:
@@ -93,7 +93,7 @@ def test_jobs_that_are_held_are_not_waited_for(slurm, slurm_config):
     assert "nothing of the run" in done.stderr
     array = submissions(run_of(slurm_config))[0].job_id
     assert f"{array}_0 (JobHeldUser: `scontrol release {array}_0`)" in done.stderr
-    assert "do not start by themselves" in status(run_of(slurm_config)).stdout
+    assert "do not start by themselves" in status(run_of(slurm_config))
 
 
 def test_several_shards_at_once_in_a_task_and_no_login_for_any(slurm, slurm_config, tmp_path):
@@ -109,12 +109,26 @@ def test_several_shards_at_once_in_a_task_and_no_login_for_any(slurm, slurm_conf
     assert all(read_done(run.shard(shard)) for shard in range(4))
 
 
+STATUS_AS_NOBODY = """
+import os, pwd, sys
+from salign.cluster.status import print_status
+from salign.commands import status
+nobody = pwd.getpwnam("nobody")
+os.setgroups([])
+os.setgid(nobody.pw_gid)
+os.setuid(nobody.pw_uid)  # the packages may be where only root reads: they are loaded
+status.main()
+"""
+
+
 def test_the_status_as_another_user(slurm, slurm_config):
-    """Who may read the folder."""
+    """Who may read the run's folder, and has no jobs there."""
     assert launch(str(slurm_config), *SHORT, "cluster.sbatch.hold=true").returncode == 0
-    for folder in run_of(slurm_config).path.parents:
+    run = run_of(slurm_config)
+    for folder in run.path.parents:
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(0o755)
-    done = status(run_of(slurm_config), user="nobody", group="nogroup", cwd=ROOT)
+    command = [sys.executable, "-c", STATUS_AS_NOBODY, str(run.path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
-    assert "evaluate base" in done.stdout
+    assert f"{submissions(run)[0].job_id}_0 (JobHeldUser" in done.stdout
