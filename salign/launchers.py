@@ -14,12 +14,12 @@ MPI_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 
 
 def number_in(variables: Sequence[str], default: int) -> int:
-    """The number in the first of some environment variables that has one."""
+    """Returns the number in the first environment variable that has one."""
     return next((int(os.environ[name]) for name in variables if os.environ.get(name, "").isdigit()), default)
 
 
 def rank_here() -> int:
-    """This process's rank; 0 where it is alone.
+    """Returns this process's rank; 0 if it is alone.
 
     torchrun and deepspeed come first, for they may run inside a step of Slurm's; then MPI, whose mpiexec may do so too:
     all of its processes are one task there.
@@ -32,17 +32,17 @@ def rank_here() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is rank 0, or alone."""
+    """Returns whether this process is rank 0, or alone."""
     return rank_here() == 0
 
 
 def is_in_job() -> bool:
-    """Whether this process is part of a scheduler's job."""
+    """Returns whether this process is part of a scheduler's job."""
     return any(name in os.environ for name in _JOB_IDS)
 
 
 def job_here() -> str:
-    """The id of the scheduler's job that this process is part of; "" outside of jobs."""
+    """Returns the id of the scheduler's job that this process is part of; "" outside of jobs."""
     return next((os.environ[name] for name in _JOB_IDS if name in os.environ), "")
 
 
@@ -59,5 +59,5 @@ def stand_alone() -> int:
 
 
 def num_restarts() -> int:
-    """How often the scheduler has started this process's job again."""
+    """Returns how often the scheduler has started this process's job again."""
     return number_in(_RESTART_COUNTS, 0)

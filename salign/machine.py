@@ -10,7 +10,7 @@ from typing import Any
 
 
 def this_machine() -> dict[str, Any]:
-    """Where this process runs: host, cores and, as NVIDIA's driver names them, GPUs."""
+    """Describes where this process runs: host, cores and, as NVIDIA's driver names them, GPUs."""
     gpus = []
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         named = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
@@ -19,7 +19,7 @@ def this_machine() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """The most bytes of memory that this process has held at once (Linux).
+    """Returns the most bytes of memory that this process has held at once (Linux).
 
     `ru_maxrss` is never less than what the parent process held when it started this one.
     """
@@ -27,7 +27,7 @@ def peak_memory() -> int:
 
 
 def visible_devices() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none if there are none."""
+    """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none if there are none."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         devices = [device.strip() for device in named.split(",")]
@@ -41,7 +41,7 @@ def visible_devices() -> list[str]:
 
 
 def share_out(devices: Sequence[str], num_parts: int) -> list[list[str]]:
-    """The devices of each part: its share of them, or one in turn where there are fewer devices than parts."""
+    """Divides devices among parts: each gets its share, or one in turn if there are fewer devices than parts."""
     return [
         list(devices[index::num_parts] or devices[index % len(devices) :][:1]) if devices else []
         for index in range(num_parts)

@@ -50,7 +50,7 @@ _SNAPSHOT_OF = "code.json"
 
 
 def code_version() -> dict[str, Any]:
-    """The version of this package, its commit and whether the checkout was changed since."""
+    """Returns this package's version, its commit, and whether the checkout was changed since."""
     noted = _PACKAGE.parent / _SNAPSHOT_OF
     if noted.is_file():
         return read_json(noted, f"the code's version {noted}", dict[str, Any])
@@ -96,7 +96,7 @@ def read_manifest(run: RunDir) -> Manifest | None:
 
 
 def take_snapshot(run: RunDir) -> Path:
-    """Copies this package into the run's folder, once for each version of it: what changes later changes no queued job.
+    """Copies this package into the run's folder, once for each version: later changes do not reach queued jobs.
 
     Returns:
         The folder to import it from.
@@ -116,7 +116,7 @@ def take_snapshot(run: RunDir) -> Path:
 def write_manifest(
     run: RunDir, config: Config, inputs: Mapping[str, str], models: Mapping[str, ModelDigest] | None = None
 ) -> None:
-    """Notes what the run is made from: code, versions, seed, and the hashes of its input files and models.
+    """Writes what the run is made from: code, versions, seed, and the hashes of its input files and models.
 
     Once something is complete, what was noted stays; a later launch by other code is added.
 
@@ -160,7 +160,7 @@ def write_manifest(
 
 
 def require_model(run: RunDir, model: str) -> ModelDigest:
-    """The digests of a model that a unit of the run is about to use, brought here if need be.
+    """Returns the digests of a model that a unit is about to use, downloaded if need be.
 
     Where the launcher did not have its files, they are noted now. It reads the model's files (of large ones once).
 
@@ -189,7 +189,7 @@ def _note_of(model: ModelDigest) -> _Model:
 
 
 def noted_model(run: RunDir, model: str) -> Mapping[str, Any] | None:
-    """What the manifest says of a model: digest, revision, files; None where there is no such note."""
+    """Returns what the manifest says of a model (digest, revision, files); None if it says nothing."""
     manifest = read_manifest(run)
     return None if manifest is None else manifest.get("models", {}).get(model)
 
@@ -216,7 +216,7 @@ def _check_model(run: RunDir, name: str, noted: Mapping[str, Any] | None, now: M
 
 
 def package_versions() -> dict[str, str]:
-    """Which of `PACKAGES` are here, in what version; none of them is loaded."""
+    """Returns the installed versions of `PACKAGES`, without loading them."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -21,7 +21,7 @@ FAILED = "failed.json"
 
 @dataclass(frozen=True)
 class Done:
-    """What a complete stage vouches for: facts, its files (bytes, sha256) and the digests of what it was made from.
+    """The marker of a complete stage: facts, its files (bytes, sha256) and the digests of its inputs.
 
     `machine` is where it was made.
     """
@@ -43,7 +43,7 @@ class _Failure(TypedDict):
 
 
 def mark_done(folder: Path, names: list[str], inputs: Mapping[str, str], facts: Mapping[str, Any]) -> Done:
-    """Declares a stage complete; written last.
+    """Writes the marker of a complete stage, last of all.
 
     Args:
         folder: The stage's folder.
@@ -69,7 +69,7 @@ def _check(row: Mapping[str, Any]) -> str:
 
 
 def read_done(folder: Path) -> Done | None:
-    """The stage's marker; None where there is none, it is damaged, or a file of it is missing or has another size."""
+    """Reads a stage's marker; None if there is none, or if one of its files is missing or has another size."""
     try:
         row = read_json(folder / DONE, str(folder / DONE), dict[str, Any])
         if row.pop("check", None) != _check(row):
@@ -83,7 +83,7 @@ def read_done(folder: Path) -> Done | None:
 
 
 def require_done(folder: Path, what: str, remedy: str) -> Done:
-    """The marker of a stage that another needs, its files verified by hash.
+    """Reads the marker of a stage that another needs, and verifies its files by hash.
 
     Raises:
         StageError: It is not complete, or a file is not what the marker vouches for.
@@ -132,7 +132,7 @@ def record_failure(folder: Path, error: SalignError | OSError) -> None:
 
 
 def read_failure(folder: Path) -> tuple[str, int] | None:
-    """The error that `recording_failure` left, and its exit code."""
+    """Reads the error that `recording_failure` left, and its exit code."""
     try:
         failure = read_json(folder / FAILED, str(folder / FAILED), _Failure)
     except (FileNotFoundError, NotADirectoryError, DataError):

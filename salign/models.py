@@ -64,7 +64,7 @@ ALPACA_TEMPLATE = (
 
 
 def cache_folder() -> Path:
-    """Where embedded models are kept: SALIGN_CACHE, else a folder in the user's cache."""
+    """Returns the folder of embedded models: SALIGN_CACHE, else one in the user's cache."""
     if named := os.environ.get("SALIGN_CACHE"):
         return Path(named).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salign"
@@ -75,7 +75,7 @@ def _cache_lock(name: str) -> contextlib.AbstractContextManager[None]:
 
 
 def embedded_gguf(name: str) -> Path:
-    """The embedded model's GGUF file, downloaded once and checked by its hash.
+    """Returns the embedded model's GGUF file, downloaded once and checked by its hash.
 
     Raises:
         ConfigError: It is not in the cache and cannot be downloaded, or is not what it should be.
@@ -159,7 +159,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
 
 def quiet_transformers() -> None:
-    """Leaves the progress to us, and warnings about what we do on purpose unsaid."""
+    """Silences transformers' progress bars, and warnings about what is done on purpose."""
     from transformers.utils import logging as hf_logging
 
     hf_logging.set_verbosity_error()
@@ -167,7 +167,7 @@ def quiet_transformers() -> None:
 
 
 def check_name(model: str) -> None:
-    """That a name leads to a model, as far as can be seen without the network.
+    """Checks that a name leads to a model, as far as can be seen without the network.
 
     Raises:
         ConfigError: It is no embedded model, no folder of a model, and no hub id.
@@ -193,13 +193,13 @@ def check_name(model: str) -> None:
 
 
 def hub_name(model: str) -> tuple[str, str | None]:
-    """A hub id apart from the revision (branch, tag or commit) that may stand after its `@`."""
+    """Splits a hub id from the revision (branch, tag or commit) after its `@`."""
     name, _, revision = model.partition("@")
     return name, revision or None
 
 
 def find_local(model: str) -> Path | None:
-    """Where a model's files are on this machine: a folder, or a GGUF's file; None where not all of them are here."""
+    """Finds a model's files on this machine: a folder or a GGUF file; None unless all of them are here."""
     path = cache_folder() / model / "huggingface" if model in EMBEDDED else Path(model).expanduser()
     if path.exists():
         return path
@@ -210,7 +210,7 @@ def find_local(model: str) -> Path | None:
 
 
 def cached_config(model: str) -> Path | None:
-    """The config.json of a hub's model in the hub's cache."""
+    """Returns the config.json of a hub's model in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     name, revision = hub_name(model)
@@ -234,12 +234,12 @@ def _is_whole(folder: Path) -> bool:
 
 
 def revision_of(folder: Path) -> str | None:
-    """The hub's commit that a folder of its cache holds; None for any other folder."""
+    """Returns the hub's commit that a folder of its cache holds; None for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
 def resolve(model: str) -> str:
-    """The folder that `from_pretrained` reads a model from, brought into the caches if it is not there yet.
+    """Returns the folder that `from_pretrained` reads a model from; downloads it into the caches if needed.
 
     A hub's model stays at the commit that is in the cache: what its owner changes later changes no run.
 
@@ -270,7 +270,7 @@ def resolve(model: str) -> str:
 
 
 def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> "PreTrainedTokenizerBase":
-    """The model's tokenizer, with a chat template: its own, or Alpaca's where it has none or where that is asked for.
+    """Loads the model's tokenizer with a chat template: its own, or Alpaca's if it has none or that is asked for.
 
     Raises:
         ConfigError: It cannot be loaded, has no end token, or its template fails.
@@ -301,7 +301,7 @@ def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> 
 
 
 def load_model(model: str, dtype: "torch.dtype") -> "PreTrainedModel":
-    """A causal language model from safetensors.
+    """Loads a causal language model from safetensors.
 
     Raises:
         ConfigError: It cannot be loaded.

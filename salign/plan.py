@@ -32,7 +32,7 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """How the markers of other units name it."""
+        """The name by which markers of other units know it."""
         return "dataset" if self.stage == "collect" else f"{self.stage}/{self.argument}"
 
     @property
@@ -42,7 +42,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """As a user reads it."""
+        """The name that a user reads."""
         return " ".join(self.words)
 
     @property
@@ -51,7 +51,7 @@ class Unit:
 
 
 def units(run: RunDir, config: Config) -> list[Unit]:
-    """Every unit of a run, each after those that it needs; no society where nothing is trained on its data."""
+    """Returns every unit of a run, each after those that it needs; no society if nothing is trained on its data."""
     plan: list[Unit] = []
     if config.has_society:
         plan += [Unit("simulate", str(shard), run.shard(shard)) for shard in range(config.society.num_shards)]
@@ -69,7 +69,7 @@ def units(run: RunDir, config: Config) -> list[Unit]:
 
 
 def find_unit(everything: Sequence[Unit], stage: str, argument: str = "") -> Unit:
-    """The unit that a user names.
+    """Finds the unit that a user names.
 
     Raises:
         ConfigError: There is none; those that there are get named.
@@ -85,7 +85,7 @@ def find_unit(everything: Sequence[Unit], stage: str, argument: str = "") -> Uni
 
 
 def complete(everything: Sequence[Unit]) -> set[str]:
-    """The keys of the units that are done, and were made from what their inputs are now."""
+    """Returns the keys of the units that are done and were made from the inputs as they are now."""
     digests: dict[str, str] = {}
     for unit in everything:
         done = read_done(unit.folder)
@@ -98,7 +98,7 @@ def complete(everything: Sequence[Unit]) -> set[str]:
 
 
 def is_complete(unit: Unit, everything: Sequence[Unit]) -> bool:
-    """Whether one unit is in `complete`; only it and what it needs are looked at."""
+    """Returns whether one unit is complete; looks only at it and at what it needs."""
     wanted = {unit.key}
     for other in reversed(everything):
         if other.key in wanted:
@@ -107,7 +107,7 @@ def is_complete(unit: Unit, everything: Sequence[Unit]) -> bool:
 
 
 def to_run(everything: Sequence[Unit]) -> list[Unit]:
-    """Units that are not complete, and those that need one of them: their inputs may come out otherwise."""
+    """Returns units that are not complete, and those that need one of them: their inputs may come out otherwise."""
     done, left = complete(everything), dict[str, Unit]()
     for unit in everything:
         if unit.key not in done or any(need in left for need in unit.needs):
@@ -116,7 +116,7 @@ def to_run(everything: Sequence[Unit]) -> list[Unit]:
 
 
 def state(unit: Unit, done: set[str]) -> tuple[str, str | None]:
-    """One word for where a unit stands, and its error if it failed."""
+    """Returns one word for a unit's state, and its error if it failed."""
     if unit.key in done:
         return "done", None
     if is_locked(unit.folder / ".lock"):

@@ -19,11 +19,11 @@ MIN_SCORE, MAX_SCORE = 1.0, 7.0
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is written and read: its fields are named by position or keyword, and cannot be set again."""
+    """Base of all records: frozen structs that refuse unknown fields."""
 
 
 class Recalled(Record, frozen=True):
-    """A question with an answer to it, as an agent remembers it.
+    """A question and its answer, as an agent remembers them.
 
     `source` says whether the agent began with it, gave it itself, or was told it by an intervention; `distance` is the
     cosine distance of the remembered question from the one that was asked.
@@ -36,7 +36,7 @@ class Recalled(Record, frozen=True):
 
 
 class Observation(Record, frozen=True):
-    """What an observer says of one turn by one criterion.
+    """An observer's rating of one turn by one criterion.
 
     `rating` is on the criterion's scale, or None; `mass` is the probability that the digits had before they were made
     to sum to 1, None where the rating was read from words; `text` is those words.
@@ -48,7 +48,7 @@ class Observation(Record, frozen=True):
 
 
 class Turn(Record, frozen=True):
-    """What one agent says in an interaction.
+    """One turn of an agent in an interaction.
 
     `role` is what it says it as (`draft`, `feedback`, `revision`, ...). `about` is the position of the turn that it
     judges, with `rating` in 1..7, None where none can be had, and `mass` as in `Observation`. `observed` holds the
@@ -68,7 +68,7 @@ class Turn(Record, frozen=True):
     data: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def observed_rating(self, criterion: str) -> float | None:
-        """The observers' rating by a criterion; None where there is none."""
+        """Returns the observers' rating by a criterion; None if there is none."""
         observation = self.observed.get(criterion)
         return None if observation is None else observation.rating
 
@@ -126,20 +126,20 @@ class Interaction(Record, frozen=True):
 
     @property
     def agent(self) -> int:
-        """Who leads it."""
+        """The number of the agent that leads it."""
         return self.agents[0].agent
 
     @property
     def key(self) -> tuple[int, int, int]:
-        """The canonical order: world, round, agent."""
+        """Its place in the canonical order: world, round, agent."""
         return self.world, self.round, self.agent
 
     def turns_of(self, role: str) -> tuple[Turn, ...]:
-        """The turns of one role, in order."""
+        """Returns the turns of a role, in order."""
         return tuple([turn for turn in self.turns if turn.role == role])
 
     def turn(self, role: str) -> Turn | None:
-        """The last turn of a role; None where it did not come to one."""
+        """Returns the last turn of a role; None if there is none."""
         for turn in reversed(self.turns):
             if turn.role == role:
                 return turn
@@ -195,17 +195,17 @@ _decode = msgspec.json.Decoder(Interaction).decode
 
 
 def to_line(record: Record) -> str:
-    """A record as one line of JSON, the same bytes for the same record."""
+    """Writes a record as one line of JSON: the same bytes for the same record."""
     return to_bytes(record).decode()
 
 
 def to_bytes(record: Record) -> bytes:
-    """`to_line`, encoded."""
+    """Writes a record as `to_line` does, encoded."""
     return _encode(record) + b"\n"
 
 
 def read_interactions(path: Path) -> Iterator[Interaction]:
-    """The interactions of one shard, in the file's order, of which one at a time is in memory.
+    """Reads the interactions of one shard in the file's order, one at a time in memory.
 
     Raises:
         DataError: A line is malformed, with file and line.

@@ -5,11 +5,11 @@ import random
 
 
 def derive(*parts: int | str) -> int:
-    """A seed of 31 bits (what every engine's API takes) for one place, such as (run, world, round, agent, call)."""
+    """Derives a seed of 31 bits (what every engine takes) for a place such as (run, world, round, agent, call)."""
     text = ("%s\x1f" * len(parts))[:-1] % parts
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 33
 
 
 def rng(*parts: int | str) -> random.Random:
-    """A generator of its own for one place."""
+    """Returns a random generator for one place."""
     return random.Random(derive(*parts))

@@ -75,12 +75,12 @@ STAGES = {
 
 
 def stage_of(unit: Unit) -> Stage:
-    """The kind of work that a unit is."""
+    """Returns the stage of a unit."""
     return STAGES[unit.stage]
 
 
 def groups_of(units: Sequence[Unit]) -> list[list[Unit]]:
-    """Units as they run and are shown: those of an array together, any other by itself; in the plan's order."""
+    """Groups units as they run and are shown: those of an array together, others alone, in the plan's order."""
     array = [unit for unit in units if stage_of(unit).is_array]
     others = [[unit] for unit in units if not stage_of(unit).is_array]
     return [array, *others] if array else others

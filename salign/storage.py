@@ -14,14 +14,14 @@ _BUFFER_BYTES = 1 << 18
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Computes the hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when the block has written it without an error."""
+    """Opens a file that appears under its name only when the block has written it without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -42,7 +42,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block has filled it without an error.
+    """Makes a folder that appears under its name only when the block has filled it without an error.
 
     Its files can be read by whom the user lets read files (umask): some libraries make theirs for the user alone.
     """
@@ -69,7 +69,7 @@ def _apply_umask(folder: Path) -> None:
 
 
 def full_disk(folder: Path) -> OSError | None:
-    """The error of a full disk, where the folder's disk is full."""
+    """Returns the error of a full disk if the folder's disk is full, else None."""
     if shutil.disk_usage(folder).free >= _NO_ROOM_BYTES:
         return None
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

@@ -47,7 +47,7 @@ class Shape:
 
     @functools.cached_property
     def known(self) -> frozenset[str]:
-        """Returns all columns that a row of this shape may have."""
+        """All columns that a row of this shape may have."""
         prompt = (*PROMPTS, *BESIDE_PROMPT) if self.has_prompt else ()
         return frozenset((*self.columns, *self.also, *self.unread, *prompt))
 

@@ -37,7 +37,7 @@ class Difference:
 
     @property
     def holds(self) -> bool:
-        """Returns whether the interval excludes 0 and the permutation test agrees."""
+        """Whether the interval excludes 0 and the permutation test agrees."""
         low, high = self.estimate.low, self.estimate.high
         return self.p is not None and self.p < _LEVEL and low is not None and high is not None and not low <= 0 <= high
 

@@ -69,7 +69,7 @@ class Work:
 
     @property
     def prompts(self) -> list[str]:
-        """Returns every prompt, for the leak check."""
+        """Every prompt, for the leak check."""
         documents = (document for task in self.tasks.values() for document in task.eval_docs)
         return [item.question for item in self.items] + [text for row in documents for text in prompts_in(row)]
 

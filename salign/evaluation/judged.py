@@ -58,7 +58,7 @@ class Sample:
 
     @property
     def refusal(self) -> int | None:
-        """Returns the words that refuse; None if the answer refuses nothing, or is missing."""
+        """The words that refuse; None if the answer refuses nothing, or is missing."""
         return None if self.answer is None else refusal_position(self.answer)
 
 

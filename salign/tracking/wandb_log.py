@@ -101,7 +101,7 @@ class Fragment:
 
     @property
     def is_synced(self) -> bool:
-        """Returns whether wandb's mark of a sent log stands beside it."""
+        """Whether wandb's mark of a sent log stands beside it."""
         return self.path.with_name(self.path.name + ".synced").exists()
 
 

@@ -94,7 +94,7 @@ AttentionMaskInterface.register(_BY_GROUP, sdpa_mask)
 
 
 def require(attention: Attention, device: torch.device) -> None:
-    """Makes sure that the device has the attention, before the model is loaded.
+    """Checks that the device has the attention, before the model is loaded.
 
     Raises:
         ConfigError: It has not.
@@ -107,7 +107,7 @@ def require(attention: Attention, device: torch.device) -> None:
 
 
 def prepare(model: PreTrainedModel, attention: Attention) -> None:
-    """Gives a model the attention for rows. A family without scaled dot product attention keeps its plain one.
+    """Gives a model the attention for rows; a family without scaled dot product attention keeps its own.
 
     Raises:
         ConfigError: The family has no FlexAttention.
@@ -130,7 +130,7 @@ def _takes_more(model: PreTrainedModel) -> bool:
 
 
 def mask_of(model: PreTrainedModel, row: Row) -> dict[str, Any]:
-    """The row's mask as arguments of the model's forward pass: one for each kind of layer, where they differ."""
+    """Returns the row's mask as arguments of the model's forward pass, one for each kind of layer if they differ."""
     kind = model.config._attn_implementation
     found = {
         layers: reach.within(row.num_positions) for layers, reach in reaches(model.config.get_text_config()).items()
@@ -156,7 +156,7 @@ def _mask(model: PreTrainedModel, row: Row, reach: Reach, kind: str) -> Any:
 
 
 def block_mask(row: Row, reach: Reach = EVERYTHING) -> Any:
-    """The row's mask for FlexAttention: which blocks of it are hidden whole, and the rule within the others."""
+    """Returns the row's mask for FlexAttention: which blocks are hidden whole, and the rule within the others."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def sees(_batch: Tensor, _head: Tensor, token: Tensor, other: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ _FIGURES = ("loss", "loss_best", "loss_contrast", "rewards/margins", "rewards/ac
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a stage when it is done.
+    """Facts about a complete stage, for its card.
 
     Attributes:
         counts: Steps, tokens, groups, what was left out.
@@ -42,7 +42,7 @@ class Facts:
 
 
 def licence_of(model: str) -> str | None:
-    """The licence that a model's own card names, as hubs abbreviate it; None where none does."""
+    """Returns the licence that a model's own card names, as hubs abbreviate it; None if it names none."""
     if model in models.EMBEDDED:
         return models.EMBEDDED[model].licence
     front = _front_of(Path(model).expanduser() / "README.md")
@@ -154,7 +154,7 @@ def _settings(config: Config, stage: TrainStage, facts: Facts) -> list[tuple[str
 
 
 def model_card(config: Config, stage: TrainStage, base: str, facts: Facts, rows: Sequence[Row]) -> str:
-    """The card, as text.
+    """Writes the model card.
 
     Args:
         config: The run's.

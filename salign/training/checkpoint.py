@@ -46,7 +46,7 @@ class Store:
 
 
 def made_by(stage: TrainStage, seed: int, data: str, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """What decides, beside the stages before, what a stage learns: by its names, in plain values.
+    """Returns the inputs that decide what a stage learns, beside earlier stages: names with plain values.
 
     Args:
         stage: The stage; all of its settings that decide count, whichever they are.
@@ -67,7 +67,7 @@ def _complete(store: Store) -> list[tuple[Path, Done]]:
 
 
 def save(engine: Any, store: Store, ranks: Ranks, state: dict[str, Any]) -> None:
-    """Saves model, optimizer and schedule; every rank calls it. Counts as done only when all have written.
+    """Saves model, optimizer and schedule; every rank calls it. It counts as done only when all have written.
 
     Args:
         engine: DeepSpeed's.
@@ -102,7 +102,7 @@ def save(engine: Any, store: Store, ranks: Ranks, state: dict[str, Any]) -> None
 
 
 def prune(store: Store, keep: int) -> None:
-    """Leaves the newest complete checkpoints, and removes what is incomplete or was trained from something else."""
+    """Removes all but the newest complete checkpoints, and those that were trained from other inputs."""
     kept = [folder for folder, _ in _complete(store)[-keep:]] if keep else []
     for folder in store.folder.glob("step-*"):
         if folder not in kept:
@@ -122,7 +122,7 @@ class Found:
 
 
 def find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
-    """The newest whole checkpoint that was trained from the same inputs; every rank calls it before its engine is made.
+    """Finds the newest whole checkpoint with the same inputs; every rank calls it before its engine is made.
 
     One that was written by another number of ranks is converted to DeepSpeed's universal form, once. One that is not
     what its marker vouches for is passed over with a warning.

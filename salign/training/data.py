@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 def stage_groups(
     run: RunDir, stage: TrainStage, left_out: Counter[str]
 ) -> tuple[Iterable[AlignmentGroup], str, dict[str, str]]:
-    """The stage's groups, read while they are iterated.
+    """Reads the stage's groups while they are iterated.
 
     Args:
         run: The run's folder.
@@ -77,7 +77,7 @@ def _of_kinds(groups: Iterable[AlignmentGroup], data: RunData) -> Iterator[Align
 
 
 def context_length(model: str) -> int | None:
-    """The longest text that a model can learn here, in tokens; None where its config does not say.
+    """Returns the longest text in tokens that a model can learn here; None if its config does not say.
 
     That is what it is made for. Under LongRoPE, it is what has the positions of short texts: in a row with a longer one
     a text would get others than alone.
@@ -88,7 +88,7 @@ def context_length(model: str) -> int | None:
 
 
 def longest(store: TokenStore, stage: TrainStage) -> Lengths:
-    """The longest text, and the longest row, that a stage will have out of its data."""
+    """Returns the lengths of the longest text and the longest row that a stage makes of its data."""
     whole_groups = stage.held_out_share > 0 or stage.objective.needs_reference
     text, group = store.longest(None if whole_groups else stage.num_responses)
     return Lengths(text, max(group, min(stage.row_tokens or 0, group * stage.groups_per_step)))
@@ -97,7 +97,7 @@ def longest(store: TokenStore, stage: TrainStage) -> Lengths:
 def build_tokens(
     run: RunDir, stage: TrainStage, seed: int, tokenizer: PreTrainedTokenizerBase, context: int | None
 ) -> tuple[Path, dict[str, str]]:
-    """Tokenises the stage's data, unless that is done; one rank calls it, under the stage's lock.
+    """Tokenises the stage's data unless that is done; one rank calls it, under the stage's lock.
 
     Args:
         run: The run's folder.
@@ -138,7 +138,7 @@ class Groups(Protocol):
 
 
 def split(groups: Groups, stage: TrainStage, seed: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Which groups are trained on and which are held out, by their numbers: a function of seed and stage.
+    """Splits groups, by number, into those to train on and those held out: a function of seed and stage.
 
     A group without two responses of different scores is in neither where the objective compares responses.
 
@@ -161,7 +161,7 @@ def split(groups: Groups, stage: TrainStage, seed: int) -> tuple[NDArray[np.uint
 
 
 class Order:
-    """Which groups each step takes: a function of seed, stage and step alone, the same for any number of ranks.
+    """Which groups each step takes: a function of seed, stage and step, the same for any number of ranks.
 
     Args:
         groups: All of the stage's.
@@ -179,7 +179,7 @@ class Order:
 
     @functools.cached_property
     def num_steps(self) -> int:
-        """Optimizer steps of the stage."""
+        """The number of optimizer steps of the stage."""
         stage, steps = self._stage, itertools.count(1)
         if stage.num_tokens is None:
             num_steps = max(1, round(stage.num_epochs * len(self._numbers) / stage.groups_per_step))
@@ -201,16 +201,16 @@ class Order:
         return number, sample_responses(self._groups[number], self._stage.num_responses, *place_of_draw)
 
     def groups(self, step: int) -> list[tuple[int, TokenGroup]]:
-        """The groups of a step (counted from 0), of all ranks, each with its number in the data."""
+        """Returns the groups of a step (counted from 0) for all ranks, each with its number in the data."""
         first = step * self._stage.groups_per_step
         return [self._group(position) for position in range(first, first + self._stage.groups_per_step)]
 
     def epoch(self, step: int) -> float:
-        """Epochs seen after this many steps."""
+        """Returns the epochs seen after this many steps."""
         return step * self._stage.groups_per_step / len(self._numbers)
 
 
 def shuffled(count: int, *place: int | str) -> NDArray[np.uint32]:
-    """The numbers below `count` in an order that the place decides, in any version of numpy: sorted by random keys."""
+    """Shuffles the numbers below `count` by random keys: the same order for a place in any version of numpy."""
     keys = np.frombuffer(rng(*place).randbytes(8 * count), dtype="<u8")
     return keys.argsort(kind="stable").astype(np.uint32)

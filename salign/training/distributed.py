@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the ranks."""
+    """This process and its place among the ranks."""
 
     rank: int
     size: int
@@ -71,7 +71,7 @@ def init_ranks() -> Ranks:
 
 
 def check_ranks(ranks: Ranks, place: Place) -> None:
-    """That the ranks are those that were asked for, run the same code, and reach each other; before the first step.
+    """Checks, before the first step, that all ranks are there, run the same code and reach each other.
 
     Raises:
         ConfigError: What differs, and on which machines.
@@ -118,12 +118,12 @@ def _differences(everybody: Sequence[tuple[str, Mapping[str, str]]]) -> list[str
 
 
 def alone() -> Ranks:
-    """A world of one that needs no joining."""
+    """Returns a world of one rank, which needs no joining."""
     return Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def gather(value: T, ranks: Ranks) -> list[T]:
-    """What every rank has, in their order, on rank 0; empty on the others."""
+    """Gathers what every rank has, in their order, on rank 0; the others get an empty list."""
     if ranks.size == 1:
         return [value]
     found: list[T | None] | None = [None] * ranks.size if ranks.is_main else None
@@ -132,7 +132,7 @@ def gather(value: T, ranks: Ranks) -> list[T]:
 
 
 def leave_ranks() -> None:
-    """Ends the group of ranks when all are done: one that goes earlier may tear threads of the others."""
+    """Ends the group of ranks when all are done: one that leaves earlier may break threads of the others."""
     dist.barrier()
     dist.destroy_process_group()
 
@@ -145,7 +145,7 @@ def sum_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, 
 
 
 class StopSignal:
-    """Whether this process was asked to stop (SIGTERM, or SIGUSR2, as Slurm warns of a time limit or a preemption)."""
+    """Notes whether this process was asked to stop: by SIGTERM, or by SIGUSR2 as Slurm's warning."""
 
     def __init__(self) -> None:
         self.came = False
@@ -156,12 +156,12 @@ class StopSignal:
         self.came = True
 
     def any(self, device: torch.device) -> bool:
-        """Whether any rank was asked; all ranks ask together, so that they stop together."""
+        """Returns whether any rank was asked to stop; all ranks ask together, so that they stop together."""
         return bool(sum_over_ranks({"came": float(self.came)}, device)["came"])
 
 
 def share_from_main(value: T | None) -> T:
-    """What rank 0 has, on every rank; the others wait for it."""
+    """Returns rank 0's value on every rank; the others wait for it."""
     box = [value]
     dist.broadcast_object_list(box)
     assert box[0] is not None

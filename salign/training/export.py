@@ -13,7 +13,7 @@ from salign.storage import new_folder, noticing_full_disk
 
 
 def trained_weights(engine: Any, model: PreTrainedModel, *, adapters: bool) -> dict[str, Tensor] | None:
-    """The weights by their names in the model, whole on rank 0; every rank calls it.
+    """Collects the weights by their names in the model, whole on rank 0; every rank calls it.
 
     Args:
         engine: DeepSpeed's.
@@ -35,7 +35,7 @@ def trained_weights(engine: Any, model: PreTrainedModel, *, adapters: bool) -> d
 
 
 def complete_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Makes sure that a reply ends where training ends one, and that the config can be written.
+    """Makes replies end where training ends them, and checks that the generation config can be written.
 
     Raises:
         ConfigError: The model's generation config contradicts itself.

@@ -32,7 +32,7 @@ _PEAKS: dict[str, tuple[float, float]] = {
 
 
 def peak_flops(device: str, dtype: str) -> float | None:
-    """FLOP/s that a device is built for; None where it is not known.
+    """Returns the FLOP/s that a device is built for; None if it is not known.
 
     Args:
         device: As `torch.cuda.get_device_name` has it, such as "NVIDIA H100 80GB HBM3".
@@ -46,7 +46,7 @@ def peak_flops(device: str, dtype: str) -> float | None:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What of a model its FLOPs depend on.
+    """The properties of a model that its FLOPs depend on.
 
     Attributes:
         layers: Values in the matrices that every token is multiplied by.
@@ -62,7 +62,7 @@ class Arithmetic:
 
     @staticmethod
     def of(model: PreTrainedModel) -> "Arithmetic":
-        """What a model comes to; its weights may be sharded."""
+        """Reads these properties of a model; its weights may be sharded."""
         config = model.config.get_text_config()
         heads = config.num_attention_heads
         width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -78,7 +78,7 @@ class Arithmetic:
         return Arithmetic(sum(map(_size, matrices)), frozen, head, config.num_hidden_layers * width)
 
     def flops(self, groups: Sequence[TokenGroup], *, train: bool = True) -> float:
-        """FLOPs of a forward and, where it trains, a backward pass over groups that are laid out in rows.
+        """Counts the FLOPs of a forward and, in training, a backward pass over groups laid out in rows.
 
         A matrix product costs two per value in the forward pass, and the same for each of its two gradients.
         """

@@ -17,7 +17,7 @@ BAD = "Bad:"
 
 
 def chain_of_hindsight(group: AlignmentGroup, *place: int | str) -> AlignmentGroup:
-    """The best and the worst response of a group as one response, in drawn order.
+    """Joins the best and the worst response of a group into one response, in random order.
 
     Liu et al. 2023, "Chain of Hindsight Aligns Language Models with Feedback", arXiv 2302.02676. There the loss leaves
     out the words of feedback and hides a share of the earlier tokens; here all of the text is learnt as it is.

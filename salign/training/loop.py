@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def base_model(run: RunDir, config: Config, stage: TrainStage) -> tuple[str, dict[str, str]]:
-    """What a stage starts from, another stage's model or the base, with its digest.
+    """Returns the model that a stage starts from (another stage's, or the base) with its digest.
 
     Raises:
         StageError: That stage is not complete.
@@ -124,7 +124,7 @@ def _run_steps(job: _Job, trainer: Trainer, work: _Work, mirror: Mirror) -> None
 
 
 def train(run: RunDir, config: Config, name: str) -> None:
-    """Trains one stage; every rank calls it. Goes on from the last complete checkpoint.
+    """Trains one stage from its last complete checkpoint on; every rank calls it.
 
     Args:
         run: The run's folder.

@@ -13,7 +13,7 @@ from salign.errors import ConfigError
 
 
 def require_peft() -> None:
-    """Makes sure that adapters can be made.
+    """Checks that peft is installed.
 
     Raises:
         ConfigError: The package is missing.
@@ -25,7 +25,7 @@ def require_peft() -> None:
 
 
 def add_adapters(model: PreTrainedModel, section: LoRA, seed: int) -> None:
-    """Puts adapters into a model, in place; of its parameters they alone are trained then.
+    """Adds adapters to a model, in place; then they alone are trained.
 
     An adapter begins as nothing: until the first step the model is what it was.
 
@@ -62,7 +62,7 @@ def add_adapters(model: PreTrainedModel, section: LoRA, seed: int) -> None:
 
 
 def merge(model_name: str, section: LoRA, adapters: Mapping[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
-    """The model that a stage started from, with its adapters merged into the weights (in float32).
+    """Merges the adapters into the weights of the model that the stage started from (in float32).
 
     Args:
         model_name: What the stage started from.

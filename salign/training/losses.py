@@ -32,7 +32,7 @@ from salign.training.objectives import (
 
 
 def counted_groups(objective: Objective, scores: Tensor) -> Tensor:
-    """Which groups count in the objective's mean: a function of the scores alone, known before the model has run.
+    """Returns which groups count in the objective's mean: known from the scores before the model has run.
 
     Args:
         objective: Which.
@@ -51,7 +51,7 @@ def counted_groups(objective: Objective, scores: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """What losses are made from: the tensors of `objective_losses`; those that an objective does not need are empty."""
+    """The tensors that losses are made from, those of `objective_losses`; empty where an objective needs none."""
 
     nll: Tensor
     scores: Tensor
@@ -59,7 +59,7 @@ class Likelihoods:
     reference_nll: Tensor
 
     def rewards(self, beta: float) -> Tensor:
-        """See `implicit_rewards`."""
+        """Returns the implicit rewards; see `implicit_rewards`."""
         return implicit_rewards(self.nll, self.reference_nll, self.num_tokens, beta=beta)
 
 
@@ -119,7 +119,7 @@ def objective_losses(
     num_tokens: Tensor | None = None,
     reference_nll: Tensor | None = None,
 ) -> Tensor:
-    """Each group's loss under a configured objective, [groups]; 0 where the group does not count.
+    """Computes each group's loss under a configured objective, [groups]; 0 for groups that do not count.
 
     Args:
         objective: Which.
@@ -149,7 +149,7 @@ def objective_sum(
     num_tokens: Tensor | None = None,
     reference_nll: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss summed over the groups that count, and how many do: both can be added up over rows and ranks.
+    """Sums the loss over the groups that count, and counts them: both can be added up over rows and ranks.
 
     Args and errors are those of `objective_losses`.
 
@@ -168,7 +168,7 @@ def objective_loss(
     num_tokens: Tensor | None = None,
     reference_nll: Tensor | None = None,
 ) -> Tensor:
-    """The loss of a configured objective, mean over the groups that count: a scalar.
+    """Computes the loss of a configured objective: a scalar, the mean over the groups that count.
 
     Args are those of `objective_losses`.
 
@@ -183,7 +183,7 @@ def objective_loss(
 
 
 def objective_metrics(objective: Objective, nll: Tensor, scores: Tensor, reference_nll: Tensor) -> dict[str, Tensor]:
-    """What an objective logs beyond `preference_metrics`, as sums over responses: empty for most.
+    """Computes what an objective logs beyond `preference_metrics`, as sums over responses; most log nothing.
 
     Args are those of `objective_losses`.
     """

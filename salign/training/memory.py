@@ -49,7 +49,7 @@ _MAX_LIVE = 1_000_000_000  # values that ZeRO-3 may have gathered at a time
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model its memory depends on. `linear` has the inputs and outputs of one layer's linear maps."""
+    """The sizes of a model that its memory depends on. `linear` has a layer's linear maps: inputs and outputs."""
 
     num_layers: int
     width: int
@@ -61,7 +61,7 @@ class Shape:
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
-    """The shape that a config.json describes; None for a family that is not known here."""
+    """Reads the sizes of a model from its config.json; None for an unknown family."""
     family = config.get("model_type")
     if family not in _FAMILIES:
         return None
@@ -91,7 +91,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
 
 
 def find_shape(model: str) -> Shape | None:
-    """A model's shape by its name; None where it is not here, or of a family that is not known."""
+    """Finds a model's sizes by its name; None if it is not here, or of an unknown family."""
     path = Path(model).expanduser() / "config.json"
     if model not in models.EMBEDDED and not path.is_file() and model not in _KNOWN:
         cached = models.cached_config(model)
@@ -114,7 +114,7 @@ def find_shape(model: str) -> Shape | None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of one rank: what is on its device, and, offloaded, in the machine's memory.
+    """The bytes of one rank: on its device and, if offloaded, in the machine's memory.
 
     `buffers` and `activations` are there in a backward pass, `step` while the optimizer steps: gradients in float32 and
     what it works out of them.
@@ -132,27 +132,27 @@ class Estimate:
 
     @property
     def in_backward(self) -> float:
-        """On the device at the end of a forward pass, when gradients are there."""
+        """The bytes on the device at the end of a forward pass, when gradients are there."""
         return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers
 
     @property
     def in_step(self) -> float:
-        """On the device while the optimizer steps."""
+        """The bytes on the device while the optimizer steps."""
         return self.parameters + self.optimizer + self.step
 
     @property
     def peak(self) -> float:
-        """On the device at most."""
+        """The most bytes on the device."""
         return max(self.in_backward, self.in_step)
 
 
 def most_row_tokens(stage: TrainStage) -> int:
-    """Tokens of the longest row that the stage may have: a group of whole responses with next to no query."""
+    """Returns the tokens of the longest row of a stage: a group of whole responses with a minimal query."""
     return max(stage.row_tokens or 0, stage.max_responses * stage.max_tokens)
 
 
 def num_trained(stage: TrainStage, shape: Shape) -> int:
-    """Parameters that get a gradient: all, or the adapters'."""
+    """Counts the parameters that get a gradient: all, or the adapters'."""
     if stage.lora is None:
         return shape.num_parameters
     return shape.num_layers * stage.lora.rank * sum(i + o for i, o in _adapted(stage, shape).values())
@@ -166,7 +166,7 @@ def _adapted(stage: TrainStage, shape: Shape) -> dict[str, tuple[int, int]]:
 
 
 def layer_bytes(stage: TrainStage, shape: Shape) -> int:
-    """What one layer's forward pass keeps of each token for the backward pass.
+    """Returns the bytes for each token that a layer's forward pass keeps for the backward pass.
 
     That is both norms' input (in float32), result and scaled result; query, key, value (repeated for all heads) and
     what attention gives; and four times the inner width. Beside a frozen map that has an adapter, the adapter's parts.
@@ -184,7 +184,7 @@ def layer_bytes(stage: TrainStage, shape: Shape) -> int:
 
 
 def activation_bytes(stage: TrainStage, shape: Shape, row_tokens: int) -> float:
-    """What one row's forward pass keeps for the backward pass, with the logits at their peak.
+    """Returns the bytes that a row's forward pass keeps for the backward pass, with the logits at their peak.
 
     With gradient checkpointing a layer keeps its input, and the rest for one layer at a time.
     """
@@ -202,7 +202,7 @@ def activation_bytes(stage: TrainStage, shape: Shape, row_tokens: int) -> float:
 def estimate(
     stage: TrainStage, settings: Mapping[str, Any], shape: Shape, num_ranks: int, row_tokens: int | None = None
 ) -> Estimate:
-    """The memory of one rank.
+    """Estimates the memory of one rank.
 
     Args:
         stage: Objective, precision, layout.
@@ -251,7 +251,7 @@ def _offloads(zero: Mapping[str, Any], what: str) -> bool:
 
 
 def print_memory(config: Config, console: Console) -> None:
-    """Says what each stage's rank needs: in the launcher's dry run."""
+    """Prints what each stage's rank needs, in the launcher's dry run."""
     if not config.train.stages:
         return
     shape = find_shape(config.model)

@@ -46,7 +46,7 @@ def _chunked_nll(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Ten
 
 
 def response_nll(model: PreTrainedModel, row: Row) -> Tensor:
-    """Mean over each response's tokens of -log p(token | query, earlier tokens), in float32 or better.
+    """Computes each response's mean of -log p(token | query, earlier tokens), in float32 or better.
 
     Logits exist only where a response's token is predicted.
 
@@ -79,7 +79,7 @@ def response_nll(model: PreTrainedModel, row: Row) -> Tensor:
 
 
 def decayed_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters that are trained, in groups for the optimizer: weight decay is for matrices alone.
+    """Groups the trained parameters for the optimizer: weight decay is for matrices alone.
 
     Norms and biases, which are vectors, are left out, as by transformers' Trainer: they set a scale or an offset, which
     has no reason to be near 0. So is what is named a bias and has more axes (one for each expert). The embedding is
@@ -102,7 +102,7 @@ def decayed_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 class GroupLoss(nn.Module):
-    """The whole loss inside one `forward`, as ZeRO-3 needs it; gives the model the attention for rows."""
+    """Computes the whole loss inside one `forward`, as ZeRO-3 needs it, with the attention for rows."""
 
     def __init__(self, model: PreTrainedModel, objective: Objective, attention: Attention = "sdpa") -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class GroupLoss(nn.Module):
         self._objective = objective
 
     def forward(self, row: Row) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The objective's sum over the row's groups that count, the nll [groups, K], and what is logged of them."""
+        """Returns the objective's sum over the row's groups that count, the nll [groups, K], and what is logged."""
         nll = response_nll(self.model, row)
         reference = row.reference_nll if self._objective.needs_reference else None
         total, _ = objective_sum(self._objective, nll, row.scores, row.num_tokens, reference)
@@ -122,7 +122,7 @@ class GroupLoss(nn.Module):
 
 
 def recompute(model: PreTrainedModel) -> None:
-    """Has layers computed again for the gradient, so that of a forward pass their inputs alone are kept."""
+    """Makes layers compute again for the gradient, so that a forward pass keeps only their inputs."""
     # Named so since transformers 5.2x; the older name warns.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
@@ -135,7 +135,7 @@ _ROUGH_TOLERANCES = (0.02, 0.1)
 
 @torch.no_grad()
 def check_layout(engine: nn.Module, model: PreTrainedModel, lengths: Lengths, device: torch.device) -> None:
-    """Makes sure that responses in one row see what they would see alone, and that nothing of their logits is lost.
+    """Checks that responses in one row see what they would see alone, and that no logits are lost.
 
     It costs the forward pass of one row as long as there will be, and of the longest text twice. Under ZeRO-3 all ranks
     call it.

@@ -25,7 +25,7 @@ def _check_shapes(**tensors: Tensor) -> None:
 
 
 def best_responses(nll: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Which responses there are, and each group's best: the highest score, of equal ones the first.
+    """Returns which responses exist, and each group's best: the highest score, the first of equals.
 
     Args:
         nll: [groups, K], NaN where a group has fewer responses.
@@ -45,7 +45,7 @@ def _rated_above(there: Tensor, scores: Tensor) -> Tensor:
 
 
 def sft_losses(nll: Tensor, scores: Tensor) -> Tensor:
-    """Supervised fine-tuning on each group's best response: its nll.
+    """Computes supervised fine-tuning's loss: the nll of each group's best response.
 
     Args:
         nll: [groups, K], as for `stable_losses`.
@@ -65,7 +65,7 @@ def stable_losses(
     hinge: Literal["mean", "each"] = "mean",
     max_flow: bool = False,
 ) -> Tensor:
-    """The Stable Alignment loss (Liu et al. 2023, arXiv 2305.16960, section 3.3) of each group.
+    """Computes the Stable Alignment loss of each group (Liu et al. 2023, arXiv 2305.16960, section 3.3).
 
     With best = argmax of the scores
 
@@ -102,7 +102,7 @@ def stable_losses(
 
 
 def rrhf_losses(nll: Tensor, scores: Tensor, num_tokens: Tensor, *, sft_weight: float) -> Tensor:
-    """RRHF (Yuan et al. 2023, arXiv 2304.05302, section 3.1) of each group.
+    """Computes the RRHF loss of each group (Yuan et al. 2023, arXiv 2304.05302, section 3.1).
 
     With p_i = -nll_i, a response's log-probability over its length,
 
@@ -127,7 +127,7 @@ def rrhf_losses(nll: Tensor, scores: Tensor, num_tokens: Tensor, *, sft_weight: 
 
 
 def implicit_rewards(nll: Tensor, reference_nll: Tensor, num_tokens: Tensor, *, beta: float) -> Tensor:
-    """DPO's reward of each response: beta * (log p - log p of the reference), summed over its tokens.
+    """Computes DPO's reward of each response: beta * (log p - log p of the reference), summed over its tokens.
 
     Args:
         nll: [groups, K], mean over a response's tokens; NaN where a group has fewer responses.
@@ -151,7 +151,7 @@ def implicit_rewards(nll: Tensor, reference_nll: Tensor, num_tokens: Tensor, *, 
 def dpo_losses(
     rewards: Tensor, scores: Tensor, *, pairs: Literal["all", "best"] = "all", label_smoothing: float = 0.0
 ) -> Tensor:
-    """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290, equation 7) of each group.
+    """Computes the DPO loss of each group (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
 
     The mean over a group's pairs of a better response w and a worse one l of
 
@@ -177,7 +177,7 @@ def dpo_losses(
 
 
 def listwise_dpo_losses(rewards: Tensor, scores: Tensor) -> Tensor:
-    """DPO under Plackett and Luce's model (Rafailov et al. 2023, arXiv 2305.18290, appendix A.3) of each group.
+    """Computes DPO under Plackett and Luce's model for each group (Rafailov et al. 2023, arXiv 2305.18290, A.3).
 
     The negative log-likelihood of the ranking by scores: a sum over its responses i of
 
@@ -201,7 +201,7 @@ def listwise_dpo_losses(rewards: Tensor, scores: Tensor) -> Tensor:
 
 
 def group_advantages(nll: Tensor, scores: Tensor, *, normalise: Literal["std", "leave_one_out", "none"]) -> Tensor:
-    """How much better each response is than its group: [groups, K] of nll's dtype, NaN where a response is not there.
+    """Computes how much better each response is than its group: [groups, K], NaN where there is no response.
 
     Args:
         nll: [groups, K], NaN where a group has fewer responses.
@@ -224,7 +224,7 @@ def group_advantages(nll: Tensor, scores: Tensor, *, normalise: Literal["std", "
 
 
 def policy_gradient_losses(nll: Tensor, sampler_nll: Tensor, advantages: Tensor, *, clip: float, beta: float) -> Tensor:
-    """The clipped surrogate of a policy gradient (GRPO, Shao et al. 2024, arXiv 2402.03300, equation 3) of each group.
+    """Computes the clipped surrogate of a policy gradient of each group (GRPO, arXiv 2402.03300, equation 3).
 
     The mean over its responses of
 
@@ -252,7 +252,7 @@ def policy_gradient_losses(nll: Tensor, sampler_nll: Tensor, advantages: Tensor,
 
 @torch.no_grad()
 def policy_gradient_metrics(nll: Tensor, sampler_nll: Tensor, advantages: Tensor, *, clip: float) -> dict[str, Tensor]:
-    """What is logged of a policy gradient: sums over responses, so that ranks can be added up.
+    """Computes what is logged of a policy gradient, as sums over responses that ranks can add up.
 
     Args are those of `policy_gradient_losses`.
 
@@ -289,7 +289,7 @@ def _divergence(drift: Tensor) -> Tensor:
 
 @torch.no_grad()
 def preference_metrics(nll: Tensor, scores: Tensor) -> dict[str, Tensor]:
-    """What is logged of the groups: sums over them with their counts, so that ranks can be added up.
+    """Computes what is logged of the groups, as sums with counts that ranks can add up.
 
     Returns:
         Scalars. `best`: the sum of -nll of the best responses, over `groups` of them; `others`: the sum, over the

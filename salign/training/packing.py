@@ -16,7 +16,7 @@ from salign.training.tokens import TokenGroup
 
 
 def sample_responses(group: TokenGroup, num_responses: int, *place: int | str) -> TokenGroup:
-    """The best response (of equal ones the first) and others drawn at random, in their order.
+    """Draws responses: the best (the first of equals) and others at random, in their order.
 
     Args:
         group: What to draw from.
@@ -32,21 +32,21 @@ def sample_responses(group: TokenGroup, num_responses: int, *place: int | str) -
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the longest text, a query with one response, and of the longest row that there will be."""
+    """The longest text (a query with one response) and the longest row, in tokens."""
 
     text: int
     row: int
 
     @staticmethod
     def of(groups: Sequence[TokenGroup]) -> "Lengths":
-        """Those of groups that have a row each."""
+        """Returns the lengths of groups that each have a row of their own."""
         text = max(len(group.query) + max(map(len, group.responses)) for group in groups)
         return Lengths(text, max(group.num_tokens for group in groups))
 
 
 @dataclass(frozen=True)
 class Row:
-    """Groups laid out as one row of T tokens; R response tokens of S responses in all.
+    """Groups laid out as one row of T tokens, with R response tokens of S responses in all.
 
     Attributes:
         input_ids, position_ids: int64 [1, T].
@@ -84,7 +84,7 @@ class Row:
         return replace(self, **moved)
 
     def sees(self, token: Tensor, other: Tensor, reach: Reach = EVERYTHING) -> Tensor:
-        """Whether the tokens at some places see those at others: bool, of the shape that the two broadcast to.
+        """Returns whether tokens at some places see those at others: bool, in the shape to which both broadcast.
 
         A reach is counted in positions, so that a response sees as much of its query as it would by itself.
         """
@@ -98,13 +98,13 @@ class Row:
         return seen
 
     def attention_mask(self, reach: Reach = EVERYTHING) -> Tensor:
-        """Bool [1, 1, T, T], true where the row's token (second last axis) sees the other in layers of that reach."""
+        """Returns bool [1, 1, T, T]: whether a token (second last axis) sees the other in layers of that reach."""
         places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
         return self.sees(places[:, None], places[None, :], reach)[None, None]
 
 
 def lay_out(groups: Sequence[TokenGroup]) -> Row:
-    """One row out of groups: the first token of a response is predicted from its query's last place."""
+    """Lays out groups as one row: a response's first token is predicted from its query's last place."""
     ids: list[int] = []
     positions: list[int] = []
     group_of: list[int] = []

@@ -18,7 +18,7 @@ _WINDOW = 256  # groups that are laid out together
 
 
 class ReferencedGroups:
-    """A store's groups, each with the reference of its responses."""
+    """The groups of a store, each with the references of its responses."""
 
     def __init__(self, store: TokenStore, references: NDArray[np.float32]) -> None:
         self._store = store
@@ -33,7 +33,7 @@ class ReferencedGroups:
 
 
 def reference_path(store: Path, inputs: dict[str, str], dtype: str) -> Path:
-    """Where the references of a store are kept, for the model that the stage starts from: its digest is an input."""
+    """Returns where the references of a store are kept; the digest of the stage's first model is part of it."""
     text = repr((store.name, sorted(inputs.items()), dtype))
     return store.parent / f"reference-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
 
@@ -44,7 +44,7 @@ def with_references(
     ranks: Ranks,
     nll_of: Callable[[Sequence[TokenGroup]], list[list[float] | None]],
 ) -> ReferencedGroups:
-    """The store's groups with their references, computed unless that is done; every rank calls it.
+    """Adds references to the store's groups, computed unless that is done; every rank calls it.
 
     Args:
         store: The stage's data.

@@ -77,7 +77,7 @@ def _from_mpi(num_ranks: int) -> Place:
 
 
 def find_place() -> Place:
-    """This rank's place: by torchrun's variables, which deepspeed sets too, else Slurm's or MPI's; else it is alone."""
+    """Finds this rank's place: by torchrun's variables (also deepspeed's), else Slurm's or MPI's, else alone."""
     if "RANK" in os.environ:
         return Place({name: os.environ[name] for name in _NAMES if name in os.environ})
     by_mpi, by_slurm = number_in(MPI_SIZES, 1), number_in(["SLURM_STEP_NUM_TASKS"], 1)
@@ -90,12 +90,12 @@ def find_place() -> Place:
 
 
 def is_launched() -> bool:
-    """Whether this process is one of ranks that a launcher started together."""
+    """Returns whether a launcher started this process as one of several ranks."""
     return "RANK" in os.environ or find_place().num_ranks > 1
 
 
 def check_rendezvous(place: Place) -> None:
-    """That the ranks are there and can meet: said at once, where torch would wait for half an hour.
+    """Checks at once that the ranks are there and can meet; torch would wait for half an hour.
 
     Raises:
         ConfigError: The name does not resolve, the port is in use, or srun was forgotten.

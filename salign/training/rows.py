@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], row_tokens: int | None) -> list[list[int]]:
-    """Groups in rows, first fit by falling length.
+    """Packs groups into rows, first fit by falling length.
 
     Args:
         lengths: Tokens of each group.
@@ -33,7 +33,7 @@ def pack(lengths: Sequence[int], row_tokens: int | None) -> list[list[int]]:
 
 
 def deal(lengths: Sequence[int], num_ranks: int, row_tokens: int | None) -> list[list[list[int]]]:
-    """Each rank's rows: the same number for each rank, with tokens as even as the longest-first rule makes them.
+    """Deals rows to ranks: the same number each, with tokens as even as the longest-first rule makes them.
 
     The ranks work in step. So that none has fewer rows, rows of several groups are parted, the longest first; where
     there are none, a rank is given an empty row for each that it lacks.

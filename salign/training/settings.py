@@ -25,7 +25,7 @@ _OURS = {
 
 
 def deepspeed_config(stage: TrainStage, num_ranks: int) -> dict[str, Any]:
-    """The stage's DeepSpeed file, completed by what the stage's config says.
+    """Completes the stage's DeepSpeed file by what the stage's config says.
 
     Raises:
         ConfigError: The file is missing or malformed, or says what the config says; or there are more ranks than groups
@@ -84,7 +84,7 @@ def deepspeed_config(stage: TrainStage, num_ranks: int) -> dict[str, Any]:
 
 
 def learning_rate_share(step: int, num_steps: int, warmup_share: float) -> float:
-    """Linear warm-up, then cosine to 0: the share of the full rate in a step (counted from 0)."""
+    """Returns the share of the full rate in a step (counted from 0): linear warm-up, then cosine to 0."""
     warmup = math.ceil(warmup_share * num_steps)
     if step < warmup:
         return (step + 1) / warmup

@@ -31,7 +31,7 @@ _TYPES = {"tokens": "i", "bounds": "q", "firsts": "q", "scores": "f"}
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """A group in tokens. `responses` end with the end token; as many `scores`.
+    """A group in tokens. `responses` end with the end token; there is a score for each.
 
     `references` are the mean negative log-likelihoods of the responses under the model that the stage starts from; None
     where the objective does not measure from it.
@@ -44,11 +44,11 @@ class TokenGroup:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the query and all responses."""
+        """The tokens of the query and all responses."""
         return len(self.query) + sum(map(len, self.responses))
 
     def subset(self, positions: Sequence[int]) -> "TokenGroup":
-        """The group with some of its responses."""
+        """Returns the group with some of its responses."""
         return TokenGroup(
             self.query,
             [self.responses[i] for i in positions],
@@ -59,7 +59,7 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class TokenGroups:
-    """The groups that fit, and what did not."""
+    """The groups that fit, and counts of what does not."""
 
     groups: list[TokenGroup]
     num_long_responses: int
@@ -67,7 +67,7 @@ class TokenGroups:
 
 
 def tokenize(groups: Sequence[AlignmentGroup], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TokenGroups:
-    """Groups in tokens, in memory; see `stream_tokens`."""
+    """Tokenises groups in memory; see `stream_tokens`."""
     left_out: Counter[str] = Counter()
     kept = list(stream_tokens(groups, tokenizer, max_tokens, left_out))
     return TokenGroups(kept, left_out["long_responses"], left_out["long_groups"] + left_out["long_best_groups"])
@@ -76,7 +76,7 @@ def tokenize(groups: Sequence[AlignmentGroup], tokenizer: PreTrainedTokenizerBas
 def stream_tokens(
     groups: Iterable[AlignmentGroup], tokenizer: PreTrainedTokenizerBase, max_tokens: int, left_out: Counter[str]
 ) -> Iterator[TokenGroup]:
-    """Groups in tokens, the queries under the tokenizer's chat template, up to where an answer begins.
+    """Tokenises groups, the queries under the tokenizer's chat template, up to where an answer begins.
 
     A response ends with the token by which the template ends a turn, and has no other control token: what spells one in
     a query or a response is encoded as its letters.
@@ -125,13 +125,13 @@ def _encoded(
 
 
 def render_all(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -> list[list[int]]:
-    """What `models.render` gives for each query, up to where its answer begins, in one call."""
+    """Renders each query up to where its answer begins, as `models.render` does, in one call."""
     template = chat_template(tokenizer)
     return template.encode(template.prompts(map(conversation, queries), answer=True))
 
 
 def store_key(tokenizer: PreTrainedTokenizerBase, max_tokens: int, data: str) -> str:
-    """A hash of all that a store is made from.
+    """Computes a hash of everything that a store is made from.
 
     Args:
         tokenizer: With its chat template.
@@ -154,7 +154,7 @@ class _About(TypedDict):
 
 
 class TokenStore:
-    """Groups in tokens, in a folder: `store[i]` reads the i-th group from the disk.
+    """Groups in tokens in a folder: `store[i]` reads the i-th group from the disk.
 
     `tokens` holds each group's query and then its responses; segment k of them, a query or a response, reaches from
     `bounds[k]` to `bounds[k + 1]`, and the segments of group i from `firsts[i]` to `firsts[i + 1]`. `scores` has one
@@ -180,7 +180,7 @@ class TokenStore:
         max_tokens: int,
         left_out: Counter[str],
     ) -> None:
-        """Tokenises groups into a folder, which appears whole; see `stream_tokens`.
+        """Tokenises groups into a folder, which appears whole or not at all; see `stream_tokens`.
 
         Args:
             folder: The store's.
@@ -207,16 +207,16 @@ class TokenStore:
 
     @property
     def num_responses(self) -> int:
-        """Of all groups together."""
+        """The number of responses of all groups."""
         return len(self._scores)
 
     def responses_of(self, index: int) -> slice:
-        """Where the responses of a group stand among those of all groups."""
+        """Returns where the responses of a group stand among those of all groups."""
         # There are as many queries before a group as groups.
         return slice(int(self._firsts[index]) - index, int(self._firsts[index + 1]) - index - 1)
 
     def longest(self, num_responses: int | None) -> tuple[int, int]:
-        """Tokens of the longest query with a response, and of the longest group with at most this many responses."""
+        """Returns the tokens of the longest query with a response, and of the longest group with so many responses."""
         lengths, queries = np.diff(self._bounds), self._firsts[:-1]
         group_of = np.repeat(np.arange(len(self)), np.diff(self._firsts))
         of_response = np.ones(len(lengths), dtype=bool)

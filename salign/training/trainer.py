@@ -37,7 +37,7 @@ class _Sums:
 
 
 class Trainer:
-    """DeepSpeed's engine around one model, and what is done with it.
+    """Runs DeepSpeed's engine around one model: steps, evaluation and measurements.
 
     Args:
         stage: Objective, rates, layout.
@@ -129,7 +129,7 @@ class Trainer:
 
     @torch.no_grad()
     def nll_of(self, groups: Sequence[TokenGroup]) -> list[list[float] | None]:
-        """Each response's mean nll of the groups that fall to this rank, None for the others; all ranks call it."""
+        """Computes each response's mean nll for this rank's groups, None for the others; all ranks call it."""
         self.engine.eval()
         found: list[list[float] | None] = [None] * len(groups)
         for positions, counts in self._rows(groups):
@@ -145,7 +145,7 @@ class Trainer:
     # --- steps -----------------------------------------------------------------------------------
 
     def step(self, step: int, groups: Sequence[Numbered]) -> dict[str, Any]:
-        """One optimizer step (counted from 0) over all ranks.
+        """Makes one optimizer step (counted from 0) over all ranks.
 
         Returns:
             Its metrics, the same on every rank.
@@ -200,7 +200,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, groups: Sequence[Numbered]) -> dict[str, Any]:
-        """The loss on groups that are not trained on, over all ranks."""
+        """Computes the loss on held-out groups over all ranks."""
         self.engine.eval()
         sums, _ = self._run(groups, train=False)
         self.engine.train()
