@@ -74,7 +74,7 @@ from salign.config.sources import (
     Source,
     TextSource,
 )
-from salign.config.studies import Broadcast, Intervention, Survey
+from salign.config.studies import Broadcast, Intervention, Reflection, Survey
 from salign.config.topology import (
     CompleteTopology,
     EdgesTopology,
@@ -189,6 +189,7 @@ __all__ = [
     "RatedData",
     "RatingWay",
     "Ratio",
+    "Reflection",
     "RefusalRule",
     "RehearsalProtocol",
     "RelayProtocol",

@@ -26,7 +26,7 @@ from salign.config.gates import Gates, ObserverCheck, Stopping
 from salign.config.profiles import PeopleProfiles, ProfilesSection
 from salign.config.protocols import BackScatterProtocol, ProtocolSection
 from salign.config.sources import EverydaySource, Source
-from salign.config.studies import Intervention, Label, Survey, mistakes_of_interventions
+from salign.config.studies import Intervention, Label, Reflection, Survey, mistakes_of_interventions
 from salign.config.topology import (
     GridTopology,
     IsolatedTopology,
@@ -100,6 +100,8 @@ class SocietySection(Section):
     """How the observer is tested before the run relies on it; None: not at all."""
     survey: Survey | None = None
     """Questions that agents answer from time to time, beside what they do; None: none."""
+    reflection: Reflection | None = None
+    """How often agents describe themselves anew; None: never."""
     interventions: tuple[Intervention, ...] = ()
     """What is changed for some agents from a round on."""
     questions: Source = EverydaySource()

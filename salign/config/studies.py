@@ -33,6 +33,13 @@ class Survey(Section):
         return max(1, round(self.share * num_agents))
 
 
+class Reflection(Section):
+    """From time to time each agent describes itself anew, and goes by that if it is rated higher than before."""
+
+    every: Count = 5
+    """In each so many rounds, before its interaction; it counts from the next round on."""
+
+
 class Broadcast(Section):
     """Something that agents have heard, as an answer to a question; they recall it where a question is near to that."""
 

@@ -11,6 +11,7 @@ from zlib import crc32
 from salign.config import FLAGS, SCALE, Gates, Scale, SocietySection
 from salign.errors import StageError
 from salign.records import Interaction
+from salign.society.asides import REFLECTION
 from salign.society.protocols.base import Protocol
 from salign.society.recalls import RecallRecord, Recalls
 from salign.society.studies import SURVEY
@@ -53,6 +54,8 @@ class Round:
     """How many turns that say something have which flags."""
     recalls: defaultdict[str, Recalls] = field(default_factory=lambda: defaultdict(Recalls))
     """What agents were reminded of, by the role of the turn, of every role."""
+    kept: list[bool] = field(default_factory=list)
+    """Whether each new description of an agent by itself was kept."""
     opinions: defaultdict[str, list[float | None]] = field(default_factory=lambda: defaultdict(list))
     """Answers to each question of the survey; None where one could not be read."""
     measured: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
@@ -73,6 +76,8 @@ class Round:
             self.recalls[turn.role].add(turn)
             if turn.about is not None:
                 self.feedback.append(turn.rating)
+            if turn.role == REFLECTION:
+                self.kept.append(turn.data["kept"])
             if turn.role == SURVEY:
                 self.opinions[turn.data["question"]].append(turn.data["opinion"])
             if turn.mass is not None:
@@ -96,6 +101,7 @@ class Round:
         self.flags.update(other.flags)
         for role, recalls in other.recalls.items():
             self.recalls[role].merge(recalls)
+        self.kept.extend(other.kept)
         for name, opinions in other.opinions.items():
             self.opinions[name].extend(opinions)
         for name, values in other.measured.items():
@@ -114,12 +120,14 @@ class Round:
         return {agent: mean(given) for agent, given in self.observed.get((role, criterion), {}).items()}
 
     def _surveyed(self, society: SocietySection) -> dict[str, float | None]:
-        """Mean and standard deviation of the answers to each question of the survey; None in a round without one."""
+        """What came of survey and reflection; None in a round without."""
         figures: dict[str, float | None] = {}
         for question in () if society.survey is None else society.survey.questions:
             there = Counter(value for value in self.opinions.get(question.name, ()) if value is not None)
             figures[f"sim/{SURVEY}_{question.name}_mean"] = mean(there.elements())
             figures[f"sim/{SURVEY}_{question.name}_sd"] = _standard_deviation(there) if there else None
+        if society.reflection is not None:
+            figures["sim/description_kept_share"] = mean(map(float, self.kept))
         return figures
 
     def metrics(self, protocol: Protocol[Any]) -> dict[str, Any]:

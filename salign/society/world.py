@@ -1,19 +1,21 @@
 """A world: its agents, what they remember after which round, and who listens to whom."""
 
 import asyncio
+import dataclasses
 from array import array
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from msgspec.structs import replace
 
-from salign.config import Criterion, SocietySection
+from salign.config import SocietySection
 from salign.errors import CallRejectedError
-from salign.records import Interaction, Member, Profile, Recalled, Turn
-from salign.society.calls import OBSERVED, Calls, Speaker, Tally, UnansweredError, together
+from salign.records import Interaction, Member, Profile, Recalled
+from salign.society.asides import SELF, Reflected, described, opinions, reflect, with_asides
+from salign.society.calls import Calls, Speaker, UnansweredError, together
 from salign.society.casts import Casts
+from salign.society.frames import draw_key
 from salign.society.memory import QuestionTable
 from salign.society.notes import Notes
 from salign.society.population import initial_memories, labels, parts
@@ -22,9 +24,8 @@ from salign.society.prompts import Wording, persona
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Conversation, Query, Seat, State, Update
 from salign.society.questions import QuestionOrder
-from salign.society.replies import flags_of
 from salign.society.sources import Choices, Exemplar
-from salign.society.studies import SURVEY, Studies
+from salign.society.studies import Studies
 from salign.society.topology import draw_audience, make_topology
 
 _NOTHING = Update()
@@ -222,6 +223,14 @@ class World:
     def _calls(self, speaker: Speaker, round_: int, agent: int) -> Calls:
         return Calls(self._setting.society, self._wording, speaker, (self._setting.seed, self.number, round_, agent))
 
+    def _calls_of(self, state: State, round_: int, agent: int) -> Calls:
+        """The calls of an agent in the interaction that another, or it, leads: as it describes itself, if it does."""
+        speaker = self._speaker(state.agent, round_)
+        if SELF in state.notes:
+            key = draw_key(self._setting.seed, self.number, round_, agent, f"{SELF}:{state.agent}")
+            speaker = Speaker(speaker.engine, described(speaker.instructions, state, key))
+        return self._calls(speaker, round_, agent)
+
     def _speaker(self, agent: int, round_: int) -> Speaker:
         speaker, profile = self._studies.speaker(agent, round_, self._parts[agent]), self.profile(agent)
         return speaker if profile is None else Speaker(speaker.engine, persona(profile, speaker.instructions))
@@ -272,7 +281,7 @@ class World:
         match request:
             case Ask():
                 state = self._state(member, request.question, after_round)
-                calls = self._calls(self._speaker(member, request.round), request.round, request.agent)
+                calls = self._calls_of(state, request.round, request.agent)
                 question = self._setting.table.questions[request.question]
                 try:
                     return await self._protocol.answer(calls, state, question, request.query), calls.tally
@@ -320,7 +329,9 @@ class World:
         )
 
         def publish(updates: Sequence[Update]) -> None:
-            for member, update in zip(cast, updates or [_NOTHING] * len(cast), strict=True):
+            for place, (member, update) in enumerate(zip(cast, updates or [_NOTHING] * len(cast), strict=True)):
+                if reflected and (note := reflected[place].note) is not None:
+                    update = dataclasses.replace(update, notes={**update.notes, SELF: note})  # noqa: PLW2901
                 news = Published(self.number, round_, member, number, update)
                 if self.owners[member] == here:
                     self.take(news)
@@ -329,7 +340,11 @@ class World:
                     elsewhere.tell(news)
 
         observer = self._calls(setting.observer or setting.speakers[0], round_, agent)
-        calls = [self._calls(self._speaker(member, round_), round_, agent) for member in cast]
+        calls = [self._calls_of(state, round_, agent) for state in states]
+        reflected = list[Reflected]()
+        if setting.society.reflection is not None and round_ % setting.society.reflection.every == 0:
+            pairs = zip(calls, states, strict=True)
+            reflected = await together(*(reflect(one, observer, state, question) for one, state in pairs))
         conversation = Conversation(
             self._protocol,
             seat,
@@ -340,36 +355,19 @@ class World:
             distance=lambda other: setting.table.distance(number, setting.table.number[other]),
         )
         interaction = await conversation.hold(publish)
+        if reflected:
+            interaction = with_asides(interaction, [one.turn for one in reflected])
         asked = [member for member in cast if self._studies.is_asked(member, round_)]
-        return await self._survey(interaction, asked, ask) if asked else interaction
+        if not asked:
+            return interaction
 
-    async def _survey(
-        self, interaction: Interaction, asked: Sequence[int], ask: Callable[[Join], Coroutine[Any, Any, State]]
-    ) -> Interaction:
-        """The interaction with what some of its cast answer to the survey, as they remember after it."""
-        survey, table, tally = self._setting.society.survey, self._setting.table, Tally()
+        async def state_of(member: int, asked: str) -> tuple[State, Calls]:
+            state = await ask(Join(self.number, round_ + 1, member, setting.table.number[asked]))
+            return state, self._calls_of(state, round_, agent)
+
+        survey = setting.society.survey
         assert survey is not None
-
-        async def opinion(member: int, question: Criterion) -> Turn:
-            round_ = interaction.round
-            state = await ask(Join(self.number, round_ + 1, member, table.number[question.wording]))
-            calls = self._calls(self._speaker(member, round_), round_, interaction.agent)
-            name = f"{SURVEY}:{member}:{question.name}"
-            asked = self._wording.opinion(question, state.recalled, calls.instructions, calls.key(name))
-            given, reply = await calls.rating(asked, "", name, OBSERVED)
-            tally.add(calls.tally)
-            flags = flags_of(reply, given.text)
-            data = {"question": question.name, "opinion": given.rating}
-            return Turn(member, SURVEY, given.text, mass=given.mass, recalled=state.recalled, flags=flags, data=data)
-
-        turns = await together(*(opinion(member, question) for member in asked for question in survey.questions))
-        return replace(
-            interaction,
-            turns=(*interaction.turns, *turns),
-            num_calls=interaction.num_calls + tally.num_calls,
-            prompt_tokens=interaction.prompt_tokens + tally.prompt_tokens,
-            completion_tokens=interaction.completion_tokens + tally.completion_tokens,
-        )
+        return with_asides(interaction, *await opinions(survey, asked, state_of))
 
     @property
     def interventions(self) -> dict[str, int]:

@@ -21,6 +21,7 @@ LOGGED: dict[JobType, tuple[str, ...]] = {
         "sim/round",
         "sim/*_mean",
         "sim/survey_*_sd",
+        "sim/description_kept_share",
         "sim/*_share",
         "sim/parse_rate",
         "sim/failed",

@@ -19,6 +19,7 @@ from salign.society.replies import flags_of
 from salign.society.rules import rating_by_rule
 from salign.society.sources import Choices
 from salign.society.topology import Topology
+from salign.society.wordings import reflection
 from salign.tracking.metrics import mean
 
 
@@ -172,6 +173,8 @@ class Protocol(ABC, Generic[Section]):
         """Model calls of a round of a world at most."""
         survey = self.society.survey
         asked = 0 if survey is None else survey.num_asked(num_agents) * len(survey.questions)
+        if self.society.reflection is not None:
+            asked += num_agents * (1 + len(reflection.CRITERIA))
         return num_agents // self.society.protocol.cast_size * self.max_calls + asked
 
     @abstractmethod
