@@ -1,12 +1,14 @@
-"""Writes a run's report: one HTML file (report/index.html), and figures for a paper.
+"""Writes a run's report: one HTML file (report/index.html), and figures for a paper. Of several runs, compares them.
 
-python jobs/report.py RUN
+python jobs/report.py RUN           report/index.html
+python jobs/report.py RUN RUN ...   the first one's report/comparison.html: curves with intervals, and differences
 """
 
 from pathlib import Path
 
 from salign.command_line import Parser
 from salign.config import Config
+from salign.report.comparison import write_comparison
 from salign.report.write import write_report
 from salign.run import RunDir, generations, open_run
 from salign.shown import say
@@ -14,9 +16,14 @@ from salign.shown import say
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("run", type=Path, help="the run's folder; the run may still be in progress")
+    parser.add_argument("run", type=Path, nargs="+", help="a run's folder; the run may still be in progress")
     args = parser.parse_args()
-    run = open_run(args.run)
+    run, *others = map(open_run, args.run)
+    if others:
+        page = run.report / "comparison.html"
+        write_comparison([run, *others], page)
+        say(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+        return
     for one in generations(run, run.config()):
         _write(*one)
 

@@ -27,22 +27,15 @@ _PAGE = Path(__file__).parent / "page"
 
 def render(record: RunRecord) -> str:
     """Renders the whole page."""
-    import jinja2
-    from plotly.offline import get_plotlyjs
-
     plots = curves.plots(record)
-    scripts = [get_plotlyjs(), (_PAGE / "page.js").read_text(encoding="utf-8")]
+    scripts = _scripts()
     data = {
         "plots": {plot.key: plot.figure for section in plots.values() for plot in section},
         "map": _map(record),
         "interactions": [] if record.society is None else record.society.samples,
         "groups": record.groups,
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters["cell"] = _cell
-    return environment.get_template("page.html").render(
+    page: str = _template("page.html").render(
         title=record.config.run.name,
         policy=_policy(scripts),
         style=(_PAGE / "page.css").read_text(encoding="utf-8"),
@@ -60,10 +53,58 @@ def render(record: RunRecord) -> str:
         bounds=_bounds(record),
         config=compose.dump(record.config),
         facts=_facts(record),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        made=_now(),
         max_rows=figures.MAX_TABLE_ROWS,
         max_text=MAX_TEXT,
     )
+    return page
+
+
+def render_figures(
+    title: str, remark: str, columns: Sequence[str], rows: Sequence[Sequence[str]], plots: Sequence[figures.Plot]
+) -> str:
+    """Renders a page with one table, whose rows begin with their names, and figures."""
+    scripts = _scripts()
+    drawn: dict[str, Any] = {
+        "plots": {plot.key: plot.figure for plot in plots},
+        "map": None,
+        "interactions": [],
+        "groups": [],
+    }
+    page: str = _template("comparison.html").render(
+        title=title,
+        remark=remark,
+        columns=columns,
+        rows=rows,
+        plots=plots,
+        policy=_policy(scripts),
+        style=(_PAGE / "page.css").read_text(encoding="utf-8"),
+        scripts=scripts,
+        data=_script_json(drawn),
+        made=_now(),
+        max_rows=figures.MAX_TABLE_ROWS,
+    )
+    return page
+
+
+def _scripts() -> list[str]:
+    from plotly.offline import get_plotlyjs
+
+    return [get_plotlyjs(), (_PAGE / "page.js").read_text(encoding="utf-8")]
+
+
+def _template(name: str) -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters["cell"] = _cell
+    return environment.get_template(name)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _policy(scripts: Sequence[str]) -> str:

@@ -175,6 +175,17 @@ def _read_society(run: RunDir, config: Config, record: RunRecord) -> None:
         record.society.num_discarded = sum(shard.done.facts["num_discarded_interactions"] for shard in shards)
 
 
+def read_paths(run: RunDir, config: Config) -> list[WorldPath]:
+    """The worlds of a run, as far as they have come."""
+    paths = []
+    for number in range(config.society.num_shards):
+        folder = run.shard(number)
+        done = read_done(folder)
+        shard = None if done is None else Shard(number, done)
+        paths += _paths(config, read_metrics(folder / "metrics.jsonl"), shard)
+    return paths
+
+
 def _paths(config: Config, rows: Sequence[Row], shard: Shard | None) -> list[WorldPath]:
     society = config.society
     worlds: dict[int, list[Row]] = {}
