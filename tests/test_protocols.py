@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 import pytest
-from actors import NO_DIGIT, QUESTIONS, SMALL, Actor, Life, live, random_delay
+from actors import NO_DIGIT, QUESTIONS, SMALL, Actor, Life, live, metered, random_delay
 
 from salign.config import Config, DatasetSection, RunSection, SampleProtocol, SocietySection
 from salign.dataset.gathering import build_groups
@@ -14,7 +14,7 @@ from salign.errors import CallRejectedError
 from salign.records import Turn
 from salign.report.society import SocietyReader
 from salign.society import prompts
-from salign.society.calls import UnansweredError, spoken
+from salign.society.calls import Speaker, UnansweredError, spoken
 from salign.society.protocols import PROTOCOLS, protocol_of
 from salign.society.protocols.base import Protocol, Update
 from salign.society.protocols.sample import Sample
@@ -73,6 +73,16 @@ def test_its_section_says_whether_an_audience_is_drawn(kind):
     """One that answers for its members without one would hold every interaction alone, and nothing else would fail."""
     answers = PROTOCOLS[kind].answer is not Protocol.answer
     assert SocietySection(protocol={"kind": kind}).has_audience == answers
+
+
+@every_protocol
+def test_its_section_says_whether_agents_give_numbers_without_an_audience(kind):
+    """An engine is measured for ratings only if it is asked for such."""
+    agents, observers = Actor(), Actor()
+    held(kind, agents, observer=Speaker(metered(observers)), without=["audience"])
+    gives = any(call.sampling is None for call in agents.calls)
+    assert not gives or SocietySection(protocol={"kind": kind}).protocol.asks_for_numbers
+    assert any(call.sampling is None for call in observers.calls)
 
 
 @every_protocol

@@ -24,6 +24,8 @@ class _Protocol(Section):
 
     asks_audience: ClassVar[bool] = True
     """Whether an agent's audience is asked; else none is drawn."""
+    asks_for_numbers: ClassVar[bool] = False
+    """Whether an agent is asked for a number where it has no audience, too, so that its engine must give such."""
     max_audience: ClassVar[int | None] = None
     """The most members that may be asked; None: any number."""
     criteria: ClassVar[tuple[Criterion, ...]] = (known("alignment"), known("engagement"))
@@ -50,6 +52,7 @@ class FeedProtocol(_Protocol):
     """Agents read what others posted in the last round, and post, comment, like, repost, follow, unfollow (OASIS)."""
 
     asks_audience = False
+    asks_for_numbers = True
 
     kind: Literal["feed"]
     activity: Annotated[float, NotBool, Field(gt=0, le=1)] = 1.0
@@ -131,6 +134,7 @@ class RehearsalProtocol(_Protocol):
     """Each agent plays through what would come of its draft, and answers anew if that is harm (MATRIX)."""
 
     asks_audience = False
+    asks_for_numbers = True
 
     kind: Literal["rehearsal"]
     num_people: Annotated[int, NotBool, Field(ge=1, le=9)] = 3
@@ -144,6 +148,7 @@ class RehearsalProtocol(_Protocol):
 class DeliberationProtocol(_Protocol):
     """A panel, an agent and its audience, answers, hears each other's reasons and votes."""
 
+    asks_for_numbers = True
     max_audience = 8  # with the agent's own, 9 answers: each has a digit by which it is chosen
 
     kind: Literal["deliberation"]
