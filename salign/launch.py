@@ -23,7 +23,7 @@ from salign.errors import ConfigError, StageError
 from salign.evaluation.check import check_evaluation
 from salign.locks import lock
 from salign.manifest import write_manifest
-from salign.plan import Unit, complete, state, to_run, units
+from salign.plan import Unit, complete, damaged_files, state, to_run, units
 from salign.report.generations import print_generations
 from salign.report.summary import print_summary, summarize
 from salign.report.write import write_report
@@ -85,6 +85,7 @@ class LaunchOptions:
         wait: Stay, and show how far Slurm's jobs are, until they are done.
         replace: Cancel the run's live jobs first.
         drop_answers_of: Make the calls again that a server answered under this model's name.
+        verify: Read what is done first, and compare it with its hashes.
     """
 
     dry_run: bool = False
@@ -92,6 +93,7 @@ class LaunchOptions:
     wait: bool = False
     replace: bool = False
     drop_answers_of: str | None = None
+    verify: bool = False
 
 
 def launch(config: Config, console: Console, options: LaunchOptions = LaunchOptions()) -> None:
@@ -103,6 +105,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
     run = check_run(config)
     everything = generations(run, config)
     left = [unit for one in everything for unit in to_run(units(*one))]
+    _verify(everything, options, console)
     scheduler = scheduler_of(run, config)
     if options.dry_run:  # also where the files are not there yet
         print_estimate([row for one in everything for row in estimate(*one, to_run(units(*one)))], console)
@@ -114,8 +117,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
             print_plan(*one, console)
             _show_jobs(scheduler_of(*one), one[1], to_run(units(*one)), console)
         return
-    if options.drop_answers_of is not None:
-        _drop_answers(everything, left, options, console)
+    _drop_answers(everything, left, options, console)
     if options.prepare:
         prepare(config, hashes)
         console.print(f"{run.path} is ready", highlight=False, soft_wrap=True)
@@ -211,11 +213,30 @@ def open_or_prepare(path: Path) -> RunDir:
     return prepare(compose.load(path)) if path.suffix in (".yaml", ".yml") else open_run(path)
 
 
+def _verify(everything: Sequence[tuple[RunDir, Config]], options: LaunchOptions, console: Console) -> None:
+    """Raises a StageError where a file of what is done is not what it was."""
+    if not options.verify:
+        return
+    all_units = [unit for one in everything for unit in units(*one)]
+    changed = list(damaged_files(all_units))
+    if changed:
+        files = ", ".join(str(unit.folder / name) for unit, name in changed[:_MAX_FAILURES])
+        more = f" and {len(changed) - _MAX_FAILURES} more" if len(changed) > _MAX_FAILURES else ""
+        folders = " ".join(str(folder) for folder in dict.fromkeys(unit.folder for unit, _ in changed))
+        raise StageError(
+            f"files have changed since they were made: {files}{more}. Restore them, or remove what is to be made again "
+            f"and launch: rm -r {folders}"
+        )
+    console.print("every file of what is done is what it was", markup=False, highlight=False)
+
+
 def _drop_answers(
     everything: Sequence[tuple[RunDir, Config]], left: Sequence[Unit], options: LaunchOptions, console: Console
 ) -> None:
     """Removes a served model's answers from the journals of units that are not done."""
-    served = options.drop_answers_of or ""
+    served = options.drop_answers_of
+    if served is None:
+        return
     num, names = 0, set[str]()
     with claim_run(everything[0][1]):
         for run, _ in everything:

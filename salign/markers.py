@@ -101,9 +101,13 @@ def check_files(folder: Path, done: Done, what: str) -> None:
     Raises:
         StageError: One is another.
     """
-    for name, seen in done.files.items():
-        if sha256(folder / name) != seen["sha256"]:
-            raise StageError(f"{folder / name} has changed since {what} was done. Remove {folder} and launch again.")
+    for name in damaged(folder, done):
+        raise StageError(f"{folder / name} has changed since {what} was done. Remove {folder} and launch again.")
+
+
+def damaged(folder: Path, done: Done) -> Iterator[str]:
+    """The files that are not what the marker vouches for, by hash."""
+    return (name for name, seen in done.files.items() if sha256(folder / name) != seen["sha256"])
 
 
 def forget(folder: Path) -> None:

@@ -1,13 +1,13 @@
 """The units of work in a run, and which of them are complete, judging by their markers alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from salign.config import Config
 from salign.errors import ConfigError
 from salign.locks import is_locked
-from salign.markers import read_done, read_failure
+from salign.markers import damaged, read_done, read_failure
 from salign.run import RunDir
 
 # An error message names at most so many units.
@@ -113,6 +113,14 @@ def to_run(everything: Sequence[Unit]) -> list[Unit]:
         if unit.key not in done or any(need in left for need in unit.needs):
             left[unit.key] = unit
     return list(left.values())
+
+
+def damaged_files(everything: Sequence[Unit]) -> Iterator[tuple[Unit, str]]:
+    """The files of units that are not what their markers vouch for, by hash: each is read whole."""
+    for unit in everything:
+        done = read_done(unit.folder)
+        if done is not None:
+            yield from ((unit, name) for name in damaged(unit.folder, done))
 
 
 def state(unit: Unit, done: set[str]) -> tuple[str, str | None]:

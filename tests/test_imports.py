@@ -15,7 +15,7 @@ chat documents files config
 columns records compose
 machine storage leases blocks
 locks
-markers recordlog
+markers recordlog arrays
 run
 plan
 hub models tracking

@@ -1,7 +1,6 @@
 """References are computed once for each store and model, and old ones go."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch.distributed as dist
 
 from salign.training.distributed import Ranks
 from salign.training.reference import reference_path, with_references
-from salign.training.tokens import TokenGroup, TokenStore, write_arrays
+from salign.training.tokens import TokenGroup, TokenStore
 
 GROUPS = [TokenGroup([n], [[n, 2], [2]], [2.0, 1.0]) for n in range(3, 8)]
 
@@ -25,8 +24,7 @@ def ranks(tmp_path):
 def store(tmp_path) -> TokenStore:
     folder = tmp_path / "tokens-1"
     folder.mkdir()
-    sizes = write_arrays(folder, GROUPS)
-    (folder / "about.json").write_text(json.dumps({"sizes": sizes, "left_out": {}}))
+    TokenStore.write(folder, GROUPS, {})
     return TokenStore(folder)
 
 
@@ -45,7 +43,12 @@ def test_each_response_gets_its_own_and_old_files_go(tmp_path, ranks, store):
             dataclasses.replace(group, references=[group.query[0], group.query[0] + 0.5]) for group in GROUPS
         ]
     assert calls == 2
-    assert list(tmp_path.glob("reference-*.npy")) == [paths[1]]
+    assert list(tmp_path.glob("reference-*")) == [paths[1]]
+    content = bytearray(paths[1].read_bytes())
+    content[len(content) // 2] ^= 1
+    paths[1].write_bytes(content)
+    assert with_references(store, paths[1], ranks, nll_of)[0].references == [3.0, 3.5]
+    assert calls == 3
     inputs = ({"model": "m"}, {"model": "n"}, {"train/sft": "m"})
     places = [(tmp_path / t, i, d) for t in "ab" for i in inputs for d in ("float32", "bfloat16")]
     assert len({reference_path(*place) for place in places}) == 12

@@ -263,6 +263,20 @@ def test_a_stages_data_is_tokenised_once(tmp_path, tokenizer, monkeypatch):
     assert [path.name for path in run.stage("a").iterdir()] == [other.name]  # the old one is gone
 
 
+@pytest.mark.parametrize("name", ["tokens", "bounds", "firsts", "scores", "done.json"])
+def test_data_in_tokens_that_is_damaged_is_made_again(tmp_path, tokenizer, caplog, name):
+    run, stage = make_stage(tmp_path)
+    folder, _ = build_tokens(run, stage, 0, tokenizer, None)
+    whole = (folder / name).read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2 if name != "done.json" else 0] ^= 4
+    (folder / name).write_bytes(damaged)
+    assert build_tokens(run, stage, 0, tokenizer, None) == (folder, {})
+    assert (folder / name).read_bytes() == whole
+    if name != "done.json":
+        assert f"{folder / name} is damaged: the data is tokenised again" in caplog.text
+
+
 def test_the_models_context_bounds_a_group(tmp_path, tokenizer, tiny_model):
     assert context_length(str(tiny_model)) == 2048
     run, stage = make_stage(tmp_path, max_tokens=100_000)

@@ -1,7 +1,7 @@
 """Runs the whole pipeline: society, alignment data, training, evaluation. Launch again to continue where it stopped.
 
 python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare] [--wait] [--replace]
-                      [--skip-bad] [--drop-answers-of=NAME]
+                      [--skip-bad] [--drop-answers-of=NAME] [--verify]
 """
 
 from pathlib import Path
@@ -33,6 +33,9 @@ def main() -> None:
     parser.add_argument("--wait", action="store_true", help="Slurm: stay and show progress until the run is done")
     parser.add_argument("--replace", action="store_true", help="Slurm: cancel the run's live jobs first")
     parser.add_argument(
+        "--verify", action="store_true", help="read what is done first, and compare it with the hashes in done.json"
+    )
+    parser.add_argument(
         "--drop-answers-of",
         metavar="NAME",
         help="make the calls of what is not done again that a server answered under this model's name",
@@ -55,5 +58,6 @@ def main() -> None:
         wait=args.wait,
         replace=args.replace,
         drop_answers_of=args.drop_answers_of,
+        verify=args.verify,
     )
     launch(config, plain_console(), options)

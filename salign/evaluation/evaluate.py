@@ -261,6 +261,7 @@ def _groups(run: RunDir) -> Iterable[AlignmentGroup]:
     """The society's alignment data, where there is some."""
     if read_done(run.dataset) is None:
         return ()
+    require_done(run.dataset, "the dataset", f"Run `python jobs/collect.py {run.path}`, or launch again.")
     return read_groups(GroupsData(kind="groups", path=run.dataset / "groups.jsonl"), Counter())
 
 

@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from salign.arrays import load_array, save_array
 from salign.config import Effect, Embedder, HashingEmbedder, TransformersEmbedder, selected
 from salign.digests import name_of
 from salign.locks import lock
 from salign.society.embedders import embed
-from salign.storage import new_file
 
 # Distances are whole numbers of hundred-thousandths: compared exactly, and the same on every machine.
 _UNITS = 100_000
@@ -110,13 +110,14 @@ def embeddings_of(embedder: Embedder, questions: Sequence[str], folder: Path | N
         return embed(embedder, questions)
     model = name_of(embedder.model) if isinstance(embedder, TransformersEmbedder) else None
     text = json.dumps([selected(embedder, Effect.DECIDES), model, questions], ensure_ascii=False)
-    path = folder / f"embeddings-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.npy"
+    path = folder / f"embeddings-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.npz"
     # Of the shards that start together, one asks the model.
     with lock(path.with_suffix(".lock"), f"the embeddings {path}", wait=True):
-        if not path.exists():
-            with new_file(path) as part:
-                np.save(part, np.asarray(embed(embedder, questions)))
-        return np.load(path)
+        found = load_array(path)
+        if found is None:
+            found = np.asarray(embed(embedder, questions))
+            save_array(path, found)
+        return found
 
 
 class Memory(NamedTuple):

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from salign.compose import leaves
 from salign.config import Effect, TrainStage, selected
 from salign.errors import ConfigError, StageError
-from salign.markers import Done, mark_done, read_done
-from salign.storage import new_folder, noticing_full_disk, sha256
+from salign.markers import Done, damaged, mark_done, read_done
+from salign.storage import new_folder, noticing_full_disk
 from salign.training.distributed import Ranks, share_from_main
 
 logger = logging.getLogger(__name__)
@@ -137,9 +137,8 @@ def find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
 
 def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
     for folder, done in reversed(_complete(store)):
-        damaged = [name for name, seen in done.files.items() if sha256(folder / name) != seen["sha256"]]
-        if damaged:
-            logger.warning("the checkpoint %s is damaged (%s) and is skipped", folder, damaged[0])
+        if (name := next(damaged(folder, done), None)) is not None:
+            logger.warning("the checkpoint %s is damaged (%s) and is skipped", folder, name)
             continue
         _check_same(folder, done, store)
         written, num_ranks = done.facts["zero_stage"], done.facts["num_ranks"]

@@ -18,7 +18,7 @@ from salign import architecture, models
 from salign.config import KINDS, AnswersData, DataPart, GroupsData, RunData, TrainStage
 from salign.dataset.groups import demonstrations, digest_of, read_groups
 from salign.errors import DataError
-from salign.markers import require_done
+from salign.markers import damaged, read_done, require_done
 from salign.records import AlignmentGroup
 from salign.run import RunDir
 from salign.seeds import rng
@@ -120,7 +120,11 @@ def build_tokens(
         groups = (chain_of_hindsight(group, seed, stage.name, number) for number, group in enumerate(groups))
         digest = f"{digest}-{HINDSIGHT_VERSION}-{seed}"
     folder = run.stage(stage.name) / f"tokens-{store_key(tokenizer, max_tokens, digest)}"
-    if not folder.is_dir():
+    kept = read_done(folder)
+    if kept is not None and (name := next(damaged(folder, kept), None)) is not None:
+        logger.warning("%s is damaged: the data is tokenised again", folder / name)
+        kept = None
+    if kept is None:
         logger.info("train stage %s: tokenising the data, once", stage.name)
         TokenStore.build(folder, groups, tokenizer, max_tokens, left_out)
     for other in folder.parent.glob("tokens-*"):  # of other data or another limit

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from salign.storage import new_file
-from salign.training.distributed import Ranks
+from salign.arrays import load_array, save_array
+from salign.training.distributed import Ranks, share_from_main
 from salign.training.tokens import TokenGroup, TokenStore
 
 _WINDOW = 256  # groups that are laid out together
@@ -35,7 +35,7 @@ class ReferencedGroups:
 def reference_path(store: Path, inputs: dict[str, str], dtype: str) -> Path:
     """Returns where the references of a store are kept; the digest of the stage's first model is part of it."""
     text = repr((store.name, sorted(inputs.items()), dtype))
-    return store.parent / f"reference-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
+    return store.parent / f"reference-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
 
 
 def with_references(
@@ -52,10 +52,9 @@ def with_references(
         ranks: This rank among all.
         nll_of: Gives the mean nll of each response of those groups that this rank computed, None for the others'.
     """
-    done = [path.exists()]
-    dist.broadcast_object_list(done)
-    if not done[0]:
-        found = np.full(store.num_responses, np.nan, dtype=np.float32)
+    kept = share_from_main((load_array(path),) if ranks.is_main else None)[0]
+    if kept is None:
+        kept = found = np.full(store.num_responses, np.nan, dtype=np.float32)
         for start in range(0, len(store), _WINDOW):
             groups = [store[index] for index in range(start, min(start + _WINDOW, len(store)))]
             first, end = store.responses_of(start).start, store.responses_of(start + len(groups) - 1).stop
@@ -67,11 +66,9 @@ def with_references(
             dist.all_reduce(own)
             found[first:end] = own.cpu().numpy()
         if ranks.is_main:
-            with new_file(path) as file:
-                np.save(file, found)
-        dist.barrier()
+            save_array(path, found)
     if ranks.is_main:
-        for other in path.parent.glob("reference-*.npy"):  # of other data or another model
+        for other in path.parent.glob("reference-*"):  # of other data or another model
             if other != path:
                 other.unlink()
-    return ReferencedGroups(store, np.load(path, mmap_mode="r"))
+    return ReferencedGroups(store, kept)

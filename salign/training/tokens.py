@@ -10,19 +10,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from salign.chat import ChatTemplate, chat_template, conversation
-from salign.documents import read_json
 from salign.errors import DataError, StageError
+from salign.markers import mark_done, read_done
 from salign.records import AlignmentGroup
 from salign.storage import new_folder
 
-_VERSION = 2
+_VERSION = 3
 BATCH = 512  # groups that are tokenised together
 FLUSH = 1 << 20  # tokens in memory before they are written
 # Of each array the type in its file: everything in it is of the machine's own byte order.
@@ -148,11 +148,6 @@ def store_key(tokenizer: PreTrainedTokenizerBase, max_tokens: int, data: str) ->
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-class _About(TypedDict):
-    sizes: dict[str, int]
-    left_out: dict[str, int]
-
-
 class TokenStore:
     """Groups in tokens in a folder: `store[i]` reads the i-th group from the disk.
 
@@ -164,12 +159,12 @@ class TokenStore:
     def __init__(self, folder: Path) -> None:
         arrays = {name: _mapped(folder / name, code) for name, code in _TYPES.items()}
         self._tokens, self._bounds, self._firsts, self._scores = (arrays[name] for name in _TYPES)
-        about = read_json(folder / "about.json", str(folder / "about.json"), _About)
-        if about["sizes"] != {name: len(values) for name, values in arrays.items()}:
+        done = read_done(folder)
+        if done is None:
             raise StageError(
                 f"{folder} is damaged: its files do not have the sizes with which they were written. Remove it."
             )
-        self.left_out: dict[str, int] = about["left_out"]
+        self.left_out: dict[str, int] = done.facts["left_out"]
         """What is not in it, by name: unrated and long responses, groups whose best response is too long, bad rows."""
 
     @staticmethod
@@ -193,14 +188,22 @@ class TokenStore:
             DataError: Nothing fits.
         """
         with new_folder(folder) as part:
-            sizes = write_arrays(part, stream_tokens(groups, tokenizer, max_tokens, left_out))
-            if not sizes["tokens"]:
+            if not TokenStore.write(part, stream_tokens(groups, tokenizer, max_tokens, left_out), left_out):
                 raise DataError(
                     f"{folder.parent}: none of the {left_out['long_groups'] + left_out['long_best_groups']} groups "
                     f"fits with its best response into max_tokens {max_tokens}"
                 )
-            about = {"sizes": sizes, "left_out": dict(left_out)}
-            (part / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    @staticmethod
+    def write(folder: Path, groups: Iterable[TokenGroup], left_out: Mapping[str, int]) -> int:
+        """Writes a store's files into a folder that is there.
+
+        Returns:
+            How many groups it has.
+        """
+        num_groups = _write(folder, groups)
+        mark_done(folder, list(_TYPES), inputs={}, facts={"left_out": dict(left_out)})
+        return num_groups
 
     def __len__(self) -> int:
         return len(self._firsts) - 1
@@ -245,13 +248,13 @@ def _mapped(path: Path, code: str) -> NDArray[Any]:
     return np.memmap(path, dtype=np.dtype(code), mode="r").view(np.ndarray)
 
 
-def write_arrays(folder: Path, groups: Iterable[TokenGroup]) -> Mapping[str, int]:
+def _write(folder: Path, groups: Iterable[TokenGroup]) -> int:
     """Writes the arrays of a store.
 
     Returns:
-        The number of values in each.
+        The number of groups.
     """
-    sizes = dict.fromkeys(_TYPES, 0)
+    num_groups = 0
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in _TYPES}
         arrays: dict[str, array[Any]] = {name: array(code) for name, code in _TYPES.items()}
@@ -259,7 +262,6 @@ def write_arrays(folder: Path, groups: Iterable[TokenGroup]) -> Mapping[str, int
         def flush() -> None:
             for name, values in arrays.items():
                 values.tofile(files[name])
-                sizes[name] += len(values)
                 del values[:]
 
         num_tokens = num_segments = 0
@@ -270,10 +272,11 @@ def write_arrays(folder: Path, groups: Iterable[TokenGroup]) -> Mapping[str, int
                 arrays["tokens"].extend(segment)
                 num_tokens += len(segment)
                 arrays["bounds"].append(num_tokens)
+            num_groups += 1
             num_segments += 1 + len(group.responses)
             arrays["firsts"].append(num_segments)
             arrays["scores"].extend(group.scores)
             if len(arrays["tokens"]) >= FLUSH:
                 flush()
         flush()
-    return sizes
+    return num_groups

@@ -135,6 +135,35 @@ def test_another_config_for_the_same_folder_is_refused(finished):
     assert launch(str(config), "cluster.num_workers=1").returncode == 0
 
 
+def test_a_file_that_changed_is_noticed_by_the_next_stage_and_by_verify(finished, tmp_path):
+    run = RunDir(tmp_path / "small")
+    shutil.copytree(finished[0].path, run.path)
+    words = [str(run.config_file), f"run.root={tmp_path}", "--prepare", "--verify"]
+    found = launch_here(*words)
+    assert (found.returncode, "every file of what is done is what it was" in found.stdout) == (0, True), found.stderr
+    read_by = {
+        ("collect",): (run.shard(1) / "interactions.jsonl", run.dataset),
+        ("train", "stable"): (run.dataset / "groups.jsonl", run.stage("stable")),
+        ("evaluate", "stable"): (run.model("stable") / "model.safetensors", run.evaluation("stable")),
+    }
+    for (stage, *argument), (file, folder) in read_by.items():
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        said = launch_here(*words)
+        assert said.returncode == 1
+        assert f"files have changed since they were made: {file}. Restore them" in said.stderr
+        assert f"rm -r {file.parents[file.parent.name == 'model']}" in said.stderr
+        marker = (folder / "done.json").rename(folder / "kept")
+        command = [sys.executable, "-m", "salign.work", stage, str(run.path), *argument]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert f"error: {file} has changed since " in done.stderr
+        marker.rename(folder / "done.json")
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
 def test_a_lost_shard_alone_is_run_again(finished, tmp_path):
     run, config, _ = finished
     copy = RunDir(tmp_path / "runs" / "small")
