@@ -147,10 +147,18 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_what_time_limits_send
     preempted = slurm.wait_for("another task at work", others)[0]
     high = slurm.submit("-p", "high", "-w", preempted, "--exclusive", "-t", "1", "--wrap", "sleep 2", "-o", "/dev/null")
     slurm.wait_until_ended(high)
-    slurm.wait_for("a task at work", lambda: running() or read_done(run.shard(5)))
-    crashed = next(iter(running().values()), "n4")
+
+    def at_work() -> list[str]:
+        """A task of the run and its one node, whichever is at work now."""
+        ids = ",".join(one.job_id for one in submissions(run))
+        lines = slurm.ask("squeue", "-h", "-r", "-t", "R", "-j", ids, "-o", "%i|%N").splitlines()
+        return next((line.split("|") for line in lines if "[" not in line), [])
+
+    task, crashed = slurm.wait_for("a task at work", at_work)
     slurm("crash", crashed)
     slurm.wait_for("what a crash is noticed by", lambda: "down" in slurm.ask("sinfo", "-h", "-n", crashed, "-o", "%T"))
+    states = ["sacct", "--duplicates", "-X", "-n", "-P", "-o", "State", "-j", task]
+    slurm.wait_for("the unit that lost its node", lambda: "NODE_FAIL" in slurm.ask(*states))
     slurm("revive", crashed)
 
     # Slurm's signal before a time limit, as salign asks for it, at two moments of the training.
