@@ -53,7 +53,7 @@ def stand_alone() -> int:
         Which of them it is.
     """
     index = number_in(["SLURM_PROCID"], 0)
-    for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"):
+    for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", *MPI_SIZES, *MPI_RANKS):
         os.environ.pop(name, None)
     return index
 

@@ -417,7 +417,11 @@ def job_file(root: Path, number: int = 0, **cluster) -> tuple[RunDir, str]:
         ({"simulate": {"srun": {"container-image": "a.sqsh"}}}, ["--container-image=a.sqsh"], []),
         ({"simulate": {"nodes": 2}}, ["--mpi=pmi2"], []),
         ({"simulate": {"nodes": 2, "srun": {"mpi": "pmix"}}}, ["--mpi=pmix"], ["pmi2"]),
-        ({"shards_per_task": 4, "shards_at_once": 2}, ["--ntasks-per-node=2", "--kill-on-bad-exit=0"], []),
+        (
+            {"shards_per_task": 4, "shards_at_once": 2},
+            ["--ntasks-per-node=2", "bad-exit=0", "--mpi=none"],
+            [],
+        ),
     ],
 )
 def test_what_a_stage_asks_of_slurm(tmp_path, cluster, there, not_there):

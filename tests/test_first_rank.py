@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from salign.launchers import is_first, rank_here
+from salign.launchers import is_first, rank_here, stand_alone
 
 LAUNCHERS = {
     "torchrun": {"RANK": "{}", "WORLD_SIZE": "2"},
@@ -51,3 +51,14 @@ def test_a_process_by_itself_is_the_first(monkeypatch):
     assert is_first()
     monkeypatch.setenv("SLURM_PROCID", "0")  # as a batch script has it
     assert is_first()
+
+
+def test_processes_that_share_a_task_are_no_ranks_of_each_other(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    monkeypatch.setenv("PMI_SIZE", "3")
+    monkeypatch.setenv("PMI_RANK", "2")
+    assert rank_here() == 2
+    assert stand_alone() == 2
+    assert rank_here() == 0
+    assert "SLURM_STEP_NUM_TASKS" not in os.environ

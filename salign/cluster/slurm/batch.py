@@ -108,6 +108,8 @@ def parameters(
     srun: dict[str, Any] = {"kill-on-bad-exit": 1 if num_parts == 1 else 0}
     if job.stage.ranks == "mpi" and resources.num_tasks > 1:
         srun["mpi"] = "pmi2"
+    if num_parts > 1:  # the site's default might make them ranks of each other
+        srun["mpi"] = "none"
     srun |= cluster.srun_options(job.stage.name)
     chosen = {
         "job_name": name_in_queue(run, job),
