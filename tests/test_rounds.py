@@ -327,10 +327,11 @@ def test_the_mass_of_the_digits_is_a_gate():
 
 
 def test_flagged_and_cut_texts_are_counted_and_gated():
-    flagged = drafts_rated(1.0, 2.0, 3.0, 4.0, flags=("imitates_form", "control_tokens"))
+    flagged = drafts_rated(1.0, 2.0, 3.0, 4.0, flags=("imitates_form", "control_tokens", "thinking"))
     assert flagged.figures()["flagged_share"] == 0.5
     assert flagged.figures()["flags"]["control_tokens"] == 2
-    assert "2 of 4 texts are flagged as doubtful (" in crossed(flagged, max_flagged_share=0.49)
+    said = crossed(flagged, max_flagged_share=0.49)
+    assert "2 of 4 texts are flagged as doubtful (imitates_form: 2, control_tokens: 2; society" in said
     assert crossed(flagged, max_flagged_share=0.5) == ""
     cut = drafts_rated(1.0, 2.0, 3.0, 4.0, flags=("cut", "thinking"))
     assert cut.figures()["flagged_share"] == 0.0

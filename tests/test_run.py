@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from salign.config import Config
 from salign.errors import ConfigError, DataError, StageError, explain_os_error
 from salign.locks import is_locked, lock
 from salign.manifest import write_manifest
-from salign.markers import DONE, FAILED, mark_done, read_done, read_failure, recording_failure, require_done
+from salign.markers import DONE, FAILED, Done, mark_done, read_done, read_failure, recording_failure, require_done
 from salign.run import RunDir, claim_run, create_run, open_run
 from salign.shown import redact
 from salign.storage import new_folder, noticing_full_disk, sha256, write_atomic
@@ -151,6 +152,12 @@ def test_what_is_not_there_cannot_be_declared_done(tmp_path):
     assert names_in(tmp_path) == []
 
 
+def test_the_digest_is_of_the_files_in_whatever_order_they_are_named():
+    one, other = {"bytes": 1, "sha256": "a"}, {"bytes": 2, "sha256": "b"}
+    assert Done({}, {"x": one, "y": other}, {}).digest == Done({}, {"y": other, "x": one}, {}).digest
+    assert Done({}, {"x": one, "y": other}, {}).digest != Done({}, {"x": other, "y": one}, {}).digest
+
+
 # --- locks ---------------------------------------------------------------------------------------
 
 HOLD = """
@@ -183,6 +190,11 @@ def another_process(path: Path):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_a_lock_is_one_of_the_system_where_it_keeps_locks(tmp_path):
+    with lock(tmp_path / ".lock", "the thing"), (tmp_path / ".lock").open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_lock_keeps_others_out_until_its_holder_is_killed(tmp_path, monkeypatch):

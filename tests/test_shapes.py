@@ -306,6 +306,15 @@ def test_a_conversation_of_another_order_is_refused(tmp_path, turns, said):
         read(data)
 
 
+def test_a_system_text_stands_in_a_column_of_its_own_or_in_the_messages(tmp_path):
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    (group,) = read(write(tmp_path / "c.jsonl", [{"conversations": turns, "system": "Be kind."}]))
+    assert (group.query, group.context) == ("Hi", (Message("system", "Be kind."),))
+    both = [{"from": "system", "value": "Be brief."}, *turns]
+    with pytest.raises(DataError, match="a column system, and its messages have a system text too"):
+        read(write(tmp_path / "b.jsonl", [{"conversations": both, "system": "Be kind."}]))
+
+
 def test_turns_of_helpsteer_are_context(tmp_path):
     prompt = "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nMay I?"
     (group,) = read(write(tmp_path / "h.jsonl", [{**ROWS["helpsteer"][0], "prompt": prompt}]))
