@@ -16,6 +16,7 @@ from salign.config import EngineSection, OpenAIEngine, ScriptedEngine, ServerEng
 from salign.engines.base import Engine
 from salign.engines.programs import is_gguf, program_of
 from salign.errors import ConfigError
+from salign.garbage import rare_collections
 
 
 class _Section(Protocol):
@@ -125,7 +126,8 @@ class _Transformers(Kind[TransformersEngine]):
 
     @contextlib.asynccontextmanager
     async def open(self, section: TransformersEngine, base: str, logs: Path) -> AsyncIterator[Engine]:
-        from salign.engines.transformers import TransformersEngine as Transformers
+        with rare_collections():
+            from salign.engines.transformers import TransformersEngine as Transformers
 
         engine = Transformers(section, self.model_of(section, base))
         try:

@@ -312,7 +312,7 @@ def test_a_job_at_work_is_left_alone_or_followed_to_its_end(server, run):
     job(server, run, 1, 3, WANDB_MODE="offline")  # before it was requeued
     with start(server, run, 4, 10_000, 0.1, WANDB_MODE="offline") as process:
         wait_for_rows(metrics, 20)
-        time.sleep(1.5)  # what it has said first is on the disk
+        wait_until(lambda: sum(fragment.num_rows for fragment in find_fragments(run)[ID]) > 3)
         assert "its job is running; left alone" in sync(server, run)
         assert server.runs == {}
         assert process.poll() is None
