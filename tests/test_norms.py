@@ -148,6 +148,14 @@ def test_from_time_to_time_norms_are_put_together():
     assert later == {"Say the truth, briefly."}
 
 
+def test_a_list_that_is_doubtful_is_none_to_go_by():
+    protocol = {**PROTOCOL, "norms": [NORM, OTHER], "merge_every": 1}
+    repeated = "Put your norms together: say once what several of them say, and leave out what you no longer hold."
+    _, life = held(lambda call: repeated if call.step == "merged" else citing(call), protocol, max_rounds=2)
+    assert any(item.turn("merged") is not None for item in life.interactions)
+    assert all(norm in (NORM, OTHER) for item in life.interactions for norm in item.turn("revision").data["norms"])
+
+
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [

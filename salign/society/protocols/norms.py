@@ -10,6 +10,7 @@ from salign.society import frames, prompts
 from salign.society.calls import Calls, spoken, together
 from salign.society.protocols.back_scatter import DRAFT, FEEDBACK, REVISION, BackScatter, rated_or_fail
 from salign.society.protocols.base import Conversation, Learning, Query, Row, State, Update
+from salign.society.replies import flags_of
 from salign.society.wordings import norms as wordings
 from salign.society.wordings.rehearsal import lines_of
 
@@ -104,6 +105,8 @@ class Norms(BackScatter[NormsProtocol]):
         asked = wordings.merge(self.section.max_norms, instructions)
         reply = spoken(await agent.generate(asked, self.section.reflection, MERGED), MERGED)
         merged = lines_of(conversation.say(MERGED, reply), self.section.max_norms)
+        if set(flags_of(reply)) - {"thinking"}:
+            return held  # a list that was cut, or repeats its prompt, is none to go by
         return list(dict.fromkeys(merged)) or held
 
     async def answer(self, calls: Calls, state: State, question: str, query: Query) -> Turn:

@@ -11,7 +11,7 @@ You have described yourself; what you said stands between the marks {key}, and y
 {text}"""
 _DESCRIBE = """\
 People ask you questions such as: {question}
-Describe yourself in one to three sentences: what you stand for, how you differ from others, and what you do for others \
+Describe yourself in one to three sentences: what you stand for, how you differ, and what you do for others \
 who ask you."""
 
 CRITERIA = tuple(
