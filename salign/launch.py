@@ -146,8 +146,8 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
 
 def _close(everything: Sequence[tuple[RunDir, Config]], console: Console) -> None:
     """Writes what came out of each generation, and prints it."""
-    for run, config in everything:
-        summary = summarize(run, config)
+    summaries = [summarize(run, config) for run, config in everything]
+    for (run, config), summary in zip(everything, summaries, strict=True):
         write_report(run, config)
         print_summary(run, config, summary, console)
     if len(everything) > 1:

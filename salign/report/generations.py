@@ -1,55 +1,81 @@
 """The generations of a run beside each other: what its societies said, and what its models came to."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from salign.config import Config
-from salign.evaluation.compare import Comparison, compare_generations, write_tables
+from salign.evaluation.compare import compare_generations, write_tables
+from salign.evaluation.statistics import Estimate
 from salign.run import RunDir, generations
-from salign.storage import write_atomic
+
+NOTE = (
+    "Observers, judges and questions are the same in all generations. Intervals are 95 % bootstrap intervals over "
+    "questions, of one seed."
+)
 
 
-def write_generations(run: RunDir, config: Config) -> tuple[list[dict[str, Any]], Comparison]:
-    """Compares all generations of a complete run.
+@dataclass(frozen=True)
+class GenerationsTable:
+    """Figures by generation, as far as they are there.
 
-    It writes `report/generations.json`, and the models' table as `evaluate/generations.md`, `.tex` and `.json`.
-
-    Returns:
-        The summary of each generation, and the comparison of their models.
-
-    Raises:
-        StageError: A generation is not evaluated.
+    Attributes:
+        columns: `base`, the model that the first society speaks through, then the numbers of the generations.
+        rows: Each figure's name with its values, one a column; None where there is none.
     """
-    summaries = [
-        json.loads((its.report / "summary.json").read_text(encoding="utf-8")) for its, _ in generations(run, config)
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str | None, ...]], ...]
+
+
+def read_generations(run: RunDir, config: Config) -> GenerationsTable | None:
+    """The figures of a run's generations, finished or not; None of a run of one.
+
+    The ratings of a society are those of what it speaks through, which the generation before trained.
+    """
+    everything = generations(run, config)
+    if len(everything) == 1:
+        return None
+    means = [_read(its.report / "summary.json").get("society") or {"means": {}} for its, _ in everything]
+    series = dict.fromkeys((name, role) for one in means for name, roles in one["means"].items() for role in roles)
+    rows = [
+        (f"society: {name}, {role}s", (None, *(_number(one["means"].get(name, {}).get(role)) for one in means)))
+        for name, role in series
     ]
-    found = compare_generations(run, config)
-    write_tables(run, found, "generations")
-    rows = [{"generation": number, **summary} for number, summary in enumerate(summaries, 1)]
-    write_atomic(run.report / "generations.json", json.dumps(rows, indent=2) + "\n")
-    return summaries, found
+    folders = [run.evaluation("base"), *(its.evaluation(own.evaluated_models[-1]) for its, own in everything)]
+    results = [_read(folder / "results.json").get("figures", {}) for folder in folders]
+    for figure in dict.fromkeys(name for one in results for name in one):
+        estimates = (one.get(figure) for one in results)
+        rows.append((f"model: {figure}", tuple(None if one is None else str(Estimate(**one)) for one in estimates)))
+    return GenerationsTable(("base", *(str(its.number) for its, _ in everything)), tuple(rows))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"
 
 
 def print_generations(run: RunDir, config: Config, console: Console) -> None:
-    """The generations as two tables: means of the societies' ratings, and the models' figures."""
-    summaries, found = write_generations(run, config)
-    society = Table(title=f"Societies of {run.path.name}, mean ratings", title_justify="left")
-    society.add_column("generation")
-    series = [(name, role) for name, by_role in summaries[0]["society"]["means"].items() for role in by_role]
-    for name, role in series:
-        society.add_column(f"{name} of {role}", justify="right")
-    for number, summary in enumerate(summaries, 1):
-        means = [summary["society"]["means"][name][role] for name, role in series]
-        society.add_row(str(number), *("-" if value is None else f"{value:.3f}" for value in means))
-    console.print(society)
-    models = Table(title="Models", title_justify="left", caption="95 % bootstrap intervals over items, not seeds")
-    models.add_column("figure", overflow="fold")
-    for model in found.models:
-        models.add_column(model if model == "base" else f"generation {model}", justify="right")
-    for figure, row in found.figures.items():
-        models.add_row(figure, *(str(row[model]) for model in found.models))
-    console.print(models)
+    """The generations of a complete run as a table; their models' differences are written beside the evaluations.
+
+    Raises:
+        StageError: A generation is not evaluated, or two were with different versions of anything.
+    """
+    found = read_generations(run, config)
+    assert found is not None
+    table = Table(title=f"Generations of {run.path.name}", title_justify="left", caption=NOTE)
+    table.add_column("figure", overflow="fold")
+    for column in found.columns:
+        table.add_column(column, justify="right")
+    for name, values in found.rows:
+        table.add_row(name, *(value or "-" for value in values))
+    console.print(table)
+    write_tables(run, compare_generations(run, config), "generations")
     console.print(f"differences: {run.path / 'evaluate' / 'generations.md'}", highlight=False, soft_wrap=True)

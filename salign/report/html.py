@@ -18,6 +18,7 @@ from salign import compose
 from salign.config import KINDS
 from salign.evaluation.statistics import Estimate
 from salign.report import curves, figures
+from salign.report.generations import NOTE as GENERATIONS_NOTE
 from salign.report.record import RunRecord, failure_counts
 from salign.report.society import MAX_SAMPLES, MAX_TEXT, CellMap
 from salign.society.observer import in_words
@@ -54,6 +55,7 @@ def render(record: RunRecord) -> str:
         config=compose.dump(record.config),
         facts=_facts(record),
         made=_now(),
+        generations_note=GENERATIONS_NOTE,
         max_rows=figures.MAX_TABLE_ROWS,
         max_text=MAX_TEXT,
     )

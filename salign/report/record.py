@@ -20,6 +20,7 @@ from salign.garbage import rare_collections
 from salign.manifest import Manifest, read_manifest
 from salign.markers import check_files, read_done, read_failure
 from salign.records import Profile, read_interactions, read_profiles
+from salign.report.generations import GenerationsTable, read_generations
 from salign.report.society import MAX_SAMPLES, Reservoir, Shard, Society, SocietyReader, clipped
 from salign.run import RunDir
 from salign.seeds import rng
@@ -87,6 +88,7 @@ class RunRecord:
     training: dict[str, list[Row]] = field(default_factory=dict)
     evaluation: dict[str, dict[str, Figure]] = field(default_factory=dict)
     differences: dict[str, Estimate] = field(default_factory=dict)
+    generations: GenerationsTable | None = None
 
     def missing(self, section: str, what: str, folder: Path) -> None:
         """Notes what is not there, with the error if it failed."""
@@ -119,6 +121,7 @@ def read_run(run: RunDir, config: Config) -> RunRecord:
             steps = f" (after step {rows[-1]['train/global_step']} of {rows[-1]['train/steps_most']})" if rows else ""
             record.missing("training", f"train stage {stage.name}{steps}", folder)
     _read_evaluation(run, config, record)
+    record.generations = read_generations(run, config)
     return record
 
 

@@ -256,7 +256,7 @@ def test_the_jobs_of_all_generations_are_submitted_at_once(slurm, slurm_config):
     run = RunDir(slurm_config.parent / "runs" / "small")
     first, second = ({one.name: one for one in submissions(run.generation(number))} for number in (1, 2))
     assert second["simulate"].after == (first["train-stable"].job_id,)
-    assert "generation 2" in done.stdout
+    assert "model: engagement" in done.stdout
     assert "5 done" in status(run.generation(2))  # 2 shards, the data, a stage, an evaluation
 
 
