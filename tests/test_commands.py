@@ -1,5 +1,6 @@
 """The command `salign`, and jobs/*.py, which are the same."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def test_each_module_is_a_command():
 
 
 def test_each_command_is_a_file_of_jobs_as_well():
-    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(COMMANDS) - {"init", "config"}
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(COMMANDS) - {"init", "config", "completion"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -44,6 +45,22 @@ def test_the_commands_are_listed_and_a_mistyped_one_is_told(monkeypatch, capsys)
     assert all(f"  {name}" in listed for name in COMMANDS)
     assert call(monkeypatch, "lanch") == 2
     assert "no command 'lanch'; did you mean 'launch'?" in capsys.readouterr().err
+
+
+def test_a_shell_completes_commands_options_and_files(monkeypatch, capsys, tmp_path):
+    assert call(monkeypatch, "completion", "bash") == 0
+    script = tmp_path / "salign.bash"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "mine.yaml").touch()
+    asked = [("la", "launch"), ("launch mi", "mine.yaml"), ("launch --wa", "--wait"), ("dashboard ap", "apply")]
+    asked += [("bench str", "streams"), ("report mi", "mine.yaml"), ("simulate mi", "mine.yaml")]
+    for words, expected in asked:
+        *_, last = split = ["salign", *words.split(" ")]
+        # As bash does: the words, the place of the one that is typed, and the function that it was told of.
+        asks = f"source {script}; COMP_WORDS=({' '.join(split)}); COMP_CWORD={len(split) - 1}; "
+        asks += f"_shtab_salign salign {last}; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", asks], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [expected], words
 
 
 def test_a_config_to_begin_with_is_one_that_can_be_launched(monkeypatch, tmp_path):

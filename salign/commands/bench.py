@@ -21,7 +21,8 @@ from salign.storage import write_atomic
 SHARED = Path(__file__).parents[3] / "shared"
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("what", choices=["journal", "society", "protocols", "streams", "training", "validity"])
     parser.add_argument(
@@ -48,7 +49,11 @@ def main() -> None:
         "--groups", type=Path, default=SHARED / "data" / "rated" / "cai_rated_groups.json", help="training: real groups"
     )
     parser.add_argument("--data", type=Path, default=SHARED / "data", help="validity, journal: third-party data")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     console = plain_console()
 
     def say(part: str) -> None:

@@ -12,10 +12,15 @@ from salign.markers import read_done
 from salign.shown import say
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     work.begin()
     run = open_or_prepare(args.run)
     work.do_named(run, run.config(), "collect")

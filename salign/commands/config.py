@@ -161,10 +161,15 @@ def reference() -> str:
     return "\n".join([_TITLE, *top, *_parts()]).rstrip() + "\n"
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("section", nargs="?", help="a section of the config; all of them if omitted")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     page = reference()
     if args.section is None:
         print(page, end="")

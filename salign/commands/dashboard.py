@@ -40,7 +40,8 @@ def _sync(args: argparse.Namespace) -> None:
         sync(*one, say, live=args.live)
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="offline; exit code 1 if something is wrong")
@@ -52,7 +53,11 @@ def main() -> None:
     send = commands.add_parser("sync", help="needs an API key; safe to repeat")
     send.add_argument("run", type=Path, help="the run's folder")
     send.add_argument("--live", action="store_true", help="follow a running job until it ends")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     try:
         {"check": _check, "apply": _apply, "sync": _sync}[args.command](args)
     except ModuleNotFoundError as error:

@@ -33,7 +33,8 @@ def _prefetch(run: RunDir) -> None:
         say(line)
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -41,7 +42,11 @@ def main() -> None:
     what.add_argument("--compare", metavar="MODELS", help="evaluated models, separated by commas")
     what.add_argument("--prefetch", action="store_true", help="download models and benchmarks into the caches")
     parser.add_argument("--allow-missing", action="store_true", help="skip benchmarks without data")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     work.begin()
     run = open_or_prepare(args.run)
     if args.compare:

@@ -39,7 +39,8 @@ def _column(given: str) -> tuple[str, str]:
     return name, column
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="RUN|FILE", help="a run's folder, or a file of groups")
     parser.add_argument("out", type=Path, metavar="OUT.jsonl", help="the file to write; an existing one is replaced")
@@ -66,7 +67,11 @@ def main() -> None:
     )
     parser.add_argument("--ignore-columns", nargs="+", default=[], metavar="COLUMN", help="columns of FILE to ignore")
     parser.add_argument("--skip-bad", action="store_true", help="skip and count malformed rows")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     path = _groups_file(args.source)
     if os.path.realpath(args.out) == os.path.realpath(path):
         raise ConfigError(f"{args.out} is the file that is read; name another to write")

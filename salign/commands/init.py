@@ -51,10 +51,15 @@ tracking:
 """
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="created if missing")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     path = args.folder / "config.yaml"
     if path.exists():
         raise ConfigError(f"{path} already exists; name another folder, or edit it")

@@ -14,7 +14,8 @@ from salign.shown import plain_console
 from salign.work import begin
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument(
         "words",
@@ -41,7 +42,11 @@ def main() -> None:
         help="make the calls of what is not done again that a server answered under this model's name",
     )
     parser.add_argument("--skip-bad", action="store_true", help="skip and count malformed rows of training data")
-    args = parser.parse_intermixed_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_intermixed_args()
     files = [word for word in args.words if "=" not in word]
     if len(files) > 1:
         raise ConfigError(

@@ -14,10 +14,15 @@ from salign.run import RunDir, generations, open_run
 from salign.shown import say
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, nargs="+", help="a run's folder; the run may still be in progress")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     run, *others = map(open_run, args.run)
     if others:
         page = run.report / "comparison.html"

@@ -12,14 +12,19 @@ from salign.launch import open_or_prepare
 from salign.plan import find_unit, units
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     parser.add_argument("--shard", type=int, required=True, help="the shard's number, counted from 0")
     parser.add_argument(
         "--replay", action="store_true", help="redo the shard from its journal alone, without an engine"
     )
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     work.begin()
     run = open_or_prepare(args.run)
     config, shard = run.config(), str(args.shard)

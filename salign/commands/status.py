@@ -12,12 +12,17 @@ from salign.run import generations, open_run
 from salign.shown import plain_console
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--watch", action="store_true", help="update live until nothing is running any more")
     parser.add_argument("--digest", action="store_true", help="print only the sha256 of all interactions, in order")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     run = open_run(args.run)
     if args.digest:
         print(digest(run, run.config()))

@@ -13,12 +13,17 @@ from salign.command_line import Parser
 from salign.launch import open_or_prepare
 
 
-def main() -> None:
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN|CONFIG.yaml", help="the run's folder, or its config")
     parser.add_argument("--stage", required=True, help="the name of a stage in train.stages")
     parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; the same as LOCAL_RANK")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     work.begin()
     run = open_or_prepare(args.run)
     work.do_named(run, run.config(), "train", args.stage)
