@@ -22,6 +22,7 @@ from salign.config.base import SectionT
 from salign.config.effects import sections_in
 from salign.documents import parse_yaml, read_yaml
 from salign.errors import ConfigError
+from salign.shown import is_secret, secrets_of_environment
 
 Tree = dict[str, Any]
 
@@ -200,6 +201,26 @@ def _unfit(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
         yield f"{'.'.join(path)}: has several lines, and is one"
 
 
+_ASSIGNED = re.compile(r"(?<![\w$])([A-Za-z_]\w*)=(?!\$|[\"']?\$|[\"']?\s|$)")
+
+
+def _secrets_in(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Texts that hold a secret of the environment, or set a variable that is named like one: they would be written."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _secrets_in(item, (*path, str(key)))
+    if not isinstance(value, str):
+        return
+    names = [name for secret, name in secrets_of_environment().items() if secret in value]
+    if "setup" in path:
+        names += [name for name in _ASSIGNED.findall(value) if is_secret(name)]
+    if names:
+        yield (
+            f"{'.'.join(path)}: holds the secret {names[0]}, and would be written into the run's folder. Set that "
+            "variable where you launch; cluster.more_environment passes it on to jobs"
+        )
+
+
 def parse(tree: Mapping[str, Any], origin: str) -> Config:
     """Validates a tree of plain values.
 
@@ -210,7 +231,7 @@ def parse(tree: Mapping[str, Any], origin: str) -> Config:
     Raises:
         ConfigError: With every mistake, its path and the nearest valid name.
     """
-    mistakes = list(_unfit(tree))
+    mistakes = list(_unfit(tree)) or list(_secrets_in(tree))
     try:
         if not mistakes:
             return Config.model_validate(tree)

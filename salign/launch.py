@@ -210,7 +210,7 @@ def open_or_prepare(path: Path) -> RunDir:
     Raises:
         ConfigError: It is neither.
     """
-    return prepare(compose.load(path)) if path.suffix in (".yaml", ".yml") else open_run(path)
+    return prepare(compose.load(path)) if path.suffix in (".yaml", ".yml") else open_run(path, to_work=True)
 
 
 def _verify(everything: Sequence[tuple[RunDir, Config]], options: LaunchOptions, console: Console) -> None:

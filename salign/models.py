@@ -67,7 +67,12 @@ def cache_folder() -> Path:
     """Returns the folder of embedded models: SALIGN_CACHE, else one in the user's cache."""
     if named := os.environ.get("SALIGN_CACHE"):
         return Path(named).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salign"
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "salign"
+    try:
+        return Path.home() / ".cache" / "salign"
+    except RuntimeError:  # no HOME, and nobody of that number
+        raise ConfigError("there is no home folder for the cache of models; name a folder in SALIGN_CACHE") from None
 
 
 def _cache_lock(name: str) -> contextlib.AbstractContextManager[None]:
@@ -83,6 +88,7 @@ def embedded_gguf(name: str) -> Path:
     model = EMBEDDED[name]
     path = cache_folder() / name / Path(model.member).name
     if path.exists():
+        _verify(path, model.gguf_sha256)
         return path
     with _cache_lock(name), tempfile.TemporaryDirectory() as folder:
         if path.exists():
@@ -116,6 +122,12 @@ def embedded_gguf(name: str) -> Path:
     return path
 
 
+def _verify(gguf: Path, wanted: str) -> None:
+    """Compares a cached file with its digest, at each use: 93 MB take a tenth of a second."""
+    if sha256(gguf) != wanted:
+        raise ConfigError(f"{gguf} is damaged (its sha256 differs). Remove it and launch again to download it anew.")
+
+
 def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("WARNING")]
     return lines[-1].rstrip(".") if lines else "no message"
@@ -123,13 +135,10 @@ def last_line(text: str) -> str:
 
 def _embedded(name: str) -> Path:
     """The embedded model as a Hugging Face folder (safetensors, float32), dequantised once."""
-    model = EMBEDDED[name]
     folder = cache_folder() / name / "huggingface"
     if folder.is_dir():
         return folder
     gguf = embedded_gguf(name)
-    if sha256(gguf) != model.gguf_sha256:
-        raise ConfigError(f"{gguf} is damaged (its sha256 differs). Remove it and launch again to download it anew.")
     with _cache_lock(name):
         if folder.is_dir():
             return folder
@@ -180,6 +189,7 @@ def check_name(model: str) -> None:
             raise ConfigError(f"model {model}: the folder has no config.json; give a folder in Hugging Face format.")
         if not any(path.glob("tokenizer*")):
             raise ConfigError(f"model {model}: the folder has no tokenizer; save the model's tokenizer beside it.")
+        _check_config(model, path / "config.json")
         for file in sorted(path.glob("*.safetensors")) + sorted(path.glob("tokenizer*")):
             if file.is_file() and (program := is_pointer(file)) is not None:
                 raise ConfigError(
@@ -190,6 +200,22 @@ def check_name(model: str) -> None:
             f"model {model!r} is neither a local folder, a hub id (owner/name or owner/name@revision), nor an embedded "
             f"model ({', '.join(EMBEDDED)})."
         )
+
+
+# No model has more: layers, tokens of the vocabulary, widths.
+_MOST_OF_A_MODEL = {"num_hidden_layers": 10_000, "num_attention_heads": 100_000}
+_MOST_OF_A_MODEL |= dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 100_000_000)
+
+
+def _check_config(model: str, path: Path) -> None:
+    try:
+        config = read_json(path, f"model {model}: config.json", dict[str, Any])
+    except DataError as error:
+        raise ConfigError(f"{error}. Fetch the model again.") from None
+    for name, most in _MOST_OF_A_MODEL.items():
+        value = config.get(name, 1)
+        if not isinstance(value, int | list) or (isinstance(value, int) and not 1 <= value <= most):
+            raise ConfigError(f"model {model}: config.json says {name}: {value!r}, which no model has")
 
 
 def hub_name(model: str) -> tuple[str, str | None]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,15 +149,63 @@ def generations(run: RunDir, config: Config) -> list[tuple[RunDir, Config]]:
     return [(run.generation(number), config_of(run, config, number)) for number in numbers]
 
 
-def open_run(path: Path) -> RunDir:
+def open_run(path: Path, *, to_work: bool = False) -> RunDir:
     """The run at a path that the user named.
 
+    Args:
+        path: Its folder.
+        to_work: Code and checkpoints in it will be used: it must be trusted.
+
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or it is not trusted.
     """
     run = RunDir(Path(os.path.abspath(path)))
-    run.config()
+    config = run.config()
+    if to_work:
+        check_trusted(run)
+    _keep_private(run, config)
     return run
+
+
+def check_trusted(run: RunDir) -> None:
+    """Makes sure that only this user, or a group that shares the folder with them, has put anything into a run.
+
+    Its code is imported, and its checkpoints are unpickled. Projects on clusters share folders that their group can
+    write, so a group may; a folder of somebody else's, or one that everybody can write, is taken only if SALIGN_TRUST
+    names it.
+
+    Raises:
+        ConfigError: It is not trusted.
+    """
+    named = filter(None, os.environ.get("SALIGN_TRUST", "").split(os.pathsep))
+    trusted = {os.path.realpath(path) for path in named}
+    here = Path(os.path.realpath(run.path))
+    if not trusted.isdisjoint(map(str, (here, *here.parents))):
+        return
+    for folder in (run.path, run.code, run.slurm, run.path / "train"):
+        try:
+            found = folder.stat()
+        except FileNotFoundError:
+            continue
+        fault = None
+        if found.st_uid not in (os.geteuid(), 0):
+            fault = f"belongs to another user (number {found.st_uid})"
+        elif found.st_mode & stat.S_IWOTH:
+            fault = "can be written by everybody"
+        if fault is not None:
+            raise ConfigError(
+                f"{folder} {fault}, and code and checkpoints in it would be run. Copy what you need into a folder of "
+                f"yours, or take the right to write from others (chmod -R o-w); if you trust it: "
+                f"export SALIGN_TRUST={run.path}"
+            )
+
+
+def _keep_private(run: RunDir, config: Config) -> None:
+    """Whatever this process and those that it starts write is for the user alone, where the config says so."""
+    if config.run.private:
+        os.umask(0o077)
+        if run.path.is_dir() and run.path.stat().st_uid == os.geteuid():
+            run.path.chmod(0o700)
 
 
 def check_run(config: Config) -> RunDir:
@@ -193,11 +242,14 @@ def claim_run(config: Config, *, wait: bool = False) -> Iterator[RunDir]:
         StageError: Another launch of the run is at work.
     """
     run = check_run(config)
+    check_trusted(run)
+    _keep_private(run, config)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock(run.launch_lock, f"the run {run.path}", wait=wait))
             check_run(config)  # another launch may have changed it until now
             run.logs.mkdir(parents=True, exist_ok=True)
+            _keep_private(run, config)
             write_atomic(run.config_file, compose.dump(config))
         except OSError as error:
             if error.errno in NO_ROOM:

@@ -1,10 +1,12 @@
 """Text of models, servers and files as it may be shown: with nothing in it that a terminal or a format would obey."""
 
+import base64
 import logging
 import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote, quote_plus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +22,9 @@ _MARKS_OF_MARKDOWN = re.compile(r"[\\`*\[\]<>|~#&$!@]|(?<!\w)_|_(?!\w)")
 _TEX = {character: f"\\{character}" for character in "_%&#${}"}
 _TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u2193": r"$\downarrow$"}
 _LONG_WORD = re.compile(r"\S{1001,}")
+# Of a long secret, so many letters at its beginning or end are known by.
+_LEAST_OF_CUT = 12
+_PASSWORD_OF_URL = re.compile(r"://[^/@\s]*:([^/@\s]+)@")
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|DATABASE_URL|_(PASS|PAT|AUTH)$", re.IGNORECASE)
 
 Form = Literal["terminal", "markdown", "markdown code", "latex", "mathtext"]
@@ -53,8 +58,39 @@ def shortened(text: str) -> str:
     return _LONG_WORD.sub(lambda found: f"{found[0][:200]}...({len(found[0]):,} characters)...{found[0][-50:]}", text)
 
 
+def is_secret(name: str) -> bool:
+    """Whether a variable is named like a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def secrets_of_environment() -> dict[str, str]:
+    """The secrets of at least 6 characters that the environment holds, with the names of their variables.
+
+    They are the values of variables that are named like a secret, and the passwords of proxies.
+    """
+    found = {}
+    for name, value in os.environ.items():
+        if is_secret(name):
+            found[value.strip()] = name
+        elif name.lower().endswith("_proxy") and (password := _PASSWORD_OF_URL.search(value)) is not None:
+            found[password[1]] = name
+    return {secret: name for secret, name in found.items() if len(secret) >= 6}
+
+
+def _copies(secret: str) -> list[str]:
+    """How a secret may stand in a text: as it is, in a URL, in Base64 at any place of it, and cut."""
+    copies = [secret, quote(secret, safe=""), quote_plus(secret)]
+    for offset in range(3):  # what stands before it moves its letters; the first and last ones depend on neighbours
+        encoded = base64.b64encode(b"\0" * offset + secret.encode("utf-8", "replace")).decode()
+        copies.append(encoded[4 if offset else 0 : len(encoded) - 4])
+    copies += [copy.replace("+", "-").replace("/", "_") for copy in copies[3:]]
+    if len(secret) >= 2 * _LEAST_OF_CUT:
+        copies += [secret[:_LEAST_OF_CUT], secret[-_LEAST_OF_CUT:]]
+    return [copy for copy in copies if len(copy) >= 6]
+
+
 def redact(text: str) -> str:
-    """Replaces the value of every environment variable that is named like a secret.
+    """Replaces the secrets of the environment, also copies of them in a URL, in Base64 or cut short.
 
     Args:
         text: What is about to be shown or written.
@@ -62,10 +98,9 @@ def redact(text: str) -> str:
     Returns:
         The text, with each secret of at least 6 characters replaced by `<NAME>`.
     """
-    named = {name: value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name)}
-    secrets = {value: name for name, value in named.items() if len(value) >= 6}
-    for value in sorted(secrets, key=len, reverse=True):  # one may begin with another
-        text = text.replace(value, f"<{secrets[value]}>")
+    copies = {copy: name for secret, name in secrets_of_environment().items() for copy in _copies(secret)}
+    for copy in sorted(copies, key=len, reverse=True):  # one may begin with another
+        text = text.replace(copy, f"<{copies[copy]}>")
     return text
 
 

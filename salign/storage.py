@@ -24,8 +24,10 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file that appears under its name only when the block has written it without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
     try:
-        with part.open("wb", buffering=_BUFFER_BYTES) as file:
+        # Made here, so not through a link that somebody put there.
+        with part.open("xb", buffering=_BUFFER_BYTES) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -90,7 +90,7 @@ def do_all(run_path: Path, named: Sequence[tuple[str, ...]], at_once: int = 1) -
         named = named[index::at_once]
         if devices := share_out(visible_devices(), at_once)[index]:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    run = open_run(run_path)
+    run = open_run(run_path, to_work=True)
     config = run.config()
 
     codes = [exit_code_of(functools.partial(_do, run, config, words)) for words in named]
@@ -135,7 +135,7 @@ def main() -> None:
     if args.attended and (STAGES[args.stage].ranks != "mpi" or is_first()):
         _end_with_launcher()
     begin()
-    run = open_run(args.run)
+    run = open_run(args.run, to_work=True)
     config = run.config()
     _do(run, config, (args.stage, args.argument))
 

@@ -82,3 +82,30 @@ def test_a_torn_file_of_weights_and_a_missing_tokenizer(tiny_model, tmp_path):
         file.unlink()
     with pytest.raises(ConfigError, match="no tokenizer"):
         models.resolve(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ('{"vocab_size": 0}', "vocab_size"),
+        ('{"num_hidden_layers": 1000000000000}', "num_hidden_layers"),
+        ('{"hidden_size": NaN}', "hidden_size"),
+        ('{"vocab_size": "many"}', "vocab_size"),
+        ("[", "config.json"),
+        ("", "config.json"),
+    ],
+)
+def test_an_absurd_config_of_a_model_is_refused_before_it_is_loaded(tmp_path, said, name):
+    (tmp_path / "config.json").write_text(said)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=name):
+        models.check_name(str(tmp_path))
+
+
+def test_the_cached_file_of_the_embedded_model_is_compared_with_its_digest_at_each_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("SALIGN_CACHE", str(tmp_path))
+    cached = tmp_path / "smollm2-135m" / models.EMBEDDED["smollm2-135m"].member.split("/")[-1]
+    cached.parent.mkdir()
+    cached.write_bytes(b"GGUF of somebody else's")
+    with pytest.raises(ConfigError, match="is damaged"):
+        models.embedded_gguf("smollm2-135m")

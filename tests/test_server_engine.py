@@ -25,15 +25,15 @@ from salign.machine import share_out, visible_devices
 
 HELLO = Prompt("Hello, how are you?")
 
-# `vllm serve MODEL ...`: hears the same words, asks for the same key, and leaves in $STUB what it was started with.
+# `vllm serve MODEL ...`: hears the same words, asks for the same key, and leaves in $VLLM_STUB what it was started with.
 STUB = """#!{python}
 import json, os, signal, subprocess, sys, tempfile, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-words, key, facts = sys.argv[1:], os.environ["VLLM_API_KEY"], Path(os.environ["STUB"])
+words, key, facts = sys.argv[1:], os.environ["VLLM_API_KEY"], Path(os.environ["VLLM_STUB"])
 option = dict(zip(words[2::2], words[3::2]))
-behaviour = os.environ.get("BEHAVIOUR", "")
+behaviour = os.environ.get("VLLM_BEHAVIOUR", "")
 child = subprocess.Popen(["sleep", "600"])
 if behaviour == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -150,8 +150,8 @@ def stub(tmp_path, monkeypatch) -> Stub:
     for name in ("config.json", "tokenizer.json"):
         (model / name).write_text("{}")
     monkeypatch.setenv("PATH", f"{binaries}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("STUB", str(tmp_path))
-    monkeypatch.delenv("BEHAVIOUR", raising=False)
+    monkeypatch.setenv("VLLM_STUB", str(tmp_path))
+    monkeypatch.delenv("VLLM_BEHAVIOUR", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return Stub(tmp_path, model)
 
@@ -192,7 +192,7 @@ def test_vllm_gets_its_words_and_answers(stub):
 
 
 def test_the_key_is_in_no_command_and_no_file_of_ours(stub, caplog, monkeypatch):
-    monkeypatch.setenv("BEHAVIOUR", "fail")
+    monkeypatch.setenv("VLLM_BEHAVIOUR", "fail")
     with caplog.at_level(logging.DEBUG), pytest.raises(EngineError) as error:
         asyncio.run(opened(stub))
     [started] = stub.started
@@ -254,7 +254,7 @@ def test_arguments_are_for_vllm():
 
 
 def test_a_server_that_fails_to_start_is_quoted(stub, monkeypatch):
-    monkeypatch.setenv("BEHAVIOUR", "fail")
+    monkeypatch.setenv("VLLM_BEHAVIOUR", "fail")
     with pytest.raises(EngineError, match=r"server 0 of vllm ended before it was ready \(exit code 3\)") as error:
         asyncio.run(opened(stub))
     assert str(stub.logs / "server-0.log") in str(error.value)
@@ -264,7 +264,7 @@ def test_a_server_that_fails_to_start_is_quoted(stub, monkeypatch):
 
 
 def test_a_server_that_is_never_ready_is_given_up(stub, monkeypatch, caplog):
-    monkeypatch.setenv("BEHAVIOUR", "slow")
+    monkeypatch.setenv("VLLM_BEHAVIOUR", "slow")
     monkeypatch.setattr(server_module, "SAY_EVERY_S", 0.5)
     with caplog.at_level(logging.INFO), pytest.raises(EngineError, match=r"engine.start_timeout_s = 1.5 s") as error:
         asyncio.run(opened(stub, start_timeout_s=1.5))
@@ -274,7 +274,7 @@ def test_a_server_that_is_never_ready_is_given_up(stub, monkeypatch, caplog):
 
 
 def test_one_that_fails_ends_the_others(stub, monkeypatch):
-    monkeypatch.setenv("BEHAVIOUR", "fail")
+    monkeypatch.setenv("VLLM_BEHAVIOUR", "fail")
     with pytest.raises(EngineError):
         asyncio.run(opened(stub, num_servers=2))
     assert stub.all_ended()
@@ -384,7 +384,7 @@ def test_cancellation_ends_the_servers(stub, monkeypatch):
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    monkeypatch.setenv("BEHAVIOUR", "slow")
+    monkeypatch.setenv("VLLM_BEHAVIOUR", "slow")
     asyncio.run(run())
     assert stub.all_ended()
 
@@ -409,7 +409,7 @@ def test_a_shard_that_is_killed_leaves_nothing(stub, shard, number):
 
 
 def test_a_server_that_does_not_listen_is_killed(stub, monkeypatch):
-    monkeypatch.setenv("BEHAVIOUR", "stubborn")
+    monkeypatch.setenv("VLLM_BEHAVIOUR", "stubborn")
     asyncio.run(opened(stub))
     assert stub.all_ended()
     assert "did not end within 5 s" in (stub.logs / "server-0.log").read_text()

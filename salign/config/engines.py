@@ -51,9 +51,9 @@ class ServerAddress(Section):
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError("expected a URL such as http://127.0.0.1:8000/v1")
-        if parts.username or parts.password or parts.query:
+        if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
-                "the URL must have no user, password or query; keys come from the environment (api_key_env)"
+                "the URL must have no user, password, query or fragment; keys come from the environment (api_key_env)"
             )
         return value
 
@@ -103,6 +103,9 @@ class ServerEngine(_ServerCalls):
     """Further arguments for `vllm serve`."""
     start_timeout_s: Annotated[Positive, Effect.FREE] = 900.0
     """Time allowed for loading the model."""
+    environment: Annotated[tuple[str, ...], Effect.FREE] = ()
+    """Further variables that the server gets, by name; keys and all but the usual ones are kept from it
+    (docs/security.md)."""
 
     @model_validator(mode="after")
     def _arguments_that_are_free(self) -> "ServerEngine":

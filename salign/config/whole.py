@@ -32,6 +32,8 @@ class RunSection(Section):
     """The folder of runs."""
     name: Annotated[Name, Effect.FREE] = "quickstart"
     """Name of the run's folder; a renamed or moved folder is still the same run."""
+    private: Annotated[bool, Effect.FREE] = False
+    """True: nobody else can read what the run writes; False: whoever the umask lets."""
     seed: Annotated[int, NotBool] = 0
     """All randomness follows from it: two runs that differ only in the seed are two independent draws."""
 

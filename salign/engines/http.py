@@ -37,6 +37,9 @@ _LONGEST_RETRY_AFTER_S = 60.0
 # A call that is refused for load alone, while the server works for others, is tried this many times as often.
 _PATIENCE = 10
 
+# A list of models, or an error. A token with 20 likely ones, each as text, bytes and number, takes some 4 KB.
+_MOST_BYTES, _MOST_BYTES_OF_TOKEN = 4 << 20, 16 << 10
+
 # vLLM and llama.cpp close a connection that is idle for 5 s; a call that is sent at that moment would be lost.
 _KEEP_ALIVE_S = 3.0
 
@@ -102,21 +105,22 @@ class Server:
     async def close(self) -> None:
         await self._session.close()
 
-    async def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        """The body of the answer to a request.
+    async def ask(self, method: str, path: str, body: bytes | None = None, max_tokens: int = 0) -> bytes:
+        """The body of the answer to a request, which is no longer than a reply of `max_tokens` can be.
 
         Raises:
             ConfigError: The key, the path or the model is refused.
             CallRejectedError: This request is refused.
-            EngineError: No answer, after all retries.
+            EngineError: No answer, after all retries; or one that is far too long.
         """
+        most_bytes = _MOST_BYTES + max_tokens * _MOST_BYTES_OF_TOKEN
         num_retries = self._section.num_retries
         num_tries = num_failures = 0
         seen: tuple[int, int] | None = None
         while True:
             num_tries += 1
             try:
-                return await self._ask_once(method, path, body, num_tries)
+                return await self._ask_once(method, path, body, num_tries, most_bytes)
             except _MayPassError as error:
                 # Where there are many more calls than the server takes, each is refused several times before the gate
                 # has found the limit. While the server works for others, this one is not lost.
@@ -131,14 +135,14 @@ class Server:
         """Whether the server has answered since, or has a request in hand that was sent before: one not refused."""
         return self._num_answered > num_answered or next(iter(self._in_hand), num_sent + 1) <= num_sent
 
-    async def _ask_once(self, method: str, path: str, body: bytes | None, number: int) -> bytes:
+    async def _ask_once(self, method: str, path: str, body: bytes | None, number: int, most_bytes: int) -> bytes:
         """The `number`th try."""
         self._num_sent += 1
         ticket = self._num_sent
         self._in_hand[ticket] = None
         try:
             async with self._session.request(method, self._url / path, data=body) as response:
-                answer = await response.read()
+                answer = await read_bounded(response, most_bytes)
         except TimeoutError as error:
             self._report_push_back()
             failure = EngineUnavailableError(
@@ -147,6 +151,11 @@ class Server:
                 "kept."
             )
             raise _MayPassError(failure) from error
+        except TooLongError:
+            raise EngineError(
+                f"{self._where} sends more than {most_bytes:,} bytes for one answer, unpacked, which no reply to such "
+                "a request has. Is engine.base_url an OpenAI-compatible server?"
+            ) from None
         except aiohttp.ClientError as error:
             failure = EngineUnavailableError(
                 f"{self._where} is unreachable ({self.short(str(error) or type(error).__name__)}), {number} times. "
@@ -206,6 +215,25 @@ class Server:
         raw = said if isinstance(said, bytes) else said.encode("utf-8", "replace")
         text = _USER_OF_URL.sub("", " ".join(raw.decode("utf-8", "replace").split()))
         return redact(text.replace(self._key, f"<{self._key_name}>") if self._key else text)[:300]
+
+
+class TooLongError(Exception):
+    """An answer is longer than any should be."""
+
+
+async def read_bounded(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    """The body of an answer, unpacked as it comes.
+
+    Raises:
+        TooLongError: It has more bytes; the rest is not read.
+    """
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > most_bytes:
+            response.close()
+            raise TooLongError
+    return bytes(body)
 
 
 def _nobody_asks() -> None:

@@ -240,7 +240,8 @@ class OpenAIEngine:
         request = {"model": self._model, "messages": messages, "seed": seed, **parameters}
         if refused:
             request = _without(request, refused)
-        answer = await self._server.ask("POST", "chat/completions", _writable(json.dumps(request, ensure_ascii=False)))
+        body = _writable(json.dumps(request, ensure_ascii=False))
+        answer = await self._server.ask("POST", "chat/completions", body, int(parameters.get("max_tokens", 0)))
         try:
             return Completion.model_validate(json.loads(answer))
         except ValueError:  # no JSON, or (pydantic's ValidationError) not of this form

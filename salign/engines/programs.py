@@ -12,6 +12,7 @@ from salign import models
 from salign.config import ServerEngine
 from salign.engines.llama_server import SETTINGS, LlamaSettings
 from salign.errors import ConfigError
+from salign.shown import is_secret
 
 
 @dataclass(frozen=True)
@@ -122,3 +123,22 @@ def program_of(section: ServerEngine, model: str) -> Program:
         ConfigError: The program or the model cannot be had here.
     """
     return _PROGRAMS[section.program](section, model)
+
+
+# What programs need to find themselves, their GPUs, threads and caches; keys are not among it.
+_PASSED = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV"}
+_PASSED |= {"SALIGN_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
+_PASSED_BEGINNINGS = (
+    *("LC_", "XDG_", "PYTHON", "CONDA_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "CUDA_", "NVIDIA_", "NCCL_", "ROCR_"),
+    *("HIP_", "TORCH", "TRITON_", "VLLM_", "GGML_", "LLAMA_"),
+)
+
+
+def server_environment(section: ServerEngine) -> dict[str, str]:
+    """The variables that a server gets of this process's: by name or beginning, and those of `engine.environment`."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in section.environment
+        or ((name in _PASSED or name.startswith(_PASSED_BEGINNINGS)) and not is_secret(name))
+    }

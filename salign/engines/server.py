@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import secrets
 import signal
 import socket
@@ -28,8 +27,9 @@ from salign.digests import name_of
 from salign.engines import keeper
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.capabilities import Capabilities, Ratings
+from salign.engines.http import TooLongError, read_bounded
 from salign.engines.openai import OpenAIEngine
-from salign.engines.programs import Program, program_of
+from salign.engines.programs import Program, program_of, server_environment
 from salign.errors import CallRejectedError, EngineError, SalignError
 from salign.machine import share_out, visible_devices
 from salign.shown import redact
@@ -49,6 +49,8 @@ SEEN_DEAD_S = 2.0
 ANSWER_S = 10.0
 """For an answer to whether a server is ready."""
 _NUM_LAST_LINES = 12
+_MOST_BYTES = 1 << 20
+"""Of a list of models."""
 
 
 @contextlib.asynccontextmanager
@@ -253,7 +255,7 @@ class KeptServer:
     async def _start_once(self) -> None:
         reserved = reserve_port()
         port, key = reserved.getsockname()[1], secrets.token_urlsafe(32)
-        env = os.environ | self._program.environment(port, key)
+        env = server_environment(self._section) | self._program.environment(port, key)
         if self._devices:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
         command = [sys.executable, "-m", "salign.engines.keeper", *self._program.command(port)]
@@ -304,8 +306,8 @@ class KeptServer:
         """Whether our server answers and serves the model; False while it is loading."""
         try:
             async with session.get(f"{base_url}/models") as response:
-                answer = await response.text()
-        except (aiohttp.ClientError, TimeoutError, ValueError):
+                answer = await read_bounded(response, _MOST_BYTES)
+        except (aiohttp.ClientError, TimeoutError, TooLongError):
             return False
         if response.status in (401, 403):
             raise _PortTakenError(f"{self._name}: its key is refused; another server has the port.")
