@@ -25,7 +25,7 @@ from salign.machine import share_out, visible_devices
 
 HELLO = Prompt("Hello, how are you?")
 
-# `vllm serve MODEL ...`: hears the same words, asks for the same key, and leaves in $VLLM_STUB what it was started with.
+# `vllm serve MODEL ...`: hears the same words, asks for the same key, and leaves in $VLLM_STUB how it was started.
 STUB = """#!{python}
 import json, os, signal, subprocess, sys, tempfile, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
