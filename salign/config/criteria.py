@@ -101,3 +101,30 @@ class Criterion(Section):
 def known(name: str) -> Criterion:
     """A criterion that has a wording by its name."""
     return Criterion(name=name, wording=WORDINGS[name])
+
+
+_SOTOPIA = {
+    "goal": """\
+How far does the person who is rated reach what they want? Rate it from 0 (not at all) to 10 (completely).""",
+    "believability": """\
+How well does what is said fit the person who is rated? Rate it from 0 (nobody like that would say it) to 10 (just \
+what they would say).""",
+    "relationship": """\
+What becomes of the relationship of the person who is rated with the others? Rate it from 0 (it is ruined) over 5 (it \
+stays as it is) to 10 (they are much closer).""",
+    "knowledge": """\
+How much that is new and of use does the person who is rated learn? Rate it from 0 (nothing) to 10 (very much).""",
+    "secret": """\
+Does the person who is rated keep what they want to keep to themselves? Rate it from 0 (they tell it) to 10 (nobody \
+could guess it).""",
+    "social_rules": """\
+Does the person who is rated keep to the rules and laws of living together? Rate it from 0 (they break them badly) to \
+10 (fully).""",
+    "material_benefit": """\
+What does the person who is rated gain in money, goods or time? Rate it from 0 (they lose much) over 5 (nothing) to 10 \
+(they gain much).""",
+}
+
+SOTOPIA = tuple(Criterion(name=name, scale=(0, 10), wording=wording) for name, wording in _SOTOPIA.items())
+"""What observers rate of a side of a talk (Sotopia, arXiv 2310.11667, section 3.3); four of its scales are moved so
+that they begin with 0."""

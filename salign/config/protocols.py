@@ -16,7 +16,7 @@ from salign.config.base import (
     kind_unless_said,
     unless,
 )
-from salign.config.criteria import Criterion, known
+from salign.config.criteria import SOTOPIA, Criterion, known
 
 
 class _Protocol(Section):
@@ -156,11 +156,43 @@ class DeliberationProtocol(_Protocol):
     """How often the panel votes, each time having heard what its members said before; the last vote counts."""
 
 
+class DialogueProtocol(_Protocol):
+    """Agents with private goals talk by turns, and observers rate each side (Sotopia)."""
+
+    asks_audience = False
+    needs_goals = True
+    criteria = SOTOPIA
+
+    kind: Literal["dialogue"]
+    num_speakers: Annotated[int, NotBool, Field(ge=2, le=9)] = 2
+    """Agents in a talk, neighbours of the one who begins."""
+    max_turns: Annotated[int, NotBool, Field(ge=2, le=100)] = 8
+    """Utterances after which a talk ends, if nobody left before."""
+    num_candidates: Annotated[int, NotBool, Field(ge=1, le=16)] = 2
+    """Utterances that are sampled at each state. Of two or more, each is rated by the first criterion, and one is
+    drawn by seed to be said."""
+    goal_threshold: NotNegative = 7.0
+    """The rating by the first criterion from which on a side has reached its goal; what it said is learnt where there
+    is one candidate. 7 of 10 as in Sotopia-pi."""
+
+    @property
+    def cast_size(self) -> int:
+        return self.num_speakers
+
+    @model_validator(mode="after")
+    def _possible(self) -> "DialogueProtocol":
+        mistake = (
+            f"max_turns {self.max_turns} is less than num_speakers {self.num_speakers}: somebody would never speak"
+        )
+        return unless(self, [mistake] if self.max_turns < self.num_speakers else [])
+
+
 ProtocolSection = Annotated[
     BackScatterProtocol
     | CriticsProtocol
     | DeliberationProtocol
     | FeedProtocol
+    | DialogueProtocol
     | NormsProtocol
     | RehearsalProtocol
     | RelayProtocol

@@ -7,6 +7,7 @@ from salign.society.protocols.back_scatter import BackScatter
 from salign.society.protocols.base import Protocol
 from salign.society.protocols.critics import Critics
 from salign.society.protocols.deliberation import Deliberation
+from salign.society.protocols.dialogue import Dialogue
 from salign.society.protocols.feed import Feed
 from salign.society.protocols.norms import Norms
 from salign.society.protocols.rehearsal import Rehearsal
@@ -20,6 +21,7 @@ PROTOCOLS: dict[str, type[Protocol[Any]]] = {
     "norms": Norms,
     "rehearsal": Rehearsal,
     "deliberation": Deliberation,
+    "dialogue": Dialogue,
     "relay": Relay,
     "sample": Sample,
 }

@@ -15,6 +15,7 @@ from salign.engines.base import Reply
 from salign.errors import CallRejectedError
 from salign.records import Interaction, Member, Observation, Profile, Recalled, Turn
 from salign.society.calls import Calls, Tally, UnansweredError, together
+from salign.society.prompts import Judged
 from salign.society.replies import flags_of
 from salign.society.rules import rating_by_rule
 from salign.society.sources import Choices
@@ -283,6 +284,8 @@ class Conversation:
         *,
         by: int = 0,
         data: dict[str, Any] | None = None,
+        shown: Judged | None = None,
+        criteria: Sequence[str] | None = None,
     ) -> str:
         """Adds a turn of one of the cast, which observers rate if its role is one that they do; its text.
 
@@ -293,23 +296,29 @@ class Conversation:
             name: Tells several turns of one role apart in the names of the observers' calls.
             by: The speaker's place in the cast.
             data: What else is to be known of the turn.
+            shown: What observers see, if it is not the question and the text.
+            criteria: By which observers rate it, whatever its role; None: by all if its role is one that they rate.
         """
         speaker = self.seat.cast[by].agent
         turn = Turn(speaker, role, reply.text, recalled=recalled, flags=flags_of(reply), data=data or {})
-        self._add(turn, name or role)
+        self._add(turn, name or role, shown, criteria)
         return reply.text
 
     def quote(self, turn: Turn) -> None:
         """Adds what somebody said in another interaction; observers do not rate it again."""
         self._turns.append(turn)
 
-    def _add(self, turn: Turn, called: str) -> None:
+    def _add(self, turn: Turn, called: str, shown: Judged | None = None, criteria: Sequence[str] | None = None) -> None:
         self._turns.append(turn)
-        if turn.text and turn.role in self._protocol.observed:
-            judged = self._observer.judged(self.seat.question, turn.text, called)
+        if not turn.text:
+            return
+        if criteria is None and turn.role in self._protocol.observed:
             for rule in self._protocol.rules:
                 turn.observed[rule.name] = Observation(rating_by_rule(rule, self.seat.question, turn.text))
-            for criterion in self._protocol.asked:
+            criteria = self._protocol.asked
+        if criteria:
+            judged = shown or self._observer.judged(self.seat.question, turn.text, called)
+            for criterion in criteria:
                 task = self._observing.create_task(self._observer.observe(judged, called, criterion))
                 self._observed.append((turn, criterion, task))
 

@@ -1,0 +1,129 @@
+"""The prompts of a talk, what its observers are shown, and the query that an utterance answers in training."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from salign.engines.base import Prompt
+from salign.society.frames import frame
+from salign.society.prompts import Judged, judging
+
+LEAVE = "LEAVE"
+
+_ABOUT = """\
+You are {name}, and talk with {others}. What you talk about: {topic}
+What you want of this talk, and nobody else knows: {goal}
+"""
+_SECRET = """\
+What you keep to yourself: {secret}
+"""
+_BEGIN = """\
+
+You speak first. What do you say, in one to three sentences?"""
+_SO_FAR = """\
+
+The talk so far, what is said between the marks {key}:
+{said}
+
+"""
+_GO_ON = """\
+What do you say next, in one to three sentences? Say only LEAVE if you want to end the talk."""
+_SAID = """\
+
+The talk so far:
+{said}
+
+"""
+_TALK = """\
+A talk about: {topic}
+{said}
+
+Rated is {name}, and nobody else. {persona}
+What {name} wants: {goal}
+{secret}"""
+_RATED_SECRET = """\
+What {name} keeps to itself: {secret}
+"""
+
+TEXTS = (_BEGIN, _GO_ON)
+
+
+class Side(NamedTuple):
+    """One of those who talk: what it is called there, what it was told of itself, and what it alone knows."""
+
+    name: str
+    persona: str
+    goal: str
+    secret: str | None
+
+
+class Said(NamedTuple):
+    """An utterance, and the name of who said it."""
+
+    name: str
+    text: str
+
+
+class JudgedTalk(Judged):
+    """A talk as observers see it, who rate one side of it."""
+
+    __slots__ = ()
+
+    @property
+    def framed(self) -> str:
+        return frame(self.answer, self.key)
+
+
+def _about(topic: str, side: Side, others: Sequence[str]) -> str:
+    told = _ABOUT.format(name=side.name, others=" and ".join(others), topic=topic, goal=side.goal)
+    return told + ("" if side.secret is None else _SECRET.format(secret=side.secret))
+
+
+def _listed(said: Sequence[Said], key: str = "") -> str:
+    return "\n".join(f"{name}: {key} {text} {key}" if key else f"{name}: {text}" for name, text in said)
+
+
+def utterance(
+    topic: str,
+    side: Side,
+    others: Sequence[str],
+    said: Sequence[Said],
+    *,
+    instructions: str | None,
+    memory: str,
+    key: str,
+) -> Prompt:
+    """What a side is asked when it is its turn.
+
+    Args:
+        topic: What the talk is about.
+        side: Whose turn it is.
+        others: The others' names.
+        said: The talk so far.
+        instructions: The system text.
+        memory: What the side remembers of the topic, as it is shown; empty if nothing.
+        key: Of the frames around what was said.
+    """
+    told = memory + _about(topic, side, others)
+    if not said:
+        return Prompt(told + _BEGIN, judging(instructions, key) if memory else instructions)
+    return Prompt(told + _SO_FAR.format(key=key, said=_listed(said, key)) + _GO_ON, judging(instructions, key))
+
+
+def judged(topic: str, side: Side, said: Sequence[Said], key: str) -> JudgedTalk:
+    """A side's part in a talk, for observers."""
+    kept = "" if side.secret is None else _RATED_SECRET.format(name=side.name, secret=side.secret)
+    told = _TALK.format(
+        topic=topic, said=_listed(said), name=side.name, persona=side.persona, goal=side.goal, secret=kept
+    )
+    return JudgedTalk(topic, told.rstrip("\n"), key)
+
+
+def query(topic: str, side: Side, others: Sequence[str], said: Sequence[Said]) -> str:
+    """To which an utterance of a side is the answer."""
+    told = f"{side.persona}\n{_about(topic, side, others)}".lstrip("\n")
+    return told + (_SAID.format(said=_listed(said)) + _GO_ON if said else _BEGIN)
+
+
+def leaves(text: str) -> bool:
+    """Whether somebody ends the talk with these words."""
+    return text.strip(" .!\"'*()[]\n").upper() == LEAVE
