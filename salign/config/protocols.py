@@ -10,6 +10,7 @@ from salign.config.base import (
     CountOrZero,
     NotBool,
     NotNegative,
+    Positive,
     Sampling,
     Section,
     Share,
@@ -187,11 +188,79 @@ class DialogueProtocol(_Protocol):
         return unless(self, [mistake] if self.max_turns < self.num_speakers else [])
 
 
+_GAMES: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
+    "prisoners_dilemma": ((3, 0), (4, 1)),
+    "stag_hunt": ((4, 0), (3, 2)),
+}
+
+
+class GameProtocol(_Protocol):
+    """Agents play an iterated social dilemma, in which the reward of each move is exact."""
+
+    asks_audience = False
+    asks_for_numbers = True
+    criteria = (Criterion(name="reward", wording="Given by the game: its lowest reward is 1, its highest 7."),)
+
+    kind: Literal["game"]
+    game: Literal["prisoners_dilemma", "stag_hunt", "public_goods"] = "prisoners_dilemma"
+    """Two are played by two. In `public_goods`, each may put its point into a pot, which is multiplied and shared."""
+    num_players: Annotated[int, NotBool, Field(ge=2, le=9)] = 2
+    """Who plays, with neighbours."""
+    num_turns: Annotated[int, NotBool, Field(ge=1, le=100)] = 10
+    """How often the game is played in an interaction."""
+    payoffs: tuple[tuple[float, float], tuple[float, float]] | None = None
+    """A player's own points in a game of two: [[both cooperate, only it does], [only the other does, nobody does]].
+    None: [[3, 0], [4, 1]] in the prisoner's dilemma, as in the paper; [[4, 0], [3, 2]] in the stag hunt."""
+    multiplier: Positive = 1.5
+    """Of the pot in `public_goods`: more than 1, less than the number of players."""
+    reward: Literal["payoff", "deontological", "utilitarian", "mixed"] = "payoff"
+    """What a move is scored by: the player's points; minus `penalty` where it defects after all others cooperated; the
+    points of all; or points and penalty together."""
+    penalty: NotNegative = 3.0
+    """Of the deontological reward, as in the paper."""
+
+    @property
+    def cast_size(self) -> int:
+        return self.num_players
+
+    @property
+    def matrix(self) -> tuple[tuple[float, float], tuple[float, float]] | None:
+        """The points of a game of two: [a player's move, the other's], cooperation first."""
+        return None if self.game == "public_goods" else self.payoffs or _GAMES[self.game]
+
+    @model_validator(mode="after")
+    def _possible(self) -> "GameProtocol":
+        mistakes = []
+        if self.matrix is None:
+            if self.payoffs is not None:
+                mistakes.append("payoffs are of a game of two; public_goods has a multiplier")
+            if not 1 < self.multiplier < self.num_players:
+                mistakes.append(
+                    f"multiplier {self.multiplier:g} makes no dilemma of {self.num_players} players: it must be more "
+                    "than 1 and less than their number"
+                )
+            return unless(self, mistakes)
+        if self.num_players != 2:
+            mistakes.append(f"{self.game} is a game of 2, and num_players is {self.num_players}; public_goods has more")
+        (both, sucker), (tempted, neither) = self.matrix
+        shown = f"payoffs [[{both:g}, {sucker:g}], [{tempted:g}, {neither:g}]]"
+        if self.game == "prisoners_dilemma" and not tempted > both > neither > sucker:
+            mistakes.append(
+                f"{shown} are no prisoner's dilemma: of [[r, s], [t, p]], t must be more than r, r than p, p than s"
+            )
+        if self.game == "stag_hunt" and not both > tempted >= neither > sucker:
+            mistakes.append(
+                f"{shown} are no stag hunt: of [[r, s], [t, p]], r must be more than t, t no less than p, p more than s"
+            )
+        return unless(self, mistakes)
+
+
 ProtocolSection = Annotated[
     BackScatterProtocol
     | CriticsProtocol
     | DeliberationProtocol
     | FeedProtocol
+    | GameProtocol
     | DialogueProtocol
     | NormsProtocol
     | RehearsalProtocol

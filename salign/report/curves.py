@@ -36,9 +36,10 @@ RECALLED = {
 
 def recalls(record: RunRecord) -> Plot | None:
     """Draws what agents recalled before they first spoke, by round."""
-    if not record.paths:
+    reminded = protocol_of(record.config.society).reminded
+    if not record.paths or not reminded:
         return None
-    role = protocol_of(record.config.society).reminded[0]
+    role = reminded[0]
     lines = {name: by_round(record.paths, mean, metric) for name, metric in RECALLED.items()}
     distances = by_round(record.paths, mean, "sim/recall_distance_mean")
     rounds = list(range(1, len(distances) + 1))

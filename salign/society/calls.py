@@ -54,17 +54,39 @@ class UnansweredError(Exception):
     """An interaction cannot be brought to its end, since what it needs was not said; the run goes on."""
 
 
-async def together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Waits for every call. The first error, which ends the run, is raised at once and ends the other calls."""
-    loop = asyncio.get_running_loop()
-    tasks = [loop.create_task(call) for call in calls]
+class _Failed:
+    """What ends an interaction, and not the run."""
+
+    def __init__(self, error: UnansweredError | CallRejectedError) -> None:
+        self.error = error
+
+
+async def _noted(call: Coroutine[Any, Any, Any]) -> Any:
     try:
-        return await asyncio.gather(*tasks)
+        return await call
+    except (UnansweredError, CallRejectedError) as error:
+        return _Failed(error)
+
+
+async def together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Waits for every call; an error that ends the run is raised at once, and ends the other calls.
+
+    One that ends the interaction alone is raised when all have been answered, the first in the order of the calls: else
+    it would depend on the engine's speed how many were counted.
+    """
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(_noted(call)) for call in calls]
+    try:
+        results = await asyncio.gather(*tasks)
     except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+    for result in results:
+        if isinstance(result, _Failed):
+            raise result.error
+    return results
 
 
 _NOTHING = Reply("", 0, 0)

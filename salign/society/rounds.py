@@ -138,7 +138,7 @@ class Round:
         validity = Validity.of(protocol)
         validity.add(self)
         *others, outcome = protocol.observed
-        recalls = self.recalls.get(protocol.reminded[0], Recalls())
+        recalls = next((self.recalls[role] for role in protocol.reminded[:1] if role in self.recalls), Recalls())
         means = {mean_rating(criterion): mean(self.ratings(outcome, criterion)) for criterion in protocol.criteria}
         for role in others:
             for criterion in protocol.criteria:
@@ -199,7 +199,7 @@ class Validity:
     def of(cls, protocol: Protocol[Any]) -> "Validity":
         """Of no round yet."""
         scales = {criterion.name: criterion.scale for criterion in protocol.society.observed_criteria}
-        exact = frozenset(criterion.name for criterion in protocol.rules)
+        exact = frozenset({*protocol.scored, *(criterion.name for criterion in protocol.rules)})
         return cls(RecallRecord(protocol.reminded), scales=scales, exact=exact)
 
     def add(self, round_: Round) -> None:

@@ -9,6 +9,7 @@ from salign.society.protocols.critics import Critics
 from salign.society.protocols.deliberation import Deliberation
 from salign.society.protocols.dialogue import Dialogue
 from salign.society.protocols.feed import Feed
+from salign.society.protocols.game import Game
 from salign.society.protocols.norms import Norms
 from salign.society.protocols.rehearsal import Rehearsal
 from salign.society.protocols.relay import Relay
@@ -22,6 +23,7 @@ PROTOCOLS: dict[str, type[Protocol[Any]]] = {
     "rehearsal": Rehearsal,
     "deliberation": Deliberation,
     "dialogue": Dialogue,
+    "game": Game,
     "relay": Relay,
     "sample": Sample,
 }

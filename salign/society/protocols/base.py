@@ -142,6 +142,8 @@ class Protocol(ABC, Generic[Section]):
     """Roles of the turns that observers rate, in order. A world is measured, and stopped, by the last: its outcome."""
     reminded: ClassVar[tuple[str, ...]]
     """Roles of the turns before which a speaker looks into its memory; the leader's first."""
+    scored: ClassVar[tuple[str, ...]] = ()
+    """Criteria by which the protocol itself rates: observers are not asked."""
     figures: ClassVar[Mapping[str, str]] = {}
     """What a round is measured by beside ratings: each figure's name, which ends in `_share` or `_mean`, and what it
     says, as the report's title."""
@@ -156,7 +158,7 @@ class Protocol(ABC, Generic[Section]):
         """By which observers rate; figures compare turns by the first."""
         self.rules = tuple(criterion for criterion in society.observed_criteria if criterion.rule is not None)
         """Those of them that need no observer."""
-        ruled = {criterion.name for criterion in self.rules}
+        ruled = {criterion.name for criterion in self.rules} | {*self.scored}
         self.asked = tuple(name for name in self.criteria if name not in ruled)
         """Those that an observer is asked by, with a call each."""
 
@@ -286,6 +288,7 @@ class Conversation:
         data: dict[str, Any] | None = None,
         shown: Judged | None = None,
         criteria: Sequence[str] | None = None,
+        scores: Mapping[str, float] | None = None,
     ) -> str:
         """Adds a turn of one of the cast, which observers rate if its role is one that they do; its text.
 
@@ -298,9 +301,11 @@ class Conversation:
             data: What else is to be known of the turn.
             shown: What observers see, if it is not the question and the text.
             criteria: By which observers rate it, whatever its role; None: by all if its role is one that they rate.
+            scores: The protocol's own ratings, by the criteria that it has `scored`.
         """
         speaker = self.seat.cast[by].agent
         turn = Turn(speaker, role, reply.text, recalled=recalled, flags=flags_of(reply), data=data or {})
+        turn.observed.update({criterion: Observation(rating) for criterion, rating in (scores or {}).items()})
         self._add(turn, name or role, shown, criteria)
         return reply.text
 
