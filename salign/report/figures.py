@@ -225,7 +225,9 @@ def ratings(record: RunRecord) -> Plot | None:
     dashes = ("solid",) if num_roles == 1 else ("dot", *["solid"] * (num_roles - 1))
     styles = [(position // num_roles, dashes[position % num_roles]) for position in range(len(lines))]
     traces = [
-        make_line(line, rounds, values, number, line={"dash": dash}, marker={"symbol": SYMBOLS[position % len(SYMBOLS)]})
+        make_line(
+            line, rounds, values, number, line={"dash": dash}, marker={"symbol": SYMBOLS[position % len(SYMBOLS)]}
+        )
         for position, ((line, values), (number, dash)) in enumerate(zip(lines.items(), styles, strict=True))
     ]
     compared = f"; the {roles[0]} is dotted, the {roles[-1]} solid" if len(roles) > 1 else ""

@@ -92,7 +92,9 @@ def _ratings(record: RunRecord, figure: Any) -> bool:
         values = figures.by_round(record.paths, mean, name)
         rounds = range(1, len(values) + 1)
         style = ":" if position % num_roles < num_roles - 1 else "-"
-        axes.plot(rounds, values, style, color=COLOURS[position // num_roles % len(COLOURS)], lw=1.2, marker=".", label=line)
+        axes.plot(
+            rounds, values, style, color=COLOURS[position // num_roles % len(COLOURS)], lw=1.2, marker=".", label=line
+        )
     axes.set(xlabel="round", ylabel=figures.rating_axis(record.config))
     axes.legend(fontsize=7)
     return True
