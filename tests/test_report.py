@@ -321,6 +321,34 @@ def test_the_page_names_no_address_to_load_from(simulated):
     assert not re.findall(r'(?:src|href)="(?!#|data:,)', own)
 
 
+# --- other protocols -----------------------------------------------------------------------------
+
+CASTS = {"dialogue": ["closing"], "game": ["move"]}
+OPEN = {"min_rated_share": 0, "max_failed_share": 1, "max_repeated_share": 1, "max_flagged_share": 1}
+
+
+@pytest.mark.parametrize("kind", CASTS)
+def test_interactions_of_several_agents_are_reported_with_who_they_are(kind, tmp_path):
+    society = {"protocol": {"kind": kind}, "profiles": {"kind": "people"}, "audience_size": 0, "stopping": None}
+    config = config_of(tmp_path, society={**society, "num_worlds": 1, "num_shards": 1, "max_rounds": 2, "gates": OPEN})
+    run = create_run(config)
+    run_shard(run, config, 0)
+    collect(run, config)
+    page, record = write_report(run, config)
+    assert "protocol" in {plot.key for plot in plots(record)["society"]}
+    samples = data_of(page.read_text())["interactions"]
+    assert len(samples) == len(interactions_of(run, 1)) == 8
+    for sample in samples:
+        assert len(sample["members"]) == 2
+        assert all(
+            member["name"] and any("occupation" in fact for fact in member["about"]) for member in sample["members"]
+        )
+        assert {turn["agent"] for turn in sample["turns"]} == {member["agent"] for member in sample["members"]}
+    values = record.society.cells.values(0)
+    rated = {turn.agent for item in interactions_of(run, 1) for turn in item.turns if turn.role in CASTS[kind]}
+    assert np.isfinite(values[0]).any(axis=0).sum() == len(rated) > 5
+
+
 # --- bounds --------------------------------------------------------------------------------------
 
 
