@@ -11,7 +11,10 @@ from salign.bench.society import Bench
 from salign.errors import ConfigError
 from salign.society.protocols import PROTOCOLS
 
-_NEEDS: dict[str, dict[str, Any]] = {"relay": {"topology": {"kind": "layers", "sizes": [10] * 10}}}
+_NEEDS: dict[str, dict[str, Any]] = {
+    "relay": {"topology": {"kind": "layers", "sizes": [10] * 10}},
+    "game": {"rating": "logprob"},  # a scripted reply names no number
+}
 """Settings of the society without which a protocol cannot be held on a grid of 10 x 10."""
 _NUM_TRIES = 3
 _NUM_ROUNDS = 20

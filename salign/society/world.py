@@ -277,7 +277,8 @@ class World:
             EngineError: The member's engine is at fault.
         """
         member, after_round = request.member, request.round - 1
-        await self._is_there(member, after_round)
+        if self._there_after[member] < after_round:
+            await self._is_there(member, after_round)
         match request:
             case Ask():
                 state = self._state(member, request.question, after_round)
@@ -314,7 +315,10 @@ class World:
 
         cast = self.casts.cast(agent, round_)
         question = setting.table.questions[number]
-        states = [await ask(Join(self.number, round_, member, number)) for member in cast]
+        if len(cast) == 1:
+            states = [self._state(agent, number, round_ - 1)]
+        else:
+            states = [await ask(Join(self.number, round_, member, number)) for member in cast]
         links = self._studies.topology(agent, round_, self.topology)
         audience = draw_audience(setting.society, links, agent, setting.seed, self.number, round_, agent)
         seat = Seat(
