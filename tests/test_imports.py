@@ -113,3 +113,9 @@ def private_names(path: Path) -> list[str]:
 def test_no_test_takes_a_private_name():
     taken = {str(path): names for path in (ROOT / "tests").rglob("*.py") if (names := private_names(path))}
     assert not taken, "test through what is public, or make public what is relied on"
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Pytest imports them by it, and would collect neither."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
