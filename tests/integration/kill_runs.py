@@ -28,7 +28,8 @@ from tiny import make_model
 from salign.plan import damaged_files, units
 from salign.run import RunDir
 
-MEAN_CHANGES = 12
+# In the mean so many changes come before a kill, in turn: a launch begins with some twenty, a whole run has hundreds.
+MEAN_CHANGES = (8, 30, 100, 300)
 _RESULTS = (
     "simulate/*/interactions.jsonl",
     "dataset/groups.jsonl",
@@ -50,13 +51,11 @@ def make_config(folder: Path, model: Path) -> Path:
     return path
 
 
-def _without_clock(value: Any) -> Any:
-    """Results without what says when or how fast they came about."""
+def _result(value: Any) -> Any:
+    """Results without the checkout that they were made from."""
     if isinstance(value, dict):
-        return {
-            k: _without_clock(v) for k, v in value.items() if not any(w in k for w in ("second", "machine", "time"))
-        }
-    return [_without_clock(item) for item in value] if isinstance(value, list) else value
+        return {name: _result(item) for name, item in value.items() if name != "code" or not isinstance(item, dict)}
+    return [_result(item) for item in value] if isinstance(value, list) else value
 
 
 def digests(run: RunDir) -> dict[str, str]:
@@ -66,7 +65,7 @@ def digests(run: RunDir) -> dict[str, str]:
         for path in sorted(run.path.glob(pattern)):
             content = path.read_bytes()
             if path.suffix == ".json":
-                content = json.dumps(_without_clock(json.loads(content)), sort_keys=True).encode()
+                content = json.dumps(_result(json.loads(content)), sort_keys=True).encode()
             found[str(path.relative_to(run.path))] = hashlib.sha256(content).hexdigest()
     assert len(found) >= 10, f"results are missing: {sorted(found)}"
     return found
@@ -148,7 +147,7 @@ def check(config: Path, run: RunDir) -> None:
     assert "Traceback" not in said, said
 
 
-def main(num_kills: int, seed: int, folder: Path) -> None:
+def kill_runs(num_kills: int, seed: int, folder: Path) -> None:
     chance = random.Random(seed)
     (folder / "model").mkdir(parents=True)
     config = make_config(folder, make_model(folder / "model"))
@@ -160,7 +159,8 @@ def main(num_kills: int, seed: int, folder: Path) -> None:
         run = RunDir(folder / "runs" / name)
         while kills < num_kills:
             process = start(config, name)
-            if not wait_for_changes(process, run.path, 1 + int(chance.expovariate(1 / MEAN_CHANGES))):
+            changes = 1 + int(chance.expovariate(1 / MEAN_CHANGES[kills % len(MEAN_CHANGES)]))
+            if not wait_for_changes(process, run.path, changes):
                 assert process.wait() == 0, (folder / f"{name}.log").read_text(errors="replace")
                 break
             time.sleep(chance.random() * 0.02)
@@ -183,4 +183,4 @@ if __name__ == "__main__":
     given = sys.argv[1:]
     with tempfile.TemporaryDirectory(prefix="salign-kills-") as own:
         place = Path(given[2]) if len(given) > 2 else Path(own)
-        main(int(given[0]) if given else 10, int(given[1]) if len(given) > 1 else 0, place)
+        kill_runs(int(given[0]) if given else 10, int(given[1]) if len(given) > 1 else 0, place)
