@@ -53,6 +53,21 @@ def test_an_opinion_is_read_on_the_scale_of_its_question():
     assert max(value for value in opinions["wealth"] if value is not None) > 50
 
 
+def test_a_broadcast_about_the_question_of_the_survey_is_what_its_answer_is_given_out_of():
+    subject = TRUST["wording"].partition("?")[0] + "?"
+    told = {"name": "news", "from_round": 2, "agents": [4], "broadcast": {"question": subject, "answer": "Nobody."}}
+    actor = Actor()
+    life = live(actor, survey={"questions": [TRUST]}, interventions=[told], max_recall_distance=0.01)
+    for item in life.interactions:
+        [turn] = item.turns_of("survey")
+        heard = item.agent == 4 and item.round >= 2
+        assert (turn.recalled is not None) == heard
+        if heard:
+            assert (turn.recalled.source, turn.recalled.answer) == ("broadcast", "Nobody.")
+    asked = [(call.round, call.prompt.user) for call in actor.calls if call.step == "survey:4:trust"]
+    assert [("Nobody." in prompt) for _, prompt in sorted(asked)] == [False, True, True]
+
+
 def test_opinions_are_curves_with_their_spread(tmp_path):
     def say(call):
         if not call.step.startswith("survey"):

@@ -75,6 +75,12 @@ class Criterion(Section):
         return unless(self, mistakes)
 
     @property
+    def subject(self) -> str:
+        """What the wording asks, without how to answer it: all up to its first question mark."""
+        asked, mark, _ = self.wording.partition("?")
+        return asked + mark
+
+    @property
     def scale_in_words(self) -> str:
         """Such as "1 to 7"."""
         low, high = self.scale

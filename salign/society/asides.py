@@ -88,7 +88,7 @@ async def opinions(
 
     async def opinion(member: int, number: int) -> Turn:
         question = survey.questions[number]
-        state, calls = await state_of(member, question.wording)
+        state, calls = await state_of(member, question.subject)
         name = f"{SURVEY}:{member}:{question.name}"
         prompt = calls.wording.opinion(question, state.recalled, calls.instructions, calls.key(name))
         given, reply = await calls.rating(prompt, "", name, OBSERVED)

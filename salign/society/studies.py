@@ -22,7 +22,7 @@ SURVEY = "survey"
 
 def questions_of(society: SocietySection) -> list[str]:
     """What a survey asks and broadcasts are about: agents compare it with what they remember, and never ask it."""
-    asked = [] if society.survey is None else [question.wording for question in society.survey.questions]
+    asked = [] if society.survey is None else [question.subject for question in society.survey.questions]
     return [*asked, *(one.broadcast.question for one in society.interventions if one.broadcast is not None)]
 
 
@@ -106,13 +106,13 @@ class Studies:
         return topology
 
     def recall(
-        self, agent: int, table: QuestionTable, question: int, after_round: int, remembered: Recalled | None
+        self, agent: int, table: QuestionTable, question: int, round_: int, remembered: Recalled | None
     ) -> Recalled | None:
-        """What an agent remembers of a question after a round: what it was told, if that is nearer than its own.
+        """What an agent remembers of a question in a round: what it was told, if that is nearer than its own.
 
         Of what is equally near, its own answer counts most and what it began with least.
         """
-        for change in self._of(agent, after_round + 1):
+        for change in self._of(agent, round_):
             told = change.wanted.broadcast
             if told is None:
                 continue

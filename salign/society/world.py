@@ -75,12 +75,16 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """An interaction of a round begins, of whose cast the member is: with what state?"""
+    """An interaction of a round begins, of whose cast the member is: with what state?
+
+    `told` is the last round whose interventions count; None: this one.
+    """
 
     world: int
     round: int
     member: int
     question: int
+    told: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +208,7 @@ class World:
         """The number of the question that an agent asks in a round."""
         return self._questions.question(*self._protocol.task(self.topology, agent, round_))
 
-    def _recall(self, agent: int, question: int, after_round: int) -> Recalled | None:
+    def _recall(self, agent: int, question: int, after_round: int, told: int) -> Recalled | None:
         if "memory" in self._setting.society.without:
             return None
         table = self._setting.table
@@ -212,11 +216,11 @@ class World:
         recalled = None
         if memory is not None:
             recalled = Recalled(table.questions[memory.question], memory.answer, memory.source, memory.distance)
-        return self._studies.recall(agent, table, question, after_round, recalled)
+        return self._studies.recall(agent, table, question, told, recalled)
 
-    def _state(self, agent: int, question: int, after_round: int) -> State:
+    def _state(self, agent: int, question: int, after_round: int, told: int | None = None) -> State:
         notes = self._notes.get(agent)
-        recalled = self._recall(agent, question, after_round)
+        recalled = self._recall(agent, question, after_round, after_round + 1 if told is None else told)
         noted = {} if notes is None else notes.after(after_round)
         return State(agent, recalled, noted, self.profile(agent))
 
@@ -292,7 +296,7 @@ class World:
                 notes = self._notes.get(member)
                 return None if notes is None else notes.read(request.note, after_round)
             case Join():
-                return self._state(member, request.question, after_round)
+                return self._state(member, request.question, after_round, request.told)
 
     async def interact(
         self, agent: int, round_: int, elsewhere: Elsewhere, published: Callable[[int, int], None]
@@ -366,7 +370,8 @@ class World:
             return interaction
 
         async def state_of(member: int, asked: str) -> tuple[State, Calls]:
-            state = await ask(Join(self.number, round_ + 1, member, setting.table.number[asked]))
+            # As it is after this round, before the interventions of the next.
+            state = await ask(Join(self.number, round_ + 1, member, setting.table.number[asked], told=round_))
             return state, self._calls_of(state, round_, agent)
 
         survey = setting.society.survey
