@@ -1,11 +1,11 @@
 """Means with intervals against simulated truth, and the files of metrics."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 
+from salign.errors import DataError
 from salign.evaluation.statistics import Estimate, bootstrap_mean, paired_difference
 from salign.tracking.metrics import MetricsLog, keep_rows, read_metrics
 
@@ -106,10 +106,10 @@ def test_a_row_can_be_read_as_soon_as_it_is_logged(tmp_path):
     path = tmp_path / "deep" / "metrics.jsonl"
     assert read_metrics(path) == []
     with MetricsLog(path) as log:
-        log.log({"step": 1, "loss": 0.5, "name": "grüßen"})
+        log.log({"step": 1, "loss": 0.5, "grüße": 1})
         (row,) = read_metrics(path)
     assert row.pop("time") > 0
-    assert row == {"step": 1, "loss": 0.5, "name": "grüßen"}
+    assert row == {"step": 1, "loss": 0.5, "grüße": 1}
 
 
 def test_a_log_that_is_opened_again_goes_on(tmp_path):
@@ -131,15 +131,15 @@ def test_a_torn_last_line_is_passed_over(tmp_path, torn):
 
 def test_a_damaged_line_in_the_middle_is_not_hidden(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(json.JSONDecodeError):
+    path.write_text('{"step": 1, "time": 1}\n{"st\n{"step": 3, "time": 1}\n')
+    with pytest.raises(DataError, match="is not a row of metrics"):
         read_metrics(path)
 
 
 def last_steps(tmp_path, last_bytes: int, size: int) -> list[int]:
     """Of five rows of that many bytes each."""
     path = tmp_path / "metrics.jsonl"
-    lines = [f'{{"step": {step}, "name": "ü"}}'.encode() for step in range(5)]
+    lines = [f'{{"step": {step}, "ü": 1, "time": 0}}'.encode() for step in range(5)]
     path.write_bytes(b"".join(line + b" " * (size - 1 - len(line)) + b"\n" for line in lines))
     return steps(read_metrics(path, last_bytes=last_bytes))
 

@@ -71,7 +71,7 @@ def all_neighbours(topology: Topology) -> list[list[int]]:
         (10, 1, [5, 11, 15]),
         (4, 1, [3, 9]),
         (7, 99, [agent for agent in range(25) if agent != 7]),
-        (7, 1e300, [agent for agent in range(25) if agent != 7]),
+        (7, 1e9, [agent for agent in range(25) if agent != 7]),
     ],
 )
 def test_neighbours_by_hand(agent, radius, expected):

@@ -54,20 +54,6 @@ class UnansweredError(Exception):
     """An interaction cannot be brought to its end, since what it needs was not said; the run goes on."""
 
 
-class _Failed:
-    """What ends an interaction, and not the run."""
-
-    def __init__(self, error: UnansweredError | CallRejectedError) -> None:
-        self.error = error
-
-
-async def _noted(call: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        return await call
-    except (UnansweredError, CallRejectedError) as error:
-        return _Failed(error)
-
-
 async def together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
     """Waits for every call; an error that ends the run is raised at once, and ends the other calls.
 
@@ -75,18 +61,26 @@ async def together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
     it would depend on the engine's speed how many were counted.
     """
     loop = asyncio.get_running_loop()
-    tasks = [loop.create_task(_noted(call)) for call in calls]
+    tasks = [loop.create_task(call) for call in calls]
+    left = tasks
     try:
-        results = await asyncio.gather(*tasks)
+        while left:
+            try:
+                await asyncio.gather(*left)
+                break
+            except (UnansweredError, CallRejectedError):
+                left = [task for task in left if not _ended_interaction(task)]
     except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-    for result in results:
-        if isinstance(result, _Failed):
-            raise result.error
-    return results
+    return [task.result() for task in tasks]
+
+
+def _ended_interaction(task: asyncio.Task[Any]) -> bool:
+    over = task.done() and not task.cancelled()
+    return over and isinstance(task.exception(), UnansweredError | CallRejectedError)
 
 
 _NOTHING = Reply("", 0, 0)
