@@ -196,7 +196,7 @@ def one(folder: Path, make: Callable[..., RunDir]) -> Trained:
             for kind in ("listwise_dpo", "rrhf", "coh", "grpo")
         },
         "in-the-way": make("in-the-way", max_steps=4),
-        "too-high": make("too-high", learning_rate=1e30),
+        "too-high": make("too-high", learning_rate=1e9),
         "flex": make("flex", attention="flex"),
     }
     model = runs["in-the-way"].model("stable")
