@@ -100,12 +100,14 @@ def test_a_damaged_download_is_refused(tmp_path, gguf, monkeypatch):
 
 
 SERVER = """
-import sys, time, xllamacpp
+import signal, sys, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.port, params.hostnames = sys.argv[1], int(sys.argv[2]), ["127.0.0.1"]
 params.n_ctx, params.n_parallel = 4096, 4
+# Two threads that wait for each other by spinning stand still where other tests have the cores.
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 server = xllamacpp.Server(params)
-time.sleep(600)
+signal.pause()
 """
 
 
