@@ -185,7 +185,7 @@ def check_trusted(run: RunDir) -> None:
     for folder in (run.path, run.code, run.slurm, run.path / "train"):
         try:
             found = folder.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         fault = None
         if found.st_uid not in (os.geteuid(), 0):

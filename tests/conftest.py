@@ -17,7 +17,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 # What takes longest comes first, so that nothing long is left to be waited for at the end.
 _LONG = (
-    *("test_slurm", "finished", "test_training", "test_embedded_model", "test_simulation", "test_wandb", "test_pages"),
+    *("slurm", "finished", "test_training", "test_embedded_model", "test_simulation", "test_wandb", "test_pages"),
     *("test_llama_server", "test_ranks_evaluation", "test_families", "test_examples", "test_optimizer"),
     *("test_shard", "test_worlds", "test_report", "test_protocols", "test_evaluation", "test_transformers_engine"),
     *("test_embedders", "test_server_engine", "test_streams", "test_modes", "test_engines", "test_chat", "test_reach"),
@@ -33,7 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs a file's tests, or those of a group, which share what takes long to make; long ones first."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            # There is one cluster, whose queue each test leaves empty.
+            on_slurm = "slurm" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else item.path.stem))
     items.sort(key=lambda item: _LONG.index(_group_of(item)) if _group_of(item) in _LONG else len(_LONG))
 
 

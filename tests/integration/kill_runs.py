@@ -97,10 +97,12 @@ def _kill(processes: list[int]) -> None:
 
 def _state(folder: Path) -> dict[str, tuple[int, int]]:
     found = {}
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            stat = path.stat()
-            found[str(path)] = (stat.st_size, stat.st_mtime_ns)
+    for place, _, names in os.walk(folder):  # unlike rglob, it passes over folders that go meanwhile
+        for name in names:
+            path = Path(place, name)
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                found[str(path)] = (stat.st_size, stat.st_mtime_ns)
     return found
 
 
