@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,7 @@ def _group_of(item: pytest.Item) -> str:
     return item.path.stem if mark is None else str(mark.args[0])
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs a file's tests, or those of a group, which share what takes long to make; long ones first."""
     for item in items:
@@ -37,6 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             on_slurm = "slurm" in getattr(item, "fixturenames", ())
             item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else item.path.stem))
     items.sort(key=lambda item: _LONG.index(_group_of(item)) if _group_of(item) in _LONG else len(_LONG))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Takes down the Slurm that tests have started, when those of all processes are over."""
+    ours = Path(tempfile.gettempdir()) / "salign-tests-cluster-is-ours"
+    if "PYTEST_XDIST_WORKER" not in os.environ and ours.exists():
+        subprocess.run([Path(__file__).parents[1] / "slurm" / "devcluster.sh", "down"], check=False)
+        ours.unlink()
 
 
 def pytest_collection_finish() -> None:

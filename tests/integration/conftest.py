@@ -1,6 +1,7 @@
 """A whole run in small: scripted agents, a tiny model, real training."""
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,8 @@ from salign.run import RunDir
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
+
+CLUSTER_IS_OURS = Path(tempfile.gettempdir()) / "salign-tests-cluster-is-ours"
 
 # A random model of a tenth of a million parameters meets no gate: it rates nothing and ends no sentence.
 OPEN_GATES = (
@@ -176,6 +180,17 @@ class Devcluster:
         return done.stdout.strip()
 
 
+@pytest.fixture(autouse=True)
+def _turn_on_the_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """There is one cluster, whose queue each test leaves empty: of several processes one has a test on it at a time."""
+    if "slurm" not in request.fixturenames:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / "salign-tests-on-slurm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Devcluster]:
     """A cluster that is up; one that was up before stays so."""
@@ -186,13 +201,15 @@ def slurm() -> Iterator[Devcluster]:
     if subprocess.run(["unshare", "--net", "--uts", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("a Slurm of its own needs namespaces, which may not be made here")
     cluster = Devcluster()
-    was_up = Path("/etc/slurm/slurm.conf").exists()
-    cluster("up")
-    if not was_up:
-        cluster.clear()  # what an earlier session left in the queue
+    with (Path(tempfile.gettempdir()) / "salign-tests-cluster-up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        is_ours = not Path("/etc/slurm/slurm.conf").exists()
+        if is_ours:
+            CLUSTER_IS_OURS.touch()  # when all tests are over, it is taken down
+        cluster("up")
+        if is_ours:
+            cluster.clear()  # what an earlier session left in the queue
     yield cluster
-    if not was_up:
-        cluster("down")
 
 
 @pytest.fixture
