@@ -9,7 +9,8 @@ from conftest import OPEN_GATES, launch, launch_here, small_config
 
 from salign.digests import identify
 from salign.markers import read_done
-from salign.run import RunDir
+from salign.plan import units
+from salign.run import RunDir, generations
 
 pytestmark = pytest.mark.integration
 
@@ -60,8 +61,8 @@ def test_the_models_of_all_generations_are_compared_on_the_same_questions(looped
 
 def markers(run):
     """When each unit was done."""
-    found = {path: path.stat().st_mtime_ns for path in run.path.rglob("done.json")}
-    return {path: time for path, time in found.items() if "checkpoints" not in path.parts}
+    everything = [unit for one in generations(run, run.config()) for unit in units(*one)]
+    return {unit.folder: (unit.folder / "done.json").stat().st_mtime_ns for unit in everything}
 
 
 def test_a_run_that_is_complete_stays_as_it_is(looped):
