@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Two groups of tests at a time (tests/conftest.py), in the order in which they are collected.
+# Two test files at a time, the long ones first (tests/conftest.py).
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet

@@ -3,12 +3,12 @@
 import gc
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tiny import make_model
+from waits import CLUSTER_IS_OURS
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 # Two test files run at a time, and their models are so small that a second thread only waits for the first.
@@ -19,35 +19,31 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 # What takes longest comes first, so that nothing long is left to be waited for at the end.
 _LONG = (
-    *("slurm", "finished", "test_training", "test_embedded_model", "test_simulation", "test_wandb", "test_pages"),
+    *(
+        "test_slurm",
+        "test_launch",
+        "test_training",
+        "test_embedded_model",
+        "test_simulation",
+        "test_wandb",
+        "test_pages",
+    ),
     *("test_llama_server", "test_ranks_evaluation", "test_families", "test_examples", "test_optimizer"),
     *("test_shard", "test_worlds", "test_report", "test_protocols", "test_evaluation", "test_transformers_engine"),
     *("test_embedders", "test_server_engine", "test_streams", "test_modes", "test_engines", "test_chat", "test_reach"),
 )
 
 
-def _group_of(item: pytest.Item) -> str:
-    mark = item.get_closest_marker("xdist_group")
-    return item.path.stem if mark is None else str(mark.args[0])
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs a file's tests, or those of a group, which share what takes long to make; long ones first."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            # There is one cluster, whose queue each test leaves empty.
-            on_slurm = "slurm" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else item.path.stem))
-    items.sort(key=lambda item: _LONG.index(_group_of(item)) if _group_of(item) in _LONG else len(_LONG))
+    """Long files first."""
+    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Takes down the Slurm that tests have started, when those of all processes are over."""
-    ours = Path(tempfile.gettempdir()) / "salign-tests-cluster-is-ours"
-    if "PYTEST_XDIST_WORKER" not in os.environ and ours.exists():
+    if "PYTEST_XDIST_WORKER" not in os.environ and CLUSTER_IS_OURS.exists():
         subprocess.run([Path(__file__).parents[1] / "slurm" / "devcluster.sh", "down"], check=False)
-        ours.unlink()
+        CLUSTER_IS_OURS.unlink()
 
 
 def pytest_collection_finish() -> None:

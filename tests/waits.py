@@ -1,12 +1,16 @@
-"""Waiting in tests: until what is waited for has come, however slow the machine is."""
+"""Waiting in tests: until what is waited for has come, however slow the machine is; and for the one cluster."""
 
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 HANG_S = 1800.0
 """Nothing that works takes so long."""
+CLUSTER_IS_OURS = Path(tempfile.gettempdir()) / "salign-tests-cluster-is-ours"
+"""Is there while a Slurm runs that tests have started."""
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> bool:

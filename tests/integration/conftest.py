@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import pytest
-from waits import HANG_S
+from waits import CLUSTER_IS_OURS, HANG_S
 
 from salign.commands.launch import main
 from salign.errors import exit_code_of
@@ -25,8 +25,6 @@ from salign.run import RunDir
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
-
-CLUSTER_IS_OURS = Path(tempfile.gettempdir()) / "salign-tests-cluster-is-ours"
 
 # A random model of a tenth of a million parameters meets no gate: it rates nothing and ends no sentence.
 OPEN_GATES = (

@@ -20,7 +20,7 @@ from salign.society.shard import run_shard
 from salign.storage import sha256
 from salign.tracking.wandb_log import history, records
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("finished")]
+pytestmark = pytest.mark.integration
 
 
 def test_the_run_folder_holds_what_the_contract_says(finished):

@@ -14,7 +14,7 @@ from salign.markers import mark_done, read_done
 from salign.report.write import write_report
 from salign.run import RunDir
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("finished")]
+pytestmark = pytest.mark.integration
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'><b>bold</b>"
 

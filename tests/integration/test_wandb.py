@@ -146,7 +146,6 @@ def test_offline_and_without_a_key_nobody_is_asked_for_anything(server, run):
     assert [fragment.num_rows for fragment in find_fragments(run)[ID]] == [2]
 
 
-@pytest.mark.xdist_group("finished")
 def test_a_whole_run_is_sent_with_its_lineage_once(server, finished, tmp_path):
     run = RunDir(tmp_path / "runs" / "small")
     shutil.copytree(finished[0].path, run.path)
