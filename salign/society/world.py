@@ -323,18 +323,7 @@ class World:
             states = [self._state(agent, number, round_ - 1)]
         else:
             states = [await ask(Join(self.number, round_, member, number)) for member in cast]
-        links = self._studies.topology(agent, round_, self.topology)
-        audience = draw_audience(setting.society, links, agent, setting.seed, self.number, round_, agent)
-        seat = Seat(
-            self.number,
-            round_,
-            tuple([self._member(member, round_) for member in cast]),
-            tuple(states),
-            topology=self.topology,
-            question=question,
-            choices=setting.choices.get(question),
-            audience=audience if len(cast) == 1 else tuple([member for member in audience if member not in cast]),
-        )
+        seat = self._seat(cast, states, round_, question)
 
         def publish(updates: Sequence[Update]) -> None:
             for place, (member, update) in enumerate(zip(cast, updates or [_NOTHING] * len(cast), strict=True)):
@@ -366,8 +355,31 @@ class World:
         if reflected:
             interaction = with_asides(interaction, [one.turn for one in reflected])
         asked = [member for member in cast if self._studies.is_asked(member, round_)]
-        if not asked:
-            return interaction
+        return await self._survey(interaction, asked, ask) if asked else interaction
+
+    def _seat(self, cast: tuple[int, ...], states: Sequence[State], round_: int, question: str) -> Seat:
+        setting, agent = self._setting, cast[0]
+        links = self._studies.topology(agent, round_, self.topology)
+        audience = draw_audience(setting.society, links, agent, setting.seed, self.number, round_, agent)
+        return Seat(
+            self.number,
+            round_,
+            tuple([self._member(member, round_) for member in cast]),
+            tuple(states),
+            topology=self.topology,
+            question=question,
+            choices=setting.choices.get(question),
+            audience=audience if len(cast) == 1 else tuple([member for member in audience if member not in cast]),
+        )
+
+    async def _survey(
+        self,
+        interaction: Interaction,
+        asked: Sequence[int],
+        ask: Callable[[Join], Coroutine[Any, Any, State]],
+    ) -> Interaction:
+        """The interaction with the opinions of some of its cast, as they are after its round."""
+        setting, round_, agent = self._setting, interaction.round, interaction.agents[0].agent
 
         async def state_of(member: int, asked: str) -> tuple[State, Calls]:
             # As it is after this round, before the interventions of the next.
