@@ -63,6 +63,20 @@ def test_a_run_that_has_begun_is_measured(tmp_path, monkeypatch):
     assert simulate.tokens == 200 * 8 * 100 * 5 * 14
 
 
+def test_what_a_journal_answers_at_once_is_no_rate(tmp_path, monkeypatch):
+    """A shard that was killed takes a moment for the calls that it had noted, and its time for the others."""
+    made = config(tmp_path)
+    run = RunDir(tmp_path / "quickstart")
+    now = iter([100.0, 150.0])
+    monkeypatch.setattr("salign.tracking.metrics.time.time", lambda: next(now))
+    with MetricsLog(run.shard(0) / "metrics.jsonl") as log:
+        log.log({"sim/calls": 0, "sim/calls_journaled": 0, "sim/tokens": 0})
+        log.log({"sim/calls": 1000, "sim/calls_journaled": 900, "sim/tokens": 200_000})
+    simulate = estimate(run, made, units(run, made))[0]
+    assert "2.0 calls/s, measured in this run" in simulate.source
+    assert simulate.tokens == 200 * 8 * 100 * 5 * 14
+
+
 def test_what_is_unknown_is_said(tmp_path):
     made = config(tmp_path)
     run = RunDir(tmp_path / "quickstart")

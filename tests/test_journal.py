@@ -275,6 +275,7 @@ def test_what_is_in_the_journal_is_not_asked_and_does_not_wait(tmp_path):
     assert again == said
     assert (first.num_asked, second.num_asked) == (len(CALLS), 0)
     assert (engine.num_journaled, replayed.num_journaled) == (0, len(CALLS))
+    assert engine.calls_per_s > replayed.calls_per_s == 0  # a journal's speed says nothing of an engine's
     assert sum("refused" in str(item) for item in again) == 4
 
 

@@ -45,14 +45,15 @@ def _span(rows: Sequence[dict[str, Any]], name: str) -> tuple[float, float]:
 
 
 def _measured_calls(run: RunDir, config: Config) -> tuple[float | None, float | None]:
-    """A shard's calls a second, and tokens a call, as this run has them so far."""
-    calls = tokens = seconds = 0.0
+    """A shard's calls a second, without those that its journal answered, and tokens a call, as this run has them."""
+    calls = answered = tokens = seconds = 0.0
     for shard in range(config.society.num_shards):
         rows = list(read_metrics(run.shard(shard) / "metrics.jsonl"))
         made, took = _span(rows, "sim/calls")
         calls, seconds = calls + made, seconds + took
+        answered += made - _span(rows, "sim/calls_journaled")[0]
         tokens += _span(rows, "sim/tokens")[0]
-    return (calls / seconds if calls and seconds else None), (tokens / calls if calls and tokens else None)
+    return (answered / seconds if answered and seconds else None), (tokens / calls if calls and tokens else None)
 
 
 def _simulation(run: RunDir, config: Config, shards: int) -> Estimate:
