@@ -6,90 +6,21 @@ removed when they are on the disk.
 """
 
 import contextlib
-import functools
 import json
-import logging
 import os
 import threading
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from salign import blocks
-from salign.blocks import KEY_BYTES, Batch, Record, read_blocks
-from salign.errors import ConfigError, StageError
+from salign.blocks import Batch, Record, read_blocks
+from salign.errors import ConfigError
+from salign.logfiles import VERSION, files_of, header_of, number_of
+from salign.recordindex import RecordIndex
 from salign.storage import new_file
 
-logger = logging.getLogger(__name__)
-
-VERSION = 3
-
 _PACK_FROM_BYTES = 1 << 20
-# Blocks that are kept decompressed, some 50 MB: answers are asked for in about the order in which they were given.
-_NUM_KEPT_BLOCKS = 128
-# Files that other writers pack while a log is opened; one after another, as each does so once.
-_MAX_VANISHED = 1000
-
-
-def _files(folder: Path) -> list[Path]:
-    """A log's files. Of two records under one key the later counts, so of one writer the oldest come first."""
-    for old in folder.glob("journal-*.jsonl"):
-        raise _of_other_version(old, "2 or older")
-    packed, new = folder.glob("journal-*.packed"), folder.glob("journal-*.new-*")
-    return [*sorted(packed), *sorted(new, key=lambda path: (path.stem, _number(path)))]
-
-
-def _number(path: Path) -> int:
-    return int(path.suffix.removeprefix(".new-"))
-
-
-def _of_other_version(path: Path, version: object) -> StageError:
-    return StageError(
-        f"{path} is a journal of version {version}; this version of salign reads version {VERSION}. Choose another "
-        f"run.name, or remove {path.parent} to begin again."
-    )
-
-
-def _header_of(path: Path) -> dict[str, Any] | None:
-    """What a packed file says of itself; None where nothing was written whole, empty where that alone is damaged.
-
-    Raises:
-        StageError: It is no log, or of another version.
-    """
-    first = next(read_blocks(path, say=False), None)
-    if first is None:
-        with path.open("rb") as file:
-            begin = file.read(len(blocks.MARK))
-        if not blocks.MARK.startswith(begin):
-            raise StageError(f"{path} is not a journal: it does not begin as one. Remove it to begin again.")
-        return None
-    if first.kind != blocks.HEADER:
-        return {}
-    header: dict[str, Any] = json.loads(first.content)
-    if header["journal"] != VERSION:
-        raise _of_other_version(path, repr(header["journal"]))
-    return header
-
-
-def read_header(folder: Path) -> dict[str, Any] | None:
-    """The header of a folder's log; None where there is no log, or none whose header is whole."""
-    for path in _files(folder):
-        header = _header_of(path) if path.suffix == ".packed" else None
-        if header:
-            return {name: value for name, value in header.items() if name != "journal"}
-    return None
-
-
-def read_records(folder: Path) -> Iterator[Record]:
-    """All records of a folder's log; of two under one key the later counts."""
-    for path in _files(folder):
-        for block in read_blocks(path):
-            if block.kind != blocks.HEADER:
-                yield from block.records()
 
 
 def drop_records(folder: Path, is_dropped: Callable[[bytes], bool]) -> int:
@@ -99,7 +30,7 @@ def drop_records(folder: Path, is_dropped: Callable[[bytes], bool]) -> int:
         How many were removed.
     """
     num_dropped = 0
-    for path in _files(folder):
+    for path in files_of(folder):
         with new_file(path) as file:
             for block in read_blocks(path):
                 if block.kind == blocks.HEADER:
@@ -112,79 +43,6 @@ def drop_records(folder: Path, is_dropped: Callable[[bytes], bool]) -> int:
                     batch = Batch.of(kept)
                     file.writelines([batch.to_plain()] if block.kind == blocks.PLAIN else blocks.packed([batch]))
     return num_dropped
-
-
-def _half(key: bytes) -> int:
-    return int.from_bytes(key[: KEY_BYTES // 2], "little")
-
-
-class _Index:
-    """Where each packed record is: its block's number above 32 bits, its place there below, by half of its key.
-
-    What is new is kept as it is: its writer may pack it meanwhile, and remove the file.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        for is_last in [False] * _MAX_VANISHED + [True]:
-            try:
-                keys, places = self._scan(folder)
-            except FileNotFoundError:  # its writer has packed it since
-                if is_last:
-                    raise
-            else:
-                break
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        # Looking into an array costs three times as much.
-        self._keys: Sequence[int] = keys.data
-        self._places: Sequence[int] = places[order].data
-        self._read = functools.lru_cache(_NUM_KEPT_BLOCKS)(self._read_block)
-        num_packed = int(np.count_nonzero(keys[1:] != keys[:-1])) + bool(len(keys))
-        self.num_keys = num_packed + sum(next(self._found(_half(key)), None) is None for key in self._new)
-
-    def _scan(self, folder: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """The halves of all packed keys, and their places."""
-        self._blocks: list[tuple[Path, int]] = []
-        self._new: dict[bytes, bytes] = {}
-        halves, places = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
-        for path in _files(folder):
-            for block in read_blocks(path):
-                if block.kind == blocks.PLAIN:
-                    self._new.update(block.records())
-                elif block.kind == blocks.PACKED:
-                    found = np.frombuffer(block.keys, "<u8")[::2].astype(np.uint64)
-                    halves.append(found)
-                    places.append(np.arange(len(found), dtype=np.uint64) + np.uint64(len(self._blocks) << 32))
-                    self._blocks.append((path, block.start))
-        return np.concatenate(halves), np.concatenate(places)
-
-    def _found(self, half: int) -> Iterator[int]:
-        """The places of the keys that begin so, the latest first."""
-        at = bisect_right(self._keys, half) - 1
-        while at >= 0 and self._keys[at] == half:
-            yield self._places[at]
-            at -= 1
-
-    def find(self, key: bytes) -> bytes | None:
-        row = self._new.get(key)
-        if row is not None:
-            return row
-        for found in self._found(_half(key)):
-            number, place = divmod(found, 1 << 32)
-            keys, rows = self._read(number)
-            if keys.startswith(key, KEY_BYTES * place):
-                return rows[place]
-        return None
-
-    def _read_block(self, number: int) -> tuple[bytes, list[bytes]]:
-        path, start = self._blocks[number]
-        with path.open("rb") as file:
-            block = blocks.read_block(file, start)
-        rows = block.rows() if block is not None else []
-        if block is None or not rows:
-            logger.warning("%s is damaged at byte %d: the calls of that block are made again", path, start)
-            return b"", []
-        return block.keys, rows
 
 
 class _File:
@@ -225,8 +83,8 @@ class _Writer:
         self._packed = _File(path, max((block.end for block in read_blocks(path)), default=0) if path.exists() else 0)
         if not self._packed.size:
             self._packed.append(blocks.to_block(blocks.HEADER, json.dumps(header).encode()))
-        left = [path for path in _files(folder) if path.stem == self._stem.name and path != self._packed.path]
-        self._next = max(map(_number, left), default=0) + 1
+        left = [path for path in files_of(folder) if path.stem == self._stem.name and path != self._packed.path]
+        self._next = max(map(number_of, left), default=0) + 1
         for path in left:
             self._fresh += [Batch(block.keys, block.content) for block in read_blocks(path)]
         # Files of what is in the packed one too; the next `sync` removes them.
@@ -306,11 +164,11 @@ class RecordLog:
 
     def __init__(self, folder: Path, header: Mapping[str, Any], writer: int | None) -> None:
         of: dict[str, Any] = json.loads(json.dumps({"journal": VERSION, **header}))
-        for path in _files(folder):
+        for path in files_of(folder):
             if path.suffix == ".packed":
                 _check_same(path, of)
         self._writer = _Writer(folder, of, writer) if writer is not None else None
-        self._index = _Index(folder)
+        self._index = RecordIndex.of(folder)
 
     def __len__(self) -> int:
         """Keys that an earlier process has left."""
@@ -360,7 +218,7 @@ class RecordLog:
 
 
 def _check_same(path: Path, header: dict[str, Any]) -> None:
-    found = _header_of(path)
+    found = header_of(path)
     if not found:
         return
     changed = [

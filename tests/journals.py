@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from salign.blocks import Record
-from salign.recordlog import RecordLog, read_header, read_records
+from salign.logfiles import read_header, read_records
+from salign.recordlog import RecordLog
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -14,7 +14,8 @@ command_line
 chat documents files config
 columns records compose
 machine storage leases blocks
-locks
+locks logfiles
+recordindex
 markers recordlog arrays
 run
 plan

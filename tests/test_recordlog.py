@@ -13,7 +13,8 @@ from journals import bytes_of, files_of, records_of, write_records
 
 from salign import blocks
 from salign.errors import ConfigError, StageError
-from salign.recordlog import RecordLog, drop_records, read_header
+from salign.logfiles import read_header
+from salign.recordlog import RecordLog, drop_records
 
 HEADER = {"model": "a/model", "run.seed": 3, "populations": ["all_good", "half_half"]}
 RECORDS = [(bytes([number]) * 16, f"row {number} ✓".encode()) for number in range(150)]

@@ -23,8 +23,9 @@ from salign.engines.opening import OpenEngine
 from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError, StageError
 from salign.locks import lock
+from salign.logfiles import read_header
 from salign.markers import DONE, read_done, read_failure
-from salign.recordlog import RecordLog, read_header
+from salign.recordlog import RecordLog
 from salign.records import read_interactions
 from salign.run import RunDir
 from salign.society import sources

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from salign import recordlog
+from salign import logfiles, recordlog
 from salign.blocks import KEY_BYTES, Record
 from salign.config import SCALE, Sampling
 from salign.engines.base import Call, Handler, Prompt, RatingReply, Reply
@@ -49,7 +49,7 @@ class CallKeys:
 
     def _begin(self, sampling: Sampling | None) -> tuple[Sampling | None, Any]:
         asked = None if sampling is None else list(sampling.model_dump().values())
-        text = json.dumps([recordlog.VERSION, self._identity, asked])
+        text = json.dumps([logfiles.VERSION, self._identity, asked])
         if len(self._begun) >= _MAX_BEGUN:
             self._begun.clear()
         begun = self._begun[id(sampling)] = sampling, hashlib.blake2b(text.encode(), digest_size=KEY_BYTES)
@@ -190,7 +190,7 @@ def written_header(folder: Path) -> dict[str, Any]:
     Raises:
         StageError: There is no journal.
     """
-    header = recordlog.read_header(folder)
+    header = logfiles.read_header(folder)
     if header is None:
         raise StageError(f"{folder} has no journal to replay; simulate the shard first.")
     return header
@@ -206,7 +206,7 @@ def _served(row: bytes) -> str | None:
 
 def served_names(folder: Path) -> set[str]:
     """Under which names the answers of a folder's journal came."""
-    return {name for _, row in recordlog.read_records(folder) if (name := _served(row)) is not None}
+    return {name for _, row in logfiles.read_records(folder) if (name := _served(row)) is not None}
 
 
 def drop_answers(folder: Path, served: str) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salign import recordlog
+from salign import logfiles
 from salign.blocks import KEY_BYTES
 from salign.engines.journal import Journal
 from salign.recordlog import RecordLog
@@ -65,7 +65,7 @@ def open_measured(folder: Path, of: Mapping[str, Any], rank: int) -> Iterator[Me
         of: All that decides what a measurement comes to, beside what it is of.
         rank: Whose files are written; rank 0 tidies up.
     """
-    of = {**of, "journal": recordlog.VERSION}
+    of = {**of, "journal": logfiles.VERSION}
     name = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:12]
     place = folder / f"measured-{name}"
     if rank == 0:
