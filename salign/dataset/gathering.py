@@ -10,7 +10,8 @@ from salign.config import KINDS, DatasetSection, Flag, Kind, Ratio
 from salign.dataset.rated import mean_score
 from salign.dataset.scratch import Gathering, gathering
 from salign.records import AlignmentGroup, Interaction, Turn
-from salign.society.protocols.base import Learning, Protocol
+from salign.society.protocols.base import Protocol
+from salign.society.protocols.learning import Learning
 
 # Flags that leave a text what it is: nothing is missing of it, or its end, which `_without_cut_best` minds.
 _KEPT: tuple[Flag, ...] = ("cut", "thinking")

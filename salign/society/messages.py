@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from salign.society.requests import Ask, Join, Look, Published
 from salign.society.rounds import Round
-from salign.society.world import Ask, Join, Look, Published
 
 
 @dataclass(frozen=True, slots=True)

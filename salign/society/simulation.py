@@ -28,11 +28,12 @@ from salign.society.messages import (
 )
 from salign.society.protocols import protocol_of
 from salign.society.ranks import Alone, Ranks
+from salign.society.requests import Ask, Join, Look, Published
 from salign.society.rounds import Round, Validity
 from salign.society.spool import Spool
 from salign.society.stopping import Stop
 from salign.society.verdicts import Verdict, Verdicts
-from salign.society.world import Ask, Join, Look, Published, World
+from salign.society.world import World
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import dataclasses
 from array import array
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from salign.society.population import initial_memories, labels, parts
 from salign.society.profiles import draw_profiles
 from salign.society.prompts import Wording, persona
 from salign.society.protocols import protocol_of
-from salign.society.protocols.base import Conversation, Query, Seat, State, Update
+from salign.society.protocols.base import Conversation, Seat, State, Update
 from salign.society.questions import QuestionOrder
+from salign.society.requests import Ask, Elsewhere, Join, Look, Published
 from salign.society.sources import Choices, Exemplar
 from salign.society.studies import Studies
 from salign.society.topology import draw_audience, make_topology
@@ -49,63 +50,6 @@ class Setting:
     observer: Speaker | None = None
     choices: Mapping[str, Choices] = field(default_factory=dict)
     profiles: Sequence[Profile] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What an interaction that `agent` leads asks one member."""
-
-    world: int
-    round: int
-    agent: int
-    member: int
-    question: int
-    query: Query
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """An interaction of a round reads a note of any agent."""
-
-    world: int
-    round: int
-    member: int
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """An interaction of a round begins, of whose cast the member is: with what state?
-
-    `told` is the last round whose interventions count; None: this one.
-    """
-
-    world: int
-    round: int
-    member: int
-    question: int
-    told: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What an interaction of a round writes into the state of an agent."""
-
-    world: int
-    round: int
-    agent: int
-    question: int
-    update: Update
-
-
-class Elsewhere(Protocol):
-    """The agents that live on other ranks."""
-
-    async def ask(self, request: Ask | Look | Join) -> Any:
-        """What `World.respond` returns where the member lives."""
-
-    def tell(self, news: Published) -> None:
-        """Has `World.take` told, where the agent lives."""
 
 
 class World:

@@ -6,7 +6,8 @@ from salign.records import Interaction, Turn
 from salign.society import frames, prompts, queries
 from salign.society.calls import Calls, UnansweredError, spoken, together
 from salign.society.prompts import Judged
-from salign.society.protocols.base import Conversation, Learning, Protocol, Query, Row, Section, State, Update
+from salign.society.protocols.base import Conversation, Protocol, Query, Section, State, Update
+from salign.society.protocols.learning import Learning, Row
 from salign.society.replies import flags_of
 
 DRAFT, FEEDBACK, REVISION = "draft", "feedback", "revision"

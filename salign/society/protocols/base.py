@@ -10,12 +10,13 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from salign.config import Criterion, Kind, SocietySection
+from salign.config import SocietySection
 from salign.engines.base import Reply
 from salign.errors import CallRejectedError
 from salign.records import Interaction, Member, Observation, Profile, Recalled, Turn
 from salign.society.calls import Calls, Tally, UnansweredError, together
 from salign.society.prompts import Judged
+from salign.society.protocols.learning import Learning, Row
 from salign.society.replies import flags_of
 from salign.society.rules import rating_by_rule
 from salign.society.sources import Choices
@@ -96,35 +97,6 @@ class Relation(NamedTuple):
     title: str
     x: str
     y: str
-
-
-class Row(NamedTuple):
-    """Responses to one query with their scores, None where one is missing."""
-
-    kind: Kind
-    query: str
-    responses: tuple[tuple[Turn, float | None], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Learning:
-    """What counts where interactions become something to learn from.
-
-    Attributes:
-        criteria: By which observers' ratings answers are scored.
-        kept: Leaves out the turns whose flags forbid to learn from them.
-        min_score: From which score on an answer that was improved is one to learn from.
-    """
-
-    criteria: tuple[Criterion, ...]
-    kept: Callable[[Sequence[Turn]], list[Turn]]
-    min_score: float
-
-    def score(self, turn: Turn) -> float | None:
-        """The mean of the observers' ratings of a turn, on the scale from 1 to 7; None where one is missing."""
-        ratings = [(criterion, turn.observed_rating(criterion.name)) for criterion in self.criteria]
-        there = [criterion.on_common_scale(rating) for criterion, rating in ratings if rating is not None]
-        return sum(there) / len(there) if len(there) == len(ratings) else None
 
 
 Section = TypeVar("Section")

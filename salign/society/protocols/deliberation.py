@@ -15,7 +15,8 @@ from salign.records import MAX_SCORE, MIN_SCORE, Interaction, Turn
 from salign.society import frames, prompts, queries
 from salign.society.aggregation import Ballot, places, winner
 from salign.society.calls import Calls, UnansweredError
-from salign.society.protocols.base import Conversation, Learning, Protocol, Query, Relation, Row, State, Update
+from salign.society.protocols.base import Conversation, Protocol, Query, Relation, State, Update
+from salign.society.protocols.learning import Learning, Row
 from salign.society.replies import flags_of, without_reasoning
 from salign.society.wordings import ballots
 from salign.tracking.metrics import mean

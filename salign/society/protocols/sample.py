@@ -6,7 +6,8 @@ from salign.config import SampleProtocol
 from salign.records import Interaction
 from salign.society import frames, prompts
 from salign.society.calls import spoken, together
-from salign.society.protocols.base import Conversation, Learning, Protocol, Row, Update
+from salign.society.protocols.base import Conversation, Protocol, Update
+from salign.society.protocols.learning import Learning, Row
 
 ANSWER = "answer"
 
