@@ -19,6 +19,7 @@ from salign.dataset.check import check_dataset
 from salign.digests import ModelDigest, identify
 from salign.engines.check import check_engines, models_of
 from salign.engines.journal import drop_answers, served_names
+from salign.engines.reuse import check_reuse
 from salign.errors import ConfigError, StageError
 from salign.evaluation.check import check_evaluation
 from salign.locks import lock
@@ -45,8 +46,9 @@ def check_inputs(config: Config) -> dict[str, str]:
         The sha256 of each.
 
     Raises:
-        SalignError: As the checks of society, evaluation, training and data.
+        SalignError: As the checks of what is reused, society, evaluation, training and data.
     """
+    check_reuse(config)
     files = [
         *check_society(config.society, config.run.seed),
         *check_evaluation(config),

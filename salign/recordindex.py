@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from salign import blocks
 from salign.blocks import KEY_BYTES, Batch, Record, read_blocks
+from salign.errors import StageError
 from salign.logfiles import files_of
 
 logger = logging.getLogger(__name__)
@@ -126,10 +127,17 @@ class RecordIndex:
 
     @classmethod
     def load(cls, folder: Path) -> "RecordIndex":
-        """The index that `build` wrote, mapped into memory."""
-        keys, places, found = (np.load(folder / name, mmap_mode="r") for name in (_KEYS, _PLACES, _BLOCKS))
-        files = [folder / name for name in json.loads((folder / _FILES).read_text(encoding="utf-8"))]
-        return cls(keys, places, [(files[number], start) for number, start in found.tolist()], {})
+        """The index that `build` wrote, mapped into memory.
+
+        Raises:
+            StageError: It is damaged.
+        """
+        try:
+            keys, places, found = (np.load(folder / name, mmap_mode="r") for name in (_KEYS, _PLACES, _BLOCKS))
+            files = [folder / name for name in json.loads((folder / _FILES).read_text(encoding="utf-8"))]
+            return cls(keys, places, [(files[number], start) for number, start in found.tolist()], {})
+        except (OSError, ValueError, TypeError, IndexError, EOFError) as error:
+            raise StageError(f"the index {folder} is damaged ({error}). Remove it, and it is made again.") from None
 
     def _found(self, half: int) -> Iterator[int]:
         """The places of the keys that begin so, the latest first."""
@@ -145,7 +153,7 @@ class RecordIndex:
             return row
         for found in self._found(_half(key)):
             number, place = divmod(found, 1 << 32)
-            keys, rows = self._read(number)
+            keys, rows = self._read(number) if number < len(self._blocks) else (b"", [])
             if keys.startswith(key, KEY_BYTES * place):
                 return rows[place]
         return None

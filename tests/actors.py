@@ -19,7 +19,9 @@ from salign.config import SCALE, Sampling, Scale, SocietySection
 from salign.engines import opening
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
+from salign.engines.journal import CallKeys
 from salign.engines.meter import MeteredEngine
+from salign.engines.scripted import ScriptedEngine
 from salign.records import Interaction, Member, Observation, Recalled, Turn, read_interactions
 from salign.seeds import derive
 from salign.society import calls
@@ -425,3 +427,23 @@ async def simulate(
 def live(engine: Actor, **how: Any) -> Life:
     """`simulate`, in virtual time."""
     return run(simulate(engine, **how))
+
+
+class Asked:
+    """Counts, by the journal's key, what the scripted engine is asked."""
+
+    def __init__(self, monkeypatch):
+        self.keys: list[str] = []
+        keys = CallKeys("scripted")
+        generate, rate = ScriptedEngine.generate, ScriptedEngine.rate
+
+        async def counted_generate(engine, prompt, sampling, seed):
+            self.keys.append(keys.of(prompt, sampling, seed).hex())
+            return await generate(engine, prompt, sampling, seed)
+
+        async def counted_rate(engine, prompt, seed):
+            self.keys.append(keys.of(prompt, None, seed).hex())
+            return await rate(engine, prompt, seed)
+
+        monkeypatch.setattr(ScriptedEngine, "generate", counted_generate)
+        monkeypatch.setattr(ScriptedEngine, "rate", counted_rate)

@@ -55,7 +55,7 @@ def write(folder, records, header=HEADER, writer=0, turns=True):
 
 def read(folder, keys=KEYS, header=HEADER):
     journal = Journal(folder, header, None)
-    return {key: answer for key in keys if (answer := journal.find(key)) is not None}
+    return {key: found.answer for key in keys if (found := journal.find(key)) is not None}
 
 
 def plain(answer):
@@ -112,7 +112,7 @@ def test_a_record_that_is_no_answer_is_refused_when_it_is_asked_for(tmp_path, ro
     write(tmp_path, replies(0, 1))
     write_records(tmp_path, HEADER, [(KEYS[1], row)])
     journal = Journal(tmp_path, HEADER, None)
-    assert journal.find(KEYS[0]) == replies(0, 1)[0][1]
+    assert journal.find(KEYS[0]).answer == replies(0, 1)[0][1]
     with pytest.raises(StageError, match=r"has a record that is no answer .*Remove the folder to begin"):
         journal.find(KEYS[1])
 

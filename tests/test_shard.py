@@ -10,7 +10,7 @@ import re
 import journals
 import numpy as np
 import pytest
-from actors import audience_of, live, text_of
+from actors import Asked, audience_of, live, text_of
 from journals import bytes_of, records_of
 
 from salign import compose, locks
@@ -18,7 +18,6 @@ from salign.config import Sampling
 from salign.engines import opening
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
-from salign.engines.journal import CallKeys
 from salign.engines.opening import OpenEngine
 from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError, StageError
@@ -63,26 +62,6 @@ def config_of(folder, seed=0, **society):
         },
         "test",
     )
-
-
-class Asked:
-    """Counts, by the journal's key, what the scripted engine is asked."""
-
-    def __init__(self, monkeypatch):
-        self.keys: list[str] = []
-        keys = CallKeys("scripted")
-        generate, rate = ScriptedEngine.generate, ScriptedEngine.rate
-
-        async def counted_generate(engine, prompt, sampling, seed):
-            self.keys.append(keys.of(prompt, sampling, seed).hex())
-            return await generate(engine, prompt, sampling, seed)
-
-        async def counted_rate(engine, prompt, seed):
-            self.keys.append(keys.of(prompt, None, seed).hex())
-            return await rate(engine, prompt, seed)
-
-        monkeypatch.setattr(ScriptedEngine, "generate", counted_generate)
-        monkeypatch.setattr(ScriptedEngine, "rate", counted_rate)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import orjson
 
 from salign.bench.figures import Figure, measure_parts
 from salign.blocks import KEY_BYTES, Record
+from salign.engines.reuse import open_reused
 from salign.errors import ConfigError, StageError
 from salign.recordlog import RecordLog
 
@@ -29,6 +30,7 @@ _KIB, _MIB = 1 << 10, 1 << 20
 # A reply has 256 tokens at most; a rating by probabilities is of seven digits.
 _MAX_CHARACTERS = 1_000
 _NUM_DIGITS = 7
+_HEADER = {"model": "a/model", "engine.kind": "openai"}
 
 
 def _texts(file: Path) -> list[str]:
@@ -102,25 +104,50 @@ def _size_and_time(kind: str, file: Path) -> list[Figure]:
 def reopen(folder: Path) -> dict[str, float]:
     """Opens a log in this process: seconds, those of a processor, the peak of memory (bytes), its keys."""
     start, processor = time.perf_counter(), time.process_time()
-    log = RecordLog(folder, {}, 0)
+    log = RecordLog(folder, _HEADER, 0)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
     log.close()
     return {"seconds": seconds, "processor": processor, "peak": peak, "keys": len(log)}
 
 
-def _reopening(num: int, file: Path) -> list[Figure]:
-    texts = _texts(file)
-    rng = random.Random(0)
+def _write(folder: Path, num: int, texts: Sequence[str]) -> list[bytes]:
+    """Writes so many calls, as a shard does; their keys."""
+    rng, keys = random.Random(0), list[bytes]()
     rows = _rows("replies", texts, rng)
+    log = RecordLog(folder, _HEADER, 0)
+    for start in range(0, num, len(texts)):
+        few = min(len(texts), num - start)
+        batch: list[Record] = [(rng.randbytes(KEY_BYTES), orjson.dumps(next(rows))) for _ in range(few)]
+        keys += [key for key, _ in batch]
+        log.append(batch)
+        log.sync()
+    log.close()
+    return keys
+
+
+def _reusing(num: int, file: Path) -> list[Figure]:
+    """Calls are asked for in the order in which the other run made them, as a changed run does."""
     with tempfile.TemporaryDirectory(prefix="salign-bench-") as folder:
-        log = RecordLog(Path(folder), {}, 0)
-        for start in range(0, num, len(texts)):
-            few = min(len(texts), num - start)
-            batch: list[Record] = [(rng.randbytes(KEY_BYTES), orjson.dumps(next(rows))) for _ in range(few)]
-            log.append(batch)
-            log.sync()
-        log.close()
+        run, kept = Path(folder) / "run", Path(folder) / "kept"
+        keys = _write(run / "simulate" / "shard-00000", num, _texts(file))
+        start = time.process_time()
+        [reused] = open_reused([run], _HEADER, kept)
+        built = time.process_time() - start
+        size = sum(path.stat().st_size for path in kept.glob("*/*"))
+        start = time.process_time()
+        num_found = sum(reused.records.find(key) is not None for key in keys)
+        seconds = time.process_time() - start
+    assert num_found == num
+    return [
+        Figure(f"{num:,} calls of another run: index", size / num, "bytes a call", "<= 100", f"{built:.1f} s to make"),
+        Figure("found in it, in the order of that run", num / seconds, "a second of a core", ">= 100,000"),
+    ]
+
+
+def _reopening(num: int, file: Path) -> list[Figure]:
+    with tempfile.TemporaryDirectory(prefix="salign-bench-") as folder:
+        _write(Path(folder), num, _texts(file))
         words = [sys.executable, "-m", "salign.bench.journal", folder]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -137,7 +164,7 @@ def measure(num: int, data: Path, only: Sequence[str], say: Callable[[str], None
     """The figures of `python jobs/bench.py journal`.
 
     Args:
-        num: How many calls the journal has that is reopened.
+        num: How many calls the journal has that is reopened, or that another run reuses.
         data: A folder with `TEXTS`, which models' answers are taken from.
         only: Names of parts; empty for all.
         say: Told what is being measured.
@@ -149,6 +176,7 @@ def measure(num: int, data: Path, only: Sequence[str], say: Callable[[str], None
         "replies": functools.partial(_size_and_time, "replies", data / TEXTS),
         "ratings": functools.partial(_size_and_time, "ratings", data / TEXTS),
         "reopen": functools.partial(_reopening, num, data / TEXTS),
+        "reuse": functools.partial(_reusing, num, data / TEXTS),
     }
     return measure_parts("journal", parts, only, say)
 

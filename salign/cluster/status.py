@@ -15,7 +15,7 @@ from salign.cluster.schedulers import all_schedulers
 from salign.config import Config
 from salign.errors import ConfigError, StageError
 from salign.locks import is_locked
-from salign.markers import require_done
+from salign.markers import read_done, require_done
 from salign.plan import Unit, complete, state, units
 from salign.run import RunDir
 from salign.shown import as_called
@@ -254,12 +254,23 @@ def print_status(run: RunDir, config: Config, console: Console) -> None:
             "folder.",
             highlight=False,
         )
+    for path, num in _reused(board).items():
+        console.print(f"{num} calls were answered by the journal of {path}", markup=False, highlight=False)
     if counts["done"] < len(board.units):
         console.print(
             as_called(f"to continue: {_how_to_go_on(run, board)}"), markup=False, highlight=False, soft_wrap=True
         )
     if usage := board.usage():
         console.print(usage, highlight=False)
+
+
+def _reused(board: Board) -> Counter[str]:
+    """How many calls of the complete shards other runs' journals have answered, by run."""
+    total = Counter[str]()
+    for unit in board.units:
+        done = read_done(unit.folder) if unit.stage == "simulate" else None
+        total.update({} if done is None else done.facts.get("reused_calls", {}))
+    return total
 
 
 def _how_to_go_on(run: RunDir, board: Board) -> str:

@@ -77,6 +77,9 @@ class Config(Section):
     """What agents speak through, and what observes unless `society.observer` names another."""
     society: SocietySection = SocietySection()
     """Who interacts, how, and what counts."""
+    reuse: Annotated[tuple[AbsolutePath, ...], Effect.FREE] = ()
+    """Folders of runs whose journals are looked into before an engine is asked: a call that one of them has paid for
+    is not paid for again. They are only read, and may be at work."""
     dataset: DatasetSection = DatasetSection()
     """Which interactions become alignment data."""
     train: TrainSection = TrainSection()
@@ -162,6 +165,7 @@ class Config(Section):
                 "engine": _with_model(self.engine, str(trained)) if is_base else self.engine,
                 "society": society,
                 "evaluate": self.evaluate.model_copy(update=evaluate),
+                "reuse": (),  # no other run has what this run's own model says
                 "generations": self.generations.model_copy(update={"num": 1}),
             }
         )

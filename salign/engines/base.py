@@ -131,6 +131,7 @@ class Call:
         priority: When its turn comes, if calls wait.
         seconds: How long the engine took, without the wait for a turn; 0 where it was not asked.
         is_journaled: The answer is the journal's.
+        reused_from: The other run whose journal had it; None: this run's, or none.
     """
 
     prompt: Prompt
@@ -139,6 +140,7 @@ class Call:
     priority: Priority = FIRST
     seconds: float = 0.0
     is_journaled: bool = False
+    reused_from: str | None = None
 
 
 class Handler(Protocol):

@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -17,13 +17,23 @@ from salign import logfiles, recordlog
 from salign.blocks import KEY_BYTES, Record
 from salign.config import SCALE, Sampling
 from salign.engines.base import Call, Handler, Prompt, RatingReply, Reply
+from salign.engines.reuse import ReusedRun
 from salign.errors import CallRejectedError, StageError
 from salign.recordlog import RecordLog
 
 # A society has a handful of samplings.
 _MAX_BEGUN = 64
+# In the record of an answer that another run had: its folder.
+_REUSED_FROM = "reused_from"
 
 Answer = Reply | RatingReply | CallRejectedError
+
+
+class Found(NamedTuple):
+    """An answer that was recorded, and the run whose journal had it first; None: this run's."""
+
+    answer: Answer
+    reused_from: str | None = None
 
 
 class CallKeys:
@@ -96,6 +106,16 @@ def _answer(row: Mapping[str, Any]) -> Answer:
     return RatingReply(probabilities, row["mass"], prompt_tokens, completion_tokens, served, lowest)
 
 
+def _read(row: bytes) -> Found | None:
+    """A record as it was written; None where it is none."""
+    try:
+        values = orjson.loads(row)
+        reused_from = values.get(_REUSED_FROM)
+        return Found(_answer(values), None if reused_from is None else str(reused_from))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 class Journal:
     """The calls that a shard has paid for.
 
@@ -103,6 +123,8 @@ class Journal:
         folder: Where the journal's files are.
         header: Of which models and config it is.
         writer: Which of the files this process appends to; None for reading alone.
+        reused: Other runs whose journals count too. What one of them answers is recorded here as well, with its name:
+            a run's own journal holds all that it was answered.
 
     Raises:
         ConfigError: The journal is of other models or another config; what differs is named.
@@ -110,8 +132,11 @@ class Journal:
         OSError: As for a full disk.
     """
 
-    def __init__(self, folder: Path, header: Mapping[str, Any], writer: int | None) -> None:
+    def __init__(
+        self, folder: Path, header: Mapping[str, Any], writer: int | None, reused: Sequence[ReusedRun] = ()
+    ) -> None:
         self._folder = folder
+        self._reused = reused
         self._log = RecordLog(folder, header, writer)
         self._waiting: list[Record] = []
 
@@ -119,22 +144,34 @@ class Journal:
         """Calls that an earlier process has left."""
         return len(self._log)
 
-    def find(self, key: bytes) -> Answer | None:
-        """The answer that was recorded; None where there is none.
+    def find(self, key: bytes) -> Found | None:
+        """The answer that was recorded, here or in another run; None where there is none.
 
         A refusal counts in a replay alone: it was paid with nothing, and its reason may be gone.
+
+        Raises:
+            OSError: An earlier record could not be written.
         """
         row = self._log.find(key)
         if row is None:
-            return None
-        try:
-            answer = _answer(orjson.loads(row))
-        except (ValueError, KeyError, TypeError):
+            return self._find_elsewhere(key) if self._reused else None
+        found = _read(row)
+        if found is None:
             raise StageError(
                 f"the journal in {self._folder} has a record that is no answer ({row[:40]!r}). Remove the folder to "
                 "begin the shard again."
-            ) from None
-        return None if isinstance(answer, CallRejectedError) and self._log.is_written else answer
+            )
+        return None if isinstance(found.answer, CallRejectedError) and self._log.is_written else found
+
+    def _find_elsewhere(self, key: bytes) -> Found | None:
+        for path, records in self._reused:
+            row = records.find(key)
+            found = None if row is None else _read(row)
+            if row is None or found is None or isinstance(found.answer, CallRejectedError):
+                continue
+            self._append(key, orjson.dumps({**orjson.loads(row), _REUSED_FROM: path}))
+            return Found(found.answer, path)
+        return None
 
     def append(self, key: bytes, answer: Answer, seconds: float) -> None:
         """Records an answer. It is in the file when the event loop has come round once.
@@ -142,13 +179,16 @@ class Journal:
         Raises:
             OSError: An earlier record could not be written.
         """
+        self._append(key, _row(answer, seconds))
+
+    def _append(self, key: bytes, row: bytes) -> None:
         if not self._waiting:
             if not self._log.is_written:
                 return
             self._log.check()
             # All that is answered in one turn of the loop is one write.
             asyncio.get_running_loop().call_soon(self._write_later)
-        self._waiting.append((key, _row(answer, seconds)))
+        self._waiting.append((key, row))
 
     def _write_later(self) -> None:
         with contextlib.suppress(OSError):  # the next call says it
@@ -235,12 +275,12 @@ class Journaled:
     async def handle(self, call: Call) -> Reply | RatingReply:
         """The recorded answer, or a new one."""
         key = self._keys.of(call.prompt, call.sampling, call.seed)
-        answer = self._journal.find(key)
-        if answer is not None:
-            call.is_journaled = True
-            if isinstance(answer, CallRejectedError):
-                raise answer
-            return answer
+        found = self._journal.find(key)
+        if found is not None:
+            call.is_journaled, call.reused_from = True, found.reused_from
+            if isinstance(found.answer, CallRejectedError):
+                raise found.answer
+            return found.answer
         try:
             answer = await self._inner.handle(call)
         except CallRejectedError as error:

@@ -18,6 +18,7 @@ class MeteredEngine:
         gate: Its gate, for what it counts.
         num_calls: Calls that were answered or refused.
         num_journaled: Those of them that the journal answered.
+        reused: Those of them that another run's journal answered, by its folder.
         num_refused: Those of them that were refused.
         num_cut: Replies that `max_tokens` ended, as far as the engine says it.
         num_thinking: Replies from which thinking was taken off.
@@ -38,6 +39,7 @@ class MeteredEngine:
         self._start = time.monotonic()
         self.num_calls = 0
         self.num_journaled = 0
+        self.reused: Counter[str] = Counter()
         self.num_refused = 0
         self.num_cut = 0
         self.num_thinking = 0
@@ -93,6 +95,8 @@ class MeteredEngine:
     def _count(self, call: Call, reply: Reply | RatingReply) -> None:
         self.num_calls += 1
         self.num_journaled += call.is_journaled
+        if call.reused_from is not None:
+            self.reused[call.reused_from] += 1
         self.prompt_tokens += reply.prompt_tokens
         self.completion_tokens += reply.completion_tokens
         self.prompt_characters += len(call.prompt.user)
@@ -104,6 +108,13 @@ class MeteredEngine:
 
     def _other_model(self, name: str) -> EngineError:
         first, num = next(iter(self.served.items()))
+        if self.reused:
+            return EngineError(
+                f"the answers of {self.identity} came as {first!r} and as {name!r}, and "
+                f"{sum(self.reused.values())} of {self.num_calls} are reused from {', '.join(self.reused)}: the "
+                "server serves another model than theirs. Serve that one, or take the run out of reuse, and choose "
+                "another run.name."
+            )
         return EngineError(
             f"the answers of {self.identity} came as {first!r} ({num} of them), and that to call {self.num_calls} as "
             f"{name!r}: the server must serve a single model. All are in the journal. Serve {first!r} again and "

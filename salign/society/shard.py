@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from salign.engines.check import models_of_society
 from salign.engines.journal import Journal, written_header
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import metered
+from salign.engines.reuse import open_reused
 from salign.errors import REQUEUE, SalignError
 from salign.garbage import rare_collections
 from salign.locks import lock
@@ -109,6 +111,7 @@ class _Progress:
         self._log = log
         self._engines = list(dict.fromkeys(engines))
         self._ranks = ranks
+        self._reuses = bool(config.reuse)
         self._others: dict[int, dict[str, float]] = {}
         # Without retries, and where everybody finds a whole audience.
         society = config.society
@@ -119,7 +122,9 @@ class _Progress:
     def _here(self) -> dict[str, float]:
         """How far this process is, in figures that can be added up."""
         engines = self._engines
+        reused = {"sim/calls_reused": sum(engine.reused.total() for engine in engines)} if self._reuses else {}
         return {
+            **reused,
             "sim/interactions": self.simulation.num_held,
             "sim/alive": self.simulation.num_alive,
             "sim/in_flight": sum(engine.gate.in_flight for engine in engines),
@@ -171,7 +176,8 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
     with contextlib.ExitStack() as stack:
         async with opened as models:
             header = journal_header(config, [engine.identity for engine, _ in models]) | asked(config.society, models)
-            journal = Journal(folder, header, None if replay else ranks.rank)
+            reused = [] if replay else open_reused(config.reuse, header, folder.parent / "reuse")
+            journal = Journal(folder, header, None if replay else ranks.rank, reused)
             stack.callback(journal.close)
             engines = meter_all(models, journal)
             place = (ranks.rank, ranks.size)
@@ -260,6 +266,7 @@ def _facts(worlds: Sequence[World], engines: Sequence[MeteredEngine], simulation
         "prompts_version": PROMPTS_VERSION,
         "num_calls": sum(engine.num_calls for engine in distinct),
         "num_journaled_calls": sum(engine.num_journaled for engine in distinct),
+        "reused_calls": dict(sorted(sum((engine.reused for engine in distinct), Counter[str]()).items())),
         "num_refused_calls": sum(engine.num_refused for engine in distinct),
         "num_cut_replies": sum(engine.num_cut for engine in distinct),
         "num_thinking_replies": sum(engine.num_thinking for engine in distinct),
@@ -281,6 +288,7 @@ def _summed(everybody: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name, value in facts.items():
             if isinstance(value, int):
                 total[name] += value
+        total["reused_calls"] = dict(Counter(total["reused_calls"]) + Counter(facts["reused_calls"]))
         for identity, names in facts["served"].items():
             total["served"][identity] = sorted({*total["served"].get(identity, []), *names})
     shared, characters = total.pop("shared_prompt_characters"), total.pop("prompt_characters")

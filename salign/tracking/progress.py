@@ -49,6 +49,7 @@ def watch_simulation(shards: Sequence[Unit]) -> Watched:
         "calls",
         sums={
             "sim/calls_per_s": "{:.1f} calls/s",
+            "sim/calls_reused": "{:.0f} calls reused",
             "sim/tokens": "{:.0f} tokens",
             "sim/interactions": "{:.0f} interactions",
         },
