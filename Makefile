@@ -3,13 +3,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Its wheels differ from index to index (CPU, CUDA, ROCm): a version, and no hash.
+TORCH := torch==2.13.0
 STAMP := $(VENV)/.installed
 # Two test files at a time, the long ones first (tests/conftest.py).
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: run test test-unit test-repeat coverage lint setup devcluster clean
+.PHONY: run test test-unit test-repeat coverage lint audit pins setup devcluster clean
 
 run: setup  ## the whole pipeline on the embedded model; ARGS="CONFIG.yaml key.sub=value" for another
 	$(BIN)/python jobs/launch.py $(ARGS)
@@ -35,6 +37,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+audit: setup  ## known vulnerabilities of what is installed; a warning where there are some or nobody can be asked
+	@$(BIN)/pip-audit --local --skip-editable --progress-spinner off \
+		|| echo "warning: pip-audit found vulnerabilities, or could not ask (above)" >&2
+
+pins:  ## constraints.txt with the hashes of all its files; needs uv. To add or change a package, write name==version into it first
+	UV_CUSTOM_COMPILE_COMMAND="make pins" uv pip compile --quiet --no-deps --universal --python-version 3.11 \
+		--generate-hashes --no-annotate constraints.txt --output-file constraints.txt
+
 devcluster:  ## a real Slurm of 4 nodes on this machine (Debian, root); ARGS="down", "crash n2", "revive n2", "status"
 	slurm/devcluster.sh $(or $(ARGS),up)
 
@@ -48,9 +58,12 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 		echo "installing python3-venv"; apt-get -qq update && apt-get -qq install -y python3-venv >/dev/null && $(PYTHON) -m venv $(VENV); } \
 		|| { echo "error: $(PYTHON) -m venv fails; install it (Debian: apt-get install python3-venv)" >&2; exit 2; }
 	@echo "installing into $(VENV), once (about a minute)"
-	@# torch first, and no build isolation: DeepSpeed's setup looks at the installed torch.
-	@$(PIP) install --constraint constraints.txt torch==2.13.0 "setuptools>=70" wheel
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	@# What is built from source is built with the pinned setuptools, which comes first.
+	@sed -n '/^setuptools==/,/[^\\]$$/p' constraints.txt | $(PIP) install --require-hashes --requirement /dev/stdin
+	@$(PIP) install --require-hashes --no-deps --no-build-isolation --requirement constraints.txt
+	@$(PIP) install $(TORCH)
+	@# From no index: what setup.cfg asks for and constraints.txt leaves out is an error.
+	@$(PIP) install --no-index --no-build-isolation --editable ".[dev]"
 	@touch $@
 
 clean:  ## removes .venv and caches; runs stay

@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import configparser
 import gzip
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from urllib.parse import quote
@@ -12,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from salign import compose
-from salign.config import OpenAIEngine, Sampling, ServerEngine
+from salign.config import OpenAIEmbedder, OpenAIEngine, Sampling, ServerEngine
 from salign.engines.base import Prompt
 from salign.engines.openai import OpenAIEngine as Engine
 from salign.engines.openai import connect
@@ -20,6 +22,7 @@ from salign.engines.programs import server_environment
 from salign.errors import ConfigError, EngineError
 from salign.run import check_trusted, create_run, open_run
 from salign.shown import redact
+from salign.society.embedders import embed
 from salign.storage import write_atomic
 
 SECRET = "sk-proj-0123456789abcdefXYZ/+?secret"
@@ -197,7 +200,7 @@ async def headers_without_end(writer: asyncio.StreamWriter) -> None:
 
 
 @pytest.mark.parametrize("answer", [endless, bomb, many_choices, headers_without_end])
-@pytest.mark.parametrize("call", ["open", "generate"])
+@pytest.mark.parametrize("call", ["open", "generate", "embed"])
 def test_a_reply_without_end_is_an_error_and_not_read(answer, call):
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -210,8 +213,11 @@ def test_a_reply_without_end_is_an_error_and_not_read(answer, call):
 
     async def ask() -> None:
         async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
-            port = server.sockets[0].getsockname()[1]
-            section = OpenAIEngine(kind="openai", base_url=f"http://127.0.0.1:{port}/v1", model="m", num_retries=0)
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            if call == "embed":
+                embedder = OpenAIEmbedder(kind="openai", base_url=url, model="m", num_retries=0)
+                await asyncio.to_thread(embed, embedder, ["a"])
+            section = OpenAIEngine(kind="openai", base_url=url, model="m", num_retries=0)
             if call == "open":
                 await connect(section)
                 return
@@ -223,3 +229,25 @@ def test_a_reply_without_end_is_an_error_and_not_read(answer, call):
 
     with pytest.raises(EngineError, match=r"sends more than [\d,]+ bytes|is unreachable"):
         asyncio.run(ask())
+
+
+# --- what is installed ---------------------------------------------------------------------------
+
+
+def test_all_that_is_installed_has_a_version_and_hashes():
+    root = Path(__file__).parents[1]
+
+    def name(requirement):
+        return re.split(r"[^\w.-]", requirement.strip())[0].lower().replace("_", "-")
+
+    pins = [
+        line
+        for line in (root / "constraints.txt").read_text().replace("\\\n", "").splitlines()
+        if not line.startswith("#")
+    ]
+    assert [pin for pin in pins if not re.fullmatch(r"\S+==\S+( ; [^-]+)?( +--hash=sha256:[0-9a-f]{64})+ *", pin)] == []
+    cfg = configparser.ConfigParser()
+    cfg.read(root / "setup.cfg")
+    asked = cfg["options"]["install_requires"] + cfg["options.extras_require"]["dev"]
+    # Its wheels differ from index to index.
+    assert {name(line) for line in asked.split("\n") if line} - {name(pin) for pin in pins} == {"torch"}

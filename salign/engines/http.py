@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
+from salign.config import OpenAIEmbedder
 from salign.config import OpenAIEngine as OpenAISection
 from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError, SalignError
 from salign.shown import redact
@@ -37,8 +38,8 @@ _LONGEST_RETRY_AFTER_S = 60.0
 # A call that is refused for load alone, while the server works for others, is tried this many times as often.
 _PATIENCE = 10
 
-# A list of models, or an error. A token with 20 likely ones, each as text, bytes and number, takes some 4 KB.
-_MOST_BYTES, _MOST_BYTES_OF_TOKEN = 4 << 20, 16 << 10
+# A list of models, or an error.
+_MOST_BYTES = 4 << 20
 
 # vLLM and llama.cpp close a connection that is idle for 5 s; a call that is sent at that moment would be lost.
 _KEEP_ALIVE_S = 3.0
@@ -66,11 +67,24 @@ class Server:
 
     def __init__(
         self,
-        section: OpenAISection,
+        section: OpenAISection | OpenAIEmbedder,
         name: str | None = None,
         api_key: str | None = None,
+        setting: str = "engine",
     ) -> None:
+        """Opens no connection yet.
+
+        Args:
+            section: Where it is and how it is called.
+            name: Of whom an error about one call speaks; the server where there is none.
+            api_key: The key of a server of our own; None reads the section's environment variable.
+            setting: The section's place in a config.
+
+        Raises:
+            ConfigError: The key cannot be sent, or the environment's proxy cannot be used.
+        """
         self._section = section
+        self._setting = setting
         self._url = URL(section.base_url)
         self._key = (os.environ.get(section.api_key_env, "") if api_key is None else api_key).strip()
         self._key_name = section.api_key_env if api_key is None else "key"
@@ -80,7 +94,7 @@ class Server:
                 "as a line break); set it again."
             )
         proxy = _proxy(section.base_url)
-        self._where = f"the engine at {section.base_url}"
+        self._where = f"the {setting.rpartition('.')[2]} at {section.base_url}"
         if proxy is not None:
             self._where += f" (through the environment's proxy {proxy.host}:{proxy.port})"
         self._name = name or self._where
@@ -105,15 +119,21 @@ class Server:
     async def close(self) -> None:
         await self._session.close()
 
-    async def ask(self, method: str, path: str, body: bytes | None = None, max_tokens: int = 0) -> bytes:
-        """The body of the answer to a request, which is no longer than a reply of `max_tokens` can be.
+    async def ask(self, method: str, path: str, body: bytes | None = None, more_bytes: int = 0) -> bytes:
+        """The body of the answer to a request.
+
+        Args:
+            method: HTTP's.
+            path: Below `base_url`.
+            body: JSON.
+            more_bytes: How much longer than a list of models or an error the answer may be, unpacked.
 
         Raises:
             ConfigError: The key, the path or the model is refused.
             CallRejectedError: This request is refused.
             EngineError: No answer, after all retries; or one that is far too long.
         """
-        most_bytes = _MOST_BYTES + max_tokens * _MOST_BYTES_OF_TOKEN
+        most_bytes = _MOST_BYTES + more_bytes
         num_retries = self._section.num_retries
         num_tries = num_failures = 0
         seen: tuple[int, int] | None = None
@@ -145,21 +165,22 @@ class Server:
                 answer = await read_bounded(response, most_bytes)
         except TimeoutError as error:
             self._report_push_back()
+            less = "" if isinstance(self._section, OpenAIEmbedder) else f"lower {self._setting}.max_in_flight, or "
             failure = EngineUnavailableError(
-                f"{self._where} did not answer within engine.timeout_s = {self._section.timeout_s:g} s, {number} "
-                "times. Is it overloaded? Lower engine.max_in_flight or raise engine.timeout_s; what is complete is "
+                f"{self._where} did not answer within {self._setting}.timeout_s = {self._section.timeout_s:g} s, "
+                f"{number} times. Is it overloaded? Then {less}raise {self._setting}.timeout_s; what is complete is "
                 "kept."
             )
             raise _MayPassError(failure) from error
         except TooLongError:
             raise EngineError(
                 f"{self._where} sends more than {most_bytes:,} bytes for one answer, unpacked, which no reply to such "
-                "a request has. Is engine.base_url an OpenAI-compatible server?"
+                f"a request has. Is {self._setting}.base_url an OpenAI-compatible server?"
             ) from None
         except aiohttp.ClientError as error:
             failure = EngineUnavailableError(
                 f"{self._where} is unreachable ({self.short(str(error) or type(error).__name__)}), {number} times. "
-                "Start it, or set engine.base_url to where it listens; what is complete is kept."
+                f"Start it, or set {self._setting}.base_url to where it listens; what is complete is kept."
             )
             raise _MayPassError(failure) from error
         finally:
@@ -188,7 +209,7 @@ class Server:
         if status in (401, 403):
             return ConfigError(
                 f"{self._where} refuses the key (HTTP {status}). Put a valid one into the environment variable "
-                f"{self._section.api_key_env} (engine.api_key_env names it)."
+                f"{self._section.api_key_env} ({self._setting}.api_key_env names it)."
             )
         if status == 404:
             return ConfigError(

@@ -44,6 +44,8 @@ _REFUSED = re.compile(
     re.IGNORECASE,
 )
 _FEW_LOGPROBS = 5
+# With 20 likely ones, each as text, bytes and number, a token takes some 4 KB.
+_MOST_BYTES_OF_TOKEN = 16 << 10
 
 
 class _Model(BaseModel):
@@ -241,7 +243,8 @@ class OpenAIEngine:
         if refused:
             request = _without(request, refused)
         body = _writable(json.dumps(request, ensure_ascii=False))
-        answer = await self._server.ask("POST", "chat/completions", body, int(parameters.get("max_tokens", 0)))
+        more_bytes = int(parameters.get("max_tokens", 0)) * _MOST_BYTES_OF_TOKEN
+        answer = await self._server.ask("POST", "chat/completions", body, more_bytes)
         try:
             return Completion.model_validate(json.loads(answer))
         except ValueError:  # no JSON, or (pydantic's ValidationError) not of this form

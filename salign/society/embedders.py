@@ -1,11 +1,13 @@
 """How two questions are compared: texts as vectors, whose product is their cosine similarity."""
 
+import asyncio
 import functools
 import hashlib
 import itertools
-import os
+import json
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,19 +15,21 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from salign.config import Embedder, HashingEmbedder, OpenAIEmbedder, TransformersEmbedder
-from salign.errors import ConfigError, EngineError, SalignError
+from salign.errors import CallRejectedError, ConfigError, EngineError
 from salign.models import quiet_transformers, resolve
-from salign.shown import redact
 
 if TYPE_CHECKING:
-    import openai
     from scipy.sparse import csr_matrix
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from salign.engines.http import Server
 
 _WORD = re.compile(r"\w+")
 
 _TEXTS_PER_FORWARD = 32
 _TEXTS_PER_CALL = 256
+# 20,000 numbers of 25 characters; the longest vectors in use have 8,192.
+_MOST_BYTES_OF_VECTOR = 500_000
 
 
 def embed(section: Embedder, texts: Sequence[str]) -> "csr_matrix | NDArray[np.float32]":
@@ -164,7 +168,6 @@ def _load(section: TransformersEmbedder) -> "tuple[PreTrainedTokenizerBase, PreT
 # --- a server ------------------------------------------------------------------------------------
 
 
-# What is read of an answer. The client takes what the server sends without a check, so it is checked here.
 class _Vector(BaseModel):
     index: int
     embedding: list[float]
@@ -175,96 +178,57 @@ class _Answer(BaseModel):
 
 
 def _of_server(section: OpenAIEmbedder, texts: Sequence[str]) -> NDArray[np.float64]:
-    import openai
-
-    from salign.engines.http import is_loopback
-
-    key = os.environ.get(section.api_key_env, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            f"the key in {section.api_key_env} contains characters that are not allowed in a key "
-            "(such as a line break); set it again."
-        )
-    vectors: list[list[float]] = []
-    with openai.OpenAI(
-        base_url=section.base_url,
-        api_key=key or "none",  # a local server asks for none, and the client refuses to be made without one
-        timeout=section.timeout_s,
-        max_retries=section.num_retries,
-        # The client would ask a proxy of the environment for this machine too.
-        http_client=openai.DefaultHttpxClient(trust_env=False) if is_loopback(section.base_url) else None,
-    ) as client:
-        for start in range(0, len(texts), _TEXTS_PER_CALL):
-            vectors += _call(client, section, texts[start : start + _TEXTS_PER_CALL])
+    # In a thread of its own: the caller may be within a running event loop.
+    with ThreadPoolExecutor(1) as thread:
+        vectors = thread.submit(asyncio.run, _ask(section, texts)).result()
     if len({len(vector) for vector in vectors}) != 1 or not vectors[0]:
         raise EngineError(
-            f"the embeddings of {_server(section)} differ in length; is a single model behind this address?"
+            f"the embeddings of {_name(section)} differ in length; is a single model behind this address?"
         )
     found = np.asarray(vectors)
     if not np.isfinite(found).all():
-        raise EngineError(f"the embeddings of {_server(section)} are not all finite numbers.")
+        raise EngineError(f"the embeddings of {_name(section)} are not all finite numbers.")
     return found
 
 
-def _server(section: OpenAIEmbedder) -> str:
+def _name(section: OpenAIEmbedder) -> str:
     return f"{section.model} at {section.base_url} (society.embedder)"
 
 
-def _call(client: "openai.OpenAI", section: OpenAIEmbedder, texts: Sequence[str]) -> list[list[float]]:
-    import openai
+async def _ask(section: OpenAIEmbedder, texts: Sequence[str]) -> list[list[float]]:
+    from salign.engines.http import Server
 
+    server = Server(section, _name(section), setting="society.embedder")
+    vectors: list[list[float]] = []
     try:
-        # Asked for none, the client asks for base64, which not every server speaks.
-        sent = client.embeddings.create(model=section.model, input=list(texts), encoding_format="float")
-    except (openai.OpenAIError, ValueError) as error:
-        raise _failure(error, section) from error
+        for start in range(0, len(texts), _TEXTS_PER_CALL):
+            vectors += await _ask_once(server, section, texts[start : start + _TEXTS_PER_CALL])
+    finally:
+        await server.close()
+    return vectors
+
+
+async def _ask_once(server: "Server", section: OpenAIEmbedder, texts: Sequence[str]) -> list[list[float]]:
+    request = {"model": section.model, "input": list(texts), "encoding_format": "float"}
+    body = json.dumps(request, ensure_ascii=False).encode("utf-8", "replace")  # half of an emoji
     try:
-        answer = _Answer.model_validate(sent.model_dump(warnings=False))
-    except (AttributeError, ValidationError):
+        said = await server.ask("POST", "embeddings", body, len(texts) * _MOST_BYTES_OF_VECTOR)
+    except CallRejectedError as error:
+        raise ConfigError(
+            f"{str(error).rstrip('.')}. Check base_url, and that the model is one for embeddings and reads texts as "
+            "long as the questions."
+        ) from error
+    try:
+        answer = _Answer.model_validate_json(said)
+    except ValidationError:
         raise EngineError(
-            f"{_server(section)} answered with something other than a list of embeddings: "
-            f"{_short(sent, section)!r}. Is "
+            f"{_name(section)} answered with something other than a list of embeddings: {server.short(said)!r}. Is "
             "base_url the root of an OpenAI-compatible API (it usually ends in /v1), and the model one for embeddings?"
         ) from None
     by_index = sorted(answer.data, key=lambda vector: vector.index)
     if [vector.index for vector in by_index] != list(range(len(texts))):
-        raise EngineError(
-            f"{_server(section)} gave {len(by_index)} embeddings, not one for each of {len(texts)} texts."
-        )
+        raise EngineError(f"{_name(section)} gave {len(by_index)} embeddings, not one for each of {len(texts)} texts.")
     return [vector.embedding for vector in by_index]
-
-
-def _short(said: object, section: OpenAIEmbedder) -> str:
-    """What a server says, on one line, without the key if it says that too."""
-    text = " ".join(str(said).split())
-    key = os.environ.get(section.api_key_env, "").strip()
-    return redact(text.replace(key, f"<{section.api_key_env}>") if key else text)[:300]
-
-
-def _failure(error: Exception, section: OpenAIEmbedder) -> SalignError:
-    import openai
-
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return ConfigError(
-            f"{_server(section)} refuses the key (HTTP {error.status_code}). Put a valid one into the environment "
-            f"variable {section.api_key_env} (society.embedder.api_key_env names it)."
-        )
-    if isinstance(error, openai.NotFoundError | openai.BadRequestError):
-        return ConfigError(
-            f"{_server(section)} refuses: {_short(error, section)}. Check base_url, and that the model is one for "
-            "embeddings and reads texts as long as the questions."
-        )
-    if isinstance(error, openai.APITimeoutError):
-        return EngineError(
-            f"{_server(section)} did not answer within timeout_s = {section.timeout_s:g} s, {section.num_retries + 1} "
-            "times. Is it overloaded? Raise society.embedder.timeout_s."
-        )
-    if isinstance(error, openai.APIConnectionError):
-        return EngineError(
-            f"{_server(section)} is unreachable ({_short(error.__cause__ or error, section)}), "
-            f"{section.num_retries + 1} times. Start it, or set society.embedder.base_url to where it listens."
-        )
-    return EngineError(f"{_server(section)} failed after {section.num_retries} retries: {_short(error, section)}")
 
 
 EMBEDDERS: dict[type, Callable[[Any, Sequence[str]], "csr_matrix | NDArray[np.float32]"]] = {
