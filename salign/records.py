@@ -22,17 +22,27 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of all records: frozen structs that refuse unknown fields."""
 
 
-class Recalled(Record, frozen=True):
+class Recalled(Record, frozen=True, omit_defaults=True):
     """A question and its answer, as an agent remembers them.
 
-    `source` says whether the agent began with it, gave it itself, or was told it by an intervention; `distance` is the
-    cosine distance of the remembered question from the one that was asked.
+    `source` says whether the agent began with it, gave it itself, was told it by an intervention, or heard it in an
+    interaction, from the agent `by`; `distance` is the cosine distance of the remembered question from the one that was
+    asked. `more` is what else came to its mind with it, in order, and `num_left_out` the tokens for which the prompt
+    had no room.
     """
 
     question: str
     answer: str
-    source: Literal["initial", "own", "broadcast"]
+    source: Literal["initial", "own", "broadcast", "heard"]
     distance: float
+    by: int | None = None
+    more: tuple["Recalled", ...] = ()
+    num_left_out: int = 0
+
+    @property
+    def all(self) -> tuple["Recalled", ...]:
+        """All that came to its mind at once."""
+        return (self, *self.more)
 
 
 class Observation(Record, frozen=True):

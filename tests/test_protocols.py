@@ -131,8 +131,8 @@ def test_the_bytes_are_those_of_yesterday(kind):
 
 
 @every_protocol
-@pytest.mark.parametrize("rating", ["logprob", "parse"])
-def test_nobody_has_seen_the_marks_around_what_it_wrote(kind, rating):
+@pytest.mark.parametrize(("rating", "memory"), [("logprob", "answers"), ("parse", "answers"), ("parse", "stream")])
+def test_nobody_has_seen_the_marks_around_what_it_wrote(kind, rating, memory):
     """What an agent said is shown under a key that it had not been shown: so it cannot write the mark that ends it."""
     said = {}
 
@@ -144,7 +144,7 @@ def test_nobody_has_seen_the_marks_around_what_it_wrote(kind, rating):
         return f"Rating: {1 + call.seed % 7} Reason: {text}" if call.prompt.form == "rating" else text
 
     actor = Actor(say)
-    held(kind, actor, rating=rating, max_rounds=2)
+    held(kind, actor, rating=rating, max_rounds=2, memory={"kind": memory})
     shown = 0
     for call in actor.calls:
         for text, known in said.get(call.place, ()):
@@ -161,20 +161,33 @@ def _keys(prompt) -> set[str]:
 
 
 @every_protocol
-def test_only_the_past_is_read(kind):
-    """Each text says of which round it is; what is recalled as one's own was said in an earlier one."""
+@pytest.mark.parametrize("how", [{"delay": 1}, {"delay": 2, "num_ranks": 3}], ids=str)
+@pytest.mark.parametrize("importance", ["ratings", "asked"])
+def test_the_bytes_are_the_same_also_where_agents_keep_what_they_lived_through(kind, how, importance):
+    """Little is kept, so that what is forgotten matters."""
+    memory = {"kind": "stream", "max_kept": 5, "importance": importance}
+    given = dict(how)
+    slow = Actor(delay=random_delay(given.pop("delay")))
+    assert held(kind, slow, memory=memory, **given).file == held(kind, schedule="lockstep", memory=memory).file
+
+
+@every_protocol
+@pytest.mark.parametrize("memory", ["answers", "stream"])
+def test_only_the_past_is_read(kind, memory):
+    """Each text says of which round it is; what is recalled as said in the society was said in an earlier one."""
 
     def say(call):
         if call.sampling is None:
             return None
         return f"Rating: {1 + call.seed % 7} Reason: of round {call.round}."
 
-    life = held(kind, Actor(say, random_delay(3)), rating="parse", max_rounds=4)
+    life = held(kind, Actor(say, random_delay(3)), rating="parse", max_rounds=4, memory={"kind": memory})
     own = [
-        (interaction.round, turn.recalled.answer)
+        (interaction.round, one.answer)
         for interaction in life.interactions
         for turn in interaction.turns
-        if turn.recalled is not None and turn.recalled.source == "own"
+        for one in (() if turn.recalled is None else turn.recalled.all)
+        if one.source in ("own", "heard")
     ]
     assert own or kind in REMEMBERS_NOTHING, "nothing of the own is recalled, so nothing is shown"
     for round_, answer in own:

@@ -172,7 +172,7 @@ def test_recalls_are_counted_by_source_and_distance():
         "mean_distance": pytest.approx(0.1667),
         "median_distance": 0.1,
     }
-    assert Recalls().figures() == dict.fromkeys(counts.figures()) | {"num_turns": 0}
+    assert Recalls().figures() == dict.fromkeys(counts.figures()) | {"num_turns": 0, "num_tokens_left_out": 0}
 
 
 def test_parts_of_recalls_add_up_in_any_order():

@@ -18,6 +18,7 @@ from salign.config.engines import (
 from salign.config.evaluation import JUDGED, EvaluateSection, Judge
 from salign.config.gates import Gates, ObserverCheck, Stopping
 from salign.config.generations import Generations
+from salign.config.memory import AnswersMemory, MemorySection, StreamMemory
 from salign.config.objectives import (
     CoHObjective,
     DPOObjective,
@@ -122,6 +123,7 @@ __all__ = [
     "Ablation",
     "Aggregation",
     "AnswersData",
+    "AnswersMemory",
     "Attention",
     "BackScatterProtocol",
     "BallotRule",
@@ -172,6 +174,7 @@ __all__ = [
     "ListwiseDPOObjective",
     "LoRA",
     "LocalCluster",
+    "MemorySection",
     "MixturePart",
     "MoralStoriesSource",
     "NormsProtocol",
@@ -218,6 +221,7 @@ __all__ = [
     "Source",
     "StableObjective",
     "Stopping",
+    "StreamMemory",
     "Survey",
     "TextSource",
     "Throughput",

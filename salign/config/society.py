@@ -23,6 +23,7 @@ from salign.config.effects import Effect
 from salign.config.embedders import Embedder, HashingEmbedder
 from salign.config.engines import EngineSection
 from salign.config.gates import Gates, ObserverCheck, Stopping
+from salign.config.memory import AnswersMemory, MemorySection, StreamMemory
 from salign.config.profiles import PeopleProfiles, ProfilesSection
 from salign.config.protocols import BackScatterProtocol, ProtocolSection
 from salign.config.sources import EverydaySource, Source
@@ -108,6 +109,8 @@ class SocietySection(Section):
     """What is asked."""
     prior: Source = EverydaySource()
     """What agents start with: questions with good and bad answers."""
+    memory: MemorySection = AnswersMemory()
+    """What agents remember, and what of it comes to their minds."""
     num_initial_memories: CountOrZero = 50
     """Memories of each agent at the start, drawn from `prior` by the agent's label."""
     embedder: Embedder = HashingEmbedder()
@@ -158,6 +161,11 @@ class SocietySection(Section):
     def observed_criteria(self) -> tuple[Criterion, ...]:
         """What observers rate."""
         return self.protocol.criteria if self.criteria is None else self.criteria
+
+    @property
+    def stream(self) -> StreamMemory | None:
+        """How agents remember what they lived through; None where they remember their answers alone, or nothing."""
+        return self.memory if isinstance(self.memory, StreamMemory) and "memory" not in self.without else None
 
     def criterion(self, name: str) -> Criterion:
         """The criterion of that name, which observers rate."""

@@ -32,6 +32,7 @@ RECALLED = {
     "initial memories": "sim/recalled_initial_share",
     "the agent's own answers": "sim/recalled_own_share",
 }
+HEARD = "what was said to it"
 
 
 def recalls(record: RunRecord) -> Plot | None:
@@ -41,6 +42,8 @@ def recalls(record: RunRecord) -> Plot | None:
         return None
     role = reminded[0]
     lines = {name: by_round(record.paths, mean, metric) for name, metric in RECALLED.items()}
+    if record.config.society.stream is not None:
+        lines[HEARD] = by_round(record.paths, mean, "sim/recalled_heard_share")
     distances = by_round(record.paths, mean, "sim/recall_distance_mean")
     rounds = list(range(1, len(distances) + 1))
     measured = (record.card or {}).get("recall", {})

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import orjson
-from msgspec import structs
 from numpy.typing import NDArray
 
 from salign.config import Config, Criterion, GridTopology
 from salign.markers import Done
-from salign.records import Interaction, Member, Profile, Turn
+from salign.records import Interaction, Member, Profile, Recalled, Turn
 from salign.seeds import rng
 from salign.society.aggregation import rated
 from salign.society.protocols import protocol_of
@@ -328,9 +327,7 @@ class SocietyReader:
                     "text": clipped(turn.text),
                     "rating": turn.rating,
                     "observed": {criterion: given.rating for criterion, given in turn.observed.items()},
-                    "recalled": None
-                    if turn.recalled is None
-                    else {**structs.asdict(turn.recalled), "answer": clipped(turn.recalled.answer)},
+                    "recalled": [] if turn.recalled is None else [_recalled(one) for one in turn.recalled.all],
                     "data": clipped(orjson.dumps(turn.data).decode()) if turn.data else None,
                     "judges": turn.about is not None,
                     "taken": None if turn.about is None else next(shares, None),
@@ -357,6 +354,16 @@ class SocietyReader:
             society.missing[f"{role} {criterion}"] = [int(asked), int(missing)]
             society.means[role, criterion] = total / (asked - missing) if asked > missing else None
         return society
+
+
+def _recalled(one: Recalled) -> dict[str, Any]:
+    return {
+        "question": one.question,
+        "answer": clipped(one.answer),
+        "source": one.source,
+        "distance": one.distance,
+        "by": one.by,
+    }
 
 
 def _bin(rating: float, criterion: Criterion) -> int:

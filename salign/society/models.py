@@ -33,7 +33,8 @@ def meter_all(engines: Sequence[OpenEngine], journal: Journal) -> list[MeteredEn
 def _sections(config: Config) -> list[tuple[str, EngineSection | None, Ratings | None]]:
     """Where its servers' logs go, section and way of reading ratings of each model; None: the run's, or no ratings."""
     society = config.society
-    rate = society.has_audience or society.protocol.asks_for_numbers
+    rates_memories = society.stream is not None and society.stream.importance == "asked"
+    rate = society.has_audience or society.protocol.asks_for_numbers or rates_memories
     agents, observers = society.rating if rate else None, society.observers_rate
     everybody: Ratings = observers if agents in (None, observers) else "both"
     return [

@@ -1,13 +1,14 @@
 """Who lives in a world: each agent's label, the memory that it starts with, and its part of a mixed society."""
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from salign.config import LABELS, MixturePart, Population, SocietySection, empty_parts, part_sizes
 from salign.errors import ConfigError, DataError
 from salign.seeds import rng
 from salign.society.memory import InternalMemory, QuestionTable
 from salign.society.sources import Exemplar, Label
+from salign.society.stream import Stream
 
 
 def labels(population: Population, num_agents: int, *place: int | str) -> list[Label]:
@@ -66,11 +67,11 @@ def initial_memories(
     table: QuestionTable,
     labelled: Iterable[tuple[int, Label]],
     *place: int | str,
-) -> dict[int, InternalMemory]:
+) -> Mapping[int, InternalMemory | Stream]:
     """Each agent's memory at the start: answers of its own label, drawn from the prior without replacement.
 
     Args:
-        society: How many they start with, and whether they remember at all.
+        society: How many they start with, and what they remember at all.
         prior: Where the answers come from; `answers_by_label` has found enough in it.
         table: The numbers of its questions.
         labelled: Agents with their labels.
@@ -83,8 +84,9 @@ def initial_memories(
         if exemplar.label is not None and exemplar.answer is not None:
             pools[exemplar.label].append((table.number[exemplar.question], exemplar.answer))
     num = society.num_initial_memories
+    kind = InternalMemory if society.stream is None else Stream
     return {
-        agent: InternalMemory(dict(rng(*place, agent, "memory").sample(pools[label], num)) if num else {})
+        agent: kind(dict(rng(*place, agent, "memory").sample(pools[label], num)) if num else {})
         for agent, label in labelled
     }
 

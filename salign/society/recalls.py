@@ -8,7 +8,7 @@ from typing import Any
 from salign.config import Gates
 from salign.records import Interaction, Turn
 
-SOURCES = ("initial", "own", "broadcast")
+SOURCES = ("initial", "own", "broadcast", "heard")
 
 
 @dataclass
@@ -17,19 +17,28 @@ class Recalls:
 
     num_turns: int = 0
     distances: Counter[tuple[str, int]] = field(default_factory=Counter)
-    """By source and distance from the question asked, in thousandths: turns."""
+    """By source and distance from the question asked, in thousandths: turns. Of several memories from one source that
+    came to mind at once, the nearest counts."""
+    num_tokens_left_out: int = 0
+    """Of memories for which a prompt had no room."""
 
     def add(self, turn: Turn) -> None:
         """Takes up a turn, with what its speaker was reminded of."""
         self.num_turns += 1
-        recalled = turn.recalled
-        if recalled is not None:
-            self.distances[recalled.source, round(recalled.distance * 1000)] += 1
+        if turn.recalled is None:
+            return
+        nearest: dict[str, float] = {}
+        for one in turn.recalled.all:
+            nearest[one.source] = min(one.distance, nearest.get(one.source, one.distance))
+        for source, distance in nearest.items():
+            self.distances[source, round(distance * 1000)] += 1
+        self.num_tokens_left_out += turn.recalled.num_left_out
 
     def merge(self, other: "Recalls") -> None:
         """Takes up other turns."""
         self.num_turns += other.num_turns
         self.distances.update(other.distances)
+        self.num_tokens_left_out += other.num_tokens_left_out
 
     def share(self, source: str) -> float | None:
         """Of the turns, those that were reminded of something from a source; None where there is no turn."""
@@ -59,6 +68,7 @@ class Recalls:
             **{f"{source}_share": _rounded(self.share(source)) for source in SOURCES},
             "mean_distance": _rounded(self.mean_distance),
             "median_distance": self.median_distance,
+            "num_tokens_left_out": self.num_tokens_left_out,
         }
 
 

@@ -3,7 +3,7 @@
 import re
 
 from salign.society import prompts
-from salign.society.wordings import ballots, critics, dialogue, feed, game, norms, reflection, rehearsal, relay
+from salign.society.wordings import ballots, critics, dialogue, feed, game, norms, reflection, rehearsal, relay, stream
 
 # So many words in a row are no chance.
 _NUM_TELLING_WORDS = 6
@@ -11,7 +11,7 @@ _NUM_TELLING_WORDS = 6
 # The sentences of all prompts that hold no text of others.
 _SENTENCES = frozenset(
     sentence
-    for module in (prompts, ballots, critics, dialogue, feed, game, norms, reflection, rehearsal, relay)
+    for module in (prompts, ballots, critics, dialogue, feed, game, norms, reflection, rehearsal, relay, stream)
     for text in module.TEXTS
     for part in text.split("\n")
     for sentence in re.split(r"(?<=[.?:])\s", part)

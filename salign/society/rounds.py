@@ -156,6 +156,7 @@ class Round:
             "sim/failed": self.num_failed,
             "sim/recalled_initial_share": recalls.share("initial"),
             "sim/recalled_own_share": recalls.share("own"),
+            **({} if protocol.society.stream is None else {"sim/recalled_heard_share": recalls.share("heard")}),
             "sim/recall_distance_mean": recalls.mean_distance,
         }
 

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
-from salign.config import Intervention, SocietySection
+from salign.config import Intervention, SocietySection, StreamMemory
 from salign.records import Recalled
 from salign.seeds import rng
 from salign.society.calls import Speaker
 from salign.society.memory import QuestionTable
 from salign.society.sources import Label
+from salign.society.stream import within
 from salign.society.topology import Topology, make_topology
 
 SURVEY = "survey"
@@ -50,6 +52,7 @@ class Studies:
         self, society: SocietySection, labels: Sequence[Label], speakers: Sequence[Speaker], seed: int, number: int
     ) -> None:
         self._speakers = speakers
+        self._stream = society.stream
         self._told: dict[tuple[int, str], Speaker] = {}
         num_agents = len(labels)
         self._panel = b""
@@ -110,7 +113,8 @@ class Studies:
     ) -> Recalled | None:
         """What an agent remembers of a question in a round: what it was told, if that is nearer than its own.
 
-        Of what is equally near, its own answer counts most and what it began with least.
+        Of what is equally near, its own answer counts most and what it began with least. Where several things come to
+        its mind, it is the first that this is compared with, and the last for which there is no more room.
         """
         for change in self._of(agent, round_):
             told = change.wanted.broadcast
@@ -120,8 +124,18 @@ class Studies:
             near = remembered is None or distance < remembered.distance
             hides = remembered is not None and distance == remembered.distance and remembered.source != "own"
             if distance < table.max_distance and (near or hides):
-                remembered = Recalled(told.question, told.answer, "broadcast", distance)
+                remembered = _beside(
+                    Recalled(told.question, told.answer, "broadcast", distance), remembered, self._stream
+                )
         return remembered
+
+
+def _beside(told: Recalled, remembered: Recalled | None, section: StreamMemory | None) -> Recalled:
+    """What was broadcast, before all else that comes to mind."""
+    if section is None or remembered is None:
+        return told
+    first = replace(remembered, more=(), num_left_out=0)
+    return within((told, first, *remembered.more)[: section.num_recalled], section.max_tokens)
 
 
 def _chosen(one: Intervention, labels: Sequence[Label], seed: int, number: int) -> Sequence[int]:

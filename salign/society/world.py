@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from salign.config import SocietySection
+from salign.config import SocietySection, StreamMemory
 from salign.errors import CallRejectedError
 from salign.records import Interaction, Member, Profile, Recalled
 from salign.society.asides import SELF, Reflected, described, opinions, reflect, with_asides
@@ -26,6 +26,7 @@ from salign.society.protocols.base import Conversation, Seat, State, Update
 from salign.society.questions import QuestionOrder
 from salign.society.requests import Ask, Elsewhere, Join, Look, Published
 from salign.society.sources import Choices, Exemplar
+from salign.society.stream import Stream
 from salign.society.studies import Studies
 from salign.society.topology import draw_audience, make_topology
 
@@ -156,10 +157,14 @@ class World:
         if "memory" in self._setting.society.without:
             return None
         table = self._setting.table
-        memory = self._memories[agent].recall(table, question, after_round)
-        recalled = None
-        if memory is not None:
-            recalled = Recalled(table.questions[memory.question], memory.answer, memory.source, memory.distance)
+        section, memory = self._setting.society.memory, self._memories[agent]
+        if isinstance(memory, Stream):
+            assert isinstance(section, StreamMemory)
+            recalled = memory.recall(section, table, question, after_round)
+        elif (found := memory.recall(table, question, after_round)) is not None:
+            recalled = Recalled(table.questions[found.question], found.answer, found.source, found.distance)
+        else:
+            recalled = None
         return self._studies.recall(agent, table, question, told, recalled)
 
     def _state(self, agent: int, question: int, after_round: int, told: int | None = None) -> State:
@@ -205,8 +210,14 @@ class World:
         agent, round_, update = news.agent, news.round, news.update
         # A round that is complete reads no more; the next reads what stood after it.
         read_after = self.num_rounds_complete
-        if update.answer is not None and "memory" not in self._setting.society.without:
-            self._memories[agent].remember(news.question, update.answer, round_, read_after)
+        memory = self._memories[agent]
+        if isinstance(memory, Stream):
+            assert isinstance(self._setting.society.memory, StreamMemory)
+            number = self._setting.table.number
+            about = [news.question if one.about is None else number[one.about] for one in update.heard]
+            memory.remember(update.heard, about, round_, self._setting.society.memory.max_kept, read_after)
+        elif update.answer is not None and "memory" not in self._setting.society.without:
+            memory.remember(news.question, update.answer, round_, read_after)
         if update.notes:
             self._notes.setdefault(agent, Notes()).write(update.notes, round_, read_after)
         self._there_after[agent] = round_

@@ -62,6 +62,7 @@ def _sections(wr: Any, curves: Curves) -> dict[str, list[Any]]:
                 "What agents recall first, by source",
                 "sim/recalled_initial_share",
                 "sim/recalled_own_share",
+                "sim/recalled_heard_share",
                 range_y=(0, 1),
             ),
             wr.BarPlot(title="Groups of alignment data", metrics=[f"data/{kind}" for kind in KINDS]),

@@ -38,6 +38,7 @@ from salign.society.world import Setting, World
 _QUESTIONS, _STORIES = "questions/hh_questions.txt", "prior/moral_stories_dev.jsonl"
 _NUM_ROUNDS = 50
 _SHOWN_ROUNDS = (1, 5, 10, 20, 50)
+_BY_RELEVANCE = {"kind": "stream", "recency_weight": 0, "importance_weight": 0}
 # What a transformers embedder reads of the questions: it takes 0.1 s for each.
 _NUM_EMBEDDED = 1000
 
@@ -135,6 +136,26 @@ def _populations(questions: Sequence[str], folder: Path) -> list[Figure]:
     ]
 
 
+def _streams(questions: Sequence[str], folder: Path) -> list[Figure]:
+    """How long what agents start with is recalled, where they also remember what was said to them."""
+    figures = []
+    for memory in ({"kind": "answers"}, {"kind": "stream"}, _BY_RELEVANCE):
+        society = _society(HashingEmbedder(), EverydaySource(), 20, populations=("all_good",), memory=memory)
+        record = recalls_of(live(society, questions, folder)[0], ("draft",))
+        note = "initial, own and heard: " + ", ".join(
+            f"{number}: {' '.join(f'{recalls.share(source) or 0:.0%}' for source in ('initial', 'own', 'heard'))}"
+            for number in _SHOWN_ROUNDS
+            if number in record.rounds
+            for recalls in [record.rounds[number]["draft"]]
+        )
+        called = memory["kind"] if memory is not _BY_RELEVANCE else "stream by relevance alone"
+        share = record.rounds[20]["draft"].share("initial")
+        figures.append(
+            Figure(f"memory {called}: drafts of round 20 that recall the initial memory", share, "", note=note)
+        )
+    return figures
+
+
 def _asked() -> list[Figure]:
     order = QuestionOrder(180, 0, 0)
     fewest = min(len({order.question(agent, n + 1) for n in range(_NUM_ROUNDS)}) for agent in range(100))
@@ -153,6 +174,7 @@ def measure(context: Context) -> list[Figure]:
     figures = _asked()
     usual = _alone(hashing, EverydaySource())
     figures += _recalled("embedded questions, hashing", usual, everyday, folder, "all exact look-ups")
+    figures += _streams(everyday, folder)
     missing = context.needs(_QUESTIONS, _STORIES)
     if missing:
         return [*figures, Figure("HH questions", None, "", note=missing)]

@@ -157,11 +157,11 @@
   function turn({ role, agent, text, rating: given, observed, recalled, data, judges, taken }, number, turns, named) {
     const made = [];
     const before = turns[number - 1]?.recalled;
-    const again = recalled && before && before.question === recalled.question && before.answer === recalled.answer;
-    if (recalled !== null && !judges && !again) {
-      const { question, answer, source, distance } = recalled;
-      const whose = { initial: "that it began with", broadcast: "that it was told" }[source] ?? "of its own";
-      made.push(saying("", `Remembered, an answer ${whose} to “${question}” (distance ${distance.toFixed(2)})`, answer));
+    const again = JSON.stringify(before) === JSON.stringify(recalled);
+    for (const { question, answer, source, distance, by } of judges || again ? [] : recalled) {
+      const whose = { initial: "an answer that it began with to", broadcast: "an answer that it was told to",
+        heard: `what agent ${by} said of` }[source] ?? "an answer of its own to";
+      made.push(saying("", `Remembered, ${whose} “${question}” (distance ${distance.toFixed(2)})`, answer));
     }
     if (judges) {
       const how = taken === null ? "" : `; what it came to took up ${Math.round(taken * 100)} % of its own words`;

@@ -29,6 +29,7 @@ class BackScatter(Protocol[Section]):
 
     observed = (DRAFT, REVISION)
     reminded = (DRAFT, FEEDBACK)
+    heard = (FEEDBACK,)
 
     @property
     def max_calls(self) -> int:

@@ -7,7 +7,7 @@ state as it stood after round r-1, and writes the states of its own agents alone
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from salign.config import SocietySection
@@ -15,11 +15,13 @@ from salign.engines.base import Reply
 from salign.errors import CallRejectedError
 from salign.records import Interaction, Member, Observation, Profile, Recalled, Turn
 from salign.society.calls import Calls, Tally, UnansweredError, together
+from salign.society.lived import lived_through
 from salign.society.prompts import Judged
 from salign.society.protocols.learning import Learning, Row
 from salign.society.replies import flags_of
 from salign.society.rules import rating_by_rule
 from salign.society.sources import Choices
+from salign.society.stream import Heard
 from salign.society.topology import Topology
 from salign.society.wordings import reflection
 from salign.tracking.metrics import mean
@@ -43,11 +45,13 @@ class Update:
     """What an interaction writes into the state of one of its agents.
 
     `answer` is remembered as the agent's to the question, None where it has none; `notes` replace those of the same
-    names: small values that JSON can say, never changed in place afterwards.
+    names: small values that JSON can say, never changed in place afterwards. `heard` is what it lived through, where it
+    remembers that.
     """
 
     answer: str | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    heard: Sequence[Heard] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,9 @@ class Protocol(ABC, Generic[Section]):
     """Roles of the turns that observers rate, in order. A world is measured, and stopped, by the last: its outcome."""
     reminded: ClassVar[tuple[str, ...]]
     """Roles of the turns before which a speaker looks into its memory; the leader's first."""
+    heard: ClassVar[tuple[str, ...]] = ()
+    """Roles of the turns that the cast remembers, whoever says them, where agents remember what they lived through
+    (`society.memory`); `topic` in a turn's data is the question that it is about, if not the interaction's."""
     scored: ClassVar[tuple[str, ...]] = ()
     """Criteria by which the protocol itself rates: observers are not asked."""
     figures: ClassVar[Mapping[str, str]] = {}
@@ -150,6 +157,8 @@ class Protocol(ABC, Generic[Section]):
         asked = 0 if survey is None else survey.num_asked(num_agents) * len(survey.questions)
         if self.society.reflection is not None:
             asked += num_agents * (1 + len(reflection.CRITERIA))
+        if self.society.stream is not None and self.society.stream.importance == "asked":
+            asked += num_agents
         return num_agents // self.society.protocol.cast_size * self.max_calls + asked
 
     @abstractmethod
@@ -328,6 +337,18 @@ class Conversation:
         # One after the other: nearly all are there already, and a task for each would cost more than it reads.
         return [await self._look(agent, note) for agent in agents]
 
+    async def _lived(self, updates: Sequence[Update]) -> Sequence[Update]:
+        """The updates, with what each of the cast keeps of the interaction if it remembers that."""
+        society, protocol = self._protocol.society, self._protocol
+        if society.stream is None:
+            return updates
+        turns = [turn for turn in self._turns if turn.role in protocol.heard]
+        lived = [
+            lived_through(turns, update.answer, calls, society, member.agent)
+            for member, update, calls in zip(self.seat.cast, updates, self.agents, strict=True)
+        ]
+        return [replace(update, heard=heard) for update, heard in zip(updates, await together(*lived), strict=True)]
+
     async def hold(self, publish: Callable[[Sequence[Update]], None]) -> Interaction:
         """Holds the interaction.
 
@@ -345,7 +366,7 @@ class Conversation:
             async with asyncio.TaskGroup() as self._observing:
                 updates: Sequence[Update] = ()
                 try:
-                    updates = await self._protocol.interact(self)
+                    updates = await self._lived(await self._protocol.interact(self))
                 except (UnansweredError, CallRejectedError) as error:
                     failure = str(error)
                 publish(updates)

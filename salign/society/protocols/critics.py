@@ -25,6 +25,7 @@ class Critics(Protocol[CriticsProtocol]):
 
     observed = (DRAFT, MIDDLE, FINAL)
     reminded = (DRAFT,)
+    heard = (CRITIQUE,)
     figures = {"risen_share": "Final answers that are rated above their draft by every criterion"}  # noqa: RUF012
 
     @property

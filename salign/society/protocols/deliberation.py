@@ -35,6 +35,7 @@ class Deliberation(Protocol[DeliberationProtocol]):
 
     observed = (ANSWER, RESULT)
     reminded = (ANSWER,)
+    heard = (ANSWER, VOTE)
     figures: ClassVar[Mapping[str, str]] = {
         "agreement_share": "voters whose first choice won",
         "accuracy_alone_share": "members right in their first answers",

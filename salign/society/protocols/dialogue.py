@@ -31,6 +31,7 @@ class Dialogue(Protocol[DialogueProtocol]):
 
     observed = (CLOSING,)
     reminded = (OPENING,)
+    heard = _SPOKEN
     figures: ClassVar[Mapping[str, str]] = {
         "reached_share": "sides that reach their goal",
         "left_share": "talks that somebody left",

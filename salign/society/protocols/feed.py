@@ -40,6 +40,7 @@ class Feed(Protocol[FeedProtocol]):
 
     observed = (ACTION,)
     reminded = (ACTION,)
+    heard = (SHOWN,)
     figures: ClassVar[Mapping[str, str]] = {
         "active_share": "agents that were there",
         "posted_share": "of them, those that posted",

@@ -58,6 +58,7 @@ class Rehearsal(Protocol[RehearsalProtocol]):
 
     observed = (DRAFT, REVISION)
     reminded = (DRAFT,)
+    heard = (CONSEQUENCE, HARM_NAMED)
     figures = {  # noqa: RUF012
         "consequences_mean": "Harmful events of a rehearsal",
         "dropped_share": "Planned events that were implausible",

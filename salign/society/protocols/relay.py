@@ -30,6 +30,7 @@ class Relay(Protocol[RelayProtocol]):
 
     observed = (START, ARTIFACT)
     reminded = (START,)
+    heard = (CRITIQUE,)
     figures: ClassVar[Mapping[str, str]] = {
         "taken_over_share": "agents that had something to take over",
         "first_rating_mean": "artifacts of agents with nobody before them, by the first criterion",
