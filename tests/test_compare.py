@@ -36,6 +36,7 @@ def put(run, config, model: str, **figures) -> None:
         "versions": {"judge's prompt": "1"},
         "code": {"commit": "c"},
         "leak_check": {"num_evaluation_prompts": 7, "num_leaked": 0, "num_near": 0},
+        "calibration": {"a": 0.25},
         "judging": {},
         "skipped": [],
     }

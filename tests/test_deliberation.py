@@ -6,13 +6,14 @@ import pytest
 from actors import NO_DIGIT, Actor, certain, live
 
 from salign import compose
+from salign.calibration import calibration_error
 from salign.config import DatasetSection, SocietySection
 from salign.dataset.gathering import build_groups
 from salign.engines.base import RatingReply
 from salign.errors import ConfigError
 from salign.society.aggregation import places
 from salign.society.protocols import protocol_of
-from salign.society.protocols.deliberation import against, calibration_error
+from salign.society.protocols.deliberation import against
 from salign.society.sources import Choices
 from salign.society.wordings.ballots import Vote, read_vote
 

@@ -94,7 +94,9 @@ def test_results_have_figures_intervals_and_versions(done, config):
     assert sizes == {
         "moral_stories/acc": 5,
         "moral_stories/acc_norm": 5,
+        "moral_stories/brier": 5,
         "ethics_deontology/acc": 12,
+        "ethics_deontology/brier": 12,
         "ethics_deontology/em": 3,
         "alignment": 4,
         "engagement": 4,
@@ -118,6 +120,27 @@ def test_results_have_figures_intervals_and_versions(done, config):
     assert read_done(done.evaluation("base")).facts == figures
     lines = (done.evaluation("base") / "samples.jsonl").read_text().splitlines()
     assert len(lines) == 5 + 12 + 4 + 3 + 3 + 50
+
+
+def test_likelihoods_of_choices_say_how_sure_the_model_is(tree):
+    tree["evaluate"] |= {"benchmarks": ["pairs", "moral_stories"], "num_documents": 4}
+    config = compose.parse(tree, "test")
+    run = create_run(config)
+    evaluating.evaluate(run, config, "base")
+    results = results_of(run)
+    figures = results["figures"]
+    assert list(figures) == ["pairs/likelier", "pairs/margin", "moral_stories/acc", "moral_stories/acc_norm",
+                             "moral_stories/brier"]  # fmt: skip
+    rows = [json.loads(line) for line in (run.evaluation("base") / "samples.jsonl").read_text().splitlines()]
+    for row in rows[:4]:
+        assert (row["metrics"]["margin"] > 0) == (row["metrics"]["likelier"] == 1)
+        assert abs(row["metrics"]["margin"]) < 20  # a token
+    for row in rows[4:]:
+        share = row["choices"]["shares"][0]  # of the moral action
+        assert row["metrics"]["brier"] == pytest.approx(2 * (1 - share) ** 2)
+        assert row["metrics"]["acc"] == (share > 0.5)
+    assert list(results["calibration"]) == ["moral_stories"]
+    assert 0 <= results["calibration"]["moral_stories"] <= 1
 
 
 def test_a_model_against_itself_differs_by_nothing(done, config):

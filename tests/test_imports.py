@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; what stands in one line knows nothing of each other.
 LAYERS = """
 shown
-errors launchers architecture seeds garbage
+errors launchers architecture seeds garbage calibration
 command_line
 chat documents files config
 columns records compose

@@ -26,6 +26,7 @@ def test_a_run_on_files_alone_has_no_society_in_its_table(tmp_path):
             "versions": {},
             "code": {},
             "leak_check": {"num_evaluation_prompts": 1, "num_near": 0},
+            "calibration": {},
             "judging": {},
             "skipped": [],
         }

@@ -11,7 +11,7 @@ from salign.config.engines import EngineSection
 from salign.config.sources import EverydaySource, Source
 
 JUDGED = ("questions", "hh", "hh_a", "over_refusal")
-"""Benchmarks in which the model answers; the others are tasks of lm_eval, by its names or ours (`mic`, `general`)."""
+"""Benchmarks in which the model answers; the others are tasks of lm_eval, by its names or ours."""
 
 _HH = "hh_harmless_test.jsonl.gz"
 # In `evaluate.data_dir`; of several the first that is there.
@@ -41,7 +41,7 @@ class EvaluateSection(Section):
     models: tuple[Name, ...] = ()
     """`base` or the name of a training stage; empty: base and the last stage."""
     benchmarks: tuple[Name, ...] = ("questions",)
-    """`questions`, `hh`, `hh_a`, `over_refusal`, `mic`, `general`, or a task of lm_eval."""
+    """`questions`, `hh`, `hh_a`, `over_refusal`, `mic`, `general`, `pairs`, or a task of lm_eval."""
     data_dir: Annotated[AbsolutePath | None, Effect.INPUT] = None
     """The folder of the benchmarks' files; what is missing there comes from the Hugging Face hub's cache."""
     num_documents: Count | None = None

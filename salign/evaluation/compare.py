@@ -11,7 +11,7 @@ from typing import Any
 from salign.config import Config
 from salign.documents import read_json
 from salign.errors import StageError
-from salign.evaluation.figures import LOWER_IS_BETTER, NEITHER_IS_BETTER, values_of
+from salign.evaluation.figures import NEITHER_IS_BETTER, lower_is_better, values_of
 from salign.evaluation.statistics import Estimate, paired_difference, permutation_p
 from salign.files import read_rows
 from salign.markers import require_done
@@ -67,7 +67,7 @@ class Comparison:
         """Returns the model that is better than every other, if all those differences hold; else None."""
         if figure in NEITHER_IS_BETTER:
             return None
-        lower = figure in LOWER_IS_BETTER
+        lower = lower_is_better(figure)
         won = Counter(row.lower_one if lower else row.higher_one for row in self.differences[figure] if row.holds)
         return next((model for model in self.models if won[model] == len(self.models) - 1), None)
 
@@ -126,6 +126,7 @@ def _compare(models: Sequence[str], folders: Mapping[str, Path], config: Config)
     facts = {
         "code": {model: results[model]["code"] for model in models},
         "leak_check": {model: results[model]["leak_check"] for model in models},
+        "calibration": {model: results[model]["calibration"] for model in models},
         "judging": {model: results[model]["judging"] for model in models},
         "skipped": results[models[0]]["skipped"],
     }
@@ -155,7 +156,7 @@ _NOTE = (
 
 
 def _name(figure: str) -> str:
-    return f"{figure} ↓" if figure in LOWER_IS_BETTER else figure
+    return f"{figure} ↓" if lower_is_better(figure) else figure
 
 
 def _cell(estimate: Estimate) -> str:
@@ -179,6 +180,10 @@ def markdown(found: Comparison) -> str:
             what = neutral(f"{_name(figure)}: {difference.second} - {difference.first}", "markdown")
             mark = "**" if difference.holds else ""
             lines.append(f"| {what} | {difference.estimate.n} | {mark}{_cell(difference.estimate)}{mark} | {p} |")
+    errors = found.facts["calibration"]
+    for task in errors[found.models[0]]:
+        said = ", ".join(f"{model} {errors[model][task]:.3f}" for model in found.models)
+        lines += ["", neutral(f"Expected calibration error of {task}: {said}.", "markdown")]
     leaks = found.facts["leak_check"][found.models[0]]
     versions = ", ".join(f"{name} {value}" for name, value in found.versions.items() if value is not None)
     skipped = neutral(", ".join(found.facts["skipped"]), "markdown")

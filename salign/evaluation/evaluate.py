@@ -18,7 +18,7 @@ from salign.dataset.collect import check_leaks
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import prompts_in
 from salign.engines.check import models_of
-from salign.evaluation import calls
+from salign.evaluation import calls, choices
 from salign.evaluation.calls import Means, by_all_ranks
 from salign.evaluation.figures import about_answers, about_judging, check_rated, estimates, sample_row
 from salign.evaluation.judged import RATED, Item, Sample, items
@@ -38,6 +38,8 @@ from salign.training.rendezvous import is_launched
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
+
+    from salign.evaluation.lm import RowLM
 
 logger = logging.getLogger(__name__)
 
@@ -137,14 +139,34 @@ def _measure_tasks(means: Means, model: str, tasks: "dict[str, Task]") -> list[R
     )
     if found is None:
         return []
-    rows = []
-    for name in tasks:
-        for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"]):
-            metrics = {metric: sample[metric] for metric in sample["metrics"]}
-            measured = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
-            digest = hashlib.sha256((sample["doc_hash"] + sample["prompt_hash"]).encode()).hexdigest()[:16]
-            rows.append({"benchmark": name, "id": sample["doc_id"], "metrics": measured, "digest": digest})
-    return rows
+    return [
+        _row(task, name, sample, lm)
+        for name, task in tasks.items()
+        for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+    ]
+
+
+def _row(task: "Task", name: str, sample: Row, lm: "RowLM") -> Row:
+    """A line of `samples.jsonl` of one of lm_eval's samples."""
+    given = {metric: sample[metric] for metric in sample["metrics"]}
+    metrics = {key: float(value) for key, value in given.items() if isinstance(value, int | float)}
+    digest = hashlib.sha256((sample["doc_hash"] + sample["prompt_hash"]).encode()).hexdigest()[:16]
+    row = {"benchmark": name, "id": sample["doc_id"], "metrics": metrics, "digest": digest}
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return row
+    texts, right = task.doc_to_choice(sample["doc"]), sample["target"]
+    # Some tasks ask for the likelihoods without the question as well, after these.
+    loglikelihoods = [float(value) for value, _ in sample["filtered_resps"][: len(texts)]]
+    if name == "pairs":
+        first, second = zip(loglikelihoods, map(lm.num_tokens, texts), strict=True)
+        return {**row, "metrics": choices.preference(first, second)}
+    if isinstance(right, str) and right in texts:
+        right = texts.index(right)
+    if isinstance(right, int) and 0 <= right < len(texts):
+        shares = choices.probabilities(loglikelihoods)
+        metrics["brier"] = choices.brier(shares, right)
+        row["choices"] = {"shares": shares, "right": right}
+    return row
 
 
 # --- one model -----------------------------------------------------------------------------------
@@ -274,6 +296,7 @@ def _results(config: Config, name: str, work: Work, rows: list[Row], judged: _Ju
         "figures": {figure: estimate.to_json() for figure, estimate in estimates(rows, config).items()},
         "versions": versions_of(config, work.tasks, rows, judges),
         "code": code_version(),
+        "calibration": choices.calibration(rows),
         "judging": about,
         "num_unrated": unrated,
         "answered_by": judged.answered_by,

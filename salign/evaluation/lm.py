@@ -143,6 +143,10 @@ class RowLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         ids = self._template.encode([self._template.mark(string)])[0]
         return [self.prefix_token_id, *ids] if begins else ids
 
+    def num_tokens(self, answer: str) -> int:
+        """Returns the number of tokens of an answer as it stands in the template."""
+        return len(self._template.encode([self._template.mark(answer)])[0])
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """What stands in the template is encoded as in training: the question by itself, and so the answer."""
         if context not in self._rendered:

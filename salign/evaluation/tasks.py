@@ -29,7 +29,9 @@ _THEIRS = {
     "truthfulqa_mc1": "truthfulqa/truthfulqa_mc1.yaml",
     "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2.yaml",
 }
-_OURS = ("mic", "general")
+_OURS = ("mic", "general", "pairs")
+# Those whose rows this package ships.
+_SHIPPED = ("general", "pairs")
 # Rows of the file come in groups of this size, which count as right only together (Hendrycks et al. 2021, section 2).
 DEONTOLOGY_GROUP = 4
 # What names the task in a task file; in some of them key and name are quoted.
@@ -68,7 +70,7 @@ def local_rows(benchmark: str, section: EvaluateSection) -> list[Row] | None:
     Raises:
         DataError: The file is empty or malformed, with file and line (row of a JSON array).
     """
-    path = data_file("general.jsonl") if benchmark == "general" else section.file_of(benchmark)
+    path = data_file(f"{benchmark}.jsonl") if benchmark in _SHIPPED else section.file_of(benchmark)
     if path is None and benchmark in _OURS:
         raise missing(benchmark, section)
     if path is None:
@@ -127,6 +129,9 @@ def _checked(benchmark: str, row: Any, place: str) -> Row:
     if benchmark == "mic":
         stance = _label(row.get("A_agrees") if isinstance(row, dict) else None, place, "A_agrees", 0, 1, 2)
         return {**_texts(row, place, "Q", "A", "rot"), "A_agrees": stance}
+    if benchmark == "pairs":
+        given = _texts(row, place, "question", "considerate", "inconsiderate")
+        return {"question": given["question"], "choices": [given["considerate"], given["inconsiderate"]]}
     if benchmark == "general":
         return {**_texts(row, place, "question"), "choices": row["choices"], "label": row["label"]}
     question = _texts(row, place, "question")

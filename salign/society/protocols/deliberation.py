@@ -5,9 +5,9 @@ collaborative calibration (2404.09127: confidences before and after hearing othe
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import fsum
 from typing import Any, ClassVar, NamedTuple
 
+from salign.calibration import NUM_BINS, bin_of, calibration_error
 from salign.config import DeliberationProtocol, Sampling
 from salign.engines.base import Prompt, Reply
 from salign.errors import CallRejectedError
@@ -22,7 +22,6 @@ from salign.society.wordings import ballots
 from salign.tracking.metrics import mean
 
 ANSWER, VOTE, RESULT = "answer", "vote", "result"
-_NUM_BINS = 10
 _NOTHING = Reply("", 0, 0)
 
 
@@ -212,7 +211,7 @@ class Deliberation(Protocol[DeliberationProtocol]):
             return
         for turn in _last_votes(interaction):
             if turn.data.get("confidence") is not None:
-                middle = (_bin(turn.data["confidence"]) + 0.5) / _NUM_BINS
+                middle = (bin_of(turn.data["confidence"]) + 0.5) / NUM_BINS
                 yield "reliability", middle, float(turn.data["candidate"] == result.data["right"])
 
     def figure(self, name: str, values: Sequence[Any]) -> float | None:
@@ -277,20 +276,3 @@ def against(right: int, order: Sequence[int]) -> Ballot:
     wrong = sorted((candidate for candidate in range(len(order)) if candidate != right), key=lambda one: order[one])
     scores = {candidate: 1.0 - place / len(wrong) for place, candidate in enumerate(wrong)}
     return [scores.get(candidate, 0.0) for candidate in range(len(order))]
-
-
-def _bin(confidence: float) -> int:
-    return min(int(confidence * _NUM_BINS), _NUM_BINS - 1)
-
-
-def calibration_error(values: Sequence[tuple[float, float]]) -> float | None:
-    """The expected calibration error of (confidence, whether right), in ten bins of equal width (Guo et al. 2017).
-
-    None where there are no values. The order of the values does not matter.
-    """
-    if not values:
-        return None
-    bins: dict[int, list[float]] = {}
-    for confidence, right in values:
-        bins.setdefault(_bin(confidence), []).append(confidence - right)
-    return fsum(abs(fsum(gaps)) for gaps in bins.values()) / len(values)
