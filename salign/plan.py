@@ -7,7 +7,7 @@ from pathlib import Path
 from salign.config import Config
 from salign.errors import ConfigError
 from salign.locks import is_locked
-from salign.markers import damaged, read_done, read_failure
+from salign.markers import Done, damaged, read_done, read_failure
 from salign.run import RunDir
 
 # An error message names at most so many units.
@@ -23,12 +23,14 @@ class Unit:
         argument: Which of its kind: a shard's number, a training stage's or a model's name; "" where there is one.
         folder: Where its results and its marker are.
         needs: Keys of the units whose results it reads.
+        max_rounds: Of a shard: one that was simulated for fewer is not complete.
     """
 
     stage: str
     argument: str
     folder: Path
     needs: tuple[str, ...] = ()
+    max_rounds: int = 0
 
     @property
     def key(self) -> str:
@@ -54,7 +56,9 @@ def units(run: RunDir, config: Config) -> list[Unit]:
     """Returns every unit of a run, each after those that it needs; no society if nothing is trained on its data."""
     plan: list[Unit] = []
     if config.has_society:
-        plan += [Unit("simulate", str(shard), run.shard(shard)) for shard in range(config.society.num_shards)]
+        rounds = config.society.max_rounds
+        shards = range(config.society.num_shards)
+        plan += [Unit("simulate", str(shard), run.shard(shard), max_rounds=rounds) for shard in shards]
         plan.append(Unit("collect", "", run.dataset, tuple(shard.key for shard in plan)))
     for stage in config.train.stages:
         start = config.train.start_of(stage.name)
@@ -84,12 +88,17 @@ def find_unit(everything: Sequence[Unit], stage: str, argument: str = "") -> Uni
     raise ConfigError(f"the run has no unit `{stage} {argument}`; {known}" if argument else f"no {stage} here: {known}")
 
 
+def is_short(done: Done, max_rounds: int) -> bool:
+    """Whether a shard was simulated for fewer rounds than the run has by now."""
+    return int(done.facts.get("max_rounds", max_rounds)) < max_rounds
+
+
 def complete(everything: Sequence[Unit]) -> set[str]:
     """Returns the keys of the units that are done and were made from the inputs as they are now."""
     digests: dict[str, str] = {}
     for unit in everything:
         done = read_done(unit.folder)
-        if done is None:
+        if done is None or is_short(done, unit.max_rounds):
             continue
         # A unit whose inputs were made anew with another result is to be made anew as well.
         if all(digests.get(need) == done.inputs.get(need) for need in unit.needs):

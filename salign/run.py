@@ -3,7 +3,7 @@
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,15 +211,16 @@ def _keep_private(run: RunDir, config: Config) -> None:
 def check_run(config: Config) -> RunDir:
     """The run that a config names, not created yet, or one of the same config to go on with.
 
-    A run in which nothing is complete yet may still change its config.
+    A run in which nothing is complete yet may still change its config; any may be extended by more rounds.
 
     Raises:
         ConfigError: The place holds a run of another config, or something that is no run.
     """
     run = RunDir(config.run.root / config.run.name)
     if run.config_file.exists():
-        changed = compose.differences(run.config(), config, *NOT_FREE)
-        if changed and next(run.path.rglob(DONE), None) is not None:
+        before = run.config()
+        changed = compose.differences(before, config, *NOT_FREE)
+        if changed and not _extends(before, config, changed) and next(run.path.rglob(DONE), None) is not None:
             raise ConfigError(
                 f"{run.path} holds a run of another config; it differs in {', '.join(changed)}. Choose another "
                 f"run.name, or remove that folder to begin again."
@@ -227,6 +228,12 @@ def check_run(config: Config) -> RunDir:
     elif run.path.exists() and not (run.path.is_dir() and all(map(run.is_of_a_beginning, run.path.iterdir()))):
         raise ConfigError(f"{run.path} exists and is no run's folder; choose another run.name or run.root.")
     return run
+
+
+def _extends(before: Config, config: Config, changed: Sequence[str]) -> bool:
+    """Whether a config differs in more rounds alone. What a later generation says depends on the one before it."""
+    more = config.society.max_rounds > before.society.max_rounds
+    return more and list(changed) == ["society.max_rounds"] and config.generations.num == 1
 
 
 @contextlib.contextmanager

@@ -10,11 +10,12 @@ from waits import wait_until
 
 from salign import compose, work
 from salign.cluster.status import print_status
+from salign.dataset.collect import collect
 from salign.errors import ConfigError, StageError
 from salign.locks import lock
 from salign.markers import forget, mark_done, read_done, read_failure, recording_failure
-from salign.plan import Unit, complete, find_unit, state, units
-from salign.run import RunDir
+from salign.plan import Unit, complete, find_unit, state, to_run, units
+from salign.run import RunDir, create_run
 from salign.tracking.metrics import MetricsLog
 from salign.tracking.progress import watch_simulation, watching
 
@@ -191,3 +192,51 @@ def test_a_unit_that_fails_before_its_stage_begins_says_so_in_its_folder(run, mo
         (run.dataset / ".restarts.json").write_text('{"progress": [0, ""], "num_idle": 2}')
         do()
         assert "without getting further" in read_failure(run.dataset)[0]
+
+
+# --- a run that is extended ------------------------------------------------------------------------
+
+
+def extended(config, **society):
+    return config.model_copy(update={"society": config.society.model_copy(update=society)})
+
+
+def simulated(run, config):
+    for shard in range(config.society.num_shards):
+        folder = run.shard(shard)
+        folder.mkdir(parents=True)
+        mark_done(folder, [], {}, {"max_rounds": config.society.max_rounds})
+
+
+def test_a_finished_run_may_have_more_rounds_and_all_that_follows_is_to_be_done_again(run, config):
+    simulated(run, config)
+    finish(run, config, "dataset")
+    more = extended(config, max_rounds=config.society.max_rounds + 1)
+    assert create_run(more).path == run.path
+    assert run.config() == more
+    left = [unit.key for unit in to_run(units(run, more))]
+    assert {"simulate/0", "simulate/1", "dataset", "train/stable"} <= set(left)
+    assert "train/sft" in left  # it was never done; nothing else is needed by it
+    assert "simulate/0" not in [unit.key for unit in to_run(units(run, config))]
+
+
+def test_a_shard_of_fewer_rounds_is_not_collected(run, config):
+    simulated(run, config)
+    more = extended(config, max_rounds=config.society.max_rounds + 1)
+    with pytest.raises(StageError, match=r"shard 0 was simulated for 50 rounds, and the run has .*= 51 by now"):
+        collect(run, more)
+
+
+@pytest.mark.parametrize("society", [{"max_rounds": 3}, {"max_rounds": 60, "audience_size": 2}])
+def test_a_finished_run_may_have_neither_fewer_rounds_nor_more_of_another_kind(run, config, society):
+    simulated(run, config)
+    with pytest.raises(ConfigError, match="holds a run of another config"):
+        create_run(extended(config, **society))
+
+
+def test_a_run_of_several_generations_may_not(run, config):
+    config = config.model_copy(update={"generations": config.generations.model_copy(update={"num": 2})})
+    run.config_file.write_text(compose.dump(config))
+    simulated(run, config)
+    with pytest.raises(ConfigError, match=r"differs in society.max_rounds"):
+        create_run(extended(config, max_rounds=60))

@@ -171,6 +171,8 @@ def test_recalls_are_counted_by_source_and_distance():
         "broadcast_share": 0.0,
         "mean_distance": pytest.approx(0.1667),
         "median_distance": 0.1,
+        "heard_share": 0.0,
+        "num_tokens_left_out": 0,
     }
     assert Recalls().figures() == dict.fromkeys(counts.figures()) | {"num_turns": 0, "num_tokens_left_out": 0}
 

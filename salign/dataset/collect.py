@@ -20,6 +20,7 @@ from salign.errors import StageError
 from salign.garbage import rare_collections
 from salign.locks import lock
 from salign.markers import mark_done, read_done, recording_failure, require_done
+from salign.plan import is_short
 from salign.records import AlignmentGroup, Interaction, read_interactions, to_bytes
 from salign.run import RunDir
 from salign.seeds import rng
@@ -216,6 +217,11 @@ def collect(run: RunDir, config: Config) -> None:
         for shard in shards:
             remedy = f"Run `python jobs/simulate.py {run.path} --shard {shard}`, or launch again."
             done = require_done(run.shard(shard), f"shard {shard}", remedy)
+            if is_short(done, config.society.max_rounds):
+                raise StageError(
+                    f"shard {shard} was simulated for {done.facts['max_rounds']} rounds, and the run has "
+                    f"society.max_rounds = {config.society.max_rounds} by now. {remedy}"
+                )
             inputs[f"simulate/{shard}"], recall = done.digest, done.facts["recall"]
         protocol = protocol_of(config.society)
         seen = _InteractionCounts(config, protocol)
@@ -291,7 +297,9 @@ def _missing_shards(run: RunDir, config: Config) -> list[int]:
     fewest = config.cluster.min_shards
     if fewest is None:
         return []
-    missing = [shard for shard in range(config.society.num_shards) if read_done(run.shard(shard)) is None]
+    found = [read_done(run.shard(shard)) for shard in range(config.society.num_shards)]
+    most = config.society.max_rounds
+    missing = [shard for shard, done in enumerate(found) if done is None or is_short(done, most)]
     there = config.society.num_shards - len(missing)
     if there < fewest:
         raise StageError(

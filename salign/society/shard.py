@@ -210,6 +210,7 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             facts |= simulation.validity.figures()
             if measured is not None:
                 facts["observer"] = measured
+            facts["max_rounds"] = config.society.max_rounds
             facts["stops"] = [stop.facts() for stop in simulation.stops]
             facts["profiles"] = write_profiles(worlds, folder)
             facts["interventions"] = {str(world.number): world.interventions for world in worlds}
