@@ -59,6 +59,10 @@ class StageError(SalignError):
     """A stage of the pipeline cannot go on."""
 
 
+class HeldError(StageError):
+    """Another process holds the lock of what is to be done, and shows that it is alive."""
+
+
 def presentable(message: str) -> str:
     """An error's message as it is shown or written: what it quotes is neutral and bounded, and holds no secret."""
     return neutral(shortened(redact(message)))

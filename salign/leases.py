@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from salign.errors import StageError
+from salign.errors import HeldError
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,12 @@ def is_held(path: Path) -> bool:
     return True  # it has just changed hands
 
 
+def holder_of(path: Path) -> str:
+    """Who took the lock last, in words for a user; "" if nobody has it."""
+    state = _look(path)
+    return "" if state.is_free else state.holder
+
+
 class Lease:
     """A lock that this process holds, until it is released or lost.
 
@@ -165,7 +171,7 @@ def acquire(path: Path, holder: str, *, patience_s: float, what: str) -> Lease:
         what: It is about, for the message.
 
     Raises:
-        StageError: Another process holds it, and has shown that it is alive.
+        HeldError: Another process holds it, and has shown that it is alive.
     """
     began = time.monotonic()
     seen, since, is_alive = _look(path), began, False
@@ -176,7 +182,7 @@ def acquire(path: Path, holder: str, *, patience_s: float, what: str) -> Lease:
         if (state.is_free or now - since >= LIFE_S) and (lease := _take(path, state.number + 1, holder)) is not None:
             return lease
         if is_alive and now - began >= patience_s:
-            raise StageError(held_message(what, state.holder))
+            raise HeldError(held_message(what, state.holder))
         time.sleep(_LOOK_EVERY_S)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from salign import leases
-from salign.errors import StageError
+from salign.errors import HeldError, StageError
 from salign.launchers import is_in_job, job_here
 
 # Not one try alone: is_locked may hold a lock for a moment, and a process whose launcher was killed a little longer.
@@ -25,6 +25,9 @@ PATIENCE_S = 3.0
 PATIENCE_OF_JOB_S = 60.0
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
+# What stands in a lock's file is one line.
+_MOST_OF_HOLDER = 200
+
 _leases: dict[Path, leases.Lease] = {}
 
 
@@ -33,7 +36,8 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock while the block runs; the system frees it however the process ends.
 
     Raises:
-        StageError: Another process holds it, and `wait` is not set; or the file system can keep no locks.
+        HeldError: Another process holds it, and `wait` is not set.
+        StageError: The file system can keep no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     patience_s = math.inf if wait else PATIENCE_OF_JOB_S if is_in_job() else PATIENCE_S
@@ -50,7 +54,7 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
             return
         if not _try_lock(file, path, patience_s):
             file.seek(0)
-            raise StageError(leases.held_message(what, file.read().strip() or "another process"))
+            raise HeldError(leases.held_message(what, file.read().strip() or "another process"))
         file.truncate(0)
         file.write(holder)
         file.flush()
@@ -114,6 +118,14 @@ def _try_lock(file: IO[str], path: Path, seconds: float) -> bool:
         else:
             # Another node of the same file system may be without flock.
             return not leases.is_held(path)
+
+
+def holder_of(path: Path) -> str:
+    """Who holds the lock, in words for a user; "" if nobody does, or it is not known."""
+    if not is_locked(path):
+        return ""
+    with _open(path, os.O_RDONLY) as file:
+        return file.read(_MOST_OF_HOLDER).strip() or leases.holder_of(path)
 
 
 def is_locked(path: Path) -> bool:

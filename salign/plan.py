@@ -108,6 +108,8 @@ def complete(everything: Sequence[Unit]) -> set[str]:
 
 def is_complete(unit: Unit, everything: Sequence[Unit]) -> bool:
     """Returns whether one unit is complete; looks only at it and at what it needs."""
+    if not unit.needs:
+        return bool(complete([unit]))
     wanted = {unit.key}
     for other in reversed(everything):
         if other.key in wanted:

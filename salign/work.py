@@ -11,10 +11,11 @@ from pathlib import Path
 
 from salign.command_line import Parser
 from salign.config import Config
-from salign.errors import SalignError, end_on_signals, exit_code_of, run_main
+from salign.errors import HeldError, SalignError, end_on_signals, exit_code_of, run_main
 from salign.launchers import is_first, stand_alone
+from salign.locks import holder_of, is_locked
 from salign.machine import share_out, visible_devices
-from salign.markers import record_failure
+from salign.markers import read_failure, record_failure
 from salign.plan import Unit, find_unit, is_complete, units
 from salign.restarts import check_restart
 from salign.run import RunDir, open_run
@@ -40,11 +41,12 @@ def do_unit(run: RunDir, config: Config, unit: Unit) -> None:
     stage_of(unit).run(run, config, unit.argument)
 
 
-def _do(run: RunDir, config: Config, words: Sequence[str]) -> None:
-    """Does the unit of those words; if that fails, in whichever rank, its folder says of what."""
-    unit = find_unit(units(run, config), *words)
+def _do(run: RunDir, config: Config, unit: Unit) -> None:
+    """Does a unit; if that fails, in whichever rank, its folder says of what."""
     try:
         do_unit(run, config, unit)
+    except HeldError:  # whose lock it is, its folder says
+        raise
     except (SalignError, OSError) as error:
         record_failure(unit.folder, error)
         raise
@@ -73,13 +75,19 @@ def showing(unit: Unit) -> Iterator[None]:
         yield
 
 
-def do_all(run_path: Path, named: Sequence[tuple[str, ...]], at_once: int = 1) -> None:
+def do_all(
+    run_path: Path, named: Sequence[tuple[str, ...]], at_once: int = 1, shared: Sequence[tuple[int, int]] = ()
+) -> None:
     """What a task of a job does: its units, one after the other; one that fails does not keep the next back.
+
+    Tasks that share their shards begin with their own; then they take what nobody works on. A unit's lock is the claim
+    to it, so what a process that died had begun is free, and goes on from its journal.
 
     Args:
         run_path: The run's folder.
         named: The words of each unit, as the plan was when the job was submitted.
         at_once: How many processes share them out; each calls this, and does its part.
+        shared: The shards of all tasks that take each other's, as ranges (first, behind the last); none: they do not.
 
     Raises:
         SystemExit: Unless all went well.
@@ -93,9 +101,36 @@ def do_all(run_path: Path, named: Sequence[tuple[str, ...]], at_once: int = 1) -
     run = open_run(run_path, to_work=True)
     config = run.config()
 
-    codes = [exit_code_of(functools.partial(_do, run, config, words)) for words in named]
+    everything = units(run, config)
+    own = [find_unit(everything, *words) for words in named]
+    do, to_do = _do, iter(own)
+    if shared:
+        by_number = {unit.argument: unit for unit in everything if stage_of(unit).is_array}
+        all_shards = [by_number[str(number)] for first, behind in shared for number in range(first, behind)]
+        do, to_do = _do_if_free, _beginning_with(own, all_shards)
+    codes = [exit_code_of(functools.partial(do, run, config, unit)) for unit in to_do]
     if any(codes):
         sys.exit(max(codes))
+
+
+def _beginning_with(own: Sequence[Unit], all_shards: Sequence[Unit]) -> Iterator[Unit]:
+    """A task's own shards, then those of the others, from where its own end; none that failed elsewhere."""
+    yield from own
+    end = all_shards.index(own[-1]) + 1 if own else 0
+    known = {unit.key for unit in own}
+    for unit in (*all_shards[end:], *all_shards[:end]):
+        if unit.key not in known and not is_complete(unit, all_shards) and read_failure(unit.folder) is None:
+            yield unit
+
+
+def _do_if_free(run: RunDir, config: Config, unit: Unit) -> None:
+    """Does a unit unless another process has claimed it."""
+    lock = unit.folder / ".lock"
+    if is_locked(lock):
+        logger.info("%s is being worked on by %s", unit.name, holder_of(lock))
+        return
+    with contextlib.suppress(HeldError):  # it was faster
+        _do(run, config, unit)
 
 
 def begin() -> None:
@@ -137,7 +172,7 @@ def main() -> None:
     begin()
     run = open_run(args.run, to_work=True)
     config = run.config()
-    _do(run, config, (args.stage, args.argument))
+    _do(run, config, find_unit(units(run, config), args.stage, args.argument))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import dataclasses
 import getpass
 import io
 import os
+import platform
 import re
 import shlex
 import signal
@@ -32,7 +33,7 @@ from salign.cluster.slurm.commands import (
 )
 from salign.cluster.slurm.jobs import chain, suffix_of
 from salign.cluster.slurm.scheduler import SlurmScheduler
-from salign.cluster.slurm.submission import Submission, note, submissions, submit
+from salign.cluster.slurm.submission import Submission, note, shared_shards, submissions, submit
 from salign.cluster.status import Board, print_status
 from salign.commands import status
 from salign.config import SlurmCluster
@@ -310,6 +311,31 @@ def test_a_chain_that_stops_half_way_says_what_is_in_the_queue(tmp_path, monkeyp
     assert "In the queue are 1 (simulate), 2 (collect). Launch again" in str(caught.value)
     assert os.environ["NOT_NAMED"] == "1"
     assert [one.job_id for one in submissions(run)] == ["1", "2"]
+
+
+def test_shards_that_tasks_share_stand_as_they_are_claimed(tmp_path, monkeypatch):
+    made = config(tmp_path)
+    run = RunDir(tmp_path / "r")
+    queue = QueueOf(monkeypatch, run)
+    note(run, Submission("7", "simulate", (("simulate/0", "simulate/1"),), (), 1.0))
+    monkeypatch.setattr(queue, "jobs", lambda: [LiveJob("7", "r-x", "RUNNING", "", "n1")])
+    monkeypatch.setattr(Slurm, "endings", lambda self, jobs: {})
+    board = Board(run, made)
+    with lock(run.shard(1) / ".lock", "shard 1"):
+        board.look()
+    standings = [(board.standings[key].word, board.standings[key].detail) for key in ("simulate/0", "simulate/1")]
+    assert standings[0] == ("pending", "no task has taken it yet")
+    assert standings[1] == ("running", f"process {os.getpid()} on {platform.node()}")
+
+
+def test_tasks_take_each_others_shards_where_they_have_several_of_one_rank(tmp_path):
+    ranges = {}
+    for packed, ranks in ((1, 1), (2, 1), (2, 2)):
+        cluster = {"shards_per_task": packed, "simulate": {"tasks_per_node": ranks}}
+        made = config(tmp_path, cluster=cluster)
+        job = chain(made.cluster, [*units(RunDir(tmp_path / "r"), made)][1:], 1001)[0]
+        ranges[packed, ranks] = shared_shards(made.cluster, job)
+    assert ranges == {(1, 1): [], (2, 1): [(1, 5)], (2, 2): []}
 
 
 def test_nothing_waits_for_jobs_that_do_not_start_by_themselves(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What is left to do follows from the markers alone."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -16,6 +17,7 @@ from salign.locks import lock
 from salign.markers import forget, mark_done, read_done, read_failure, recording_failure
 from salign.plan import Unit, complete, find_unit, state, to_run, units
 from salign.run import RunDir, create_run
+from salign.stages import STAGES
 from salign.tracking.metrics import MetricsLog
 from salign.tracking.progress import watch_simulation, watching
 
@@ -240,3 +242,78 @@ def test_a_run_of_several_generations_may_not(run, config):
     simulated(run, config)
     with pytest.raises(ConfigError, match=r"differs in society.max_rounds"):
         create_run(extended(config, max_rounds=60))
+
+
+# --- shards that tasks take from each other --------------------------------------------------------
+
+
+@pytest.fixture
+def done_by(monkeypatch):
+    """Which shards a task has done, each of which takes what it should of a run of six."""
+    shards: list[int] = []
+
+    def simulate(run, config, shard):
+        with lock(run.shard(int(shard)) / ".lock", shard):
+            shards.append(int(shard))
+            finish(run, config, f"simulate/{shard}")
+
+    monkeypatch.setattr(work, "begin", lambda: None)
+    monkeypatch.setitem(STAGES, "simulate", dataclasses.replace(STAGES["simulate"], run=simulate))
+    return shards
+
+
+@pytest.fixture
+def six(tmp_path, config):
+    config = config.model_copy(update={"society": config.society.model_copy(update={"num_worlds": 6, "num_shards": 6})})
+    run = RunDir(tmp_path / config.run.name)
+    run.logs.mkdir(parents=True)
+    run.config_file.write_text(compose.dump(config))
+    return run
+
+
+def words(*shards):
+    return [("simulate", str(shard)) for shard in shards]
+
+
+def test_a_task_begins_with_its_own_shards_and_takes_what_is_left(six, done_by):
+    work.do_all(six.path, words(2, 3), shared=[(0, 6)])
+    assert done_by == [2, 3, 4, 5, 0, 1]
+    work.do_all(six.path, words(0, 1), shared=[(0, 6)])
+    assert len(done_by) == 6
+
+
+def test_without_sharing_it_does_its_own_alone(six, done_by):
+    work.do_all(six.path, words(2, 3))
+    assert done_by == [2, 3]
+
+
+def test_what_another_process_has_claimed_or_failed_at_is_left_to_it(six, done_by):
+    with pytest.raises(StageError), recording_failure(six.shard(4)):
+        raise StageError("of the shard")
+    with lock(six.shard(3) / ".lock", "shard 3"), lock(six.shard(0) / ".lock", "shard 0"):
+        work.do_all(six.path, words(2, 3), shared=[(0, 2), (3, 6)])
+    assert done_by == [2, 5, 1]
+    assert not (six.shard(3) / "failed.json").exists()
+    work.do_all(six.path, words(2, 3), shared=[(0, 6)])  # as after a node was lost
+    assert done_by == [2, 5, 1, 3, 0]
+
+
+def test_a_shard_that_fails_ends_its_task_with_an_error_when_all_is_done(six, done_by, monkeypatch):
+    simulate = STAGES["simulate"].run
+
+    def failing(run, config, shard):
+        if shard == "2":
+            raise StageError("of the shard")
+        simulate(run, config, shard)
+
+    monkeypatch.setitem(STAGES, "simulate", dataclasses.replace(STAGES["simulate"], run=failing))
+    with pytest.raises(SystemExit) as ended:
+        work.do_all(six.path, words(2, 3), shared=[(0, 6)])
+    assert ended.value.code == 1
+    assert done_by == [3, 4, 5, 0, 1]
+
+
+def test_processes_of_one_task_take_what_is_left_too(six, done_by, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    work.do_all(six.path, words(0, 1, 2), 2, [(0, 6)])
+    assert done_by == [1, 2, 3, 4, 5, 0]

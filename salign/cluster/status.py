@@ -14,11 +14,12 @@ from salign.cluster.scheduler import Ended, LiveTask, Placement, Scheduler
 from salign.cluster.schedulers import all_schedulers
 from salign.config import Config
 from salign.errors import ConfigError, StageError
-from salign.locks import is_locked
+from salign.locks import holder_of, is_locked
 from salign.markers import read_done, require_done
 from salign.plan import Unit, complete, state, units
 from salign.run import RunDir
 from salign.shown import as_called
+from salign.stages import stage_of
 
 _LAST_LINES = 5
 # Of failed units, so many are shown in full.
@@ -85,6 +86,7 @@ class Board:
         self.silent_since: float | None = None
         self.standings: dict[str, Standing] = {}
         self._ended: dict[str, Ended] = {}
+        self._num_units = Counter[str | None]()  # of each task
 
     def look(self, *, ask: bool = True) -> None:
         """Looks again at the markers; with `ask` also asks schedulers what is live, and how the rest ended."""
@@ -93,6 +95,7 @@ class Board:
             placements |= {key: (scheduler, placement) for key, placement in scheduler.placements().items()}
         if ask:
             self._ask_what_is_live()
+        self._num_units = Counter(placement.task for _, placement in placements.values())
         live = {task.id: task for task in self.live}
         done = complete(self.units)
         states = {unit.key: state(unit, done) for unit in self.units}
@@ -164,15 +167,22 @@ class Board:
         there = log if log.exists() else None
         if word == "done" or task is None:
             return Standing(word, "", None if word == "done" else error, task, there, name)
-        if task in live:
-            now = live[task]
-            return Standing("running" if now.is_running else "pending", now.detail, None, task, there, name)
+        if task in live or (word == "running" and stage_of(unit).is_array):
+            return Standing(*self._standing_now(unit, word, live.get(task)), None, task, there, name)
         ended = self._ended.get(task)
         if word == "running" or ended is None:
             return Standing(word, "", error, task, there, name)
         if ended.word == "cancelled" and error is None:
             return Standing("cancelled", "", None, task, there, name)
         return Standing("failed", ended.detail, error, task, there, name)
+
+    def _standing_now(self, unit: Unit, word: str, task: LiveTask | None) -> tuple[str, str]:
+        """Word and detail of a unit whose task has not ended, or which another task has claimed."""
+        if task is None or (word == "running" and stage_of(unit).is_array):
+            return "running", holder_of(unit.folder / ".lock")
+        if task.is_running and self._num_units[task.id] > 1:
+            return "pending", "no task has taken it yet"
+        return "running" if task.is_running else "pending", task.detail
 
     def usage(self) -> str:
         """How often schedulers were asked."""

@@ -109,7 +109,8 @@ class _BatchCluster(_Cluster):
     evaluate: Resources = Resources()
     """A task is a rank."""
     shards_per_task: Count = 1
-    """Shards that one task of the array simulates, one after the other; for small shards."""
+    """Shards that one task of the array begins with, one after the other; for small shards. Above 1, a task that has
+    done its own takes those that no other works on, so that a slow node holds up one shard alone."""
     shards_at_once: Count = 1
     """Of these, so many at the same time: each by a process of its own, with `simulate.cpus_per_task` cores and its
     share of the task's GPUs."""

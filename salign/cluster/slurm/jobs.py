@@ -37,6 +37,17 @@ class Job:
         return stage_of(self.tasks[0][0])
 
 
+def ranges_of(shards: Sequence[Unit]) -> list[tuple[int, int]]:
+    """The numbers of shards, as few ranges: (first, behind the last)."""
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(int(shard.argument) for shard in shards):
+        if ranges and ranges[-1][1] == number:
+            ranges[-1] = ranges[-1][0], number + 1
+        else:
+            ranges.append((number, number + 1))
+    return ranges
+
+
 def suffix_of(run: RunDir) -> str:
     """How the names of a run's jobs end: another run of the same name elsewhere has another."""
     return "-" + hashlib.sha256(str(run.path).encode()).hexdigest()[:8]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from salign.cluster.slurm.batch import names_of_environment, parameters, shell_python
 from salign.cluster.slurm.commands import Slurm, clean_environment
-from salign.cluster.slurm.jobs import Job, name_in_queue
+from salign.cluster.slurm.jobs import Job, name_in_queue, ranges_of
 from salign.config import Config, SlurmCluster
 from salign.errors import StageError
 from salign.run import RunDir
@@ -80,13 +80,15 @@ def submit(
         for job in jobs:
             needs = [*(submitted[name].job_id for name in job.after), *job.after_live] or list(after)
             at_once = cluster.shards_at_once if job.stage.is_array else 1
+            shared = shared_shards(cluster, job)
             executor = SlurmExecutor(run.slurm, python=shell_python(config))
             executor.update_parameters(**parameters(run, config, job, code=code, after=needs, num_arrays=num_arrays))
             slurm.num_commands["sbatch"] += 1
             try:
                 with executor.batch():
                     accepted = [
-                        executor.submit(do_all, run.path, [unit.words for unit in task], at_once) for task in job.tasks
+                        executor.submit(do_all, run.path, [unit.words for unit in task], at_once, shared)
+                        for task in job.tasks
                     ]
             except FailedJobError as error:
                 raise StageError(_refusal(job, error, list(submitted.values()), slurm)) from None
@@ -97,6 +99,12 @@ def submit(
             note(run, one)
             submitted[job.name] = one
     return list(submitted.values())
+
+
+def shared_shards(cluster: SlurmCluster, job: Job) -> list[tuple[int, int]]:
+    """The shards that the tasks of an array take from each other: where one has several, and each is of one rank."""
+    is_shared = job.stage.is_array and cluster.shards_per_task > 1 and cluster.ranks_per_shard == 1
+    return ranges_of([unit for task in job.tasks for unit in task]) if is_shared else []
 
 
 def _refusal(job: Job, error: Exception, before: Sequence[Submission], slurm: Slurm) -> str:
