@@ -1,5 +1,6 @@
 """The alignment data, and training on it."""
 
+import re
 import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from salign.config.base import (
     Section,
     Share,
     Tokens,
+    at_most,
     unless,
 )
 from salign.config.effects import Effect
@@ -273,9 +275,17 @@ class TrainStage(Section):
         return 1 if single else self.num_responses
 
 
+# A stage's copy for another seed.
+_COPY = re.compile(r"(.+)-seed([1-9][0-9]*)")
+_MOST_SEEDS = 100  # as its field says
+
+
 class TrainSection(Section):
     """The stages; `train.defaults` in a file gives settings to each stage that does not set them itself."""
 
+    seeds: Annotated[Count, at_most(100, "each trains every stage once more")] = 1
+    """How often every stage is trained, on the same data in another order and with other draws. A stage's copies are
+    called `NAME-seed1`, `NAME-seed2` ...; they are evaluated with it, and figures are means over all of them."""
     template: Literal["chat", "alpaca"] = "chat"
     """The model's own chat template (Alpaca's if it has none), or Alpaca's."""
     stages: tuple[TrainStage, ...] = ()
@@ -284,14 +294,28 @@ class TrainSection(Section):
     @classmethod
     def _with_defaults(cls, tree: Any) -> Any:
         if not isinstance(tree, dict) or "defaults" not in tree:
-            return tree
+            return _with_copies(tree)
         defaults, stages = tree["defaults"], tree.get("stages", ())
         if not isinstance(defaults, dict) or "name" in defaults:
             raise ValueError("defaults must hold `name: value` settings of a stage, but not its name")
         if not isinstance(stages, list | tuple):
             raise ValueError("stages must be a list of sections, each with a name")  # noqa: TRY004 (pydantic's)
         full = [{**defaults, **stage} if isinstance(stage, dict) else stage for stage in stages]
-        return {**{name: value for name, value in tree.items() if name != "defaults"}, "stages": full}
+        return _with_copies({**{name: value for name, value in tree.items() if name != "defaults"}, "stages": full})
+
+    def copies(self, name: str) -> tuple[str, ...]:
+        """The stage of that name and its copies for other seeds."""
+        return (name, *(one.name for one in self.stages if one.name != name and self.origin(one.name) == name))
+
+    def origin(self, name: str) -> str:
+        """The stage that one of that name is a copy of; itself, if it is none."""
+        found = _COPY.fullmatch(name)
+        return found[1] if found and found[1] in {stage.name for stage in self.stages} else name
+
+    @property
+    def last(self) -> TrainStage:
+        """The last stage, of the first seed."""
+        return next(stage for stage in reversed(self.stages) if self.origin(stage.name) == stage.name)
 
     def ancestry(self, name: str) -> tuple[str, ...]:
         """Whose models led to a stage's, the oldest first: `base`, then the stages that it builds on."""
@@ -308,9 +332,44 @@ class TrainSection(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")
-        mistakes = []
+        mistakes = [
+            f"stages.{name} has the name of a copy of {self.origin(name)}, and train.seeds is {self.seeds}: remove it, "
+            "choose another name, or raise train.seeds"
+            for name in names
+            if self.origin(name) != name and not _is_copy(name, set(names), self.seeds)
+        ]
         for position, stage in enumerate(self.stages):
             known = ("base", *names[:position])
             if stage.start is not None and stage.start not in known:
                 mistakes.append(f"stages.{stage.name}.start is {stage.start!r}; it may be: {', '.join(known)}")
         return unless(self, mistakes)
+
+
+def _with_copies(tree: Any) -> Any:
+    """The section with a copy of each stage for each further seed; those that a file has already are made anew."""
+    if not isinstance(tree, dict) or not isinstance(tree.get("stages"), list | tuple):
+        return tree
+    seeds, stages = tree.get("seeds", 1), list(tree["stages"])
+    if not isinstance(seeds, int) or not 1 < seeds <= _MOST_SEEDS or not all(isinstance(one, dict) for one in stages):
+        return tree
+    names = {stage.get("name") for stage in stages}
+    stages = [stage for stage in stages if not _is_copy(stage.get("name"), names, seeds)]
+    before: Any = "base"
+    for number, stage in enumerate(stages):
+        stages[number] = {**stage, "start": stage.get("start") or before}
+        before = stage.get("name")
+    copies = [
+        {
+            **stage,
+            "name": f"{stage.get('name')}-seed{seed}",
+            "start": stage["start"] if stage["start"] == "base" else f"{stage['start']}-seed{seed}",
+        }
+        for seed in range(1, seeds)
+        for stage in stages
+    ]
+    return {**tree, "stages": [*stages, *copies]}
+
+
+def _is_copy(name: Any, names: set[Any], seeds: int) -> bool:
+    found = _COPY.fullmatch(name) if isinstance(name, str) else None
+    return found is not None and found[1] in names and int(found[2]) < seeds

@@ -95,9 +95,17 @@ class Config(Section):
 
     @property
     def evaluated_models(self) -> tuple[str, ...]:
-        if self.evaluate.models:
-            return self.evaluate.models
-        return ("base", *(stage.name for stage in self.train.stages[-1:]))
+        """What is evaluated: of each model that is compared, the copies for all seeds."""
+        named = self.compared_models
+        copies = [copy for name in named if name != "base" for copy in self.train.copies(name)[1:]]
+        return tuple(dict.fromkeys((*named, *copies)))
+
+    @property
+    def compared_models(self) -> tuple[str, ...]:
+        """What is compared; a stage stands for its copies for other seeds, if there are some."""
+        stages = self.train.stages
+        named = self.evaluate.models or ("base", *((self.train.last.name,) if stages else ()))
+        return tuple(dict.fromkeys(name if name == "base" else self.train.origin(name) for name in named))
 
     @property
     def judges(self) -> tuple[Judge, ...]:
@@ -134,7 +142,7 @@ class Config(Section):
     @property
     def stage_of_generation(self) -> str:
         """The training stage through whose model the next generation speaks."""
-        return self.generations.stage or self.train.stages[-1].name
+        return self.generations.stage or self.train.last.name
 
     def of_generation(self, number: int, trained: Path) -> "Config":
         """The config of a generation after the first, which is a run of its own.

@@ -4,15 +4,24 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 from salign.config import Config
 from salign.documents import read_json
 from salign.errors import StageError
 from salign.evaluation.figures import NEITHER_IS_BETTER, lower_is_better, values_of
-from salign.evaluation.statistics import Estimate, paired_difference, permutation_p
+from salign.evaluation.statistics import (
+    Estimate,
+    holm,
+    means_over_seeds,
+    nested_difference,
+    nested_mean,
+    paired_difference,
+    permutation_p,
+)
 from salign.files import read_rows
 from salign.markers import require_done
 from salign.run import RunDir, generations
@@ -28,7 +37,10 @@ Values = dict[str, dict[int, float | None]]
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference second - first of one figure, paired item by item, with the p-value of no difference."""
+    """The difference second - first of one figure, paired item by item.
+
+    `p` is the p-value of no difference, corrected by Holm for the other pairs of models compared by this figure.
+    """
 
     first: str
     second: str
@@ -72,28 +84,51 @@ class Comparison:
         return next((model for model in self.models if won[model] == len(self.models) - 1), None)
 
 
-def _difference(values: Mapping[str, Values], figure: str, pair: tuple[str, str], config: Config) -> Difference:
-    first, second = pair
-    sides = [list(values[model][figure].values()) for model in pair]
+def _table(seeds: Sequence[Values], figure: str) -> list[list[float | None]]:
+    return [list(values[figure].values()) for values in seeds]
+
+
+def _estimate(seeds: Sequence[Values], figure: str, config: Config) -> Estimate:
+    """A figure of a model, over its seeds."""
+    place = (config.evaluation_seed, "bootstrap", figure)
+    return nested_mean(_table(seeds, figure), num_resamples=config.evaluate.num_resamples, seed=derive(*place))
+
+
+def _difference(
+    values: Mapping[str, Sequence[Values]], figure: str, pair: tuple[str, str], config: Config
+) -> Difference:
+    sides = [_table(values[model], figure) for model in pair]
     num = config.evaluate.num_resamples
     place = (config.evaluation_seed, "bootstrap", "difference", figure)
-    estimate = paired_difference(sides[0], sides[1], num_resamples=num, seed=derive(*place))
-    return Difference(first, second, estimate, permutation_p(*sides, num_resamples=num, seed=derive(*place, "p")))
+    if all(len(side) == 1 for side in sides):
+        estimate = paired_difference(sides[0][0], sides[1][0], num_resamples=num, seed=derive(*place))
+    else:
+        estimate = nested_difference(*sides, num_resamples=num, seed=derive(*place))
+    means = map(means_over_seeds, sides)
+    return Difference(*pair, estimate, permutation_p(*means, num_resamples=num, seed=derive(*place, "p")))
+
+
+def _differences(
+    values: Mapping[str, Sequence[Values]], figure: str, pairs: Sequence[tuple[str, str]], config: Config
+) -> list[Difference]:
+    """Those of all pairs, their p-values corrected for how many pairs there are."""
+    found = [_difference(values, figure, pair, config) for pair in pairs]
+    return [replace(one, p=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
 
 
 def compare(run: RunDir, config: Config, models: Sequence[str]) -> Comparison:
-    """Compares complete evaluations of the run.
+    """Compares complete evaluations of the run; a stage's are those of its copies for all seeds.
 
     Raises:
         StageError: One is not complete, or they were made with different versions of anything.
         ConfigError: No such model.
     """
-    for model in models:
-        if model != "base":
-            config.stage(model)
-        remedy = f"Run `python jobs/evaluate.py {run.path} --model {model}`, or launch again."
-        require_done(run.evaluation(model), f"the evaluation of {model}", remedy)
-    return _compare(models, {model: run.evaluation(model) for model in models}, config)
+    seeds = {model: ("base",) if model == "base" else config.train.copies(config.stage(model).name) for model in models}
+    for name in itertools.chain.from_iterable(seeds.values()):
+        remedy = f"Run `python jobs/evaluate.py {run.path} --model {name}`, or launch again."
+        require_done(run.evaluation(name), f"the evaluation of {name}", remedy)
+    folders = {model: [run.evaluation(name) for name in names] for model, names in seeds.items()}
+    return _compare(models, folders, config)
 
 
 def compare_generations(run: RunDir, config: Config) -> Comparison:
@@ -102,38 +137,53 @@ def compare_generations(run: RunDir, config: Config) -> Comparison:
     Raises:
         StageError: One is not evaluated, or they were made with different versions of anything.
     """
-    folders = {str(its.number): its.evaluation(own.evaluated_models[-1]) for its, own in generations(run, config)}
+    folders = {str(its.number): its.evaluation(own.compared_models[-1]) for its, own in generations(run, config)}
     if "base" in config.evaluated_models:
         folders = {"base": run.evaluation("base"), **folders}
     for name, folder in folders.items():
         require_done(folder, f"the evaluation of generation {name}", f"Launch {run.config_file} again.")
-    return _compare(list(folders), folders, config)
+    return _compare(list(folders), {name: [folder] for name, folder in folders.items()}, config)
 
 
-def _compare(models: Sequence[str], folders: Mapping[str, Path], config: Config) -> Comparison:
-    """Evaluations of models, in the folders of their names."""
-    results, values = {}, {}
-    for model, folder in folders.items():
-        results[model] = read_json(folder / "results.json", str(folder / "results.json"), dict[str, Any])
-        values[model] = values_of(row for _, row in read_rows(folder / "samples.jsonl"))
-    _check_versions(folders, results)
+def _compare(models: Sequence[str], folders: Mapping[str, Sequence[Path]], config: Config) -> Comparison:
+    """Evaluations of models, in the folders of their seeds."""
+    each = {folder: _results_in(folder) for of_model in folders.values() for folder in of_model}
+    _check_versions(each)
+    results = {model: each[of_model[0]] for model, of_model in folders.items()}
+    values = {
+        model: [values_of(row for _, row in read_rows(folder / "samples.jsonl")) for folder in of_model]
+        for model, of_model in folders.items()
+    }
     figures = {
-        figure: {model: Estimate(**results[model]["figures"][figure]) for model in models}
-        for figure in values[models[0]]
+        figure: {
+            model: Estimate(**results[model]["figures"][figure])
+            if len(values[model]) == 1
+            else _estimate(values[model], figure, config)
+            for model in models
+        }
+        for figure in values[models[0]][0]
     }
     pairs = list(itertools.combinations(models, 2))
-    differences = {figure: [_difference(values, figure, pair, config) for pair in pairs] for figure in figures}
+    differences = {figure: _differences(values, figure, pairs, config) for figure in figures}
+    tasks = list(results[models[0]]["calibration"])
     facts = {
         "code": {model: results[model]["code"] for model in models},
         "leak_check": {model: results[model]["leak_check"] for model in models},
-        "calibration": {model: results[model]["calibration"] for model in models},
+        "calibration": {
+            model: {task: mean([each[folder]["calibration"][task] for folder in folders[model]]) for task in tasks}
+            for model in models
+        },
         "judging": {model: results[model]["judging"] for model in models},
         "skipped": results[models[0]]["skipped"],
     }
     return Comparison(tuple(models), figures, differences, results[models[0]]["versions"], facts)
 
 
-def _check_versions(folders: Mapping[str, Path], results: Mapping[str, Mapping[str, Any]]) -> None:
+def _results_in(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "results.json", str(folder / "results.json"), dict[str, Any])
+
+
+def _check_versions(results: Mapping[Path, Mapping[str, Any]]) -> None:
     first, *others = results
     for other in others:
         left, right = results[first]["versions"], results[other]["versions"]
@@ -141,17 +191,19 @@ def _check_versions(folders: Mapping[str, Path], results: Mapping[str, Mapping[s
         if differing:
             said = "; ".join(f"{name}: {left.get(name)} and {right.get(name)}" for name in differing)
             raise StageError(
-                f"the evaluations of {first} and {other} cannot be compared: they differ in {said}. "
-                f"Remove {folders[first]} or {folders[other]}, whichever is older, and evaluate again."
+                f"the evaluations of {first.name} and {other.name} cannot be compared: they differ in {said}. "
+                f"Remove {first} or {other}, whichever is older, and evaluate again."
             )
 
 
 # --- tables --------------------------------------------------------------------------------------
 
 _NOTE = (
-    "Means with 95 % bootstrap intervals. Bold: better than each of the other models, where the interval of the paired "
-    "difference leaves 0 out and a permutation test gives p < 0.05 (not corrected for the number of comparisons). "
-    "Lower is better where a figure ends in an arrow down."
+    "Means with 95 % bootstrap intervals, over items, and over seeds where a model was trained with several. Bold: "
+    "better than each of the other models, where the interval of the paired difference leaves 0 out and a permutation "
+    "test over items gives p < 0.05, corrected by Holm for the pairs of models (not for the number of figures). "
+    "Visible: the smallest difference that such a sample finds in 80 % of cases. Lower is better where a figure ends "
+    "in an arrow down."
 )
 
 
@@ -173,13 +225,17 @@ def markdown(found: Comparison) -> str:
         best = found.best(figure)
         cells = [f"**{_cell(row[model])}**" if model == best else _cell(row[model]) for model in found.models]
         lines.append(f"| {neutral(_name(figure), 'markdown')} | {row[found.models[0]].n} | {' | '.join(cells)} |")
-    lines += ["", _NOTE, "", "| difference | n | mean | p |", "|---|---|---|---|"]
+    lines += ["", _NOTE, "", "| difference | n | mean | p | visible |", "|---|---|---|---|---|"]
     for figure, differences in found.differences.items():
         for difference in differences:
             p = "-" if difference.p is None else f"{difference.p:.4f}"
             what = neutral(f"{_name(figure)}: {difference.second} - {difference.first}", "markdown")
             mark = "**" if difference.holds else ""
-            lines.append(f"| {what} | {difference.estimate.n} | {mark}{_cell(difference.estimate)}{mark} | {p} |")
+            smallest = difference.estimate.visible
+            visible = "-" if smallest is None else f"{smallest:.3f}"
+            lines.append(
+                f"| {what} | {difference.estimate.n} | {mark}{_cell(difference.estimate)}{mark} | {p} | {visible} |"
+            )
     errors = found.facts["calibration"]
     for task in errors[found.models[0]]:
         said = ", ".join(f"{model} {errors[model][task]:.3f}" for model in found.models)
@@ -215,7 +271,14 @@ def to_json(found: Comparison) -> str:
         "best": {figure: found.best(figure) for figure in found.figures},
         "differences": {
             figure: [
-                {"first": d.first, "second": d.second, **d.estimate.to_json(), "p": d.p, "holds": d.holds}
+                {
+                    "first": d.first,
+                    "second": d.second,
+                    **d.estimate.to_json(),
+                    "p": d.p,
+                    "holds": d.holds,
+                    "visible": d.estimate.visible,
+                }
                 for d in differences
             ]
             for figure, differences in found.differences.items()

@@ -20,6 +20,7 @@ from salign.dataset.leaks import prompts_in
 from salign.engines.check import models_of
 from salign.evaluation import calls, choices
 from salign.evaluation.calls import Means, by_all_ranks
+from salign.evaluation.compare import compare
 from salign.evaluation.figures import about_answers, about_judging, check_rated, estimates, sample_row
 from salign.evaluation.judged import RATED, Item, Sample, items
 from salign.evaluation.resume import forget_measured, open_measured
@@ -217,6 +218,7 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
             mark_done(folder, ["results.json", "samples.jsonl"], inputs, results["figures"])
     if ranks.is_main:
         forget_measured(folder)
+        _mirror_seeds(run, config, name)
 
 
 @dataclass(frozen=True)
@@ -317,6 +319,23 @@ def _mirror(run: RunDir, config: Config, samples: list[Sample], results: Row) ->
         shown = [sample_row(sample, _rules(config)) for sample in samples[: config.tracking.num_table_rows]]
         columns = ["benchmark", "prompt", "answer", "ratings"]
         mirror.table("eval/samples", columns, [[*(row[name] for name in columns[:3]), _said(row)] for row in shown])
+
+
+def _mirror_seeds(run: RunDir, config: Config, name: str) -> None:
+    """Once a stage is evaluated for all seeds: its figures over them, in the W&B run of the last evaluation."""
+    stage = name if name == "base" else config.train.origin(name)
+    names = (name,) if name == "base" else config.train.copies(stage)
+    if len(names) == 1 or any(read_done(run.evaluation(one)) is None for one in names):
+        return
+    rows = compare(run, config, [stage]).figures.items()
+    with open_mirror(run, config, "evaluate", name) as mirror:
+        columns = ["stage", "figure", "mean", "low", "high", "items", "seeds"]
+        found = [(figure, row[stage]) for figure, row in rows]
+        mirror.table(
+            "eval/over_seeds",
+            columns,
+            [[stage, figure, one.mean, one.low, one.high, one.n, one.num_seeds] for figure, one in found],
+        )
 
 
 def _rules(config: Config) -> list[Criterion]:

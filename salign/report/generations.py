@@ -46,7 +46,7 @@ def read_generations(run: RunDir, config: Config) -> GenerationsTable | None:
         (f"society: {name}, {role}s", (None, *(_number(one["means"].get(name, {}).get(role)) for one in means)))
         for name, role in series
     ]
-    folders = [run.evaluation("base"), *(its.evaluation(own.evaluated_models[-1]) for its, own in everything)]
+    folders = [run.evaluation("base"), *(its.evaluation(own.compared_models[-1]) for its, own in everything)]
     results = [_read(folder / "results.json").get("figures", {}) for folder in folders]
     for figure in dict.fromkeys(name for one in results for name in one):
         estimates = (one.get(figure) for one in results)

@@ -48,7 +48,7 @@ def render(record: RunRecord) -> str:
         kinds=KINDS,
         evaluation=_evaluation_table(record),
         differences=[(task, *_difference(estimate)) for task, estimate in record.differences.items()],
-        models=list(record.config.evaluated_models),
+        models=list(record.config.compared_models),
         failures=[] if record.society is None else failure_counts(record.society).most_common(),
         has_map=data["map"] is not None,
         bounds=_bounds(record),
@@ -195,7 +195,7 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
             )
         )
     for task, estimate in list(record.differences.items())[:2]:
-        models = record.config.evaluated_models
+        models = record.config.compared_models
         shown, verdict = _difference(estimate)
         mean, _, interval = shown.partition(" ")
         tiles.append((f"{task}: {models[-1]} - {models[0]}", mean, f"{interval}: {verdict}"))

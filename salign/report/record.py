@@ -283,10 +283,26 @@ def _read_evaluation(run: RunDir, config: Config, record: RunRecord) -> None:
             }
         else:
             record.missing("evaluation", f"the evaluation of {model}", folder)
-    models = list(config.evaluated_models)
-    if len(models) > 1 and {models[0], models[-1]} <= set(record.evaluation):
-        compared = compare(run, config, (models[0], models[-1]))
+    _put_together(run, config, record)
+
+
+def _put_together(run: RunDir, config: Config, record: RunRecord) -> None:
+    """Of a stage's evaluations for several seeds makes one, and compares the last model with the first."""
+    models = config.compared_models
+    members = {model: (model,) if model == "base" else config.train.copies(model) for model in models}
+    whole = [model for model in models if set(members[model]) <= set(record.evaluation)]
+    ends = [model for model in dict.fromkeys((models[0], models[-1])) if model in whole]
+    if len(ends) == 2:
+        compared = compare(run, config, ends)
         record.differences = {figure: difference.estimate for figure, (difference,) in compared.differences.items()}
+    for model in whole:
+        if len(members[model]) > 1:
+            over = {figure: row[model] for figure, row in compare(run, config, [model]).figures.items()}
+            for name in members[model]:
+                del record.evaluation[name]
+            record.evaluation[model] = {
+                name: Figure(row.mean, row.low, row.high, row.n) for name, row in over.items() if row.mean is not None
+            }
 
 
 def failure_counts(society: Society, most: int = 10) -> Counter[str]:

@@ -4,25 +4,30 @@ import itertools
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from salign.config import KINDS, Config, SocietySection
 from salign.documents import read_json
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.statistics import Estimate
+from salign.files import read_rows
 from salign.garbage import rare_collections
 from salign.markers import check_files, read_done, require_done
 from salign.records import Interaction, read_interactions
 from salign.run import RunDir
+from salign.seeds import rng
 from salign.society.observer import in_words
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Protocol
 from salign.storage import write_atomic
 from salign.tracking.metrics import mean, read_metrics
+
+_NUM_EXAMPLES = 3
 
 
 @rare_collections()
@@ -48,8 +53,8 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
     """Computes the run's figures from its complete stages; writes `report/summary.json`, and the models' table.
 
     Returns:
-        `society` and `dataset` (None where nothing was simulated), `training`, `evaluation` and `differences`, each
-        figure's paired difference of the last evaluated model from the first.
+        `society` and `dataset` (None where nothing was simulated), `training`, `evaluation`, `differences`, each
+        figure's paired difference of the last evaluated model from the first, and `examples` of what both answer.
     """
     files: list[Iterable[Interaction]] = []
     card, observer = None, None
@@ -71,17 +76,20 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
             "loss_first_quarter": mean(losses[:quarter]),
             "loss_last_quarter": mean(losses[-quarter:]),
         }
-    models = config.evaluated_models
-    evaluation = {}
+    models = config.compared_models
+    evaluation: dict[str, Any] = {}
     for model in models:
         done = read_done(run.evaluation(model))
         evaluation[model] = {} if done is None else done.facts
     differences = {}
-    if len(models) > 1:
+    if len(config.evaluated_models) > 1:
         compared = compare(run, config, models)
         write_tables(run, compared)
+        for figure, row in compared.figures.items():
+            for model, estimate in row.items():
+                evaluation[model][figure] = estimate.to_json()
         # Pairs stand in the order of the models.
-        differences = {task: pairs[len(models) - 2].estimate for task, pairs in compared.differences.items()}
+        differences = {task: pairs[len(models) - 2].estimate for task, pairs in compared.differences.items() if pairs}
     protocol, everything = protocol_of(config.society), itertools.chain.from_iterable(files)
     summary = {
         "society": None if card is None else {**_society(everything, protocol), "observer": observer},
@@ -89,9 +97,24 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
         "training": training,
         "evaluation": evaluation,
         "differences": {task: difference.to_json() for task, difference in differences.items()},
+        "examples": _examples(run, config),
     }
     write_atomic(run.report / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _examples(run: RunDir, config: Config) -> list[dict[str, Any]]:
+    """Questions, drawn by the run's seed and not by hand, with the answers of the first and the last model."""
+    ends = dict.fromkeys((config.compared_models[0], config.compared_models[-1]))
+    if any(read_done(run.evaluation(model)) is None for model in ends):
+        return []
+    answered: dict[str, dict[str, str | None]] = {}
+    for model in ends:
+        for _, row in read_rows(run.evaluation(model) / "samples.jsonl"):
+            if isinstance(row, dict) and row.get("benchmark") == "questions":
+                answered.setdefault(row["prompt"], {})[model] = row["answer"]
+    drawn = rng(config.run.seed, "examples").sample(sorted(answered), min(_NUM_EXAMPLES, len(answered)))
+    return [{"question": question, "answers": answered[question]} for question in drawn]
 
 
 def _number(value: float | None) -> str:
@@ -119,7 +142,7 @@ def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console:
         table.add_row(f"{models[-1]} - {models[0]}: {task}", str(Estimate(**row)))
     table.add_section()
     if config.train.stages:
-        table.add_row("model", str(run.model(config.train.stages[-1].name)))
+        table.add_row("model", str(run.model(config.train.last.name)))
     if summary["society"] is not None:
         table.add_row("data", str(run.dataset / "groups.jsonl"))
     table.add_row("logs", str(run.logs))
@@ -130,6 +153,19 @@ def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console:
     console.print(table)
     if summary["differences"]:
         console.print("Intervals are 95 % bootstrap intervals; differences are paired by question.")
+    if summary["examples"]:
+        _print_examples(summary["examples"], console)
+
+
+def _print_examples(examples: Sequence[dict[str, Any]], console: Console) -> None:
+    table = Table(title="Held-out questions, drawn by the run's seed", title_justify="left", pad_edge=False)
+    models = list(examples[0]["answers"])
+    for name in ("question", *models):
+        table.add_column(name, overflow="fold", ratio=1 if name == "question" else 2)
+    for row in examples:
+        said = (row["answers"].get(model) or "-" for model in models)
+        table.add_row(*map(Text, (row["question"], *said)), end_section=True)
+    console.print(table)
 
 
 def _add_society(table: Table, society: dict[str, Any], section: SocietySection) -> None:
