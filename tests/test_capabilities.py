@@ -83,7 +83,9 @@ class Server:
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_get("/v1/models", self.models)
         async with TestServer(app, host="127.0.0.1") as server:
-            section = OpenAISection(kind="openai", base_url=str(server.make_url("/v1")), num_retries=0, **settings)
+            section = OpenAISection(
+                kind="openai", base_url=str(server.make_url("/v1")), num_retries=0, patience_s=0, **settings
+            )
             async with open_unmetered(section, "m", kept, ratings=ratings, kept=kept) as opened:
                 yield metered(*opened)
 

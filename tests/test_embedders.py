@@ -264,7 +264,9 @@ def stub() -> Iterator[Stub]:
 
 def section(stub: Stub, **settings) -> OpenAIEmbedder:
     url = f"http://127.0.0.1:{stub.server_port}/v1"
-    return OpenAIEmbedder(**{"kind": "openai", "base_url": url, "model": "small", "num_retries": 0, **settings})
+    return OpenAIEmbedder(
+        **{"kind": "openai", "base_url": url, "model": "small", "num_retries": 0, "patience_s": 0, **settings}
+    )
 
 
 def test_vectors_of_a_server_get_length_1(stub):
@@ -374,7 +376,9 @@ def test_a_server_that_is_too_slow(stub):
 def test_a_server_that_is_not_there():
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
-    nobody = OpenAIEmbedder(kind="openai", base_url=f"http://127.0.0.1:{port}/v1", model="small", num_retries=0)
+    nobody = OpenAIEmbedder(
+        kind="openai", base_url=f"http://127.0.0.1:{port}/v1", model="small", num_retries=0, patience_s=0
+    )
     with pytest.raises(EngineError, match=r"is unreachable .*1 times.*society\.embedder\.base_url"):
         embed(nobody, ["a"])
 

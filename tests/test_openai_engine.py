@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import Sampling
-from salign.engines import http
+from salign.engines import http, pacing
 from salign.engines.base import Prompt
 from salign.engines.gate import Gate
 from salign.engines.openai import OpenAIEngine, connect
@@ -34,8 +34,8 @@ def _plain_environment(monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Pauses of a hundredth."""
-    monkeypatch.setattr(http, "FIRST_PAUSE_S", http.FIRST_PAUSE_S / 100)
-    monkeypatch.setattr(http, "LONGEST_PAUSE_S", http.LONGEST_PAUSE_S / 100)
+    monkeypatch.setattr(pacing, "FIRST_PAUSE_S", pacing.FIRST_PAUSE_S / 100)
+    monkeypatch.setattr(pacing, "LONGEST_PAUSE_S", pacing.LONGEST_PAUSE_S / 100)
 
 
 def says(text="Hello.", **more) -> web.Response:
@@ -103,7 +103,7 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def opened(url: str, server: Server | None = None, options=None, **settings):
-    section = OpenAISection(kind="openai", base_url=url, **{"num_retries": 2, **settings})
+    section = OpenAISection(kind="openai", base_url=url, **{"num_retries": 2, "patience_s": 0, **settings})
     engine = OpenAIEngine(section, "m", **options or {})
     if server is not None:
         engine.on_push_back(server.pushed_back)
@@ -116,11 +116,12 @@ async def opened(url: str, server: Server | None = None, options=None, **setting
 # --- what may pass -------------------------------------------------------------------------------
 
 
-def test_retry_after_is_waited_for_and_told_to_the_gate():
-    server = Server(lambda: refuses(429, Retry_After="0.3"), says)
+@pytest.mark.parametrize(("status", "num_pushed_back"), [(429, 0), (503, 1)])
+def test_retry_after_is_waited_for_and_of_429_no_sign_of_load(status, num_pushed_back):
+    server = Server(lambda: refuses(status, Retry_After="0.1"), says)
     assert server.ask().text == "Hello."
-    assert 0.3 <= server.times[1] - server.times[0] < 0.7
-    assert server.num_pushed_back == 1
+    assert server.times[1] - server.times[0] >= 0.1
+    assert server.num_pushed_back == num_pushed_back
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_retry_after_is_waited_for_and_told_to_the_gate():
     ],
 )
 def test_retry_after_is_seconds_or_a_date(headers, pause_s):
-    assert http.pause_asked_for(headers) == pause_s
+    assert pacing.pause_asked_for(headers) == pause_s
 
 
 def test_500_twice_then_an_answer(quick):
@@ -175,10 +176,10 @@ def test_a_call_that_always_hangs_is_told(quick):
 
 def test_five_retries_bridge_fifteen_seconds():
     for chance in (0.0, 0.5, 0.999):
-        pauses = [http.pause_s(number, None, chance) for number in range(1, 6)]
+        pauses = [pacing.pause_s(number, None, chance) for number in range(1, 6)]
         assert sum(pauses) >= 15
         assert max(pauses) <= 8
-    assert http.pause_s(1, None, 0.9) < http.pause_s(1, None, 0.1)  # not all at once
+    assert pacing.pause_s(1, None, 0.9) < pacing.pause_s(1, None, 0.1)  # not all at once
 
 
 def test_a_server_that_comes_back_is_found_again(quick):
@@ -186,9 +187,7 @@ def test_a_server_that_comes_back_is_found_again(quick):
 
     async def run():
         server = Server(says, HANG)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         runner = web.AppRunner(server.app(), shutdown_timeout=0.05)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
@@ -213,6 +212,106 @@ def test_a_server_that_is_not_there_is_unreachable(quick):
 
     with pytest.raises(EngineError, match=r"http://127\.0\.0\.1:1/v1 is unreachable \(.*\), 3 times\. Start it"):
         asyncio.run(run())
+
+
+async def ask_at(port: int, **settings):
+    async with opened(f"http://127.0.0.1:{port}/v1", **settings) as engine:
+        call = asyncio.create_task(engine.generate(HELLO, Sampling(), 0))
+        while engine.waiting_since is None and not call.done():
+            await asyncio.sleep(0.001)
+        yield engine
+        yield await call
+        yield engine
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_a_server_that_nobody_reaches_is_waited_for_however_many_tries_it_takes(quick, caplog, monkeypatch):
+    monkeypatch.setattr(http, "SAY_AFTER_S", 0.05)
+
+    async def run():
+        port = free_port()
+        steps = ask_at(port, num_retries=0, patience_s=60)
+        engine = await anext(steps)
+        while "waiting for the server since" not in caplog.text:
+            await asyncio.sleep(0.01)
+        async with TestServer(Server(says).app(), host="127.0.0.1", port=port):
+            assert (await anext(steps)).text == "Hello."
+            assert engine.waiting_since is None
+            await steps.aclose()
+
+    asyncio.run(run())
+    assert "for 60 s at most" in caplog.text
+    assert "answers again" in caplog.text
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_proxy_before_nobody_is_waited_for(quick, status):
+    server = Server(*[lambda: refuses(status, "bad gateway")] * 9, says)
+    assert server.ask(num_retries=1, patience_s=60).text == "Hello."
+    assert len(server.times) == 10
+
+
+def test_patience_ends_with_its_time(quick):
+    async def run():
+        async with opened("http://127.0.0.1:1/v1", patience_s=0.05) as engine:
+            await engine.generate(HELLO, Sampling(), 0)
+
+    with pytest.raises(EngineError, match=r"is unreachable .* in \d+ s \(engine\.patience_s = 0\.05\)\. Start it"):
+        asyncio.run(run())
+
+
+def test_a_call_that_alone_finds_nobody_is_not_waited_for(quick):
+    """It breaks its connection each time, as one that ends the server's process does, while others are answered."""
+
+    async def run():
+        server = Server()
+
+        async def chat(request):
+            if "Break" in await request.text():
+                request.transport.abort()
+            return says()
+
+        server.chat = chat
+        async with server.engine(patience_s=600) as engine:
+            broken = asyncio.create_task(engine.generate(Prompt("Break."), Sampling(), 0))
+            while not broken.done():
+                await engine.generate(HELLO, Sampling(), 0)
+            return await broken
+
+    with pytest.raises(EngineError, match="is unreachable"):
+        asyncio.run(run())
+
+
+def test_a_limit_on_the_rate_is_learnt_and_costs_no_call(quick):
+    """A bucket of 20 requests that fills at 200 a second, under 200 calls at once that may not fail."""
+    num_sent = 0
+
+    async def run():
+        level, then = 20.0, time.monotonic()
+
+        async def chat(request):
+            nonlocal level, then, num_sent
+            num_sent += 1
+            now = time.monotonic()
+            level, then = min(level + 200 * (now - then), 20.0), now
+            if level < 1:
+                return refuses(429, "Rate limit reached", retry_after_ms=str(max(1, round((1 - level) * 5))))
+            level -= 1
+            return says()
+
+        server = Server()
+        server.chat = chat
+        async with server.engine(num_retries=0, patience_s=60) as engine:
+            await asyncio.gather(*(engine.generate(HELLO, Sampling(), seed) for seed in range(400)))
+        return server.num_pushed_back
+
+    assert asyncio.run(run()) == 0
+    assert num_sent < 2 * 400
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.05])
@@ -293,7 +392,7 @@ def test_a_refused_call_is_rejected_at_once(status):
 def test_a_refused_key_is_an_error_of_the_config(status, monkeypatch):
     monkeypatch.setenv("LAB_KEY", KEY)
     server = Server(lambda: refuses(status, f"bad key {KEY}"))
-    with pytest.raises(ConfigError, match=rf"refuses the key \(HTTP {status}\).* LAB_KEY ") as raised:
+    with pytest.raises(ConfigError, match=rf"refuses the key \(HTTP {status}.* LAB_KEY ") as raised:
         server.ask(api_key_env="LAB_KEY")
     assert KEY not in str(raised.value)
     assert len(server.times) == 1

@@ -215,9 +215,9 @@ def test_a_reply_without_end_is_an_error_and_not_read(answer, call):
         async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
             if call == "embed":
-                embedder = OpenAIEmbedder(kind="openai", base_url=url, model="m", num_retries=0)
+                embedder = OpenAIEmbedder(kind="openai", base_url=url, model="m", num_retries=0, patience_s=0)
                 await asyncio.to_thread(embed, embedder, ["a"])
-            section = OpenAIEngine(kind="openai", base_url=url, model="m", num_retries=0)
+            section = OpenAIEngine(kind="openai", base_url=url, model="m", num_retries=0, patience_s=0)
             if call == "open":
                 await connect(section)
                 return

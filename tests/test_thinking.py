@@ -79,7 +79,7 @@ def ask(message: dict, finish="stop", usage=None, *, call="generate") -> Reply |
         app = web.Application()
         app.router.add_post("/v1/chat/completions", chat)
         async with TestServer(app, host="127.0.0.1") as server:
-            section = OpenAISection(kind="openai", base_url=str(server.make_url("/v1")), num_retries=0)
+            section = OpenAISection(kind="openai", base_url=str(server.make_url("/v1")), num_retries=0, patience_s=0)
             engine = OpenAIEngine(section, "m")
             try:
                 return await engine.generate(HELLO, Sampling(), 0)

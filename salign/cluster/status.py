@@ -20,6 +20,7 @@ from salign.plan import Unit, complete, state, units
 from salign.run import RunDir
 from salign.shown import as_called
 from salign.stages import stage_of
+from salign.tracking.progress import waits
 
 _LAST_LINES = 5
 # Of failed units, so many are shown in full.
@@ -256,6 +257,9 @@ def print_status(run: RunDir, config: Config, console: Console) -> None:
         console.print(f"{len(failed) - _MAX_FAILURES} more failed", highlight=False)
     counts = board.counts()
     console.print(", ".join(f"{count} {word}" for word, count in counts.items()), highlight=False)
+    at_work = [unit for unit in board.units if unit.stage == "simulate" and board.standings[unit.key].word == "running"]
+    if waiting := waits(at_work):
+        console.print(waiting, highlight=False)
     for error in board.unanswered:
         console.print(f"known only from the run's folder: {error}", markup=False, highlight=False, soft_wrap=True)
     for name in board.without_accounting:

@@ -5,7 +5,18 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from salign.config.base import Count, CountOrZero, FolderOrHub, NotBool, Positive, Section, Tokens, at_most, unless
+from salign.config.base import (
+    Count,
+    CountOrZero,
+    FolderOrHub,
+    NotBool,
+    NotNegative,
+    Positive,
+    Section,
+    Tokens,
+    at_most,
+    unless,
+)
 from salign.config.effects import Effect
 
 RatingWay = Literal["begun", "told", "schema", "choices"]
@@ -44,6 +55,9 @@ class ServerAddress(Section):
     """The address up to `/v1`, without a key."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), Effect.FREE] = "OPENAI_API_KEY"
     """The environment variable that holds the key. The key itself is never in a config."""
+    patience_s: Annotated[NotNegative, Effect.FREE] = 600.0
+    """How long calls wait for a server that answers nobody (broken connections, 502, 503, 504, a limit on the rate);
+    such tries do not count as retries. vLLM takes 100 s to 7 minutes to start again."""
 
     @field_validator("base_url")
     @classmethod

@@ -106,6 +106,10 @@ class PushesBack(Protocol):
         reported each time, also where it is answered in the end.
         """
 
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when it has answered nobody and is waited for (s since the epoch); None where it answers."""
+
 
 # --- around an engine ------------------------------------------------------------------------------
 

@@ -142,7 +142,8 @@ class _OpenAI(Kind[OpenAIEngine]):
     def check(self, section: OpenAIEngine, base: str, *, fetch: bool, here: bool) -> None:
         if here:
             timeout_s = min(section.timeout_s, _CONNECT_TIMEOUT_S)
-            asyncio.run(self._connect_once(section.model_copy(update={"num_retries": 1, "timeout_s": timeout_s})))
+            once = {"num_retries": 1, "timeout_s": timeout_s, "patience_s": 0.0}
+            asyncio.run(self._connect_once(section.model_copy(update=once)))
 
     async def _connect_once(self, section: OpenAIEngine) -> None:
         async with self.open(section, "", Path()):

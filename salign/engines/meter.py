@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from salign.config import Sampling
-from salign.engines.base import FIRST, Call, Engine, Handler, Priority, Prompt, RatingReply, Reply
+from salign.engines.base import FIRST, Call, Engine, Handler, Priority, Prompt, PushesBack, RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.sentences import shorten
 from salign.errors import CallRejectedError, EngineError
@@ -53,6 +53,11 @@ class MeteredEngine:
     @property
     def identity(self) -> str:
         return self._engine.identity
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when the engine answers nobody (s since the epoch); None where it answers, or never keeps silent."""
+        return self._engine.waiting_since if isinstance(self._engine, PushesBack) else None
 
     @property
     def calls_per_s(self) -> float:

@@ -151,6 +151,10 @@ class OpenAIEngine:
     def on_push_back(self, report: Callable[[], None]) -> None:
         self._server.on_push_back(report)
 
+    @property
+    def waiting_since(self) -> float | None:
+        return self._server.waiting_since
+
     def facts(self) -> dict[str, Any]:
         return self.capabilities.facts()
 

@@ -169,6 +169,7 @@ class KeptServer:
         self._capabilities = Capabilities(rating_way="begun")  # our programs can; until it is measured
         self._num_starts = 0
         self._starting = asyncio.Lock()
+        self._lost_since: float | None = None
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
         return await self._call(lambda engine: engine.generate(prompt, sampling, seed))
@@ -196,6 +197,11 @@ class KeptServer:
         self._report_push_back = report
         if self._engine is not None:
             self._engine.on_push_back(report)
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when it is being started again; None while it serves."""
+        return self._lost_since
 
     def facts(self) -> dict[str, Any]:
         return self.capabilities.facts()
@@ -250,6 +256,7 @@ class KeptServer:
         if self._num_starts > NUM_RESTARTS:
             raise EngineError(f"{ended}\nIt was started {self._num_starts} times; what is complete is kept.") from error
         logger.warning("%s\nIt is being restarted.", ended)
+        self._lost_since = time.time()
         await self._end()
 
     async def _start_once(self) -> None:
@@ -271,10 +278,12 @@ class KeptServer:
             kind="openai",
             base_url=self.running.base_url,
             model=self._program.model,
+            patience_s=0.0,  # whether it lives is known of its process
             **self._section.model_dump(include=shared),
         )
         self._engine = OpenAIEngine(client, self._program.model, identity=self.identity, api_key=key)
         self._engine.capabilities = self._capabilities
+        self._lost_since = None
         if self._report_push_back is not None:
             self._engine.on_push_back(self._report_push_back)
 
@@ -383,6 +392,12 @@ class LeastLoaded:
     def on_push_back(self, report: Callable[[], None]) -> None:
         for engine in self.engines:
             engine.on_push_back(report)
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when none of them serves; None while one does."""
+        lost = [engine.waiting_since for engine in self.engines]
+        return None if None in lost else max(since for since in lost if since is not None)
 
     def facts(self) -> dict[str, Any]:
         return self.capabilities.facts()

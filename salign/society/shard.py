@@ -40,7 +40,7 @@ from salign.society.verdicts import Verdict
 from salign.society.world import World
 from salign.society.worlds import make_worlds, write_graphs, write_profiles
 from salign.storage import sha256
-from salign.tracking.metrics import MetricsLog
+from salign.tracking.metrics import WAITING_S, MetricsLog
 
 logger = logging.getLogger(__name__)
 
@@ -123,12 +123,14 @@ class _Progress:
         """How far this process is, in figures that can be added up."""
         engines = self._engines
         reused = {"sim/calls_reused": sum(engine.reused.total() for engine in engines)} if self._reuses else {}
+        waiting = [engine.waiting_since for engine in engines if engine.waiting_since is not None]
         return {
             **reused,
             "sim/interactions": self.simulation.num_held,
             "sim/alive": self.simulation.num_alive,
             "sim/in_flight": sum(engine.gate.in_flight for engine in engines),
             "sim/in_flight_limit": sum(engine.gate.limit for engine in engines),
+            WAITING_S: round(max((time.time() - since for since in waiting), default=0.0), 1),
             "sim/calls": sum(engine.num_calls for engine in engines),
             "sim/calls_journaled": sum(engine.num_journaled for engine in engines),
             "sim/calls_per_s": round(sum(engine.calls_per_s for engine in engines), 3),
@@ -139,6 +141,7 @@ class _Progress:
     def _figures(self) -> dict[str, Any]:
         here = self._here()
         total = {name: sum((other[name] for other in self._others.values()), start=here[name]) for name in here}
+        total[WAITING_S] = max(rank[WAITING_S] for rank in (here, *self._others.values()))
         return {**total, "sim/calls_most": self._most}
 
     def told(self, rank: int, figures: dict[str, float]) -> None:

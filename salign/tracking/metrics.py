@@ -15,6 +15,9 @@ from salign.errors import DataError
 
 Row = dict[str, Any]
 
+WAITING_S = "sim/waiting_s"
+"""For how long a shard's engine has answered nobody and is waited for; 0 where it answers."""
+
 
 class MetricsLog:
     """Appends rows to a `metrics.jsonl`; each is flushed, and has the time (s since the epoch)."""

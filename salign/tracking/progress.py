@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from salign.plan import Unit
-from salign.tracking.metrics import Row, read_metrics
+from salign.tracking.metrics import WAITING_S, Row, read_metrics
 
 _DRAW_EVERY_S = 0.5
 LINE_EVERY_S = 10.0
@@ -93,7 +93,7 @@ def reached(watched: Watched) -> tuple[float, float, str]:
         last.append(merged)
     total = sum(row.get(watched.most, 0) for row in last)
     done = sum(row.get(watched.done, 0) for row in last)
-    shown = []
+    shown = _waits(last)
     for name, form in watched.lasts.items():
         values = [row[name] for row in last if name in row]
         if values:
@@ -102,6 +102,21 @@ def reached(watched: Watched) -> tuple[float, float, str]:
         if any(name in row for row in last):
             shown.append(form.format(sum(row.get(name, 0) for row in last)))
     return done, total, ", ".join(shown)
+
+
+def _waits(last: Sequence[Row]) -> list[str]:
+    """How many of some shards wait for their engine, and since when."""
+    since = [row["time"] - row[WAITING_S] for row in last if row.get(WAITING_S)]
+    if not since:
+        return []
+    who = "waiting" if len(last) == 1 else f"{len(since)} of {len(last)} waiting"
+    return [f"{who} for the engine since {time.strftime('%H:%M:%S', time.localtime(min(since)))}"]
+
+
+def waits(shards: Sequence[Unit]) -> str:
+    """Returns how many of some shards wait for their engine, and since when; "" for none."""
+    last = [next(reversed(read_metrics(file, last_bytes=1 << 12)), {}) for file in _metrics(shards)]
+    return "".join(_waits(last))
 
 
 @contextlib.contextmanager

@@ -485,7 +485,7 @@ def test_an_engine_that_is_started_again_in_mid_run_is_waited_for(tmp_path, serv
 
 def test_an_engine_that_stays_away_ends_the_shard_with_one_error(tmp_path, served):
     with Mock("--ms-per-call", 10) as mock:
-        run = prepare(tmp_path, SERVED, mock.section(num_retries=1))
+        run = prepare(tmp_path, SERVED, mock.section(num_retries=1, patience_s=1))
         with started(run) as process:
             assert wait_until(lambda: len(records(run)) > 100, process)
             mock.kill()
