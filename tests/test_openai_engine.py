@@ -380,6 +380,67 @@ def test_an_account_without_credit_is_no_load_and_waited_for_in_vain(said):
     assert (len(server.times), server.num_pushed_back) == (1, 0)
 
 
+def in_body(body, status=400):
+    return lambda: web.json_response(body, status=status)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"error": {"message": "Unsupported parameter: 'max_tokens'"}}, "Unsupported parameter: 'max_tokens'"),
+        ({"error": "top_p is out of range", "error_type": "validation"}, "top_p is out of range"),
+        ({"object": "error", "message": "too long", "code": 400}, "too long"),
+        ({"detail": "no such field"}, "no such field"),
+        (
+            {"detail": [{"loc": ["body", "seed"], "msg": "extra fields not permitted"}, {"loc": ["b"], "msg": "x"}]},
+            "body.seed: extra fields not permitted; b: x",
+        ),
+        ([{"error": {"code": 400, "message": "an array, as Gemini's"}}], "an array, as Gemini's"),
+        (
+            {"error": {"message": "Provider returned error", "metadata": {"raw": '{"error": {"message": "too hot"}}'}}},
+            "Provider returned error: too hot",
+        ),
+        ({"errors": [{"message": "one"}, {"message": "two"}]}, "one; two"),
+        ({"reason": "none given"}, "reason: none given"),
+        ("just so", "just so"),
+    ],
+)
+def test_a_refusal_is_told_in_the_server_s_own_words(body, words):
+    with pytest.raises(CallRejectedError) as raised:
+        Server(in_body(body)).ask()
+    assert str(raised.value).endswith(f"refused a call: HTTP 400: {words}")
+
+
+def test_a_page_is_told_without_its_tags():
+    page = "<html><style>b {}</style><h1>Payload</h1> too <b>large</b></html>"
+    with pytest.raises(CallRejectedError, match=r"HTTP 413: Payload too large$"):
+        Server(lambda: web.Response(text=page, status=413)).ask()
+
+
+def test_json_without_end_in_a_refusal_is_text(quick):
+    deep = '{"error":' * 3000
+    with pytest.raises(CallRejectedError, match=r"HTTP 400: \{\\?\"error"):
+        Server(in_body({"error": {"message": deep}})).ask()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        ({"code": 400, "message": "bad role"}, CallRejectedError, "refused a call: HTTP 200: bad role"),
+        ({"code": "402", "message": "pay"}, EngineError, "failed: HTTP 200: pay"),
+        ("model is loading", EngineError, "failed after 2 retries: HTTP 200: model is loading"),
+        ({"code": 429, "type": "insufficient_quota", "message": "spent"}, EngineError, "no credit left .*spent"),
+    ],
+)
+def test_an_error_that_comes_as_a_success_is_none(quick, error, kind, words):
+    with pytest.raises(kind, match=words):
+        Server(lambda: web.json_response({"error": error, "user_id": "u"})).ask()
+
+
+def test_an_error_of_null_beside_an_answer_is_none():
+    assert Server(lambda: says(error=None)).ask().text == "Hello."
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_refused_call_is_rejected_at_once(status):
     server = Server(lambda: refuses(status, "the prompt is\ntoo long"))

@@ -228,7 +228,8 @@ class Server:
             away = not isinstance(error, aiohttp.ClientSSLError)
             failure = EngineUnavailableError(
                 f"{self._where} is unreachable ({self.short(str(error) or type(error).__name__)}), {number} times"
-                f"{self._waited()}. Start it, or set {self._setting}.base_url to where it listens; what is complete is kept."
+                f"{self._waited()}. Start it, or set {self._setting}.base_url to where it listens; what is complete "
+                "is kept."
             )
             raise _MayPassError(failure, away=away) from error
         except TimeoutError as error:
@@ -248,18 +249,16 @@ class Server:
         finally:
             del self._in_hand[ticket]
         status = response.status
-        if status < 400:
-            refusal = refusal_in_success(answer)
-            if refusal is None:
-                return answer
-            status = refusal.status or 500
-        else:
-            refusal = refusal_in(answer)
+        refusal = refusal_in_success(answer) if status < 400 else refusal_in(answer)
+        if refusal is None:
+            return answer
         raise self._failure(status, refusal, number, pause_asked_for(response.headers))
 
     def _failure(self, status: int, refusal: Refusal, number: int, asked_pause_s: float | None) -> Exception:
         """What a refusal means: that the call may be made again, or what the user is told."""
         said = self._said(status, refusal)
+        if status < 400:
+            status = refusal.status or 500
         limited = status == 429 and asked_pause_s is not None
         if not limited and status not in _AWAY:
             self._hear()
