@@ -270,6 +270,15 @@ def test_all_gates_that_are_crossed_are_named_at_once():
     assert all(f"society.gates.{name} = " in str(raised.value) for name in OPEN)
 
 
+def test_calls_that_are_refused_are_told_in_the_engine_s_words():
+    said = "m at http://a refused a call: HTTP 400: Unsupported parameter: 'max_tokens'"
+    with pytest.raises(StageError) as raised:
+        poor().check(Gates(**{**OPEN, "max_refused_call_share": 0.0}), 7, {**CALLS, "said_of_refusals": said})
+    assert f"3 of 10 calls (society.gates.max_refused_call_share = 0.0%), most often with: {said}" in str(raised.value)
+    assert "engine.dialect" in str(raised.value)
+    assert "stronger" not in str(raised.value)
+
+
 def test_a_good_shard_passes_the_default_gates():
     good = interaction(
         feedback=(Feedback(4, 5.0, "", None),), draft_rating=Rating(3.0, 4.0), revision_rating=Rating(6.5, 7.0)

@@ -4,6 +4,7 @@ from salign.config.aggregation import Aggregation, BallotRule
 from salign.config.base import Sampling, Section
 from salign.config.cluster import ClusterSection, LocalCluster, SlurmCluster, SlurmResources, Throughput
 from salign.config.criteria import SCALE, WORDINGS, Criterion, Scale
+from salign.config.dialects import DIALECTS, Dialect
 from salign.config.effects import NOT_FREE, Effect, selected, settings_of
 from salign.config.embedders import Embedder, HashingEmbedder, OpenAIEmbedder, TransformersEmbedder
 from salign.config.engines import (
@@ -112,6 +113,7 @@ from salign.config.training import (
 from salign.config.whole import Config, Price, RunSection, TrackingSection
 
 __all__ = [
+    "DIALECTS",
     "FLAGS",
     "JUDGED",
     "KINDS",
@@ -144,6 +146,7 @@ __all__ = [
     "DatasetSection",
     "DatasetSource",
     "DeliberationProtocol",
+    "Dialect",
     "DialogueProtocol",
     "EdgesTopology",
     "Effect",

@@ -17,6 +17,7 @@ from salign.config.base import (
     at_most,
     unless,
 )
+from salign.config.dialects import DIALECTS, Dialect, DialectName, ExtraBody
 from salign.config.effects import Effect
 
 RatingWay = Literal["begun", "told", "schema", "choices"]
@@ -86,6 +87,9 @@ class _ServerCalls(Section):
     rating_way: Literal["auto"] | RatingWay = "auto"
     """How a rating from the digits' probabilities is requested. `auto`: the way that puts most of the probability on
     digits, measured when the engine opens. If a way is named, only that one is measured."""
+    extra_body: ExtraBody = Field(default={}, validate_default=True)
+    """More fields of each request, such as `top_k` or `chat_template_kwargs`. They are part of the model's name in
+    results and of each call's key in the journal."""
 
 
 class OpenAIEngine(_ServerCalls, ServerAddress):
@@ -94,6 +98,20 @@ class OpenAIEngine(_ServerCalls, ServerAddress):
     kind: Literal["openai"]
     model: Annotated[str | None, Effect.INPUT] = None
     """The served name; None: the only model that the server offers."""
+    dialect: DialectName | Dialect = "auto"
+    """What the server takes, by its kind or field by field; docs/engines.md has the table. `auto`: as OpenAI's, and
+    what it refuses is found out by the first calls."""
+
+    @property
+    def speaks(self) -> Dialect:
+        """The dialect itself."""
+        return DIALECTS[self.dialect] if isinstance(self.dialect, str) else self.dialect
+
+    @model_validator(mode="after")
+    def _way_of_the_dialect(self) -> "OpenAIEngine":
+        unknown = {"begun": not self.speaks.begins_replies, "schema": self.speaks.json_schema == "none"}
+        mistake = f"rating_way {self.rating_way}: the dialect does not have it"
+        return unless(self, [mistake] if unknown.get(self.rating_way) else [])
 
 
 class ServerEngine(_ServerCalls):

@@ -18,7 +18,7 @@ from salign.config.base import (
 )
 from salign.config.cluster import ClusterSection, LocalCluster
 from salign.config.effects import Effect
-from salign.config.engines import EngineSection, TransformersEngine
+from salign.config.engines import EngineSection, OpenAIEngine, TransformersEngine
 from salign.config.evaluation import EvaluateSection, Judge
 from salign.config.generations import Generations
 from salign.config.society import SocietySection
@@ -210,11 +210,30 @@ class Config(Section):
             for stage in self.train.stages
             if stage.groups_per_step < ranks
         ]
-        mistakes += self._mistakes_of_generations()
+        mistakes += self._mistakes_of_generations() + self._mistakes_of_dialects()
         fewest = self.cluster.min_shards
         if fewest is not None and fewest > self.society.num_shards:
             mistakes.append(f"cluster.min_shards {fewest} exceeds society.num_shards {self.society.num_shards}")
         return unless(self, mistakes)
+
+    def _mistakes_of_dialects(self) -> list[str]:
+        """Engines that are asked for probabilities, and by their dialect give none."""
+        society = self.society
+        agents = society.rating if society.has_audience or society.protocol.asks_for_numbers else "parse"
+        judges = society.rating if "questions" in self.evaluate.benchmarks else "parse"
+        asked: dict[str, str] = {place: judges for place in self.engines() if place.startswith("evaluate.judges.")}
+        asked |= {place: agents for place in self.engines() if place.startswith("society.mixture.")}
+        asked["society.observer"] = society.observers_rate
+        asked["engine"] = "parse" if {agents, judges} == {"parse"} else "logprob"
+        if society.observer is None and society.observers_rate != "parse":
+            asked["engine"] = "logprob"
+        return [
+            f"{place}.dialect shows no log-probabilities, by which ratings are asked for there: set "
+            "society.rating=parse, or name another engine"
+            for place, engine in self.engines().items()
+            if isinstance(engine, OpenAIEngine) and engine.speaks.max_top_logprobs == 0
+            if asked.get(place, "parse") != "parse"
+        ]
 
     def _mistakes_of_generations(self) -> list[str]:
         num, stage = self.generations.num, self.generations.stage

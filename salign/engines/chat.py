@@ -64,6 +64,7 @@ class Message(BaseModel):
     reasoning_content: Any = None
     reasoning: Any = None
     refusal: str | None = None
+    tool_calls: Any = None
 
     @property
     def text(self) -> str | None:
@@ -85,6 +86,20 @@ class Choice(BaseModel):
     message: Message
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
+    error: Any = None  # OpenRouter's, of the provider behind it
+
+    @property
+    def why_refused(self) -> str | None:
+        """Why there is no reply, where the server or its model refused one; None where there may be one."""
+        if self.message.refusal:
+            return self.message.refusal
+        if self.finish_reason == "content_filter":
+            return "its content filter ended the reply"
+        if self.finish_reason == "error":
+            return f"the reply ended with an error: {json.dumps(self.error, ensure_ascii=False)}"
+        if self.message.tool_calls and not self.message.text:
+            return f"the model called a tool instead of replying: {json.dumps(self.message.tool_calls)}"
+        return None
 
     @property
     def finish(self) -> Finish | None:

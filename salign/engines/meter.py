@@ -10,6 +10,9 @@ from salign.engines.gate import Gate
 from salign.engines.sentences import shorten
 from salign.errors import CallRejectedError, EngineError
 
+# Of different words with which calls are refused, so many are kept.
+_MOST_WORDS = 20
+
 
 class MeteredEngine:
     """Counts what an engine answers, through its journal and its gate; replies have `max_sentences` at most.
@@ -20,6 +23,7 @@ class MeteredEngine:
         num_journaled: Those of them that the journal answered.
         reused: Those of them that another run's journal answered, by its folder.
         num_refused: Those of them that were refused.
+        refusals: In whose words, how often; the first so many different ones.
         num_cut: Replies that `max_tokens` ended, as far as the engine says it.
         num_thinking: Replies from which thinking was taken off.
         num_thinking_cut: Those of them that were cut off while the model thought, which leaves them without text.
@@ -41,6 +45,7 @@ class MeteredEngine:
         self.num_journaled = 0
         self.reused: Counter[str] = Counter()
         self.num_refused = 0
+        self.refusals: Counter[str] = Counter()
         self.num_cut = 0
         self.num_thinking = 0
         self.num_thinking_cut = 0
@@ -69,8 +74,8 @@ class MeteredEngine:
         call = Call(prompt, sampling, seed, priority)
         try:
             reply = await self._handler.handle(call)
-        except CallRejectedError:
-            self._count_refusal(call)
+        except CallRejectedError as error:
+            self._count_refusal(call, error)
             raise
         assert isinstance(reply, Reply)
         reply = shorten(reply, sampling.max_sentences)
@@ -85,14 +90,20 @@ class MeteredEngine:
         call = Call(prompt, None, seed, priority)
         try:
             reply = await self._handler.handle(call)
-        except CallRejectedError:
-            self._count_refusal(call)
+        except CallRejectedError as error:
+            self._count_refusal(call, error)
             raise
         assert isinstance(reply, RatingReply)
         self._count(call, reply)
         return reply
 
-    def _count_refusal(self, call: Call) -> None:
+    def said_of_refusals(self) -> str:
+        """What was said with most refusals; "" where there are none."""
+        return next((words for words, _ in self.refusals.most_common(1)), "")
+
+    def _count_refusal(self, call: Call, error: CallRejectedError) -> None:
+        if (words := str(error)) in self.refusals or len(self.refusals) < _MOST_WORDS:
+            self.refusals[words] += 1
         self.num_calls += 1
         self.num_journaled += call.is_journaled
         self.num_refused += 1

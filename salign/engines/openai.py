@@ -7,20 +7,20 @@ needed here need little of it.
 import functools
 import json
 import logging
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from salign.chat import Message, break_up, conversation
-from salign.config import SCALE, RatingWay, Sampling, Scale
+from salign.config import SCALE, Dialect, RatingWay, Sampling, Scale, ServerEngine
 from salign.config import OpenAIEngine as OpenAISection
 from salign.engines import thinking
 from salign.engines.base import RATING_PREFIX, Prompt, RatingReply, Reply, normalise
 from salign.engines.capabilities import PROBES, Capabilities, Ratings, measure_ways
 from salign.engines.chat import Completion, in_words, rating_schema, weights
 from salign.engines.http import Server
+from salign.engines.refusals import MAY_BE_REFUSED, refused_parameter
 from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -37,13 +37,9 @@ _NUM_FORM_PROBES, _FORM_TOKENS = 3, 120
 _HELLO = Prompt("Is water wet? Reply with yes or no.", "Be brief.")
 _HELLO_TOKENS = 512
 
-# Hosted models refuse these one by one; `system` is the role, which some templates do not have.
-_MAY_BE_REFUSED = ("temperature", "top_p", "seed", "system")
-_REFUSED = re.compile(
-    r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra|not permitted|not allowed|only the default",
-    re.IGNORECASE,
-)
+# What some servers show at most of the likeliest tokens.
 _FEW_LOGPROBS = 5
+PLAIN = Dialect()
 # With 20 likely ones, each as text, bytes and number, a token takes some 4 KB.
 _MOST_BYTES_OF_TOKEN = 16 << 10
 
@@ -77,11 +73,12 @@ class OpenAIEngine:
         """
         self._section = section
         self._model = model
-        self._identity = identity or model
+        self._dialect = section.speaks
+        self._identity = identity or with_body(model, section)
         self._name = f"{model} at {section.base_url}"
         self._server = Server(section, self._name, api_key)
         way = None if section.rating_way == "auto" else section.rating_way
-        self.capabilities = Capabilities(rating_way=way)
+        self.capabilities = Capabilities(rating_way=way, refused=self._left_out())
 
     @property
     def identity(self) -> str:
@@ -108,8 +105,7 @@ class OpenAIEngine:
     def _reply(self, completion: Completion, *, in_form: bool = False) -> Reply:
         choice = completion.choices[0]
         text, aside = choice.message.text, completion.has_reasoning
-        if choice.message.refusal or choice.finish_reason == "content_filter":
-            why = choice.message.refusal or "its content filter ended the reply"
+        if (why := choice.why_refused) is not None:
             raise CallRejectedError(f"{self._name} refused a call: {self._server.short(why)}")
         if text is None and not aside and choice.finish != "length":
             raise CallRejectedError(f"{self._name} returned a reply without text")
@@ -126,7 +122,7 @@ class OpenAIEngine:
     async def _rate(self, way: RatingWay, prompt: Prompt, seed: int) -> RatingReply:
         """Asks for a rating in one of the ways."""
         parameters: dict[str, Any] = {"max_tokens": 1, "logprobs": True}
-        parameters["top_logprobs"] = self._section.num_top_logprobs
+        parameters["top_logprobs"] = min(self._section.num_top_logprobs, self._dialect.max_top_logprobs)
         begun = RATING_PREFIX if way == "begun" else None
         told = {"told": _ONE_DIGIT, "choices": _ONE_DIGIT, "schema": _ONE_OBJECT}.get(way)
         if told is not None:
@@ -167,27 +163,28 @@ class OpenAIEngine:
         """Measures what the server can do; see `Measurable`."""
         await self._say_hello()
         if ratings in ("parse", "both"):
-            found = {"json_schema": await self._holds_to_schema()}
+            holds = self._dialect.json_schema != "none" and await self._holds_to_schema()
+            found = {"json_schema": holds}
             self.capabilities = self.capabilities.model_copy(update=found)
         if ratings not in ("logprob", "both"):
             return self.capabilities
         await self._ask_for_fewer_logprobs()
         asked = self._section.rating_way
-        ways: tuple[RatingWay, ...] = ("begun", "told", "schema", "choices") if asked == "auto" else (asked,)
+        ways: tuple[RatingWay, ...] = _ways(self._dialect) if asked == "auto" else (asked,)
         rates = {way: functools.partial(self._rate, way, seed=0) for way in ways}
         chosen, measured = await measure_ways(self._name, rates)
         return self.capabilities.model_copy(update={"rating_way": chosen, "ways": measured})
 
     async def _say_hello(self) -> None:
         """Learns which parameters the server refuses, by its own words, and whether its template opens a thought."""
-        self.capabilities = Capabilities()
-        for _ in range(len(_MAY_BE_REFUSED) + 2):
+        self.capabilities = Capabilities(refused=self._left_out())
+        for _ in range(len(MAY_BE_REFUSED) + 2):
             try:
                 completion = await self._complete(_HELLO, 0, temperature=0.0, top_p=1.0, max_tokens=_HELLO_TOKENS)
             except EngineUnavailableError:
                 raise
             except EngineError as error:  # refused; or a template that raises, which some servers call their own fault
-                name = _refused_parameter(str(error).removeprefix(self._name))
+                name = refused_parameter(str(error).removeprefix(self._name))
                 if name is None or name in self.capabilities.refused:
                     if not isinstance(error, CallRejectedError):
                         raise
@@ -201,6 +198,11 @@ class OpenAIEngine:
                 opened = thinking.closes_what_it_did_not_open(said)
                 self.capabilities = self.capabilities.model_copy(update={"opens_thinking": opened})
                 return
+
+    def _left_out(self) -> tuple[str, ...]:
+        """What the dialect is known not to take."""
+        renamed = ("max_tokens",) if self._dialect.max_tokens == "max_completion_tokens" else ()
+        return (*renamed, *self._dialect.leaves_out)
 
     async def _ask_for_fewer_logprobs(self) -> None:
         """Some servers show 5 of the likeliest tokens at most, and refuse whoever asks for more."""
@@ -243,9 +245,11 @@ class OpenAIEngine:
             messages.append({"role": "assistant", "content": begun})
             # vLLM's words for it; llama.cpp does so of itself
             parameters |= {"add_generation_prompt": False, "continue_final_message": True}
-        request = {"model": self._model, "messages": messages, "seed": seed, **parameters}
+        request = {"model": self._model, "messages": messages, "seed": seed, **parameters, **self._section.extra_body}
         if refused:
             request = _without(request, refused)
+        if self._dialect != PLAIN:
+            request = _in_dialect(request, self._dialect)
         body = _writable(json.dumps(request, ensure_ascii=False))
         more_bytes = int(parameters.get("max_tokens", 0)) * _MOST_BYTES_OF_TOKEN
         answer = await self._server.ask("POST", "chat/completions", body, more_bytes)
@@ -268,15 +272,6 @@ _SAID_OTHERWISE = {
 }
 
 
-def _refused_parameter(said: str) -> str | None:
-    """The parameter that a server's refusal is about, as far as it says so."""
-    if "max_completion_tokens" in said:
-        return "max_tokens"
-    if not _REFUSED.search(said):
-        return None
-    return next((name for name in _MAY_BE_REFUSED if re.search(rf"\b{name}\b", said, re.IGNORECASE)), None)
-
-
 def _without(request: dict[str, Any], refused: Sequence[str]) -> dict[str, Any]:
     """A request without what the server refuses, or with it in other words."""
     kept = {name: value for name, value in request.items() if name not in refused or name == "top_logprobs"}
@@ -285,6 +280,33 @@ def _without(request: dict[str, Any], refused: Sequence[str]) -> dict[str, Any]:
     if "top_logprobs" in refused and "top_logprobs" in kept:
         kept["top_logprobs"] = _FEW_LOGPROBS
     return kept
+
+
+def _in_dialect(request: dict[str, Any], dialect: Dialect) -> dict[str, Any]:
+    """A request in the form that a server takes."""
+    said = dict(request)
+    if not dialect.full_top_p and said.get("top_p") == 1:
+        del said["top_p"]
+    if dialect.content == "parts":
+        said["messages"] = [
+            {**message, "content": [{"type": "text", "text": message["content"]}]} for message in said["messages"]
+        ]
+    if dialect.json_schema == "value" and "response_format" in said:
+        said["response_format"] = {"type": "json_schema", "value": said["response_format"]["json_schema"]}
+    return said
+
+
+def _ways(dialect: Dialect) -> tuple[RatingWay, ...]:
+    """The ways of asking for a rating that a dialect may have."""
+    ways: tuple[RatingWay, ...] = ("begun", "told", "schema", "choices")
+    missing = {"begun": not dialect.begins_replies, "schema": dialect.json_schema == "none"}
+    return tuple(way for way in ways if not missing.get(way))
+
+
+def with_body(identity: str, section: OpenAISection | ServerEngine) -> str:
+    """A model's name with what its requests have beside the rest, by which it may answer otherwise."""
+    extra = section.extra_body
+    return f"{identity} with {json.dumps(extra, sort_keys=True, ensure_ascii=False)}" if extra else identity
 
 
 def _choices(scale: Scale) -> dict[str, Any]:

@@ -17,8 +17,7 @@ _TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECA
 # Hosted models refuse these one by one; `system` is the role, which some templates do not have.
 MAY_BE_REFUSED = ("temperature", "top_p", "seed", "system")
 _REFUSED = re.compile(
-    r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra|not permitted|not allowed|only the default"
-    r"|must be > 0\.0 and < 1\.0",
+    r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra|not permitted|not allowed|only the default",
     re.IGNORECASE,
 )
 
@@ -30,13 +29,11 @@ class Refusal(NamedTuple):
         words: Its own, without what they are wrapped in.
         status: The HTTP status that the body names, where it does.
         is_spent: An account has no credit left, which no pause cures.
-        parameter: What of the request is meant, where the server names it apart from its words.
     """
 
     words: str
     status: int | None = None
     is_spent: bool = False
-    parameter: str | None = None
 
 
 def refusal_in(answer: bytes) -> Refusal:
@@ -51,12 +48,10 @@ def refusal_in(answer: bytes) -> Refusal:
         error = inner
     fields = error if isinstance(error, dict) else {}
     codes = {value for part in (fields, body) if isinstance(part, dict) for value in _codes(part)}
-    parameter = fields.get("param")
     return Refusal(
         _words(body),
         next((code for code in codes if isinstance(code, int) and 400 <= code < 600), None),
         not _SPENT.isdisjoint(code for code in codes if isinstance(code, str)),
-        parameter if isinstance(parameter, str) else None,
     )
 
 
@@ -105,17 +100,10 @@ def _words(part: Any, depth: int = 0) -> str:
     return where + ": ".join(filter(None, reversed(said)))
 
 
-def refused_parameter(said: str, named: str | None = None) -> str | None:
-    """The parameter that a server's refusal is about, as far as it says so; of those that can be left out.
-
-    Args:
-        said: Its words.
-        named: The parameter that it names apart from them.
-    """
+def refused_parameter(said: str) -> str | None:
+    """The parameter that a server's refusal is about, as far as it says so; of those that can be left out."""
     if "max_completion_tokens" in said:
         return "max_tokens"
-    if named in MAY_BE_REFUSED:
-        return named
     if not _REFUSED.search(said):
         return None
     return next((name for name in MAY_BE_REFUSED if re.search(rf"\b{name}\b", said, re.IGNORECASE)), None)

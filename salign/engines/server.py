@@ -29,7 +29,7 @@ from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.capabilities import Capabilities, Ratings
 from salign.engines.http import TooLongError, read_bounded
 from salign.engines.least_loaded import LeastLoaded
-from salign.engines.openai import OpenAIEngine
+from salign.engines.openai import OpenAIEngine, with_body
 from salign.engines.programs import Program, program_of, server_environment
 from salign.errors import CallRejectedError, EngineError, SalignError
 from salign.machine import share_out, visible_devices
@@ -68,7 +68,8 @@ async def servers(section: ServerEngine, model: str, folder: Path) -> AsyncItera
         EngineError: A server ends or is not ready in time; the message quotes its log.
     """
     program = await asyncio.to_thread(program_of, section, model)
-    identity = f"{await asyncio.to_thread(lambda: name_of(program.model, program.files()))} ({section.program})"
+    name = await asyncio.to_thread(lambda: name_of(program.model, program.files()))
+    identity = with_body(f"{name} ({section.program})", section)
     devices = await asyncio.to_thread(visible_devices)
     folder.mkdir(parents=True, exist_ok=True)
     kept = [

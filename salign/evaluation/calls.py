@@ -13,6 +13,8 @@ from salign.engines.capabilities import Ratings
 from salign.engines.kinds import kind_of
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import open_engine
+from salign.errors import StageError
+from salign.evaluation.figures import MAX_UNRATED_SHARE
 from salign.evaluation.judge import Judge
 from salign.evaluation.judged import RATED, Item, Sample, answer_all
 from salign.evaluation.resume import Measured
@@ -98,6 +100,12 @@ async def rated(means: Means, judges: Iterable[JudgeSection], samples: Sequence[
             await asyncio.gather(*(_rate(sample, named.name, judge, told) for sample in to_rate))
             await journal.sync()
             identities[named.name] = engine.identity
+            if engine.num_refused > MAX_UNRATED_SHARE * engine.num_calls:
+                raise StageError(
+                    f"evaluation: the judge {named.name} ({engine.identity}) refused {engine.num_refused} of "
+                    f"{engine.num_calls} calls (at most {MAX_UNRATED_SHARE:.0%} may be), most often with: "
+                    f"{engine.said_of_refusals()}. Name another judge (evaluate.judges), or mend what it refuses."
+                )
     return identities
 
 

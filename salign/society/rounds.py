@@ -291,8 +291,9 @@ class Validity:
         Args:
             gates: What a shard must reach.
             shard: Its number.
-            facts: `num_calls`, `num_refused_calls`, `served`, the names under which each model's answers came, and
-                `recall`, what agents were expected to recall of what they start with, empty where that is nothing.
+            facts: `num_calls`, `num_refused_calls`, what was `said_of_refusals` if known, `served`, the names under
+                which each model's answers came, and `recall`, what agents were expected to recall of what they start
+                with, empty where that is nothing.
 
         Raises:
             StageError: With the figures of every gate that is crossed.
@@ -314,10 +315,12 @@ class Validity:
                 f"{self.num_failed} of {self.num_interactions} interactions failed "
                 f"(society.gates.max_failed_share = {gates.max_failed_share:.1%}): {'; '.join(self.failures)}"
             )
+        said = facts.get("said_of_refusals") if num_refused > gates.max_refused_call_share * num_calls else None
         if num_refused > gates.max_refused_call_share * num_calls:
             crossed.append(
                 f"the engine refused {num_refused} of {num_calls} calls "
                 f"(society.gates.max_refused_call_share = {gates.max_refused_call_share:.1%})"
+                + (f", most often with: {said}" if said else "")
             )
         if self.repeated_share > gates.max_repeated_share:
             crossed.append(
@@ -328,10 +331,10 @@ class Validity:
         if facts["recall"].get("expected_initial_share"):
             crossed += self.recalls.crossed(gates)
         if crossed:
-            raise StageError(
-                f"shard {shard} does not count as done: {' and '.join(crossed)}. Look at its interactions, and use a "
-                "stronger model, another society.rating, or other gates."
-            )
+            remedy = "Look at its interactions, and use a stronger model, another society.rating, or other gates."
+            if said:  # all else may follow from it
+                remedy = "Change what the engine refuses: engine.dialect says what a server takes."
+            raise StageError(f"shard {shard} does not count as done: {' and '.join(crossed)}. {remedy}")
 
     def _doubtful(self, gates: Gates) -> list[str]:
         """Gates on what ratings and texts are worth that are crossed."""

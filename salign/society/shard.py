@@ -272,6 +272,7 @@ def _facts(worlds: Sequence[World], engines: Sequence[MeteredEngine], simulation
         "num_journaled_calls": sum(engine.num_journaled for engine in distinct),
         "reused_calls": dict(sorted(sum((engine.reused for engine in distinct), Counter[str]()).items())),
         "num_refused_calls": sum(engine.num_refused for engine in distinct),
+        "said_of_refusals": next(filter(None, (engine.said_of_refusals() for engine in distinct)), ""),
         "num_cut_replies": sum(engine.num_cut for engine in distinct),
         "num_thinking_replies": sum(engine.num_thinking for engine in distinct),
         "num_thinking_cut_replies": sum(engine.num_thinking_cut for engine in distinct),
