@@ -1,13 +1,15 @@
 """The order of training data is a function of seed and step alone."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from salign import compose
-from salign.config import Config
+from salign.config import AnswersData, Config, TrainStage
 from salign.dataset.groups import demonstrations
 from salign.errors import ConfigError, DataError
 from salign.training.data import Order, shuffled, split
@@ -235,6 +237,36 @@ def test_more_ranks_than_groups_in_a_step_are_refused(tmp_path):
         deepspeed_config(stage, num_ranks=9)
     with pytest.raises(ConfigError, match=r"groups_per_step 8 is less than cluster\.num_ranks 9"):
         compose.parse({**make_config(tmp_path).model_dump(mode="json"), "cluster": {"num_ranks": 9}}, "test")
+
+
+def test_answers_of_both_labels_are_compared(tmp_path):
+    rows = [
+        ("q", "kind", "good"),
+        ("q", "rude", "bad"),
+        ("q", "worse", "bad"),
+        ("p", "kind", "good"),
+        ("r", "x", "bad"),
+    ]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"question": q, "answer": a, "label": label}) + "\n" for q, a, label in rows)
+    )
+    source = {"kind": "json", "path": tmp_path / "a.jsonl", "label": "label"}
+    data = AnswersData(kind="answers", source=source, both_labels=True)
+    (group,) = demonstrations(data)
+    assert (group.query, group.responses, group.scores) == ("q", ("kind", "rude", "worse"), (7, 1, 1))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "q", "answer": "a", "label": "good"}) + "\n")
+    with pytest.raises(DataError, match="no question with answers labelled 'good' and 'bad'"):
+        demonstrations(data)
+
+
+def test_what_compares_may_be_trained_on_answers_of_both_labels():
+    def stage(**data):
+        given = {"data": {"kind": "answers", **data}, "deepspeed": "z.json", "num_responses": 2}
+        return TrainStage(name="dpo", objective={"kind": "dpo"}, **given)
+
+    assert stage(both_labels=True).max_responses == 2
+    with pytest.raises(ValidationError, match="unless its both_labels is true"):
+        stage()
 
 
 def test_demonstrations_are_the_good_answers(tmp_path):

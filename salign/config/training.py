@@ -145,11 +145,14 @@ class DatasetData(RatedData, HubRows):
 
 
 class AnswersData(Section):
-    """The good answers of a source, one response per group."""
+    """The good answers of a source, one response per group; or its answers of both labels."""
 
     kind: Literal["answers"]
     source: Source = EverydaySource()
     """Questions with labelled answers."""
+    both_labels: bool = False
+    """True: a question's bad answers are in its group too, with the lowest score, for objectives that compare; a
+    question without answers of both labels is left out."""
 
 
 DataPart = RunData | GroupsData | DatasetData | AnswersData
@@ -248,7 +251,7 @@ class TrainStage(Section):
         if self.objective.compares and self.max_responses < 2:
             raise ValueError(
                 f"the objective {self.objective.kind} compares responses: num_responses must be at least 2, and data "
-                "of kind answers has only one per group"
+                "of kind answers has only one per group unless its both_labels is true"
             )
         return self
 
@@ -271,7 +274,9 @@ class TrainStage(Section):
     @property
     def max_responses(self) -> int:
         """The most responses that a group has in one step: one where hindsight puts them into one text."""
-        single = self.objective.in_one_text or all(part.kind == "answers" for part in self.parts)
+        single = self.objective.in_one_text or all(
+            part.kind == "answers" and not part.both_labels for part in self.parts
+        )
         return 1 if single else self.num_responses
 
 

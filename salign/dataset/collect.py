@@ -126,13 +126,13 @@ def _passages(config: Config, groups: Iterable[AlignmentGroup]) -> Iterator[Pass
         for number, question in enumerate(sources.questions(config.society.questions), start=1):
             yield Passage((question,), ("question",), "society.questions", number)
         yield from _passages_of_exemplars("society.prior", sources.load(config.society.prior))
-    yield from _passages_of_groups("dataset/groups.jsonl", groups)
+    yield from passages_of_groups("dataset/groups.jsonl", groups)
     for part in dict.fromkeys(part for stage in config.train.stages for part in stage.parts):
         if part.kind == "answers":
             yield from _passages_of_exemplars("the training answers", sources.load(part.source))
         elif part.kind != "run":
             left_out: Counter[str] = Counter()
-            yield from _passages_of_groups(str(part.path), read_groups(part, left_out))
+            yield from passages_of_groups(str(part.path), read_groups(part, left_out))
             if left_out["bad_rows"]:
                 logger.warning(
                     "%d malformed rows of the training data %s were skipped (skip_bad)", left_out["bad_rows"], part.path
@@ -145,7 +145,7 @@ def _passages_of_exemplars(source: str, exemplars: Iterable[sources.Exemplar]) -
         yield Passage((exemplar.question, *answer), ("question", "answer"), source, number)
 
 
-def _passages_of_groups(source: str, groups: Iterable[AlignmentGroup]) -> Iterator[Passage]:
+def passages_of_groups(source: str, groups: Iterable[AlignmentGroup]) -> Iterator[Passage]:
     for number, group in enumerate(groups, start=1):
         texts, parts = [group.query], ["query"]
         if group.context:

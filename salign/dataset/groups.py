@@ -146,6 +146,20 @@ def _prompt_key(prompt: AlignmentGroup | Prompt) -> str:
     return orjson.dumps([prompt.query, *([turn.role, turn.content] for turn in prompt.context)]).decode()
 
 
+def _of_both_labels(exemplars: Iterable[sources.Exemplar]) -> list[AlignmentGroup]:
+    """A group of each question that has good answers and bad ones, with the highest and the lowest score."""
+    answers: dict[str, dict[str, float]] = {}
+    for exemplar in exemplars:
+        if exemplar.answer is not None:
+            score = MAX_SCORE if exemplar.label == "good" else MIN_SCORE
+            answers.setdefault(exemplar.question, {}).setdefault(exemplar.answer, score)
+    return [
+        AlignmentGroup(question, tuple(scored), tuple(scored.values()), "demonstration")
+        for question, scored in answers.items()
+        if len(set(scored.values())) > 1
+    ]
+
+
 def digest_of(data: GroupsData | DatasetData | AnswersData) -> str:
     """Computes a digest that changes when the groups of a file, a dataset or a source do."""
     if isinstance(data, GroupsData):
@@ -174,12 +188,19 @@ def load_groups(path: Path) -> LoadedGroups:
 
 
 def demonstrations(data: AnswersData) -> list[AlignmentGroup]:
-    """Makes a group of each good answer: one response with the highest score."""
-    groups = [
-        AlignmentGroup(exemplar.question, (exemplar.answer,), (MAX_SCORE,), "demonstration")
-        for exemplar in sources.load(data.source)
-        if exemplar.answer is not None and exemplar.label == "good"
-    ]
+    """Makes a group of each good answer: one response with the highest score; or of each question with both labels."""
+    exemplars = sources.load(data.source)
+    groups = (
+        _of_both_labels(exemplars)
+        if data.both_labels
+        else [
+            AlignmentGroup(exemplar.question, (exemplar.answer,), (MAX_SCORE,), "demonstration")
+            for exemplar in exemplars
+            if exemplar.answer is not None and exemplar.label == "good"
+        ]
+    )
+    if not groups and data.both_labels:
+        raise DataError("the source of the training answers has no question with answers labelled 'good' and 'bad'")
     if not groups:
         raise DataError("the source of the training answers has no answer labelled 'good'; its kind may be wrong")
     return groups
