@@ -204,14 +204,14 @@ def _unfit(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
 _ASSIGNED = re.compile(r"(?<![\w$])([A-Za-z_]\w*)=(?!\$|[\"']?\$|[\"']?\s|$)")
 
 
-def _secrets_in(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+def _secrets_in(value: Any, secrets: Mapping[str, str], path: tuple[str, ...] = ()) -> Iterator[str]:
     """Texts that hold a secret of the environment, or set a variable that is named like one: they would be written."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
-        yield from _secrets_in(item, (*path, str(key)))
+        yield from _secrets_in(item, secrets, (*path, str(key)))
     if not isinstance(value, str):
         return
-    names = [name for secret, name in secrets_of_environment().items() if secret in value]
+    names = [name for secret, name in secrets.items() if secret in value]
     if "setup" in path:
         names += [name for name in _ASSIGNED.findall(value) if is_secret(name)]
     if names:
@@ -231,7 +231,7 @@ def parse(tree: Mapping[str, Any], origin: str) -> Config:
     Raises:
         ConfigError: With every mistake, its path and the nearest valid name.
     """
-    mistakes = list(_unfit(tree)) or list(_secrets_in(tree))
+    mistakes = list(_unfit(tree)) or list(_secrets_in(tree, secrets_of_environment()))
     try:
         if not mistakes:
             return Config.model_validate(tree)

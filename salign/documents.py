@@ -27,7 +27,11 @@ _MAX_DEPTH = 50
 _SURPRISING = re.compile(r"[-+]?(\d+(:\d+)+(\.\d*)?|0[\d_]+)")
 
 
-class _Loader(yaml.SafeLoader):
+# libyaml reads several times as fast as Python does; the wheels of PyYAML have it.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
     """A SafeLoader that refuses a key said twice, and numbers that do not mean what they look like."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -43,7 +47,8 @@ class _Loader(yaml.SafeLoader):
                     key_node.start_mark,
                 )
             seen.append(key)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
 
     def text(self, node: yaml.ScalarNode) -> str:
         return str(self.construct_scalar(node))
@@ -76,6 +81,7 @@ def parse_yaml(text: str, what: str) -> Any:
         ConfigError: It is not valid, or larger or deeper than any config.
     """
     try:
+        _check_depth(text, what)
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -85,19 +91,30 @@ def parse_yaml(text: str, what: str) -> Any:
             return loader.construct_document(node)
         finally:
             loader.dispose()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeEncodeError) as error:  # half a character
         raise ConfigError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
-    except RecursionError:
-        raise ConfigError(f"{what} is nested too deeply; a config has at most {_MAX_DEPTH} levels") from None
+
+
+def _check_depth(text: str, what: str) -> None:
+    """Refuses what libyaml, which composes by recursion and does not count, would end the process at."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise _too_deep(what)
+
+
+def _too_deep(what: str) -> ConfigError:
+    return ConfigError(f"{what} is nested too deeply; a config has at most {_MAX_DEPTH} levels")
 
 
 def _check_size(node: yaml.Node, what: str) -> None:
-    """Refuses what would grow without end when its aliases are followed."""
+    """Refuses what would grow or deepen without end when its aliases are followed."""
     sizes: dict[int, int] = {}
 
     def size_of(node: yaml.Node, depth: int) -> int:
         if depth > _MAX_DEPTH:
-            raise ConfigError(f"{what} is nested too deeply; a config has at most {_MAX_DEPTH} levels")
+            raise _too_deep(what)
         known = sizes.get(id(node))
         if known is None:
             parts = node.value if isinstance(node, yaml.CollectionNode) else ()

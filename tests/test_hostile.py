@@ -5,6 +5,7 @@ all of them.
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -28,6 +29,8 @@ from salign.commands import main
 from salign.dataset.collect import collect
 from salign.errors import exit_code_of
 from salign.manifest import write_manifest
+from salign.report import write
+from salign.report.paper import draw_figures
 from salign.run import RunDir, create_run
 from salign.society.shard import run_shard
 from salign.tracking.metrics import MetricsLog
@@ -235,7 +238,8 @@ def cases_of(run: RunDir) -> list[tuple[str, bytes]]:
     return cases
 
 
-def test_any_damage_to_a_runs_files(finished):
+def test_any_damage_to_a_runs_files(finished, monkeypatch):
+    monkeypatch.setattr(write, "draw_figures", functools.partial(draw_figures, formats=["svg"]))
     launch = ("launch", str(finished.path / "config.yaml"), "--dry-run")
     for command in (("report", str(finished.path)), ("status", str(finished.path)), launch):
         assert ending_and_code(*command) == (None, 0)

@@ -5,6 +5,7 @@ these scripts run and nothing be loaded.
 """
 
 import base64
+import functools
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -95,6 +96,7 @@ def _scripts() -> list[str]:
     return [get_plotlyjs(), (_PAGE / "page.js").read_text(encoding="utf-8")]
 
 
+@functools.cache
 def _template(name: str) -> Any:
     import jinja2
 

@@ -1,6 +1,6 @@
 """The report's figures as PNG and SVG, for a paper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw_figures(record: RunRecord, folder: Path) -> list[Path]:
-    """Writes each figure that the record has data for, as `NAME.png` and `NAME.svg`.
+def draw_figures(record: RunRecord, folder: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Writes each figure that the record has data for, as `NAME.FORMAT`.
 
     Returns:
         The files, each written whole.
@@ -40,6 +40,7 @@ def draw_figures(record: RunRecord, folder: Path) -> list[Path]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    canvases: dict[str, Any] = {"png": (FigureCanvasAgg, {}), "svg": (FigureCanvasSVG, {"Date": None})}
     drawings: dict[str, Callable[[RunRecord, Any], bool]] = {
         "society": _society,
         "ratings": _ratings,
@@ -56,10 +57,12 @@ def draw_figures(record: RunRecord, folder: Path) -> list[Path]:
             figure = Figure(figsize=(3.4, 2.6), layout="constrained")
             if not draw(record, figure):
                 continue
-            for canvas, suffix, metadata in ((FigureCanvasAgg, "png", {}), (FigureCanvasSVG, "svg", {"Date": None})):
+            for suffix in formats:
+                canvas, metadata = canvases[suffix]
                 path = folder / f"{name}.{suffix}"
                 with new_file(path) as file:
                     canvas(figure).print_figure(file, format=suffix, metadata=metadata)
+                figure.set_layout_engine("none")  # the places that it has found stay
                 written.append(path)
     return written
 
