@@ -30,6 +30,7 @@ from salign.report.summary import print_summary, summarize
 from salign.report.write import write_report
 from salign.run import RunDir, check_run, claim_run, generations, open_run
 from salign.shown import as_called
+from salign.society.branch import check_branch
 from salign.society.check import check_society
 from salign.storage import sha256
 from salign.training.check import check_training
@@ -49,6 +50,7 @@ def check_inputs(config: Config) -> dict[str, str]:
         SalignError: As the checks of what is reused, society, evaluation, training and data.
     """
     check_reuse(config)
+    check_branch(config)
     files = [
         *check_society(config.society, config.run.seed),
         *check_evaluation(config),

@@ -12,7 +12,7 @@ from salign.config.effects import mark_of, sections_in
 from salign.errors import ConfigError
 from salign.markers import mark_done
 from salign.run import create_run
-from salign.society.shard import journal_header
+from salign.society.headers import journal_header
 
 SETTINGS = list(settings_of(Config))
 

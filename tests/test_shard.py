@@ -313,7 +313,7 @@ def test_an_embedder_that_moved_is_the_same(tmp_path, monkeypatch):
 
 def test_a_journal_of_other_prompts_is_refused(tmp_path, monkeypatch):
     simulate(config_of(tmp_path))
-    monkeypatch.setattr("salign.society.shard.PROMPTS_VERSION", "next")
+    monkeypatch.setattr("salign.society.headers.PROMPTS_VERSION", "next")
     with pytest.raises(ConfigError, match=r"prompts \('\w+' there, 'next' now\)"):
         simulate(config_of(tmp_path))
 

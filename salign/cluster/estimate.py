@@ -60,7 +60,8 @@ def _simulation(run: RunDir, config: Config, shards: int) -> Estimate:
     society, cluster = config.society, config.cluster
     num_agents = num_agents_of(society.topology) or make_topology(society.topology).num_agents
     worlds = max(len(worlds_of(society, shard)) for shard in range(society.num_shards))
-    per_shard = worlds * protocol_of(society).most_calls(num_agents) * society.max_rounds
+    rounds = society.max_rounds - (0 if society.branch is None else society.branch.after_round)
+    per_shard = worlds * protocol_of(society).most_calls(num_agents) * rounds
     rate, tokens_per_call = _measured_calls(run, config)
     source = "measured in this run"
     if rate is None:

@@ -78,7 +78,7 @@ from salign.config.sources import (
     Source,
     TextSource,
 )
-from salign.config.studies import Broadcast, Intervention, Reflection, Survey
+from salign.config.studies import Branch, Broadcast, Intervention, Reflection, Survey
 from salign.config.topology import (
     CompleteTopology,
     EdgesTopology,
@@ -129,6 +129,7 @@ __all__ = [
     "Attention",
     "BackScatterProtocol",
     "BallotRule",
+    "Branch",
     "Broadcast",
     "ClusterSection",
     "CoHObjective",

@@ -27,7 +27,7 @@ from salign.config.memory import AnswersMemory, MemorySection, StreamMemory
 from salign.config.profiles import PeopleProfiles, ProfilesSection
 from salign.config.protocols import BackScatterProtocol, ProtocolSection
 from salign.config.sources import EverydaySource, Source
-from salign.config.studies import Intervention, Label, Reflection, Survey, mistakes_of_interventions
+from salign.config.studies import Branch, Intervention, Label, Reflection, Survey, mistakes_of_interventions
 from salign.config.topology import (
     GridTopology,
     IsolatedTopology,
@@ -105,6 +105,8 @@ class SocietySection(Section):
     """How often agents describe themselves anew; None: never."""
     interventions: tuple[Intervention, ...] = ()
     """What is changed for some agents from a round on."""
+    branch: Branch | None = None
+    """Begins with the rounds of another run; None: at the beginning."""
     questions: Source = EverydaySource()
     """What is asked."""
     prior: Source = EverydaySource()
@@ -227,6 +229,11 @@ class SocietySection(Section):
         if self.num_shards > self.num_worlds:
             mistakes.append(
                 f"num_shards {self.num_shards} exceeds num_worlds {self.num_worlds}: a shard has at least one world"
+            )
+        if self.branch is not None and self.branch.after_round >= self.max_rounds:
+            mistakes.append(
+                f"branch.after_round {self.branch.after_round} leaves no round to simulate: max_rounds is "
+                f"{self.max_rounds}"
             )
         mistakes += self._mistakes_of_criteria()
         mistakes += self.mistakes_of_interventions(num_agents)

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from salign.config.base import Count, CountOrZero, Name, NotBool, Section, unless
+from salign.config.base import AbsolutePath, Count, CountOrZero, Name, NotBool, Section, unless
 from salign.config.criteria import Criterion
+from salign.config.effects import Effect
 from salign.config.topology import TopologySection, num_agents_of
 
 Label = Literal["good", "bad"]
@@ -38,6 +39,18 @@ class Reflection(Section):
 
     every: Count = 5
     """In each so many rounds, before its interaction; it counts from the next round on."""
+
+
+class Branch(Section):
+    """Another run's first rounds, after which this one goes on by itself.
+
+    They are that run's, to the byte, and cost nothing: its config holds for them, and its journal answers their calls.
+    """
+
+    run: Annotated[AbsolutePath, Effect.INPUT]
+    """Its folder, which is only read."""
+    after_round: Count
+    """The last of them."""
 
 
 class Broadcast(Section):

@@ -156,6 +156,7 @@ class Config(Section):
         is_base = self.generations.start == "base"
         society = self.society.model_copy(
             update={
+                "branch": None,  # no other run began with this one's own model
                 "observer": _with_model(self.society.observer or self.engine, self.model),
                 "embedder": _with_model(self.society.embedder, self.model),
             }

@@ -147,27 +147,30 @@ class Journal:
     def find(self, key: bytes) -> Found | None:
         """The answer that was recorded, here or in another run; None where there is none.
 
-        A refusal counts in a replay alone: it was paid with nothing, and its reason may be gone.
+        A refusal counts in a replay alone, or in the rounds of another run that this one continues: it was paid with
+        nothing, and its reason may be gone.
 
         Raises:
             OSError: An earlier record could not be written.
         """
         row = self._log.find(key)
         if row is None:
-            return self._find_elsewhere(key) if self._reused else None
+            return self._find_elsewhere(key)
         found = _read(row)
         if found is None:
             raise StageError(
                 f"the journal in {self._folder} has a record that is no answer ({row[:40]!r}). Remove the folder to "
                 "begin the shard again."
             )
-        return None if isinstance(found.answer, CallRejectedError) and self._log.is_written else found
+        if isinstance(found.answer, CallRejectedError) and self._log.is_written:
+            return self._find_elsewhere(key)
+        return found
 
     def _find_elsewhere(self, key: bytes) -> Found | None:
-        for path, records in self._reused:
+        for path, records, with_refusals in self._reused:
             row = records.find(key)
             found = None if row is None else _read(row)
-            if row is None or found is None or isinstance(found.answer, CallRejectedError):
+            if row is None or found is None or (isinstance(found.answer, CallRejectedError) and not with_refusals):
                 continue
             self._append(key, orjson.dumps({**orjson.loads(row), _REUSED_FROM: path}))
             return Found(found.answer, path)
@@ -296,9 +299,11 @@ class ReplayEngine:
     Args:
         identity: Of the model whose answers the journal holds.
         measured: The facts of the engine that gave them.
+        lacking: What to say of a call that is not there; None: that the shard cannot be replayed.
     """
 
-    def __init__(self, identity: str, measured: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, identity: str, measured: Mapping[str, Any] | None = None, lacking: str | None = None) -> None:
+        self._lacking = lacking
         self.identity = identity
         self._measured = dict(measured or {})
 
@@ -313,6 +318,7 @@ class ReplayEngine:
 
     def _missing(self) -> StageError:
         return StageError(
-            f"the journal lacks a call of {self.identity}, so the shard cannot be replayed: it was not complete. "
+            self._lacking
+            or f"the journal lacks a call of {self.identity}, so the shard cannot be replayed: it was not complete. "
             "Simulate it without --replay: what is in the journal is not asked again."
         )

@@ -34,6 +34,8 @@ class ReusedRun(NamedTuple):
 
     path: str
     records: RecordIndex
+    with_refusals: bool = False
+    """Whether calls that were refused there count as refused here too, as where that run is continued."""
 
 
 def journals_of(run: Path) -> list[Path]:
@@ -72,7 +74,7 @@ def open_reused(runs: Sequence[Path], header: Mapping[str, Any], kept: Path) -> 
 
     Args:
         runs: Their folders.
-        header: Of this run's journal; see `salign.society.shard.journal_header`.
+        header: Of this run's journal; see `salign.society.headers.journal_header`.
         kept: Where indexes of their journals are kept, for all processes of this run.
 
     Raises:

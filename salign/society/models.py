@@ -62,13 +62,22 @@ async def open_engines(config: Config, logs: Path, kept: Path) -> AsyncIterator[
 
 
 @contextlib.asynccontextmanager
-async def open_replay(config: Config, folder: Path, kept: Path) -> AsyncIterator[list[OpenEngine]]:
-    """Nothing that answers, under the names of the models whose answers are in the journal."""
+async def open_replay(
+    config: Config, folder: Path, kept: Path, lacking: str | None = None
+) -> AsyncIterator[list[OpenEngine]]:
+    """Nothing that answers, under the names of the models whose answers are in the journal.
+
+    Args:
+        config: Of which models.
+        folder: The journal's.
+        kept: Where it is kept what was measured of them.
+        lacking: What to say of a call that is not in the journal; None: that the shard cannot be replayed.
+    """
     header = written_header(folder)
     engines = []
     for name, (_, section, ratings) in zip(model_names(config.society), _sections(config), strict=True):
         identity = str(header.get(name))
         measured = known(section or config.engine, identity, ratings, kept)
         facts = header.get(f"{name}.asked") if measured is None else measured.facts()
-        engines.append(OpenEngine(ReplayEngine(identity, facts), Gate(1, adaptive=False)))
+        engines.append(OpenEngine(ReplayEngine(identity, facts, lacking), Gate(1, adaptive=False)))
     yield engines

@@ -12,9 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from salign import compose
-from salign.config import Config, Effect, Section, SocietySection, TransformersEmbedder, selected
-from salign.digests import name_of
+from salign.config import Config, SocietySection
 from salign.engines.check import models_of_society
 from salign.engines.journal import Journal, written_header
 from salign.engines.meter import MeteredEngine
@@ -28,8 +26,10 @@ from salign.manifest import require_model
 from salign.markers import mark_done, record_failure, recording_failure
 from salign.run import RunDir
 from salign.shown import redact
+from salign.society.branch import journals_of_beginnings, open_beginnings, settings_before
+from salign.society.headers import journal_header
 from salign.society.messages import Progress
-from salign.society.models import asked, meter_all, model_names, open_engines, open_replay
+from salign.society.models import asked, meter_all, open_engines, open_replay
 from salign.society.observer import measure
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.protocols import protocol_of
@@ -39,7 +39,6 @@ from salign.society.spool import Spool, write_sorted
 from salign.society.verdicts import Verdict
 from salign.society.world import World
 from salign.society.worlds import make_worlds, write_graphs, write_profiles
-from salign.storage import sha256
 from salign.tracking.metrics import WAITING_S, MetricsLog
 
 logger = logging.getLogger(__name__)
@@ -57,46 +56,6 @@ def worlds_of(society: SocietySection, shard: int) -> range:
     return range(shard * worlds // shards, (shard + 1) * worlds // shards)
 
 
-def journal_header(config: Config, identities: Sequence[str]) -> dict[str, Any]:
-    """Of what a journal is: models, seed, prompts, and every setting on which an answer depends.
-
-    Args:
-        config: The run's.
-        identities: Of the run's engine, the observer's, and each part's of a mixture.
-    """
-    society = config.society
-    decides = {"engine": config.engine, "society": society}
-    return {
-        **dict(zip(model_names(society), identities, strict=True)),
-        **_inputs(society),
-        "run.seed": config.run.seed,
-        "prompts": PROMPTS_VERSION,
-        **{
-            name: value
-            for place, section in decides.items()
-            for name, value in compose.leaves(selected(section, Effect.DECIDES), place).items()
-        },
-    }
-
-
-def _inputs(society: SocietySection) -> dict[str, str]:
-    """What a society reads, by its content: where it lies does not matter. The models that speak name themselves."""
-    named: dict[str, Section] = {
-        "questions": society.questions,
-        "prior": society.prior,
-        "topology": society.topology,
-        **({} if society.profiles is None else {"profiles": society.profiles}),
-    }
-    found = {}
-    if isinstance(society.embedder, TransformersEmbedder):
-        found["society.embedder.model"] = name_of(society.embedder.model)
-    for name, section in named.items():
-        for key, value in selected(section, Effect.INPUT).items():
-            path = Path(value)
-            found[f"society.{name}.{key}"] = sha256(path) if path.is_file() else value
-    return found
-
-
 class _Progress:
     """Writes the shard's metrics, of all ranks: once a second, and for each round that is complete."""
 
@@ -111,7 +70,7 @@ class _Progress:
         self._log = log
         self._engines = list(dict.fromkeys(engines))
         self._ranks = ranks
-        self._reuses = bool(config.reuse)
+        self._reuses = bool(config.reuse) or config.society.branch is not None
         self._others: dict[int, dict[str, float]] = {}
         # Without retries, and where everybody finds a whole audience.
         society = config.society
@@ -177,14 +136,15 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
     kept = folder.parent
     opened = open_replay(config, folder, kept) if replay else open_engines(config, logs, kept)
     with contextlib.ExitStack() as stack:
-        async with opened as models:
+        async with opened as models, open_beginnings(config) as begun:
             header = journal_header(config, [engine.identity for engine, _ in models]) | asked(config.society, models)
-            reused = [] if replay else open_reused(config.reuse, header, folder.parent / "reuse")
-            journal = Journal(folder, header, None if replay else ranks.rank, reused)
+            journal = _journal(config, header, folder, None if replay else ranks.rank)
             stack.callback(journal.close)
             engines = meter_all(models, journal)
-            place = (ranks.rank, ranks.size)
-            worlds, recall = make_worlds(config, worlds_of(config.society, shard), engines, folder.parent, place)
+            before = settings_before(begun, journal)
+            place, numbers = (ranks.rank, ranks.size), worlds_of(config.society, shard)
+            worlds, recall = make_worlds(config, numbers, engines, folder.parent, place, before=before)
+            engines = [*(engine for _, voices, _ in before for engine in voices), *engines]
             spool = stack.enter_context(Spool(folder / f".interactions-{ranks.rank:05d}.part"))
             log = None if replay or ranks.rank > 0 else stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
             progress = _Progress(log, config, worlds, engines, ranks)
@@ -220,6 +180,15 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             facts["graphs"] = write_graphs(config.society, worlds, folder)
         ranks.barrier()  # nobody removes its spool before it is read
         return None if everybody is None else facts
+
+
+def _journal(config: Config, header: dict[str, Any], folder: Path, writer: int | None) -> Journal:
+    """The shard's journal, before those of other runs; in a replay (no `writer`) it has all."""
+    kept = folder.parent / "reuse"
+    if writer is None:
+        return Journal(folder, header, None)
+    reused = [*journals_of_beginnings(config, kept), *open_reused(config.reuse, header, kept)]
+    return Journal(folder, header, writer, reused)
 
 
 def _take_own_gpus() -> None:

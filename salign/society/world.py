@@ -25,7 +25,7 @@ from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Conversation, Seat, State, Update
 from salign.society.questions import QuestionOrder
 from salign.society.requests import Ask, Elsewhere, Join, Look, Published
-from salign.society.sources import Choices, Exemplar
+from salign.society.sources import Choices, Exemplar, Label
 from salign.society.stream import Stream
 from salign.society.studies import Studies
 from salign.society.topology import draw_audience, make_topology
@@ -51,6 +51,18 @@ class Setting:
     observer: Speaker | None = None
     choices: Mapping[str, Choices] = field(default_factory=dict)
     profiles: Sequence[Profile] = ()
+    before: "tuple[Setting, int] | None" = None
+    """That of another run, which holds until a round: this one begins after it (`society.branch`)."""
+
+
+class _Phase:
+    """How a world goes on in some of its rounds."""
+
+    def __init__(self, setting: Setting, labels: Sequence[Label], number: int) -> None:
+        self.setting = setting
+        self.wording = Wording(setting.society)
+        self.protocol = protocol_of(setting.society)
+        self.studies = Studies(setting.society, labels, setting.speakers, setting.seed, number)
 
 
 class World:
@@ -72,8 +84,6 @@ class World:
         self.population = society.populations[number % len(society.populations)]
         self._setting = setting
         self._rank = rank
-        self._wording = Wording(society)
-        self._protocol = protocol_of(society)
         self.topology = make_topology(society.topology, seed, number)
         self.num_agents = self.topology.num_agents
         self.owners = self.topology.owners(num_ranks)
@@ -87,13 +97,27 @@ class World:
         self._settle(setting.profiles)
         mine = [(agent, self._labels[agent]) for agent in self.own_agents]
         self._memories = initial_memories(society, setting.prior, setting.table, mine, seed, number)
-        self._studies = Studies(society, self._labels, setting.speakers, seed, number)
+        self._phase = _Phase(setting, self._labels, number)
+        # Those of other runs with which it begins, each with its last round, the latest run's first.
+        self._earlier: list[tuple[_Phase, int]] = []
+        while setting.before is not None:
+            setting, last = setting.before
+            self._earlier.append((_Phase(setting, self._labels, number), last))
         self._notes: dict[int, Notes] = {}  # of those that have any
         # The last round after which an agent's state is there, and who waits for a later one.
         self._there_after = array("i", bytes(4 * self.num_agents))
         self._waiting: dict[tuple[int, int], list[asyncio.Future[None]]] = {}
         self._num_own: dict[int, int] = {}
         self.num_rounds_complete = 0
+
+    def _at(self, round_: int) -> _Phase:
+        """How the world goes on in a round."""
+        phase = self._phase
+        for earlier, last in self._earlier:
+            if round_ > last:
+                break
+            phase = earlier
+        return phase
 
     def complete(self, round_: int) -> None:
         """Takes note that a round is complete on all ranks: what was read in it is read no more."""
@@ -151,7 +175,7 @@ class World:
 
     def question(self, agent: int, round_: int) -> int:
         """The number of the question that an agent asks in a round."""
-        return self._questions.question(*self._protocol.task(self.topology, agent, round_))
+        return self._questions.question(*self._phase.protocol.task(self.topology, agent, round_))
 
     def _recall(self, agent: int, question: int, after_round: int, told: int) -> Recalled | None:
         if "memory" in self._setting.society.without:
@@ -165,7 +189,7 @@ class World:
             recalled = Recalled(table.questions[found.question], found.answer, found.source, found.distance)
         else:
             recalled = None
-        return self._studies.recall(agent, table, question, told, recalled)
+        return self._at(told).studies.recall(agent, table, question, told, recalled)
 
     def _state(self, agent: int, question: int, after_round: int, told: int | None = None) -> State:
         notes = self._notes.get(agent)
@@ -174,7 +198,9 @@ class World:
         return State(agent, recalled, noted, self.profile(agent))
 
     def _calls(self, speaker: Speaker, round_: int, agent: int) -> Calls:
-        return Calls(self._setting.society, self._wording, speaker, (self._setting.seed, self.number, round_, agent))
+        phase = self._at(round_)
+        place = (self._setting.seed, self.number, round_, agent)
+        return Calls(phase.setting.society, phase.wording, speaker, place)
 
     def _calls_of(self, state: State, round_: int, agent: int) -> Calls:
         """The calls of an agent in the interaction that another, or it, leads: as it describes itself, if it does."""
@@ -185,13 +211,15 @@ class World:
         return self._calls(speaker, round_, agent)
 
     def _speaker(self, agent: int, round_: int) -> Speaker:
-        speaker, profile = self._studies.speaker(agent, round_, self._parts[agent]), self.profile(agent)
+        speaker = self._at(round_).studies.speaker(agent, round_, self._parts[agent])
+        profile = self.profile(agent)
         return speaker if profile is None else Speaker(speaker.engine, persona(profile, speaker.instructions))
 
     def _member(self, agent: int, round_: int) -> Member:
-        part = self._studies.part(agent, round_, self._parts[agent])
-        name = self._setting.society.mixture[part - 1].name if part else None
-        engine = self._setting.speakers[part].engine.identity
+        phase = self._at(round_)
+        part = phase.studies.part(agent, round_, self._parts[agent])
+        name = phase.setting.society.mixture[part - 1].name if part else None
+        engine = phase.setting.speakers[part].engine.identity
         return Member(agent, self._labels[agent], name, engine, self.profiles[agent] if self.profiles else None)
 
     async def _is_there(self, agent: int, after_round: int) -> None:
@@ -244,7 +272,8 @@ class World:
                 calls = self._calls_of(state, request.round, request.agent)
                 question = self._setting.table.questions[request.question]
                 try:
-                    return await self._protocol.answer(calls, state, question, request.query), calls.tally
+                    protocol = self._at(request.round).protocol
+                    return await protocol.answer(calls, state, question, request.query), calls.tally
                 except (UnansweredError, CallRejectedError) as error:
                     return str(error), calls.tally
             case Look():
@@ -267,7 +296,8 @@ class World:
         Raises:
             EngineError: An engine is at fault.
         """
-        setting, number, here = self._setting, self.question(agent, round_), self.owners[agent]
+        phase, number, here = self._at(round_), self.question(agent, round_), self.owners[agent]
+        setting = phase.setting
 
         def ask(request: Ask | Look | Join) -> Coroutine[Any, Any, Any]:
             return self.respond(request) if self.owners[request.member] == here else elsewhere.ask(request)
@@ -298,7 +328,7 @@ class World:
             pairs = zip(calls, states, strict=True)
             reflected = await together(*(reflect(one, observer, state, question) for one, state in pairs))
         conversation = Conversation(
-            self._protocol,
+            phase.protocol,
             seat,
             calls,
             observer,
@@ -309,12 +339,13 @@ class World:
         interaction = await conversation.hold(publish)
         if reflected:
             interaction = with_asides(interaction, [one.turn for one in reflected])
-        asked = [member for member in cast if self._studies.is_asked(member, round_)]
+        asked = [member for member in cast if phase.studies.is_asked(member, round_)]
         return await self._survey(interaction, asked, ask) if asked else interaction
 
     def _seat(self, cast: tuple[int, ...], states: Sequence[State], round_: int, question: str) -> Seat:
-        setting, agent = self._setting, cast[0]
-        links = self._studies.topology(agent, round_, self.topology)
+        phase, agent = self._at(round_), cast[0]
+        setting = phase.setting
+        links = phase.studies.topology(agent, round_, self.topology)
         audience = draw_audience(setting.society, links, agent, setting.seed, self.number, round_, agent)
         return Seat(
             self.number,
@@ -334,7 +365,8 @@ class World:
         ask: Callable[[Join], Coroutine[Any, Any, State]],
     ) -> Interaction:
         """The interaction with the opinions of some of its cast, as they are after its round."""
-        setting, round_, agent = self._setting, interaction.round, interaction.agents[0].agent
+        round_, agent = interaction.round, interaction.agents[0].agent
+        setting = self._at(round_).setting
 
         async def state_of(member: int, asked: str) -> tuple[State, Calls]:
             # As it is after this round, before the interventions of the next.
@@ -348,4 +380,4 @@ class World:
     @property
     def interventions(self) -> dict[str, int]:
         """On how many agents each intervention is."""
-        return self._studies.num_on()
+        return self._phase.studies.num_on()

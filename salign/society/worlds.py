@@ -25,6 +25,8 @@ def make_worlds(
     engines: Sequence[MeteredEngine],
     folder: Path,
     rank: tuple[int, int] = (0, 1),
+    *,
+    before: Sequence[tuple[SocietySection, Sequence[MeteredEngine], int]] = (),
 ) -> tuple[list[World], dict[str, Any]]:
     """Some worlds as they are before the first round, and what agents will recall as they start.
 
@@ -34,6 +36,7 @@ def make_worlds(
         engines: The run's, the observer's, then one for each part of a mixed society.
         folder: Where a model's embeddings are kept, for all shards.
         rank: Which of the ranks this process is, and among how many the agents are divided.
+        before: Under which societies, and through which engines, they begin, each up to a round; the latest first.
 
     Raises:
         DataError: Questions, prior or links cannot be read, or there are too few answers.
@@ -45,22 +48,28 @@ def make_worlds(
     questions = sources.distinct(asked)
     profiles = load_profiles(society)
     answers_by_label(society, prior, society.populations, {one.label for one in profiles if one.label is not None})
-    table, recall = question_table(society, config.run.seed, questions, prior, folder, also=questions_of(society))
+    compared = [question for one in (society, *(earlier for earlier, _, _ in before)) for question in questions_of(one)]
+    table, recall = question_table(society, config.run.seed, questions, prior, folder, also=compared)
     if recall is not None:
         recall.check(society)
-    first, observer, *others = engines
-    parts = zip(others, society.mixture, strict=True)
-    setting = Setting(
-        society=society,
-        seed=config.run.seed,
-        table=table,
-        num_questions=len(questions),
-        prior=prior,
-        speakers=[Speaker(first), *(Speaker(engine, part.instructions) for engine, part in parts)],
-        observer=Speaker(observer),
-        choices={one.question: one.choices for one in asked if one.choices is not None},
-        profiles=profiles,
-    )
+    setting, until = None, 0
+    for its, voices, last in (*reversed(before), (society, engines, 0)):
+        first, observer, *others = voices
+        parts = zip(others, its.mixture, strict=True)
+        setting = Setting(
+            society=its,
+            seed=config.run.seed,
+            table=table,
+            num_questions=len(questions),
+            prior=prior,
+            speakers=[Speaker(first), *(Speaker(engine, part.instructions) for engine, part in parts)],
+            observer=Speaker(observer),
+            choices={one.question: one.choices for one in asked if one.choices is not None},
+            profiles=profiles,
+            before=None if setting is None else (setting, until),
+        )
+        until = last
+    assert setting is not None
     return [World(setting, number, *rank) for number in numbers], {} if recall is None else dataclasses.asdict(recall)
 
 
