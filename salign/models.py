@@ -326,6 +326,23 @@ def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> 
     return tokenizer
 
 
+def load_reward_tokenizer(model: str) -> tuple["PreTrainedTokenizerBase", bool]:
+    """Loads a reward model's tokenizer; whether it has a chat template, without which it reads pairs of texts.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    quiet_transformers()
+    resolved = resolve(model)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolved, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file leads a tokenizer to
+        raise ConfigError(f"the tokenizer of model {model} does not load: {last_line(str(error))}") from error
+    return (load_tokenizer(model), True) if tokenizer.chat_template else (tokenizer, False)
+
+
 def load_model(model: str, dtype: "torch.dtype") -> "PreTrainedModel":
     """Loads a causal language model from safetensors.
 
@@ -334,17 +351,32 @@ def load_model(model: str, dtype: "torch.dtype") -> "PreTrainedModel":
     """
     from transformers import AutoModelForCausalLM
 
+    return _load(AutoModelForCausalLM, model, dtype, "a causal language model")
+
+
+def load_reward_model(model: str, dtype: "torch.dtype") -> "PreTrainedModel":
+    """Loads a sequence-classification model from safetensors.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(AutoModelForSequenceClassification, model, dtype, "a sequence-classification model")
+
+
+def _load(auto: Any, model: str, dtype: "torch.dtype", what: str) -> "PreTrainedModel":
     quiet_transformers()
     resolved = resolve(model)
     try:
-        loading: Any = AutoModelForCausalLM.from_pretrained(
+        loading: Any = auto.from_pretrained(
             resolved, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         loaded: PreTrainedModel = loading[0]
     except Exception as error:  # whatever a damaged file leads a model to
         raise ConfigError(
-            f"model {model} does not load: {last_line(str(error))}. It must be a causal language model with "
-            "safetensors weights, in a local folder or on the hub."
+            f"model {model} does not load: {last_line(str(error))}. It must be {what} with safetensors "
+            "weights, in a local folder or on the hub."
         ) from error
     missing = sorted(map(str, loading[1]["missing_keys"]))
     if missing:

@@ -105,7 +105,7 @@ def test_an_evaluation_rates_held_out_answers_by_the_rules_too():
 @pytest.mark.parametrize(
     ("criterion", "said"),
     [
-        ({"name": "short"}, "short needs a wording, by which observers are asked, or a rule, and not both"),
+        ({"name": "short"}, "short needs a wording, by which observers are asked, or a rule, or a scorer"),
         ({**SHORT, "wording": "How short is it?"}, "short needs a wording"),
         ({**SHORT, "name": "alignment"}, "alignment is what observers rate by their wording of it"),
         ({"name": "x", "rule": {"kind": "pattern", "pattern": "(a"}}, "is no regular expression"),

@@ -6,6 +6,7 @@ python jobs/export.py FILE --to unpaired rows.jsonl --threshold 4
 FILE is anything that `data: {kind: groups, path: FILE}` reads.
 """
 
+import argparse
 import functools
 import os
 from collections import Counter
@@ -55,6 +56,12 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--conversational", action="store_true", help="write lists of {role, content} instead of plain text"
     )
+    add_reading(parser)
+    return parser
+
+
+def add_reading(parser: Parser) -> None:
+    """Adds what says how FILE is read."""
     parser.add_argument(
         "--score-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the scale of FILE, if it is not 1 to 7"
     )
@@ -67,7 +74,26 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--ignore-columns", nargs="+", default=[], metavar="COLUMN", help="columns of FILE to ignore")
     parser.add_argument("--skip-bad", action="store_true", help="skip and count malformed rows")
-    return parser
+
+
+def reading_of(args: argparse.Namespace, path: Path) -> GroupsData:
+    """How a file is read, by the arguments of `add_reading`.
+
+    Raises:
+        ConfigError: One of them is wrong.
+    """
+    try:
+        return GroupsData(
+            kind="groups",
+            path=path,
+            score_range=args.score_range,
+            columns=dict(_column(given) for given in args.column),
+            ignore_columns=args.ignore_columns,
+            skip_bad=args.skip_bad,
+        )
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ConfigError(f"--{str(wrong['loc'][0]).replace('_', '-')}: {wrong['msg']}") from None
 
 
 def main() -> None:
@@ -80,18 +106,7 @@ def main() -> None:
         "unpaired": functools.partial(unpaired_rows, threshold=args.threshold, conversational=args.conversational),
         "groups": None,
     }[args.to]
-    try:
-        data = GroupsData(
-            kind="groups",
-            path=path,
-            score_range=args.score_range,
-            columns=dict(_column(given) for given in args.column),
-            ignore_columns=args.ignore_columns,
-            skip_bad=args.skip_bad,
-        )
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        raise ConfigError(f"--{str(wrong['loc'][0]).replace('_', '-')}: {wrong['msg']}") from None
+    data = reading_of(args, path)
     left_out: Counter[str] = Counter()
     done = export(read_groups(data, left_out), args.out, rows_of)
     counts = [f"{left_out[f'{what}_responses']} {what} responses" for what in ("unrated", "repeated")]

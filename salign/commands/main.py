@@ -9,7 +9,7 @@ from salign.errors import ConfigError, run_main
 
 COMMANDS = (
     *("init", "config", "launch", "simulate", "collect", "train", "evaluate", "report"),
-    *("status", "export", "audit", "dashboard", "bench", "completion"),
+    *("status", "rate", "export", "audit", "dashboard", "bench", "completion"),
 )
 """A module each, in the order in which a run goes."""
 

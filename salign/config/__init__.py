@@ -55,6 +55,7 @@ from salign.config.protocols import (
     SampleProtocol,
 )
 from salign.config.rules import CopyRule, LengthRule, PatternRule, RefusalRule, Rule
+from salign.config.scorers import ImplicitReward, RewardModel, Scorer
 from salign.config.society import (
     LABELS,
     Ablation,
@@ -167,6 +168,7 @@ __all__ = [
     "HHSource",
     "HashingEmbedder",
     "HubRows",
+    "ImplicitReward",
     "Intervention",
     "IsolatedTopology",
     "JsonProfiles",
@@ -204,6 +206,7 @@ __all__ = [
     "RefusalRule",
     "RehearsalProtocol",
     "RelayProtocol",
+    "RewardModel",
     "Rows",
     "Rule",
     "RunData",
@@ -213,6 +216,7 @@ __all__ = [
     "Sampling",
     "Scale",
     "ScaleFreeTopology",
+    "Scorer",
     "ScriptedEngine",
     "Section",
     "ServerAddress",

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from salign.config.base import NotBool, Section, unless
 from salign.config.rules import Rule
+from salign.config.scorers import Scorer
 
 Scale = tuple[int, int]
 """The lowest and the highest rating; those between are whole numbers."""
@@ -44,13 +45,22 @@ class Criterion(Section):
     `society.rating` says, another from words."""
     wording: str = ""
     """What observers are asked, with what both ends of the scale mean. It may be left out for a name that has one."""
+    ranked: bool = False
+    """Observers see all answers of an interaction at once, in a random order and in its reverse, and say which is the
+    best; an answer's share of the scale is its chance of being better than another of them."""
     rule: Rule | None = None
     """Rates instead of observers: exact, and without a call."""
+    scorer: Scorer | None = None
+    """A model that rates instead of observers, by a number alone."""
 
     @model_validator(mode="before")
     @classmethod
     def _worded(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("name") in WORDINGS and not {"wording", "rule"} & value.keys():
+        if (
+            isinstance(value, dict)
+            and value.get("name") in WORDINGS
+            and not {"wording", "rule", "scorer"} & value.keys()
+        ):
             scale = value.get("scale", SCALE)
             if isinstance(scale, list | tuple) and tuple(scale) != SCALE:
                 raise ValueError(
@@ -64,10 +74,18 @@ class Criterion(Section):
     def _possible(self) -> "Criterion":
         low, high = self.scale
         mistakes = []
-        if bool(self.wording) == (self.rule is not None):
-            mistakes.append(f"{self.name} needs a wording, by which observers are asked, or a rule, and not both")
-        if self.rule is not None and self.name in WORDINGS:
-            mistakes.append(f"{self.name} is what observers rate by their wording of it: give the rule another name")
+        if bool(self.wording) + (self.rule is not None) + (self.scorer is not None) != 1:
+            mistakes.append(
+                f"{self.name} needs a wording, by which observers are asked, or a rule, or a scorer, and one alone"
+            )
+        if not self.wording and self.name in WORDINGS:
+            mistakes.append(
+                f"{self.name} is what observers rate by their wording of it: give the rule or scorer another name"
+            )
+        if self.ranked and not self.wording:
+            mistakes.append(
+                f"{self.name} is ranked, which observers do by a wording: a rule or scorer rates each answer"
+            )
         if not low < high:
             mistakes.append(f"scale [{low}, {high}] is empty: give [lowest, highest], such as [1, 7]")
         if low < 0 or high > _HIGHEST:

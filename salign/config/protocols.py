@@ -42,9 +42,18 @@ class _Protocol(Section):
         """Agents that hold an interaction together; of 1, each agent has one of its own in each round."""
         return 1
 
+    @property
+    def num_beside(self) -> int:
+        """Answers to one question that observers rate in an interaction; 1 where what they rate is not comparable."""
+        return 1
+
 
 class BackScatterProtocol(_Protocol):
     """The paper's protocol (section 3.2): each agent drafts an answer, others judge it, and the agent revises it."""
+
+    @property
+    def num_beside(self) -> int:
+        return 2
 
     kind: Literal["back_scatter"] = "back_scatter"
 
@@ -92,6 +101,10 @@ class SampleProtocol(_Protocol):
     kind: Literal["sample"]
     num_answers: Annotated[int, NotBool, Field(ge=2)] = 4
     """Answers to each question."""
+
+    @property
+    def num_beside(self) -> int:
+        return self.num_answers
 
 
 class CriticsProtocol(_Protocol):

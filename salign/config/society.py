@@ -174,6 +174,11 @@ class SocietySection(Section):
         return next(criterion for criterion in self.observed_criteria if criterion.name == name)
 
     @property
+    def scored_criteria(self) -> tuple[Criterion, ...]:
+        """Those by which a scorer rates."""
+        return tuple(criterion for criterion in self.observed_criteria if criterion.scorer is not None)
+
+    @property
     def stopping_criteria(self) -> tuple[Criterion, ...]:
         """The criteria whose product must rise for a world to continue."""
         named = None if self.stopping is None else self.stopping.criteria
@@ -182,8 +187,8 @@ class SocietySection(Section):
     @property
     def observers_rate(self) -> Literal["logprob", "parse", "both"]:
         """How observers' ratings are read: a scale without single digits has none whose probability could be."""
-        asked = [criterion for criterion in self.observed_criteria if criterion.rule is None]
-        in_words = {self.rating == "parse" or not criterion.has_digits for criterion in asked}
+        asked = [criterion for criterion in self.observed_criteria if criterion.wording]
+        in_words = {self.rating == "parse" or not (criterion.ranked or criterion.has_digits) for criterion in asked}
         if self.observer_check is not None:  # by alignment
             in_words.add(self.rating == "parse")
         return "both" if len(in_words) > 1 else "parse" if True in in_words else "logprob"
@@ -267,6 +272,13 @@ class SocietySection(Section):
         if not names:
             return ["criteria is empty: name at least one, such as alignment"]
         mistakes = [f"criteria names {name} twice" for name, num in Counter(names).items() if num > 1]
+        ranked = [criterion.name for criterion in self.observed_criteria if criterion.ranked]
+        if ranked and not 2 <= self.protocol.num_beside <= 9:
+            mistakes.append(
+                f"criteria: {', '.join(ranked)} is ranked, and an interaction of the protocol {self.protocol.kind} has "
+                f"{self.protocol.num_beside} answers beside each other: a ranking is of 2 to 9. Take the "
+                "protocol sample or back_scatter, or leave ranked out"
+            )
         if self.stopping is not None and self.stopping.criteria is not None:
             needed = self.stopping.criteria
             if not needed:

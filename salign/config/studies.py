@@ -27,7 +27,13 @@ class Survey(Section):
     @model_validator(mode="after")
     def _possible(self) -> "Survey":
         names = Counter(question.name for question in self.questions)
-        return unless(self, [f"two questions are called {name}" for name, num in names.items() if num > 1])
+        mistakes = [f"two questions are called {name}" for name, num in names.items() if num > 1]
+        mistakes += [
+            f"the question {question.name} is asked by its wording alone: it has no rule or scorer, and is not ranked"
+            for question in self.questions
+            if not question.wording or question.ranked
+        ]
+        return unless(self, mistakes)
 
     def num_asked(self, num_agents: int) -> int:
         """How many agents of a world are asked."""

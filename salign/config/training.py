@@ -56,9 +56,10 @@ class DatasetSection(Section):
     kinds: tuple[Kind, ...] = KINDS
     ratio: Ratio | None = None
     """None: all groups are kept."""
-    criteria: tuple[str, ...] | None = None
-    """By which of the society's criteria answers are scored, several by their mean; ratings on other scales than 1 to 7
-    are mapped onto it. None: by the first, which is alignment unless `society.criteria` says otherwise."""
+    criteria: tuple[str, ...] | dict[str, Positive] | None = None
+    """By which of the society's criteria answers are scored, several by their mean, with weights where they are given
+    (`{alignment: 2, short: 1}`); ratings on other scales than 1 to 7 are mapped onto it. None: by the first, which is
+    alignment unless `society.criteria` says otherwise."""
     min_realignment_score: Annotated[float, NotBool, Field(ge=1, le=7)] = 4.0
     """A revision enters the realignment data only if it is rated above this score and above its draft."""
     keep_flagged: tuple[Flag, ...] = ()

@@ -21,6 +21,7 @@ from salign.config.effects import Effect
 from salign.config.engines import EngineSection, OpenAIEngine, TransformersEngine
 from salign.config.evaluation import EvaluateSection, Judge
 from salign.config.generations import Generations
+from salign.config.scorers import Scorer
 from salign.config.society import SocietySection
 from salign.config.training import DatasetSection, TrainSection, TrainStage
 from salign.errors import ConfigError
@@ -138,6 +139,11 @@ class Config(Section):
         named.append(("evaluate.engine", self.evaluate.engine))
         named += [(f"evaluate.judges.{judge.name}.engine", judge.engine) for judge in self.evaluate.judges]
         return {place: engine for place, engine in named if engine is not None}
+
+    def scorers(self) -> dict[str, Scorer]:
+        """Every scorer that the config names, by its place."""
+        named = {f"society.criteria.{one.name}.scorer": one.scorer for one in self.society.scored_criteria}
+        return {place: scorer for place, scorer in named.items() if scorer is not None}
 
     @property
     def stage_of_generation(self) -> str:

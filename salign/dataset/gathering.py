@@ -40,7 +40,9 @@ def _gather(
         return clean
 
     names = protocol.criteria[:1] if section.criteria is None else section.criteria
-    learning = Learning(tuple(map(protocol.society.criterion, names)), kept, section.min_realignment_score)
+    weights = names if isinstance(names, dict) else dict.fromkeys(names, 1.0)
+    criteria = tuple((protocol.society.criterion(name), weight) for name, weight in weights.items())
+    learning = Learning(criteria, kept, section.min_realignment_score)
     for interaction in interactions:
         for kind, query, responses in protocol.rows(interaction, learning):
             of_kind = rows.get(kind)

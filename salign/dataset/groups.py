@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import orjson
@@ -24,7 +24,9 @@ from salign.society import sources
 from salign.storage import sha256
 
 
-def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Iterator[AlignmentGroup]:
+def read_groups(
+    data: GroupsData | DatasetData, left_out: Counter[str], read: Callable[[object], object] = lambda row: row
+) -> Iterator[AlignmentGroup]:
     """Reads the groups of a file or a dataset in its order, one at a time in memory.
 
     Rows of one response with the same prompt become one group, where the first of them stands. A response that stands
@@ -37,13 +39,14 @@ def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Itera
             in their group), `bad_rows` (malformed ones, where `data.skip_bad` is set), `only_bad_groups` (responses of
             a prompt that are labelled good or bad, of which none is good) and `bad_row_groups` (responses of a prompt
             with grades, of which another row is malformed: its response may have been the best).
+        read: Is given each row before it is read, and gives what is read in its place.
 
     Raises:
         DataError: The file is missing, has no group in it, or rows are malformed, with file, rows and reasons; that is
             raised when all rows are read.
     """
     left_out.update(unrated_responses=0, repeated_responses=0, bad_rows=0)
-    file = _File(data, left_out)
+    file = _File(data, left_out, read)
     shape, rows = file.first_shape()
     groups = file.groups(rows, shape)
     empty = True
@@ -63,7 +66,9 @@ def read_groups(data: GroupsData | DatasetData, left_out: Counter[str]) -> Itera
 class _File:
     """The rows of a file or a dataset, and what is wrong with them."""
 
-    def __init__(self, data: GroupsData | DatasetData, left_out: Counter[str]) -> None:
+    def __init__(
+        self, data: GroupsData | DatasetData, left_out: Counter[str], read: Callable[[object], object]
+    ) -> None:
         known = known_columns()
         for name in data.columns:
             if name not in known:
@@ -72,6 +77,7 @@ class _File:
                 raise DataError(f"{data.path}: columns maps {name!r}, which is not a column of any shape{hint}")
         self._data = data
         self._left_out = left_out
+        self._read = read
         self._columns = Columns(data.columns, data.ignore_columns)
         self._mistakes = Mistakes(data.path, skip=data.skip_bad)
         self.prompts_of_bad_rows: set[str] = set()
@@ -80,7 +86,8 @@ class _File:
     def first_shape(self) -> tuple[Shape, Iterator[tuple[int, object]]]:
         """The shape of the first row that has one, and the rows from there on."""
         data = self._data
-        rows = stream_rows(data.path) if isinstance(data, GroupsData) else sources.open_dataset(data).rows()
+        given = stream_rows(data.path) if isinstance(data, GroupsData) else sources.open_dataset(data).rows()
+        rows = ((number, self._read(row)) for number, row in given)
         for number, row in rows:
             try:
                 shape = shape_of(self._columns.apply(row) if isinstance(row, dict) else row, self._columns.ignored)

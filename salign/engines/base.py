@@ -8,6 +8,9 @@ from salign.config import SCALE, Sampling, Scale
 
 RATING_PREFIX = "Rating: "
 
+SHARES: Scale = (0, 1)
+"""The scale on which scorers rate: the share of a criterion's own."""
+
 Form = Literal["text", "rating"]
 Finish = Literal["stop", "length"]
 Thinking = Literal["none", "whole", "cut"]
@@ -21,6 +24,8 @@ class Prompt(NamedTuple):
 
     `form` "rating" asks for "Rating: N Reason: ...": an engine that can hold its model to a form (a JSON schema) does,
     and gives the reply in these words. `scale` is the lowest and the highest rating, where one is asked for.
+
+    `scored` is an answer to `user`, for an engine that scores answers and says nothing.
     """
 
     user: str
@@ -28,6 +33,7 @@ class Prompt(NamedTuple):
     num_shared: int = 0
     form: Form = "text"
     scale: Scale = SCALE
+    scored: str | None = None
 
 
 class Reply(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Literal
 
 from salign import models
 from salign.config import Config, EngineSection, ScriptedEngine, TransformersEmbedder
+from salign.engines import scorers
 from salign.engines.kinds import kind_of
 from salign.errors import ConfigError
 
@@ -23,6 +24,7 @@ def models_of_society(config: Config) -> tuple[str, ...]:
 
 def _loaded(config: Config, engines: Iterable[EngineSection], also: Iterable[str] = ()) -> tuple[str, ...]:
     named = [*also, *(kind_of(section).model_of(section, config.model) for section in engines)]
+    named += [model for section in config.scorers().values() for model in scorers.models_of(section)]
     named.append(_of_embedder(config))
     return tuple(dict.fromkeys(name for name in named if name is not None))
 
@@ -52,6 +54,9 @@ def check_engines(config: Config, *, fetch: bool, here: bool = False) -> None:
         kind.check(section, config.model, fetch=fetch, here=here)
         if kind.is_in_process:
             templates.append((kind.model_of(section, config.model) or config.model, "chat"))
+    for place, scorer in config.scorers().items():
+        scorers.check_scorer(place, scorer)
+        templates += [(model, None) for model in scorers.models_of(scorer)]
     embedder = _of_embedder(config)
     if embedder is not None:
         templates.append((embedder, None))

@@ -53,7 +53,10 @@ class CallKeys:
         form: str = prompt.form
         if prompt.scale is not SCALE and prompt.scale != SCALE:
             form = f"{form}_{prompt.scale[0]}_{prompt.scale[1]}"
-        hasher.update(f"\0{seed}\0{form}\0{prompt.system!r}\0{prompt.user}".encode("utf-8", "surrogatepass"))
+        user = prompt.user
+        if prompt.scored is not None:
+            form, user = f"{form}_scores_{len(prompt.scored)}", prompt.scored + user
+        hasher.update(f"\0{seed}\0{form}\0{prompt.system!r}\0{user}".encode("utf-8", "surrogatepass"))
         digest: bytes = hasher.digest()
         return digest
 

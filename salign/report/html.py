@@ -267,6 +267,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     ]
     if record.observer is not None:
         facts.append((f"observer {record.observer['model']}", in_words(record.observer)))
+        facts += [(name, in_words(found)) for name, found in record.observer.get("criteria", {}).items()]
     by_machine: dict[str, list[str]] = {}
     for unit, machine in record.machines.items():
         gpus = f", {len(machine['gpus'])} x {machine['gpus'][0]}" if machine["gpus"] else ", no GPU"

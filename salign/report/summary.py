@@ -178,3 +178,5 @@ def _add_society(table: Table, society: dict[str, Any], section: SocietySection)
         table.add_row(f"mean {criterion}, {low}-{high}", means)
     if society["observer"] is not None:
         table.add_row("observer", in_words(society["observer"]))
+        for criterion, found in society["observer"].get("criteria", {}).items():
+            table.add_row(criterion, in_words(found))

@@ -2,12 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from salign.config import Sampling, SocietySection
-from salign.engines.base import Priority, Prompt, RatingReply, Reply
+from salign.engines.base import SHARES, Priority, Prompt, RatingReply, Reply
 from salign.engines.meter import MeteredEngine
 from salign.errors import CallRejectedError
 from salign.records import Observation
@@ -27,6 +27,8 @@ class Speaker:
 
     engine: MeteredEngine
     instructions: str | None = None
+    scorers: Mapping[str, MeteredEngine] = field(default_factory=dict)
+    """By criterion, of an observer: what rates by it instead."""
 
 
 @dataclass(slots=True)
@@ -96,6 +98,7 @@ class Calls:
         self.wording = wording
         self.instructions = speaker.instructions
         self._engine = speaker.engine
+        self._scorers = speaker.scorers
         self._place = place
         self._round = place[2]
         self.tally = Tally()
@@ -150,11 +153,11 @@ class Calls:
                 return Observation(digits.expectation, digits.mass), _NOTHING
         return Observation(None), _NOTHING
 
-    async def choice(self, prompt: Prompt, name: str) -> RatingReply | None:
+    async def choice(self, prompt: Prompt, name: str, urgency: int = _AWAITED) -> RatingReply | None:
         """How probable each of the numbers of a prompt's scale is as the choice; None where the engine says none."""
         seed = derive(*self._place, name, 0)
         try:
-            digits = await self._engine.rate(prompt, seed, Priority(self._round, _AWAITED))
+            digits = await self._engine.rate(prompt, seed, Priority(self._round + urgency, urgency))
         except CallRejectedError:
             return None
         self.tally.count(digits)
@@ -186,9 +189,23 @@ class Calls:
 
     async def observe(self, judged: Judged, role: str, criterion: str) -> Observation:
         """An observer's rating of an answer, said as `role`, by a criterion; observers have no memory."""
+        if criterion in self._scorers:
+            return await self._score(judged, role, criterion)
         asked = self.wording.observe(judged, criterion)
         observation, _ = await self.rating(asked, judged.answer, f"observe:{role}:{criterion}", OBSERVED)
         return observation
+
+    async def _score(self, judged: Judged, role: str, criterion: str) -> Observation:
+        """A scorer's share of the scale, as a rating on it."""
+        seed = derive(*self._place, f"observe:{role}:{criterion}", 0)
+        prompt = Prompt(judged.question, scale=SHARES, scored=judged.answer)
+        try:
+            share = await self._scorers[criterion].rate(prompt, seed, Priority(self._round + OBSERVED, OBSERVED))
+        except CallRejectedError:
+            return Observation(None)
+        self.tally.count(share)
+        there = share.expectation
+        return Observation(None if there is None else self.society.criterion(criterion).at_share(there))
 
 
 def spoken(reply: Reply, role: str) -> Reply:

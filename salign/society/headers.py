@@ -45,6 +45,7 @@ def inputs_of(society: SocietySection) -> dict[str, str]:
         "prior": society.prior,
         "topology": society.topology,
         **({} if society.profiles is None else {"profiles": society.profiles}),
+        **{f"criteria.{one.name}.scorer.pairs": one.scorer.pairs for one in society.criteria or () if one.scorer},
     }
     found = {}
     if society.branch is not None:

@@ -11,11 +11,19 @@ from salign.engines.gate import Gate
 from salign.engines.journal import Journal, ReplayEngine, written_header
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import OpenEngine, known, metered, open_unmetered
+from salign.engines.scorers import open_scorer
+from salign.society.calls import Speaker
+from salign.society.observer import labelled_pairs
 
 
 def model_names(society: SocietySection) -> list[str]:
-    """Under which names a journal's header has the models: the run's, the observer's, each part's of a mixture."""
-    return ["model", "society.observer.model", *(f"society.mixture.{part.name}.model" for part in society.mixture)]
+    """Under which names a journal's header has the models, in the order of `open_engines`."""
+    parts = [f"society.mixture.{part.name}.model" for part in society.mixture]
+    return ["model", "society.observer.model", *parts, *(f"society.criteria.{n}.model" for n in _scored(society))]
+
+
+def _scored(society: SocietySection) -> list[str]:
+    return [criterion.name for criterion in society.scored_criteria]
 
 
 def asked(society: SocietySection, engines: Sequence[OpenEngine]) -> dict[str, Any]:
@@ -28,6 +36,12 @@ def meter_all(engines: Sequence[OpenEngine], journal: Journal) -> list[MeteredEn
     """Each engine behind the journal; one that speaks in several places is one here too, with one count."""
     made = {opened: metered(*opened, journal) for opened in dict.fromkeys(engines)}
     return [made[opened] for opened in engines]
+
+
+def observing(society: SocietySection, engines: Sequence[MeteredEngine]) -> Speaker:
+    """What observes, out of the engines of `open_engines`."""
+    scored = _scored(society)
+    return Speaker(engines[1], scorers=dict(zip(scored, engines[len(engines) - len(scored) :], strict=True)))
 
 
 def _sections(config: Config) -> list[tuple[str, EngineSection | None, Ratings | None]]:
@@ -46,7 +60,7 @@ def _sections(config: Config) -> list[tuple[str, EngineSection | None, Ratings |
 
 @contextlib.asynccontextmanager
 async def open_engines(config: Config, logs: Path, kept: Path) -> AsyncIterator[list[OpenEngine]]:
-    """The run's engine, the observer's, then one for each part of a mixed society; the run's where none is named.
+    """The run's engine, the observer's, one for each part of a mixed society (the run's where none is named), scorers.
 
     They are called through `meter_all`, once their journal is there: its header names them.
     """
@@ -58,6 +72,10 @@ async def open_engines(config: Config, logs: Path, kept: Path) -> AsyncIterator[
             else:
                 opened = open_unmetered(section, config.model, logs / name, ratings=ratings, kept=kept)
                 engines.append(await stack.enter_async_context(opened))
+        for scorer in config.scorers().values():
+            pairs = [(one.question, one.good, one.bad) for one in labelled_pairs(scorer)]
+            engine = await stack.enter_async_context(open_scorer(scorer, pairs))
+            engines.append(OpenEngine(engine, Gate(scorer.max_in_flight, adaptive=False)))
         yield engines
 
 
@@ -75,9 +93,12 @@ async def open_replay(
     """
     header = written_header(folder)
     engines = []
-    for name, (_, section, ratings) in zip(model_names(config.society), _sections(config), strict=True):
+    names, sections = model_names(config.society), _sections(config)
+    for name, (_, section, ratings) in zip(names[: len(sections)], sections, strict=True):
         identity = str(header.get(name))
         measured = known(section or config.engine, identity, ratings, kept)
         facts = header.get(f"{name}.asked") if measured is None else measured.facts()
         engines.append(OpenEngine(ReplayEngine(identity, facts, lacking), Gate(1, adaptive=False)))
+    for name in names[len(sections) :]:
+        engines.append(OpenEngine(ReplayEngine(str(header.get(name)), None, lacking), Gate(1, adaptive=False)))
     yield engines

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 from typing import Any
 
-from salign.config import ObserverCheck, SocietySection
-from salign.engines.meter import MeteredEngine
+from salign.config import Criterion, ObserverCheck, Scorer, SocietySection
+from salign.config.criteria import known
 from salign.errors import DataError, StageError
 from salign.records import Observation
 from salign.society import sources
 from salign.society.calls import Calls, Speaker, together
 from salign.society.prompts import Wording
+from salign.society.raters import rate_answers
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ class Pair:
     bad: str
 
 
-def labelled_pairs(check: ObserverCheck) -> list[Pair]:
-    """The first pairs of the check's source.
+def labelled_pairs(check: ObserverCheck | Scorer) -> list[Pair]:
+    """The first pairs of the source of a check, or of those by which a scorer's scores are mapped onto the scale.
 
     Raises:
         DataError: It cannot be read, or has no question with an answer of each label.
@@ -46,49 +47,76 @@ def labelled_pairs(check: ObserverCheck) -> list[Pair]:
             answers.setdefault(exemplar.question, {}).setdefault(exemplar.label, exemplar.answer)
     pairs = [Pair(question, both["good"], both["bad"]) for question, both in answers.items() if len(both) == 2]
     if not pairs:
+        if isinstance(check, ObserverCheck):
+            raise DataError(
+                "society.observer_check.pairs has no question with both a good and a bad answer, so it cannot test an "
+                "observer; name a source with labels, such as {kind: everyday, split: held_out}, or set "
+                "society.observer_check=null."
+            )
         raise DataError(
-            "society.observer_check.pairs has no question with both a good and a bad answer, so it cannot test an "
-            "observer; name a source with labels, such as {kind: everyday, split: held_out}, or set "
-            "society.observer_check=null."
+            "scorer.pairs has no question with both a good and a bad answer, so scores cannot be mapped onto the "
+            "scale; name a source with labels, such as {kind: everyday}."
         )
     return pairs[: check.num_pairs]
 
 
-async def measure(engine: MeteredEngine, society: SocietySection, check: ObserverCheck, seed: int) -> dict[str, Any]:
+async def measure(observer: Speaker, society: SocietySection, check: ObserverCheck, seed: int) -> dict[str, Any]:
     """Rates both answers of each pair as the run's observers will.
 
     Args:
-        engine: The observer's; its journal answers what was asked before.
+        observer: With the scorers of the society; its journal answers what was asked before.
         society: How it is asked.
         check: On which pairs.
         seed: Of the run.
 
     Returns:
-        What `figures` says of the ratings, with the observer's model.
+        What `figures` says of the observer's ratings of alignment, with its model; under `criteria` what it says of
+        those of the society's criteria by which a rule, a scorer or a ranking rates.
 
     Raises:
         DataError: There are no pairs.
         EngineError: The engine is at fault.
         StageError: The agreement is below `min_agreement`.
     """
-    pairs, wording = labelled_pairs(check), Wording(society)
-
-    async def rate(number: int, answer: str, label: str) -> Observation:
-        # Rounds begin with 1, so no interaction has this place.
-        calls = Calls(society, wording, Speaker(engine), (seed, 0, 0, number))
-        judged = calls.judged(pairs[number].question, answer, f"check:{label}")
-        observation, _ = await calls.rating(wording.observe(judged, _CRITERION), answer, f"check:{label}")
-        return observation
-
-    asked = [rate(n, answer, label) for n, pair in enumerate(pairs) for answer, label in _labelled(pair)]
-    given = await together(*asked)
-    found = {"model": engine.identity, **figures(pairs, given[::2], given[1::2])}
+    others = [one for one in society.observed_criteria if one.ranked or not one.wording]
+    criteria = (known(_CRITERION), *others)
+    agreement = await agreements(observer, society, criteria, check, seed)
+    found = {"model": observer.engine.identity, **agreement.pop(_CRITERION), "criteria": agreement}
+    for name, figures_ in agreement.items():
+        logger.info("%s %s", name, in_words(figures_))
     require_agreement(found, check)
     return found
 
 
-def _labelled(pair: Pair) -> tuple[tuple[str, str], tuple[str, str]]:
-    return (pair.good, "good"), (pair.bad, "bad")
+async def agreements(
+    observer: Speaker, society: SocietySection, criteria: Sequence[Criterion], check: ObserverCheck, seed: int
+) -> dict[str, dict[str, Any]]:
+    """How far ratings by each criterion agree with the labels of the check's pairs; see `figures`.
+
+    Args:
+        observer: With the scorers of the society.
+        society: How it is asked.
+        criteria: By which.
+        check: On which pairs.
+        seed: Of the run.
+
+    Raises:
+        DataError: There are no pairs.
+        EngineError: The engine is at fault.
+    """
+    pairs, wording = labelled_pairs(check), Wording(society)
+
+    async def agree(criterion: Criterion) -> dict[str, Any]:
+        # Rounds begin with 1, so no interaction has this place.
+        places = (Calls(society, wording, observer, (seed, 0, 0, number)) for number in range(len(pairs)))
+        rated = (
+            rate_answers(calls, criterion, pair.question, (pair.good, pair.bad))
+            for calls, pair in zip(places, pairs, strict=True)
+        )
+        given = await together(*rated)
+        return figures(pairs, [good for good, _ in given], [bad for _, bad in given])
+
+    return {criterion.name: await agree(criterion) for criterion in criteria}
 
 
 def figures(pairs: Sequence[Pair], good: Sequence[Observation], bad: Sequence[Observation]) -> dict[str, Any]:

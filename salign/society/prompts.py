@@ -185,7 +185,7 @@ class Wording:
         in_words = society.rating == "parse"
         self._feedback = _asked(known("alignment"), wanted if in_words else None)
         criteria = {name: known(name) for name in WORDINGS}
-        criteria |= {criterion.name: criterion for criterion in society.observed_criteria if criterion.rule is None}
+        criteria |= {criterion.name: criterion for criterion in society.observed_criteria if criterion.wording}
         self._in_words = in_words
         self._observations = {name: self._asked(criterion) for name, criterion in criteria.items()}
 

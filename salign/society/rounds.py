@@ -13,12 +13,14 @@ from salign.errors import StageError
 from salign.records import Interaction
 from salign.society.asides import REFLECTION
 from salign.society.protocols.base import Protocol
+from salign.society.raters import agreements
 from salign.society.recalls import RecallRecord, Recalls
 from salign.society.studies import SURVEY
 from salign.tracking.metrics import mean
 from salign.tracking.names import mean_rating
 
 _NUM_EXAMPLES = 3
+_AGREEMENT = "ranking_agreement_share"
 # Of so few ratings it may be chance that all are the same digit: where a judge gives one digit in 60 % of cases, 20 are
 # that digit once in 27,000 times.
 _MIN_RATINGS = 20
@@ -66,6 +68,8 @@ class Round:
         self.num_interactions += 1
         for name, value in protocol.measure(interaction):
             self.measured[name].append(value)
+        if protocol.ranked:
+            self.measured[_AGREEMENT].extend(agreements(interaction))
         if interaction.failure is not None:
             self.num_failed += 1
             self.failures = sorted({*self.failures, interaction.failure})[:_NUM_EXAMPLES]
@@ -149,6 +153,7 @@ class Round:
             **means,
             **self._surveyed(protocol.society),
             **{f"sim/{name}": protocol.figure(name, self.measured.get(name, ())) for name in protocol.figures},
+            **({f"sim/{_AGREEMENT}": mean(self.measured.get(_AGREEMENT, ()))} if protocol.ranked else {}),
             "sim/parse_rate": validity.rated_share,
             "sim/digit_mass_median": validity.digit_mass_median,
             "sim/flagged_share": validity.flagged_share,
@@ -169,6 +174,8 @@ def curves(protocol: Protocol[Any]) -> dict[str, tuple[str, ...]]:
         low, high = criterion.scale
         title = f"{criterion.name.replace('_', ' ').capitalize()}, {low} to {high}"
         drawn[title] = (*(mean_rating(criterion.name, role) for role in others), mean_rating(criterion.name))
+    if protocol.ranked:
+        drawn["Pairs of answers that observers rank alike in both orders"] = (f"sim/{_AGREEMENT}",)
     return drawn | {title[:1].upper() + title[1:]: (f"sim/{name}",) for name, title in protocol.figures.items()}
 
 

@@ -29,7 +29,7 @@ from salign.shown import redact
 from salign.society.branch import journals_of_beginnings, open_beginnings, settings_before
 from salign.society.headers import journal_header
 from salign.society.messages import Progress
-from salign.society.models import asked, meter_all, open_engines, open_replay
+from salign.society.models import asked, meter_all, observing, open_engines, open_replay
 from salign.society.observer import measure
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.protocols import protocol_of
@@ -154,7 +154,8 @@ async def _simulate(config: Config, shard: int, folder: Path, ranks: Ranks, repl
             check = config.society.observer_check if (shard, ranks.rank) == (0, 0) else None
             measured = None
             if check is not None:
-                apart = metered(*models[1], journal)  # what it is asked here is no part of the society's counts
+                # What they are asked here is no part of the society's counts.
+                apart = observing(config.society, [metered(*opened, journal) for opened in models])
                 measured = await measure(apart, config.society, check, config.run.seed)
             with rare_collections():
                 await _until_first(simulation.run(), _tick(progress, journal))

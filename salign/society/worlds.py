@@ -10,6 +10,7 @@ from salign.engines.meter import MeteredEngine
 from salign.records import to_line
 from salign.society import sources
 from salign.society.calls import Speaker
+from salign.society.models import observing
 from salign.society.population import answers_by_label
 from salign.society.profiles import load_profiles
 from salign.society.recall import question_table
@@ -33,7 +34,7 @@ def make_worlds(
     Args:
         config: The run's.
         numbers: Of the worlds, in the run.
-        engines: The run's, the observer's, then one for each part of a mixed society.
+        engines: Of `open_engines`, metered.
         folder: Where a model's embeddings are kept, for all shards.
         rank: Which of the ranks this process is, and among how many the agents are divided.
         before: Under which societies, and through which engines, they begin, each up to a round; the latest first.
@@ -54,16 +55,15 @@ def make_worlds(
         recall.check(society)
     setting, until = None, 0
     for its, voices, last in (*reversed(before), (society, engines, 0)):
-        first, observer, *others = voices
-        parts = zip(others, its.mixture, strict=True)
+        parts = zip(voices[2:], its.mixture, strict=False)  # the scorers come after them
         setting = Setting(
             society=its,
             seed=config.run.seed,
             table=table,
             num_questions=len(questions),
             prior=prior,
-            speakers=[Speaker(first), *(Speaker(engine, part.instructions) for engine, part in parts)],
-            observer=Speaker(observer),
+            speakers=[Speaker(voices[0]), *(Speaker(engine, part.instructions) for engine, part in parts)],
+            observer=observing(its, voices),
             choices={one.question: one.choices for one in asked if one.choices is not None},
             profiles=profiles,
             before=None if setting is None else (setting, until),

@@ -18,6 +18,7 @@ from salign.society.calls import Calls, Tally, UnansweredError, together
 from salign.society.lived import lived_through
 from salign.society.prompts import Judged
 from salign.society.protocols.learning import Learning, Row
+from salign.society.raters import Rankings
 from salign.society.replies import flags_of
 from salign.society.rules import rating_by_rule
 from salign.society.sources import Choices
@@ -138,8 +139,11 @@ class Protocol(ABC, Generic[Section]):
         self.rules = tuple(criterion for criterion in society.observed_criteria if criterion.rule is not None)
         """Those of them that need no observer."""
         ruled = {criterion.name for criterion in self.rules} | {*self.scored}
+        self.ranked = tuple(criterion for criterion in society.observed_criteria if criterion.ranked)
+        """Those by which an observer ranks all answers of an interaction, with two calls."""
+        ruled |= {criterion.name for criterion in self.ranked}
         self.asked = tuple(name for name in self.criteria if name not in ruled)
-        """Those that an observer is asked by, with a call each."""
+        """Those that an observer or a scorer is asked by, with a call each."""
 
     @property
     def outcome(self) -> str:
@@ -159,7 +163,7 @@ class Protocol(ABC, Generic[Section]):
             asked += num_agents * (1 + len(reflection.CRITERIA))
         if self.society.stream is not None and self.society.stream.importance == "asked":
             asked += num_agents
-        return num_agents // self.society.protocol.cast_size * self.max_calls + asked
+        return num_agents // self.society.protocol.cast_size * (self.max_calls + 2 * len(self.ranked)) + asked
 
     @abstractmethod
     async def interact(self, conversation: "Conversation") -> Sequence[Update]:
@@ -250,6 +254,7 @@ class Conversation:
         """The cosine distance of another question of the society from this one."""
         self._turns: list[Turn] = []
         self._observed: list[tuple[Turn, str, asyncio.Task[Observation]]] = []
+        self._rankings = Rankings(protocol.ranked)
         self._observing: asyncio.TaskGroup
         self._asked = Tally()
 
@@ -302,6 +307,7 @@ class Conversation:
             for rule in self._protocol.rules:
                 turn.observed[rule.name] = Observation(rating_by_rule(rule, self.seat.question, turn.text))
             criteria = self._protocol.asked
+            self._rankings.turns.append(turn)
         if criteria:
             judged = shown or self._observer.judged(self.seat.question, turn.text, called)
             for criterion in criteria:
@@ -370,11 +376,13 @@ class Conversation:
                 except (UnansweredError, CallRejectedError) as error:
                     failure = str(error)
                 publish(updates)
+                self._rankings.begin(self._observing, self._observer, self.seat.question)
         except BaseExceptionGroup as errors:
             first = errors.exceptions[0]
             raise first from first.__cause__
         for turn, criterion, task in self._observed:
             turn.observed[criterion] = task.result()
+        self._rankings.write()
         total = self._asked
         for calls in (*self.agents, self._observer):
             total.add(calls.tally)
