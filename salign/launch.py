@@ -24,7 +24,7 @@ from salign.errors import ConfigError, StageError
 from salign.evaluation.check import check_evaluation
 from salign.locks import lock
 from salign.manifest import write_manifest
-from salign.plan import Unit, complete, damaged_files, state, to_run, units
+from salign.plan import Unit, complete, damaged_files, require_needs, state, to_run, units
 from salign.report.generations import print_generations
 from salign.report.summary import print_summary, summarize
 from salign.report.write import write_report
@@ -90,6 +90,7 @@ class LaunchOptions:
         replace: Cancel the run's live jobs first.
         drop_answers_of: Make the calls again that a server answered under this model's name.
         verify: Read what is done first, and compare it with its hashes.
+        stages: Of what is left, only units of these stages; None for all.
     """
 
     dry_run: bool = False
@@ -98,6 +99,11 @@ class LaunchOptions:
     replace: bool = False
     drop_answers_of: str | None = None
     verify: bool = False
+    stages: tuple[str, ...] | None = None
+
+    def selected(self, left: Sequence[Unit]) -> list[Unit]:
+        """Those of some units that are wanted."""
+        return [unit for unit in left if self.stages is None or unit.stage in self.stages]
 
 
 def launch(config: Config, console: Console, options: LaunchOptions = LaunchOptions()) -> None:
@@ -112,14 +118,15 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
     _verify(everything, options, console)
     scheduler = scheduler_of(run, config)
     if options.dry_run:  # also where the files are not there yet
-        print_estimate([row for one in everything for row in estimate(*one, to_run(units(*one)))], console)
+        rows = [row for one in everything for row in estimate(*one, options.selected(to_run(units(*one))))]
+        print_estimate(rows, console)
         print_memory(config, console)
     hashes = check_inputs(config)
     check_engines(config, fetch=False)
     if options.dry_run:
         for one in everything:
             print_plan(*one, console)
-            _show_jobs(scheduler_of(*one), one[1], to_run(units(*one)), console)
+            _show_jobs(scheduler_of(*one), one[1], options.selected(to_run(units(*one))), console)
         return
     _drop_answers(everything, left, options, console)
     if options.prepare:
@@ -134,7 +141,9 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
             cancel_live_jobs(its)
         after: tuple[str, ...] = ()
         for one in everything:
-            after = _submit(*one, hashes, after, console)
+            after = _submit(*one, hashes, after, options=options, console=console)
+            if len(options.selected(rest := to_run(units(*one)))) < len(rest):
+                break  # a later generation speaks through what is not to be trained yet
     if left and not scheduler.is_here:
         if not options.wait:
             console.print(
@@ -142,14 +151,24 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
             )
             return
         for one in everything:
-            _wait(*one, console)
+            _wait(*one, options, console)
     if not left:
         console.print(f"Everything in {run.path} is done; there is nothing to run.", highlight=False)
-    _close(everything, console)
+    _close(everything, options, console)
 
 
-def _close(everything: Sequence[tuple[RunDir, Config]], console: Console) -> None:
-    """Writes what came out of each generation, and prints it."""
+def _close(everything: Sequence[tuple[RunDir, Config]], options: LaunchOptions, console: Console) -> None:
+    """Writes what came out of each generation, and prints it; of a launch of a part, what is left."""
+    rest = [unit for one in everything for unit in to_run(units(*one))]
+    if options.stages is not None and rest:
+        stages = ", ".join(dict.fromkeys(unit.stage for unit in rest))
+        console.print(
+            f"Done as far as asked for; left in {everything[0][0].path}: {stages}. Launch without --only and --until "
+            "for the rest.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
     summaries = [summarize(run, config) for run, config in everything]
     for (run, config), summary in zip(everything, summaries, strict=True):
         write_report(run, config)
@@ -159,7 +178,13 @@ def _close(everything: Sequence[tuple[RunDir, Config]], console: Console) -> Non
 
 
 def _submit(
-    run: RunDir, config: Config, hashes: dict[str, str], after: tuple[str, ...], console: Console
+    run: RunDir,
+    config: Config,
+    hashes: dict[str, str],
+    after: tuple[str, ...],
+    *,
+    options: LaunchOptions,
+    console: Console,
 ) -> tuple[str, ...]:
     """Does or submits what is left of one generation.
 
@@ -168,6 +193,7 @@ def _submit(
         config: Its config.
         hashes: Of the input files.
         after: Ids of jobs that what is submitted waits for.
+        options: Which of it is wanted.
         console: For what is said meanwhile.
 
     Returns:
@@ -176,11 +202,12 @@ def _submit(
     run.logs.mkdir(parents=True, exist_ok=True)
     write_manifest(run, config, hashes, _identify_models(config))
     everything = units(run, config)
-    left = to_run(everything)
+    left = options.selected(to_run(everything))
     if not left:
         return ()
     scheduler = scheduler_of(run, config)
     left = not_at_work(run, scheduler, left)
+    require_needs(left, everything, scheduler.at_work())
     if left:
         _say_notes(scheduler.check(config, left), console)
         scheduler.submit(config, left, console, after)
@@ -188,8 +215,8 @@ def _submit(
         return ()
     if f"train/{config.stage_of_generation}" in complete(everything):
         return ()
-    task = scheduler.placements()[f"train/{config.stage_of_generation}"].task
-    return () if task is None else (task,)
+    placed = scheduler.placements().get(f"train/{config.stage_of_generation}")
+    return () if placed is None or placed.task is None else (placed.task,)
 
 
 def prepare(config: Config, hashes: dict[str, str] | None = None) -> RunDir:
@@ -277,9 +304,9 @@ def _show_jobs(scheduler: Scheduler, config: Config, left: Sequence[Unit], conso
         console.print(batch_file, markup=False, highlight=False, soft_wrap=True)
 
 
-def _wait(run: RunDir, config: Config, console: Console) -> None:
+def _wait(run: RunDir, config: Config, options: LaunchOptions, console: Console) -> None:
     try:
-        board = follow(run, config, console)
+        board = follow(run, config, console, options.stages)
     except KeyboardInterrupt:
         console.print(
             as_called(f"the jobs continue: python jobs/status.py {run.path} --watch"), highlight=False, soft_wrap=True

@@ -1,6 +1,6 @@
 """The units of work in a run, and which of them are complete, judging by their markers alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +124,29 @@ def to_run(everything: Sequence[Unit]) -> list[Unit]:
         if unit.key not in done or any(need in left for need in unit.needs):
             left[unit.key] = unit
     return list(left.values())
+
+
+def require_needs(chosen: Sequence[Unit], everything: Sequence[Unit], at_work: Collection[str] = ()) -> None:
+    """Makes sure that what some units need is there, or is made before them.
+
+    Args:
+        chosen: Units of a launch of some stages.
+        everything: All of the run's.
+        at_work: Keys of those that jobs of an earlier launch do.
+
+    Raises:
+        ConfigError: One needs a unit that is not.
+    """
+    coming = complete(everything).union((unit.key for unit in chosen), at_work)
+    for unit in chosen:
+        missing = [need for need in unit.needs if need not in coming]
+        if missing:
+            stage = next(other.stage for other in everything if other.key == missing[0])
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            raise ConfigError(
+                f"{unit.name} needs {missing[0]}{more}, and that is not done: launch --until={unit.stage}, or "
+                f"--only={stage} first."
+            )
 
 
 def damaged_files(everything: Sequence[Unit]) -> Iterator[tuple[Unit, str]]:

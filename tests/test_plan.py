@@ -15,7 +15,7 @@ from salign.dataset.collect import collect
 from salign.errors import ConfigError, StageError
 from salign.locks import lock
 from salign.markers import forget, mark_done, read_done, read_failure, recording_failure
-from salign.plan import Unit, complete, find_unit, state, to_run, units
+from salign.plan import Unit, complete, find_unit, require_needs, state, to_run, units
 from salign.run import RunDir, create_run
 from salign.stages import STAGES
 from salign.tracking.metrics import MetricsLog
@@ -95,6 +95,25 @@ def test_a_unit_is_named_by_stage_and_argument(run, config):
     }.items():
         with pytest.raises(ConfigError, match=message):
             find_unit(everything, *words)
+
+
+def test_no_model_need_be_evaluated(config):
+    def models(**settings):
+        return compose.parse({"evaluate": settings, "run": {"root": "r"}}, "test").evaluated_models
+
+    assert models() == ("base",)
+    assert models(models=None) == ("base",)
+    assert models(models=[]) == ()
+    assert config.evaluated_models == ("base", "stable")
+
+
+def test_units_at_work_elsewhere_need_not_be_done(run, config):
+    everything = units(run, config)
+    collect = find_unit(everything, "collect")
+    require_needs(everything, everything)
+    require_needs([collect], everything, at_work=("simulate/0", "simulate/1"))
+    with pytest.raises(ConfigError, match="collect needs simulate/1, and that is not done"):
+        require_needs([collect], everything, at_work=("simulate/0",))
 
 
 def test_everything_done_is_complete(run, config):

@@ -1,7 +1,7 @@
 """Shows a running run live: stages and shards, calls and tokens per second, steps and losses, from the run's files."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -111,13 +111,19 @@ def _drawing(view: _View, console: Console) -> Iterator[Callable[[], None]]:
     print_lines()
 
 
-def follow(run: RunDir, config: Config, console: Console) -> Board:
+def follow(run: RunDir, config: Config, console: Console, stages: Collection[str] | None = None) -> Board:
     """Shows a run until everything is done, or nothing of it is at work any more.
+
+    Args:
+        run: Its folder.
+        config: The run's.
+        console: Where it is shown.
+        stages: Only these, of which everything is waited for; None for all.
 
     Returns:
         The board as it stands then.
     """
-    board = Board(run, config)
+    board = Board(run, config, stages)
     board.look()
     view = _View(board)
     pause, asked = _FIRST_PAUSE_S, time.monotonic()

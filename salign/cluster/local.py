@@ -144,12 +144,12 @@ class LocalScheduler(Scheduler):
 
     def submit(self, config: Config, left: Sequence[Unit], console: Console, after: Sequence[str] = ()) -> None:
         assert isinstance(config.cluster, LocalCluster)
-        run, everything = self.run, units(self.run, config)
+        run, everything, wanted = self.run, units(self.run, config), {unit.key for unit in left}
         prepare_environment(run, config)
         for group in groups_of(everything):
             # Some of what was left may be complete after all: what it needs came out as before.
             done = complete(everything)
-            pending = [unit for unit in group if unit.key not in done]
+            pending = [unit for unit in group if unit.key in wanted and unit.key not in done]
             if not pending:
                 continue
             stage = stage_of(group[0])

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Standing:
 
 
 class Board:
-    """All units of a run and where they stand, by their markers and by what schedulers say of their tasks.
+    """Units of a run and where they stand, by their markers and by what schedulers say of their tasks.
 
     Attributes:
         live: Tasks that have not ended, as they were known last.
@@ -76,9 +76,17 @@ class Board:
         without_accounting: Schedulers that remember nothing of ended jobs.
     """
 
-    def __init__(self, run: RunDir, config: Config) -> None:
+    def __init__(self, run: RunDir, config: Config, stages: Collection[str] | None = None) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            run: Its folder.
+            config: The run's.
+            stages: Only the units of these; None for all.
+        """
         self.run = run
-        self.units: Sequence[Unit] = units(run, config)
+        self._everything = units(run, config)
+        self.units: Sequence[Unit] = [unit for unit in self._everything if stages is None or unit.stage in stages]
         self._min_shards = config.cluster.min_shards
         self._schedulers = all_schedulers(run)
         self.live: list[LiveTask] = []
@@ -98,7 +106,7 @@ class Board:
             self._ask_what_is_live()
         self._num_units = Counter(placement.task for _, placement in placements.values())
         live = {task.id: task for task in self.live}
-        done = complete(self.units)
+        done = complete(self._everything)
         states = {unit.key: state(unit, done) for unit in self.units}
         if ask:
             over = {

@@ -1,7 +1,7 @@
 """Runs the whole pipeline: society, alignment data, training, evaluation. Launch again to continue where it stopped.
 
 python jobs/launch.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--prepare] [--wait] [--replace]
-                      [--skip-bad] [--drop-answers-of=NAME] [--verify]
+                      [--only=STAGE | --until=STAGE] [--skip-bad] [--drop-answers-of=NAME] [--verify]
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ from salign.command_line import Parser
 from salign.errors import ConfigError
 from salign.launch import LaunchOptions, launch
 from salign.shown import plain_console
+from salign.stages import STAGES
 from salign.work import begin
 
 
@@ -41,8 +42,19 @@ def make_parser() -> Parser:
         metavar="NAME",
         help="make the calls of what is not done again that a server answered under this model's name",
     )
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--only", choices=tuple(STAGES), help="of what is left, only this stage")
+    part.add_argument("--until", choices=tuple(STAGES), help="of what is left, the stages up to this one, with it")
     parser.add_argument("--skip-bad", action="store_true", help="skip and count malformed rows of training data")
     return parser
+
+
+def _stages(only: str | None, until: str | None) -> tuple[str, ...] | None:
+    """The stages of a part; None for all."""
+    if only is not None:
+        return (only,)
+    names = tuple(STAGES)
+    return None if until is None else names[: names.index(until) + 1]
 
 
 def main() -> None:
@@ -64,5 +76,6 @@ def main() -> None:
         replace=args.replace,
         drop_answers_of=args.drop_answers_of,
         verify=args.verify,
+        stages=_stages(args.only, args.until),
     )
     launch(config, plain_console(), options)

@@ -38,8 +38,8 @@ class Judge(Section):
 
 
 class EvaluateSection(Section):
-    models: tuple[Name, ...] = ()
-    """`base` or the name of a training stage; empty: base and the last stage."""
+    models: tuple[Name, ...] | None = None
+    """`base` or names of training stages; `[]`: none, so that nothing is evaluated. None: base and the last stage."""
     benchmarks: tuple[Name, ...] = ("questions",)
     """`questions`, `hh`, `hh_a`, `over_refusal`, `mic`, `general`, `pairs`, or a task of lm_eval."""
     data_dir: Annotated[AbsolutePath | None, Effect.INPUT] = None

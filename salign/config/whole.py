@@ -105,7 +105,9 @@ class Config(Section):
     def compared_models(self) -> tuple[str, ...]:
         """What is compared; a stage stands for its copies for other seeds, if there are some."""
         stages = self.train.stages
-        named = self.evaluate.models or ("base", *((self.train.last.name,) if stages else ()))
+        named = self.evaluate.models
+        if named is None:
+            named = ("base", *((self.train.last.name,) if stages else ()))
         return tuple(dict.fromkeys(name if name == "base" else self.train.origin(name) for name in named))
 
     @property
@@ -168,7 +170,9 @@ class Config(Section):
             }
         )
         seeded = self.run.model_copy(update={"seed": derive(self.run.seed, "generation", number)})
-        models = tuple(name for name in self.evaluated_models if name != "base") or (self.stage_of_generation,)
+        models = tuple(name for name in self.evaluated_models if name != "base")
+        if not models and self.evaluate.models != ():
+            models = (self.stage_of_generation,)
         judges = tuple(
             judge.model_copy(update={"engine": _with_model(judge.engine, self.model)}) for judge in self.judges
         )
@@ -200,7 +204,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         known = ("base", *(stage.name for stage in self.train.stages))
-        unknown = [name for name in self.evaluate.models if name not in known]
+        unknown = [name for name in self.evaluate.models or () if name not in known]
         mistakes = []
         if unknown:
             mistakes.append(f"evaluate.models names {', '.join(unknown)}; known: {', '.join(known)}")

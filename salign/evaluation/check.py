@@ -15,13 +15,15 @@ def check_evaluation(config: Config) -> list[Path]:
     """Reads every file that the evaluation will read, without loading lm_eval.
 
     Returns:
-        Those files.
+        Those files; none where no model is evaluated.
 
     Raises:
         SalignError: A benchmark is not known or its file is empty, malformed or certainly missing, there are fewer
             questions than asked for, or the engine that is to answer cannot load a model; all mistakes are named, as an
             error of the first one's kind.
     """
+    if not config.evaluated_models:
+        return []
     mistakes: list[SalignError] = []
     for benchmark in config.evaluate.benchmarks:
         try:

@@ -212,6 +212,28 @@ def test_each_stage_by_itself(config_file, tmp_path):
     assert "there is nothing to run" in launch(str(config_file)).stdout
 
 
+def test_a_launch_of_a_part_does_that_part(config_file, tmp_path):
+    run = RunDir(tmp_path / "runs" / "small")
+    for words, said in (
+        (["--only=collect"], "collect needs simulate/0 and 1 more, and that is not done: launch --until=collect, or "),
+        (["--only=evaluate"], "evaluate stable needs train/stable, and that is not done: launch --until=evaluate"),
+        (["--only=simulate", "--until=collect"], "not allowed with argument"),
+        (["--until=report"], "invalid choice: 'report'"),
+    ):
+        refused = launch_here(str(config_file), *words)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+    planned = launch_here(str(config_file), "--dry-run", "--until=collect")
+    assert "train sft" not in planned.stdout.partition("Run ")[0]
+    done = launch(str(config_file), "--until=collect")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"left in {run.path}: train, evaluate" in done.stdout
+    assert read_done(run.dataset) is not None
+    assert not (run.path / "train").exists()
+    again = launch_here(str(config_file), "--until=collect")
+    assert (again.returncode, "left in" in again.stdout) == (0, True)
+
+
 def test_killed_anywhere_the_next_launch_goes_on(finished, config_file, tmp_path):
     """The launcher is killed at three moments; its processes end with it; the result is that of an undisturbed run."""
     run, undisturbed = RunDir(tmp_path / "runs" / "small"), finished[0]
