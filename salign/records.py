@@ -114,6 +114,12 @@ class Profile(Record, frozen=True):
     part: str | None = None
     attributes: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
 
+    @property
+    def facts(self) -> dict[str, str | int | float | bool]:
+        """What tells it from others beside its texts, by name; nothing that is private."""
+        known = {"culture": self.culture, "label": self.label, "part": self.part, **self.attributes}
+        return {name: value for name, value in known.items() if value is not None}
+
 
 class Interaction(Record, frozen=True):
     """One interaction, led by the first of `agents` in `round` (counted from 1) of `world`.

@@ -7,6 +7,7 @@ import re
 import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest import mock
 from xml.etree import ElementTree
 
 import numpy as np
@@ -323,17 +324,22 @@ def test_the_page_names_no_address_to_load_from(simulated):
 
 # --- other protocols -----------------------------------------------------------------------------
 
-CASTS = {"dialogue": ["closing"], "game": ["move"]}
+CASTS = {"dialogue": "closing", "game": "move"}
 OPEN = {"min_rated_share": 0, "max_failed_share": 1, "max_repeated_share": 1, "max_flagged_share": 1}
 
 
 @pytest.mark.parametrize("kind", CASTS)
-def test_interactions_of_several_agents_are_reported_with_who_they_are(kind, tmp_path):
+def test_interactions_of_several_agents_are_reported_with_who_they_are(kind, tmp_path, monkeypatch):
     society = {"protocol": {"kind": kind}, "profiles": {"kind": "people"}, "audience_size": 0, "stopping": None}
     config = config_of(tmp_path, society={**society, "num_worlds": 1, "num_shards": 1, "max_rounds": 2, "gates": OPEN})
     run = create_run(config)
     run_shard(run, config, 0)
+    mirror = mock.MagicMock()
+    monkeypatch.setattr("salign.dataset.collect.open_mirror", mirror)
     collect(run, config)
+    _, columns, rows = mirror.return_value.__enter__.return_value.table.call_args.args
+    assert {"profile.age", "profile.occupation", "profile.culture"} <= set(columns)
+    assert all(type(row[columns.index("profile.age")]) is int for row in rows)
     page, record = write_report(run, config)
     assert "protocol" in {plot.key for plot in plots(record)["society"]}
     samples = data_of(page.read_text())["interactions"]
@@ -344,8 +350,16 @@ def test_interactions_of_several_agents_are_reported_with_who_they_are(kind, tmp
             member["name"] and any("occupation" in fact for fact in member["about"]) for member in sample["members"]
         )
         assert {turn["agent"] for turn in sample["turns"]} == {member["agent"] for member in sample["members"]}
+    by_name = {plot.title: plot for plot in plots(record)["society"] if plot.key.startswith("attribute-")}
+    assert {"By occupation", "By culture", "By age"} <= set(by_name)
+    assert sum(row[2] for row in by_name["By age"].rows) == sum(
+        turn.observed_rating(record.society.criteria[0]) is not None
+        for item in interactions_of(run, 1)
+        for turn in item.turns_of(CASTS[kind])
+    )
+    assert 'data-filter="about"' in page.read_text()
     values = record.society.cells.values(0)
-    rated = {turn.agent for item in interactions_of(run, 1) for turn in item.turns if turn.role in CASTS[kind]}
+    rated = {turn.agent for item in interactions_of(run, 1) for turn in item.turns if turn.role == CASTS[kind]}
     assert np.isfinite(values[0]).any(axis=0).sum() == len(rated) > 5
 
 

@@ -21,7 +21,7 @@ from salign.garbage import rare_collections
 from salign.locks import lock
 from salign.markers import mark_done, read_done, recording_failure, require_done
 from salign.plan import is_short
-from salign.records import AlignmentGroup, Interaction, read_interactions, to_bytes
+from salign.records import AlignmentGroup, Interaction, read_interactions, read_profiles, to_bytes
 from salign.run import RunDir
 from salign.seeds import rng
 from salign.society import sources
@@ -312,6 +312,18 @@ def _missing_shards(run: RunDir, config: Config) -> list[int]:
     return missing
 
 
+def _facts_of_profiles(run: RunDir, shards: Sequence[int]) -> dict[int | None, dict[str, Any]]:
+    """What is known of each profile, by its number; where not all that a name stands for are numbers, as text."""
+    found: dict[int | None, dict[str, Any]] = {}
+    for shard in shards:
+        found |= {number: one.facts for number, one in read_profiles(run.shard(shard) / "profiles.jsonl").items()}
+    texts = {name for known in found.values() for name, value in known.items() if isinstance(value, str | bool)}
+    return {
+        number: {name: str(value) if name in texts else value for name, value in known.items()}
+        for number, known in sorted(found.items())
+    }
+
+
 def _mirror(
     run: RunDir, config: Config, seen: _InteractionCounts, card: dict[str, Any], protocol: Protocol[Any]
 ) -> None:
@@ -347,11 +359,16 @@ def _mirror(
             mirror.summarize({f"observer/{name}": observer[name] for name in ("agreement", "length_correlation")})
         roles = protocol.observed
         rated = [(role, criterion) for criterion in protocol.criteria for role in roles]
+        who = _facts_of_profiles(run, [n for n in range(config.society.num_shards) if n not in missing])
+        facts = list(dict.fromkeys(name for known in who.values() for name in known))
         columns = ["world", "round", "agent", "question", *roles, *(" ".join(both) for both in rated)]
+        columns += [f"profile.{name}" for name in facts]
         samples = []
         for item in seen.samples:
             turns = {role: item.turn(role) for role in roles}
             ratings = [(turn := turns[role]) and turn.observed_rating(criterion) for role, criterion in rated]
-            samples.append([*item.key, item.topic, *(turn and turn.text for turn in turns.values()), *ratings])
+            known = who.get(item.agents[0].profile, {})
+            said = (turn and turn.text for turn in turns.values())
+            samples.append([*item.key, item.topic, *said, *ratings, *(known.get(name) for name in facts)])
         mirror.table("sim/samples", columns, samples)
         mirror.artifact(f"{config.run.name}-data", "dataset", [run.dataset / "groups.jsonl", run.dataset / "card.json"])

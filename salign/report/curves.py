@@ -24,7 +24,7 @@ from salign.report.figures import (
     society_path,
 )
 from salign.report.record import Figure, OverTime, RunRecord
-from salign.report.studies import opinions
+from salign.report.studies import by_attributes, opinions
 from salign.society.protocols import protocol_of
 from salign.tracking.metrics import Row, mean
 
@@ -354,7 +354,16 @@ def plots(record: RunRecord) -> dict[str, list[Plot]]:
     there = functools.partial(filter, lambda plot: plot is not None)
     return {
         "society": list(
-            there([society_path(record), measured(record), opinions(record), *relations(record), recalls(record)])
+            there(
+                [
+                    society_path(record),
+                    measured(record),
+                    opinions(record),
+                    *by_attributes(record),
+                    *relations(record),
+                    recalls(record),
+                ]
+            )
         ),
         "ratings": list(there([ratings(record), before_after(record), followed(record), gain(record)])),
         "running": [*validity(record), *over_time(record)],

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from salign.config import Config, Criterion, GridTopology
 from salign.markers import Done
 from salign.records import Interaction, Member, Profile, Recalled, Turn
+from salign.report.attributes import Attributes
 from salign.seeds import rng
 from salign.society.aggregation import rated
 from salign.society.protocols import protocol_of
@@ -207,6 +208,7 @@ class Society:
     compared: Criterion
     """The first of the criteria."""
     followed: Followed
+    by_attribute: Attributes
     num_interactions: int = 0
     num_failed: int = 0
     num_discarded: int = 0
@@ -243,7 +245,9 @@ class SocietyReader:
         self._first, self._outcome = protocol.observed[0], protocol.outcome
         followed = Followed(self._first, self._outcome)
         compared = config.society.observed_criteria[0]
-        self.society = Society(CellMap(config, shards), protocol.observed, protocol.criteria, compared, followed)
+        by_attribute = Attributes(self._profiles, self._outcome, protocol.criteria[0])
+        cells = CellMap(config, shards)
+        self.society = Society(cells, protocol.observed, protocol.criteria, compared, followed, by_attribute)
         # Of each role and criterion, ratings asked for, missing ones, and the sum of the others.
         self._ratings: dict[tuple[str, str], list[float]] = {
             (role, criterion): [0, 0, 0.0] for role in protocol.observed for criterion in protocol.criteria
@@ -268,6 +272,7 @@ class SocietyReader:
             if len(society.failures) < 50 or interaction.failure in society.failures:
                 society.failures[interaction.failure] += 1
         society.cells.add(interaction)
+        society.by_attribute.add(interaction)
         self._rate(interaction)
         for name, x, y in self._protocol.relate(interaction):
             sums = society.relations.setdefault(name, {}).setdefault(x, [0.0, 0.0, 0.0])
@@ -341,8 +346,7 @@ class SocietyReader:
         profile = None if member.profile is None else self._profiles.get(member.profile)
         if profile is None:
             return {"agent": member.agent, "name": None, "about": []}
-        about = {"culture": profile.culture, **profile.attributes}
-        told = [f"{name} {value}" for name, value in about.items() if value is not None]
+        told = [f"{name} {value}" for name, value in profile.facts.items()]
         return {"agent": member.agent, "name": clipped(profile.name), "about": [clipped(text) for text in told]}
 
     def end(self) -> Society:

@@ -1,9 +1,12 @@
-"""The report's figures of surveys and interventions."""
+"""The report's figures of surveys, interventions and profiles."""
 
 from salign.report.figures import Plot, by_round, make_figure, make_line, round_axis
 from salign.report.record import RunRecord
 from salign.society.studies import SURVEY
 from salign.tracking.metrics import mean
+
+MAX_ATTRIBUTES = 12
+"""Attributes that are drawn, of those that tell agents apart."""
 
 
 def opinions(record: RunRecord) -> Plot | None:
@@ -41,6 +44,45 @@ def opinions(record: RunRecord) -> Plot | None:
             for row in zip(after, asked, spreads, strict=True)
         ],
     )
+
+
+def by_attributes(record: RunRecord) -> list[Plot]:
+    """Ratings of the outcome by each attribute of who says it, a line for each value."""
+    if record.society is None:
+        return []
+    found, criterion, role = record.society.by_attribute, record.society.criteria[0], record.society.observed[-1]
+    plots = []
+    for number, name in enumerate(list(found.groups)[:MAX_ATTRIBUTES]):
+        rows = [
+            (value, round_, int(num), total / num)
+            for (other, value, round_), (num, total) in sorted(found.sums.items())
+            if other == name
+        ]
+        if not rows:
+            continue
+        by_value: dict[str, list[tuple[int, float]]] = {}
+        for value, round_, _, rating in rows:
+            by_value.setdefault(value, []).append((round_, rating))
+        traces = [
+            make_line(value, [x for x, _ in points], [y for _, y in points], line)
+            for line, (value, points) in enumerate(by_value.items())
+        ]
+        words = "; ".join(
+            f"{value}: {points[0][1]:.2f} at first, {points[-1][1]:.2f} at last" for value, points in by_value.items()
+        )
+        rounds = sorted({round_ for _, round_, *_ in rows})
+        plots.append(
+            Plot(
+                f"attribute-{number}",
+                f"By {name}",
+                f"Mean {criterion} of the {role}s of agents of each {name}; what else goes with it may be the reason.",
+                words + ".",
+                make_figure(traces, "round", criterion, xaxis=round_axis(rounds)),
+                (name, "round", "ratings", criterion),
+                [list(row) for row in rows],
+            )
+        )
+    return plots
 
 
 def _number(value: float | None) -> str:

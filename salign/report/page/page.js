@@ -205,6 +205,7 @@
     text: (item, wanted) => wanted.toLowerCase().split(/\s+/).every((word) => item.searched.includes(word)),
     world: (item, wanted) => item.world === Number(wanted),
     agent: (item, wanted) => item.agent === Number(wanted),
+    about: (item, wanted) => item.members.some(({ about }) => about.includes(wanted)),
     outcome: (item, wanted) => outcome(item) === wanted,
     kind: (item, wanted) => item.kind === wanted,
     score: (item, wanted) => item.responses[0].score >= Number(wanted),
@@ -218,6 +219,8 @@
     const count = place.querySelector("[data-count]"), list = place.querySelector("[data-items]");
     const worlds = place.querySelector("select[data-filter=world]");
     if (worlds) for (const number of [...new Set(all.map((item) => item.world))].sort((a, b) => a - b)) worlds.append(new Option(number, number));
+    const who = place.querySelector("select[data-filter=about]");
+    if (who) for (const fact of [...new Set(all.flatMap(({ members }) => members.flatMap(({ about }) => about)))].sort()) who.append(new Option(fact, fact));
     let at = 0, found = all;
 
     function show() {
