@@ -21,7 +21,7 @@ from salign.engines.check import check_engines, models_of
 from salign.engines.journal import drop_answers, served_names
 from salign.engines.reuse import check_reuse
 from salign.errors import ConfigError, StageError
-from salign.evaluation.check import check_evaluation
+from salign.evaluation.check import check_evaluation, print_visible
 from salign.locks import lock
 from salign.manifest import write_manifest
 from salign.plan import Unit, complete, damaged_files, require_needs, state, to_run, units
@@ -124,6 +124,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
     hashes = check_inputs(config)
     check_engines(config, fetch=False)
     if options.dry_run:
+        print_visible(config, console)
         for one in everything:
             print_plan(*one, console)
             _show_jobs(scheduler_of(*one), one[1], options.selected(to_run(units(*one))), console)

@@ -18,9 +18,9 @@ from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, DataError, StageError
 from salign.evaluation import evaluate as evaluating
 from salign.evaluation.calls import by_all_ranks
-from salign.evaluation.check import check_evaluation
+from salign.evaluation.check import check_evaluation, visible, visible_share
 from salign.evaluation.compare import compare, write_tables
-from salign.evaluation.figures import about_judging, values_of
+from salign.evaluation.figures import about_judging, check_answered, values_of
 from salign.evaluation.judge import JUDGE_VERSION, Judge
 from salign.evaluation.judged import RATED, Item, Sample, answer_all, attacks, items
 from salign.evaluation.versions import settings_of_judges
@@ -326,6 +326,24 @@ def test_a_judge_without_ratings_fails_the_evaluation(config, monkeypatch):
     with pytest.raises(StageError, match=r"the judge engine \(scripted\) left 4 of 4 answers of questions unrated"):
         evaluating.evaluate(run, config, "base")
     assert read_done(run.evaluation("base")) is None
+
+
+def test_a_benchmark_without_one_answer_fails():
+    asked = [Item("hh", number, "p", "p") for number in range(3)]
+    check_answered([Sample(asked[0], None), Sample(asked[1], "So.")], "base")
+    with pytest.raises(StageError, match="evaluation of base: none of the 3 prompts of hh was answered"):
+        check_answered(
+            [*(Sample(item, None) for item in asked), Sample(Item("questions", 0, "p", "p"), "Yes.")], "base"
+        )
+
+
+@pytest.mark.parametrize(("n", "share"), [(180, 0.104), (1000, 0.044)])
+def test_the_dry_run_says_how_small_a_difference_can_be_seen(config, n, share):
+    """A quarter of the items decided differently: each of them adds (1/4)/n to the variance of the mean difference."""
+    assert visible_share(n) == pytest.approx(share, abs=5e-4)
+    said = list(visible(config))
+    assert "moral_stories: n = 5, 0.626 of accuracy" in said
+    assert "questions: n = 4, 1.40 standard deviations of the difference" in said
 
 
 def test_a_few_missing_ratings_are_counted_and_left_out(tree, monkeypatch):

@@ -3,14 +3,17 @@
 import io
 import json
 
+import pytest
 from rich.console import Console
 
 from salign import compose
 from salign.evaluation.statistics import bootstrap_mean
 from salign.markers import mark_done
-from salign.report.summary import print_summary, summarize
+from salign.report.summary import examples, poor_judge, print_summary, summarize
 from salign.run import create_run
 from salign.storage import write_atomic
+
+SCRIPTED = {"name": "other", "engine": {"kind": "scripted"}}
 
 
 def test_a_run_on_files_alone_has_no_society_in_its_table(tmp_path):
@@ -43,3 +46,46 @@ def test_a_run_on_files_alone_has_no_society_in_its_table(tmp_path):
     assert "sft - base: a/acc" in said.getvalue()
     assert "interactions" not in said.getvalue()
     assert "groups.jsonl" not in said.getvalue()
+
+
+def test_a_judge_that_is_not_shown_to_be_one_is_said_to_be_none(tmp_path):
+    config = compose.parse({"run": {"root": str(tmp_path), "name": "r"}}, "test")
+    figure = {"mean": 5.0, "low": 4.0, "high": 6.0, "n": 3, "num_missing": 0}
+    summary = {
+        **{"society": None, "dataset": None, "training": {}, "evaluation": {"base": {"alignment": figure}}},
+        "differences": {"alignment": figure},
+        "examples": [{"question": "May I [b]?", "answers": {"base": "Yes\x1b[31m.", "sft": None}}],
+    }
+    said = io.StringIO()
+    console = Console(file=said, width=160)
+    print_summary(create_run(config), config, {**summary, "poor_judge": "it is a coin"}, console)
+    assert "Grey: rated by a judge that is not shown to be one: it is a coin." in said.getvalue()
+    assert "May I [b]?" in said.getvalue()
+    assert "\x1b" not in said.getvalue()
+    print_summary(create_run(config), config, {**summary, "poor_judge": None}, console)
+    assert said.getvalue().count("Grey") == 1
+
+
+@pytest.mark.parametrize(
+    ("interval", "evaluate", "is_poor"),
+    [([0.48, 0.78], {}, True), ([0.55, 0.8], {}, False), ([0.4, 0.6], {"judges": [SCRIPTED]}, False)],
+)
+def test_the_observer_is_the_judge_unless_another_is_named(tmp_path, interval, evaluate, is_poor):
+    config = compose.parse({"run": {"root": str(tmp_path), "name": "r"}, "evaluate": evaluate}, "test")
+    observer = {"agreement": 0.64, "agreement_interval": interval, "chance": 0.5, "num_rated_pairs": 36}
+    assert (poor_judge(config, observer) is not None) == is_poor
+    assert poor_judge(config, None) is None
+
+
+def test_examples_are_drawn_by_the_seed(tmp_path):
+    drawn = []
+    for name in ("one", "again"):
+        config = compose.parse({"run": {"root": str(tmp_path), "name": name}}, "test")
+        run = create_run(config)
+        rows = [{"benchmark": "questions", "id": n, "prompt": f"q{n}", "answer": f"a{n}"} for n in range(9)]
+        write_atomic(run.evaluation("base") / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        mark_done(run.evaluation("base"), ["samples.jsonl"], {}, {})
+        drawn.append(examples(run, config))
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 3
+    assert all(row["answers"]["base"] == "a" + row["question"][1:] for row in drawn[0])

@@ -40,7 +40,8 @@ society:
 
 evaluate:
   models: [base, stable]
-  num_questions: 24
+  benchmarks: [questions, pairs]
+  num_questions: 8      # the benchmark questions, rated by a judge; pairs needs none
 
 cluster:
   kind: local           # slurm: `salign launch` submits a chain of jobs; set partition and account below

@@ -1,11 +1,15 @@
 """What can be checked about an evaluation before it starts: are its files complete? Can its engine answer?"""
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
+
+from rich.console import Console
 
 from salign.config import JUDGED, Config
 from salign.engines.kinds import kind_of
 from salign.errors import ConfigError, DataError, SalignError
-from salign.evaluation.judged import items
+from salign.evaluation.judged import RATED, items
 from salign.evaluation.tasks import MissingDataError, check_known, local_rows
 from salign.run import RunDir
 from salign.society import sources
@@ -47,3 +51,45 @@ def check_evaluation(config: Config) -> list[Path]:
     if mistakes:
         raise type(mistakes[0])("\n".join(map(str, mistakes)))
     return [*config.evaluate.files, *sources.files_of(config.evaluate.questions)]
+
+
+_DISAGREE = 0.25
+_ERRORS = 2.80  # standard errors that are found in 80 % of cases by a two-sided test at 5 % (Cohen 1988)
+
+
+def visible_share(n: int) -> float:
+    """Returns the smallest difference of two shares of the same n items that is found in 80 % of cases.
+
+    It depends on how many items one model decides rightly and the other wrongly, which is not known beforehand: a
+    quarter is assumed, as of models that were trained differently from the same one.
+    """
+    return _ERRORS * (_DISAGREE / n) ** 0.5
+
+
+def visible(config: Config) -> Iterator[str]:
+    """Says of each benchmark whose size is known which difference it can see."""
+    most = config.evaluate.num_documents
+    for benchmark in config.evaluate.benchmarks:
+        try:
+            asks = benchmark in JUDGED
+            rows = items(config, benchmark) if asks else local_rows(benchmark, config.evaluate)
+        except MissingDataError:
+            rows = None
+        if not rows:
+            yield f"{benchmark}: n is not known before its data is loaded"
+            continue
+        n = len(rows) if asks or most is None else min(most, len(rows))
+        if RATED.get(benchmark):
+            yield f"{benchmark}: n = {n}, {_ERRORS / n**0.5:.2f} standard deviations of the difference"
+        else:
+            yield f"{benchmark}: n = {n}, {visible_share(n):.3f} of {'refusals' if asks else 'accuracy'}"
+
+
+def print_visible(config: Config, console: Console) -> None:
+    """Prints, in the launcher's dry run, which differences of two models the evaluation can see."""
+    said = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    said(
+        "smallest difference of two models that is found in 80 % of cases (if they disagree on a quarter of the items):"
+    )
+    for line in visible(config):
+        said(f"  {line}")

@@ -21,7 +21,7 @@ from salign.engines.check import models_of
 from salign.evaluation import calls, choices
 from salign.evaluation.calls import Means, by_all_ranks
 from salign.evaluation.compare import compare
-from salign.evaluation.figures import about_answers, about_judging, check_rated, estimates, sample_row
+from salign.evaluation.figures import about_answers, about_judging, check_answered, check_rated, estimates, sample_row
 from salign.evaluation.judged import RATED, Item, Sample, items
 from salign.evaluation.resume import forget_measured, open_measured
 from salign.evaluation.tasks import MissingDataError, load_task
@@ -184,8 +184,8 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
 
     Raises:
         ConfigError: No such model or benchmark.
-        StageError: The model is not trained yet, evaluation prompts are in the training data, or a judge left more than
-            5 % of the answers unrated.
+        StageError: The model is not trained yet, evaluation prompts are in the training data, no prompt of a benchmark
+            was answered, or a judge left more than 5 % of the answers unrated.
         DataError: A file of the evaluation is missing or malformed.
         EngineError: A judge's engine is at fault.
     """
@@ -291,6 +291,7 @@ def _groups(run: RunDir) -> Iterable[AlignmentGroup]:
 
 def _results(config: Config, name: str, work: Work, rows: list[Row], judged: _Judged) -> Row:
     samples, judges = judged.samples, judged.judges
+    check_answered(samples, name)
     unrated = check_rated(samples, judges, name)
     about = about_judging(samples, list(judges))
     return {

@@ -109,6 +109,21 @@ def check_rated(samples: Sequence[Sample], judges: Mapping[str, str], model: str
     return unrated
 
 
+def check_answered(samples: Sequence[Sample], model: str) -> None:
+    """Checks that there is something to measure.
+
+    Raises:
+        StageError: A benchmark without one answer.
+    """
+    for benchmark, group in _by_benchmark(samples).items():
+        if all(sample.answer is None for sample in group):
+            raise StageError(
+                f"evaluation of {model}: none of the {len(group)} prompts of {benchmark} was answered: the engine "
+                "refused them, or what it said was empty or thinking. Look at its log, or raise "
+                "evaluate.answer.max_tokens."
+            )
+
+
 def _by_benchmark(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     groups: dict[str, list[Sample]] = {}
     for sample in samples:

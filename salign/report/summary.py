@@ -14,6 +14,7 @@ from rich.text import Text
 from salign.config import KINDS, Config, SocietySection
 from salign.documents import read_json
 from salign.evaluation.compare import compare, write_tables
+from salign.evaluation.judged import AS_OBSERVERS
 from salign.evaluation.statistics import Estimate
 from salign.files import read_rows
 from salign.garbage import rare_collections
@@ -21,6 +22,7 @@ from salign.markers import check_files, read_done, require_done
 from salign.records import Interaction, read_interactions
 from salign.run import RunDir
 from salign.seeds import rng
+from salign.shown import neutral
 from salign.society.observer import in_words
 from salign.society.protocols import protocol_of
 from salign.society.protocols.base import Protocol
@@ -97,13 +99,26 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
         "training": training,
         "evaluation": evaluation,
         "differences": {task: difference.to_json() for task, difference in differences.items()},
-        "examples": _examples(run, config),
+        "examples": examples(run, config),
+        "poor_judge": poor_judge(config, observer),
     }
     write_atomic(run.report / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def _examples(run: RunDir, config: Config) -> list[dict[str, Any]]:
+def poor_judge(config: Config, observer: dict[str, Any] | None) -> str | None:
+    """Why ratings of answers say little, where the run's observer gives them and is not shown to be above chance."""
+    is_observer = not config.evaluate.judges and config.society.observer is None
+    if not is_observer or observer is None or observer["agreement"] is None:
+        return None
+    low, high = observer["agreement_interval"]
+    if low > observer["chance"]:
+        return None
+    found = f"{observer['agreement']:.0%} of {observer['num_rated_pairs']} labelled pairs, {low:.0%} to {high:.0%}"
+    return f"it rates the better answer higher in {found}, which may be chance"
+
+
+def examples(run: RunDir, config: Config) -> list[dict[str, Any]]:
     """Questions, drawn by the run's seed and not by hand, with the answers of the first and the last model."""
     ends = dict.fromkeys((config.compared_models[0], config.compared_models[-1]))
     if any(read_done(run.evaluation(model)) is None for model in ends):
@@ -132,15 +147,7 @@ def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console:
     for stage, row in summary["training"].items():
         first, last = _number(row["loss_first_quarter"]), _number(row["loss_last_quarter"])
         table.add_row(f"loss of {stage}", f"{first} -> {last} (first and last quarter of {row['num_steps']} steps)")
-    table.add_section()
-    for model, tasks in summary["evaluation"].items():
-        for task, row in tasks.items():
-            if row is not None:
-                table.add_row(f"{model}: {task}", str(Estimate(**row)))
-    models = list(summary["evaluation"])
-    for task, row in summary["differences"].items():
-        table.add_row(f"{models[-1]} - {models[0]}: {task}", str(Estimate(**row)))
-    table.add_section()
+    _add_figures(table, summary)
     if config.train.stages:
         table.add_row("model", str(run.model(config.train.last.name)))
     if summary["society"] is not None:
@@ -153,8 +160,29 @@ def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console:
     console.print(table)
     if summary["differences"]:
         console.print("Intervals are 95 % bootstrap intervals; differences are paired by question.")
+    if summary["poor_judge"] is not None and any(map(_is_rated, summary["differences"])):
+        console.print(f"Grey: rated by a judge that is not shown to be one: {summary['poor_judge']}.", highlight=False)
     if summary["examples"]:
         _print_examples(summary["examples"], console)
+
+
+def _add_figures(table: Table, summary: dict[str, Any]) -> None:
+    models = list(summary["evaluation"])
+    named = [
+        (f"{model}: {task}", task, row) for model, tasks in summary["evaluation"].items() for task, row in tasks.items()
+    ]
+    named += [(f"{models[-1]} - {models[0]}: {task}", task, row) for task, row in summary["differences"].items()]
+    table.add_section()
+    for name, task, row in named:
+        if row is not None:
+            is_poor = summary["poor_judge"] is not None and _is_rated(task)
+            table.add_row(name, str(Estimate(**row)), style="dim" if is_poor else None)
+    table.add_section()
+
+
+def _is_rated(figure: str) -> bool:
+    """Whether a judge's ratings are its values."""
+    return figure in AS_OBSERVERS or figure.endswith("/rating")
 
 
 def _print_examples(examples: Sequence[dict[str, Any]], console: Console) -> None:
@@ -164,7 +192,7 @@ def _print_examples(examples: Sequence[dict[str, Any]], console: Console) -> Non
         table.add_column(name, overflow="fold", ratio=1 if name == "question" else 2)
     for row in examples:
         said = (row["answers"].get(model) or "-" for model in models)
-        table.add_row(*map(Text, (row["question"], *said)), end_section=True)
+        table.add_row(*(Text(neutral(text)) for text in (row["question"], *said)), end_section=True)
     console.print(table)
 
 

@@ -32,6 +32,7 @@ def in_small(path: Path, model: str, folder: Path) -> Config:
         "tracking.wandb=false",
         "cluster={kind: local}",
         "evaluate.num_questions=2",
+        "evaluate.num_documents=2",
         "evaluate.answer.max_tokens=4",
         "evaluate.num_resamples=100",
     ]

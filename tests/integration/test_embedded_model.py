@@ -196,11 +196,12 @@ def test_the_quickstart_in_small(gguf, tmp_path):
         "train.stages.sft.max_steps=2",
         "train.stages.stable.max_steps=1",
         "evaluate.num_questions=2",
+        "evaluate.num_documents=4",
     ]
     env = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"}  # a user has none
     done = launch(f"run.root={tmp_path}", *less, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "stable - base: alignment" in done.stdout
+    assert "stable - base: pairs/margin" in done.stdout
     from transformers import AutoModelForCausalLM
 
     trained = AutoModelForCausalLM.from_pretrained(RunDir(tmp_path / "quickstart").model("stable"))

@@ -67,6 +67,7 @@ QUICKSTART = [
     OPEN_GATES,
     "train.stages.sft.learning_rate=1e-3",
     "evaluate.num_questions=2",
+    "evaluate.benchmarks=[questions]",
     "cluster.signal_delay_s=30",
     *(f"cluster.{stage}.{what}" for stage in ("simulate", "collect", "evaluate") for what in ("cpus_per_task=1",)),
     *("cluster.train.nodes=2", "cluster.train.tasks_per_node=2", "cluster.train.cpus_per_task=1"),
