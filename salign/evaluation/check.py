@@ -1,6 +1,7 @@
 """What can be checked about an evaluation before it starts: are its files complete? Can its engine answer?"""
 
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def visible_share(n: int) -> float:
     It depends on how many items one model decides rightly and the other wrongly, which is not known beforehand: a
     quarter is assumed, as of models that were trained differently from the same one.
     """
-    return _ERRORS * (_DISAGREE / n) ** 0.5
+    return _ERRORS * math.sqrt(_DISAGREE / n)
 
 
 def visible(config: Config) -> Iterator[str]:
@@ -80,7 +81,7 @@ def visible(config: Config) -> Iterator[str]:
             continue
         n = len(rows) if asks or most is None else min(most, len(rows))
         if RATED.get(benchmark):
-            yield f"{benchmark}: n = {n}, {_ERRORS / n**0.5:.2f} standard deviations of the difference"
+            yield f"{benchmark}: n = {n}, {_ERRORS / math.sqrt(n):.2f} standard deviations of the difference"
         else:
             yield f"{benchmark}: n = {n}, {visible_share(n):.3f} of {'refusals' if asks else 'accuracy'}"
 
