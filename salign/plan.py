@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from salign.config import Config
+from salign.config import Config, Fleet
 from salign.errors import ConfigError
 from salign.locks import is_locked
 from salign.markers import Done, damaged, read_done, read_failure
@@ -70,6 +70,28 @@ def units(run: RunDir, config: Config) -> list[Unit]:
         needs = () if model == "base" else (f"train/{model}",)
         plan.append(Unit("evaluate", model, run.evaluation(model), needs))
     return plan
+
+
+def servers_of(run: RunDir, config: Config) -> list[Unit]:
+    """The servers of the run's fleets, which are done like units, but have no results and so no place in the plan."""
+    return [
+        Unit("serve", f"{fleet.name}.{number}", run.fleet(fleet.name) / str(number))
+        for fleet in (config.fleets if config.has_society else ())
+        for number in range(fleet.section.num_servers)
+    ]
+
+
+def find_fleet(config: Config, name: str) -> Fleet:
+    """Finds a fleet by its name.
+
+    Raises:
+        ConfigError: There is none; those that there are get named.
+    """
+    for fleet in config.fleets:
+        if fleet.name == name:
+            return fleet
+    known = ", ".join(fleet.name for fleet in config.fleets) or "none"
+    raise ConfigError(f"the run has no fleet {name!r}; there are: {known}")
 
 
 def find_unit(everything: Sequence[Unit], stage: str, argument: str = "") -> Unit:

@@ -75,8 +75,16 @@ class RunDir:
         beginnings = (self.launch_lock.name, f".{self.config_file.name}.")
         return path in (self.logs, self.config_file) or path.name.startswith(beginnings)
 
+    @property
+    def simulate(self) -> Path:
+        return self.path / "simulate"
+
     def shard(self, index: int) -> Path:
-        return self.path / "simulate" / f"shard-{index:05d}"
+        return self.simulate / f"shard-{index:05d}"
+
+    def fleet(self, name: str) -> Path:
+        """Where the servers of a fleet register, and have a folder each."""
+        return self.path / "engines" / name
 
     def stage(self, name: str) -> Path:
         return self.path / "train" / name
@@ -147,6 +155,15 @@ def generations(run: RunDir, config: Config) -> list[tuple[RunDir, Config]]:
     """The run of each generation with its config; the first is the run itself."""
     numbers = range(1, config.generations.num + 1)
     return [(run.generation(number), config_of(run, config, number)) for number in numbers]
+
+
+def run_around(path: Path) -> RunDir | None:
+    """The run, or the generation of one, in whose folder something lies; None where that is no run's."""
+    for folder in path.parents:
+        run = RunDir(folder)
+        if run.number > 1 or run.config_file.is_file():
+            return run
+    return None
 
 
 def open_run(path: Path, *, to_work: bool = False) -> RunDir:

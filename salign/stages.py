@@ -25,6 +25,7 @@ class Stage:
         run: Does a unit, told by its argument; every rank calls it.
         watch: What of its units is shown while they run; None where they are over in a moment.
         ranks: Which launcher starts the processes that do a unit together: torch's, MPI's, or none.
+        has_results: Whether a unit is done once and for all; a server has nothing to show for its work.
         is_array: Whether there are many units that need nothing of each other: a cluster runs them as an array.
     """
 
@@ -33,6 +34,13 @@ class Stage:
     watch: Callable[[Sequence[Unit]], Watched] | None = None
     ranks: Literal["torch", "mpi"] | None = None
     is_array: bool = False
+    has_results: bool = True
+
+
+def _serve(run: RunDir, config: Config, server: str) -> None:
+    from salign.engines.serving import serve
+
+    serve(run, config, server)
 
 
 def _simulate(run: RunDir, config: Config, shard: str) -> None:
@@ -65,6 +73,7 @@ def _evaluate(run: RunDir, config: Config, model: str) -> None:
 STAGES = {
     stage.name: stage
     for stage in (
+        Stage("serve", _serve, has_results=False),
         Stage("simulate", _simulate, watch_simulation, ranks="mpi", is_array=True),
         Stage("collect", _collect),
         Stage("train", _train, watch_training, ranks="torch"),

@@ -16,7 +16,7 @@ from salign.launchers import is_first, stand_alone
 from salign.locks import holder_of, is_locked
 from salign.machine import share_out, visible_devices
 from salign.markers import read_failure, record_failure
-from salign.plan import Unit, find_unit, is_complete, units
+from salign.plan import Unit, find_unit, is_complete, servers_of, units
 from salign.restarts import check_restart
 from salign.run import RunDir, open_run
 from salign.shown import NeutralFormatter, plain_console
@@ -33,12 +33,20 @@ def do_unit(run: RunDir, config: Config, unit: Unit) -> None:
         StageError: The scheduler has started it again and again, and it got no further.
         SalignError: Whatever the stage raises.
     """
+    if not stage_of(unit).has_results:
+        stage_of(unit).run(run, config, unit.argument)
+        return
     if is_complete(unit, units(run, config)):
         logger.info("%s of %s is complete; remove %s to redo it", unit.name, run.path, unit.folder)
         return
     if is_first():
         check_restart(unit)
     stage_of(unit).run(run, config, unit.argument)
+
+
+def everything_of(run: RunDir, config: Config) -> list[Unit]:
+    """All that a process or a job may be told to do: the run's units, and the servers of its fleets."""
+    return [*servers_of(run, config), *units(run, config)]
 
 
 def _do(run: RunDir, config: Config, unit: Unit) -> None:
@@ -101,7 +109,7 @@ def do_all(
     run = open_run(run_path, to_work=True)
     config = run.config()
 
-    everything = units(run, config)
+    everything = everything_of(run, config)
     own = [find_unit(everything, *words) for words in named]
     do, to_do = _do, iter(own)
     if shared:
@@ -172,7 +180,7 @@ def main() -> None:
     begin()
     run = open_run(args.run, to_work=True)
     config = run.config()
-    _do(run, config, find_unit(units(run, config), args.stage, args.argument))
+    _do(run, config, find_unit(everything_of(run, config), args.stage, args.argument))
 
 
 if __name__ == "__main__":

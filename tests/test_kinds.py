@@ -22,7 +22,7 @@ from salign.errors import ConfigError
 ROOT = Path(__file__).parents[1]
 SECTIONS = {get_args(one.model_fields["kind"].annotation)[0]: one for one in get_args(get_args(EngineSection)[0])}
 # What a section needs beside its kind.
-NEEDED = {"openai": {"base_url": "http://127.0.0.1:9/v1"}, "server": {"program": "vllm"}}
+NEEDED = {"openai": {"base_url": "http://127.0.0.1:9/v1"}, "server": {"program": "vllm"}, "fleet": {"program": "vllm"}}
 
 
 def section(kind: str):

@@ -1,11 +1,12 @@
 """This machine as a scheduler: a pool of processes, stage after stage."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from salign.config import Config, LocalCluster
 from salign.errors import ConfigError, StageError, explain_os_error
 from salign.machine import share_out, visible_devices
 from salign.markers import forget, read_failure
-from salign.plan import Unit, complete, units
+from salign.plan import Unit, complete, servers_of, units
 from salign.run import RunDir
 from salign.stages import groups_of, stage_of
 from salign.storage import full_disk
@@ -96,11 +97,51 @@ def _failure(unit: Unit, run: RunDir, code: int) -> StageError | ConfigError:
     return kind(f"{unit.name} failed: {said}\nIts log: {log}. Launch again to continue; what is complete is kept.")
 
 
-def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: int) -> None:
+class _Servers:
+    """The servers of the run's fleets, ended with the block; each has its share of the GPUs."""
+
+    def __init__(self, run: RunDir, config: Config) -> None:
+        self._run = run
+        self._config = config
+        self._left: dict[subprocess.Popen[bytes], Unit] = {}
+
+    def __enter__(self) -> "_Servers":
+        servers, devices = servers_of(self._run, self._config), visible_devices()
+        for unit, own in zip(servers, share_out(devices, len(servers)), strict=True):
+            forget(unit.folder)
+            self._left[_start(unit, self._run, self._config, _environment(len(servers), own))] = unit
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _stop(list(self._left))
+
+    def check(self) -> None:
+        """Goes on without a server that failed, as long as its fleet has another.
+
+        Raises:
+            StageError: It was the last one.
+        """
+        for process in [process for process in self._left if process.poll() is not None]:
+            unit = self._left.pop(process)
+            is_last = all(other.folder.parent != unit.folder.parent for other in self._left.values())
+            if process.returncode and is_last:
+                raise _failure(unit, self._run, process.returncode)
+
+
+def _start(unit: Unit, run: RunDir, config: Config, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with (run.logs / unit.log_name).open("wb") as log:
+        return subprocess.Popen(
+            _command(unit, run, config), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+
+
+def _run_all(
+    pending: Sequence[Unit], run: RunDir, config: Config, num_workers: int, servers: _Servers | None = None
+) -> None:
     """Runs units that need nothing of each other, so many at a time.
 
     Raises:
-        StageError: One failed; those that were running are ended.
+        StageError: One failed, or all servers that they ask; those that were running are ended.
     """
     waiting = list(pending)
     running: dict[subprocess.Popen[bytes], tuple[Unit, int]] = {}
@@ -114,13 +155,10 @@ def _run_all(pending: Sequence[Unit], run: RunDir, config: Config, num_workers: 
             while waiting and len(running) < num_workers:
                 unit, place = waiting.pop(0), places.pop(0)
                 forget(unit.folder)
-                with (run.logs / unit.log_name).open("wb") as log:
-                    command = _command(unit, run, config)
-                    environment = _environment(num_at_once, share_out(devices, num_workers)[place])
-                    process = subprocess.Popen(
-                        command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
-                    )
-                running[process] = unit, place
+                environment = _environment(num_at_once, share_out(devices, num_workers)[place])
+                running[_start(unit, run, config, environment)] = unit, place
+            if servers is not None:
+                servers.check()
             for process in [process for process in running if process.poll() is not None]:
                 unit, place = running.pop(process)
                 places.append(place)
@@ -159,5 +197,6 @@ class LocalScheduler(Scheduler):
                 console.print(group[0].name, highlight=False)
                 _run_all(pending, run, config, 1)
                 continue
-            with watching(stage.watch(group), console):
-                _run_all(pending, run, config, config.cluster.num_workers)
+            servers = _Servers(run, config) if stage.is_array else contextlib.nullcontext()
+            with servers as serving, watching(stage.watch(group), console):
+                _run_all(pending, run, config, config.cluster.num_workers, serving)

@@ -9,14 +9,17 @@ from salign.config.effects import NOT_FREE, Effect, selected, settings_of
 from salign.config.embedders import Embedder, HashingEmbedder, OpenAIEmbedder, TransformersEmbedder
 from salign.config.engines import (
     EngineSection,
+    FleetEngine,
     OpenAIEngine,
     RatingWay,
     ScriptedEngine,
+    ServedEngine,
     ServerAddress,
     ServerEngine,
     TransformersEngine,
 )
 from salign.config.evaluation import JUDGED, EvaluateSection, Judge
+from salign.config.fleets import Fleet
 from salign.config.gates import Gates, ObserverCheck, Stopping
 from salign.config.generations import Generations
 from salign.config.memory import AnswersMemory, MemorySection, StreamMemory
@@ -159,6 +162,8 @@ __all__ = [
     "FeedProtocol",
     "FieldsSource",
     "Flag",
+    "Fleet",
+    "FleetEngine",
     "GRPOObjective",
     "GameProtocol",
     "Gates",
@@ -219,6 +224,7 @@ __all__ = [
     "Scorer",
     "ScriptedEngine",
     "Section",
+    "ServedEngine",
     "ServerAddress",
     "ServerEngine",
     "SeveralData",

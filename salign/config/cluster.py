@@ -102,6 +102,8 @@ class _BatchCluster(_Cluster):
 
     simulate: Resources = Resources()
     """For each task of the array."""
+    serve: Resources = Resources()
+    """For each server of a fleet (`engine.kind: fleet`), which is one task on one node."""
     collect: Resources = Resources()
     """One task."""
     train: Resources = Resources()
@@ -142,7 +144,7 @@ class _BatchCluster(_Cluster):
     @property
     def by_stage(self) -> Mapping[str, Resources]:
         """What the jobs of each stage get."""
-        return {name: getattr(self, name) for name in ("simulate", "collect", "train", "evaluate")}
+        return {name: getattr(self, name) for name in ("serve", "simulate", "collect", "train", "evaluate")}
 
     def num_shards_at_once(self, num_shards: int) -> int:
         return min(math.ceil(num_shards / self.shards_per_task), self.max_parallel) * self.shards_at_once
@@ -157,6 +159,11 @@ class _BatchCluster(_Cluster):
         if self.collect.num_tasks > 1:
             tasks = self.collect.num_tasks
             mistakes.append(f"collect: runs in one process, not {tasks}; leave out nodes and tasks_per_node")
+        if self.serve.num_tasks > 1:
+            mistakes.append(
+                f"serve: a server is one task on one node, not {self.serve.num_tasks} tasks; leave out nodes and "
+                "tasks_per_node, and set engine.num_servers"
+            )
         if self.shards_at_once > self.shards_per_task:
             mistakes.append(f"shards_at_once {self.shards_at_once} exceeds shards_per_task {self.shards_per_task}")
         if self.shards_at_once > 1 and self.ranks_per_shard > 1:
@@ -215,6 +222,8 @@ class SlurmCluster(_BatchCluster):
     `--dependency` takes."""
     simulate: SlurmResources = SlurmResources()
     """For each task of the array."""
+    serve: SlurmResources = SlurmResources()
+    """For each server of a fleet (`engine.kind: fleet`), which is one task on one node."""
     collect: SlurmResources = SlurmResources()
     """One task."""
     train: SlurmResources = SlurmResources()

@@ -114,10 +114,10 @@ class OpenAIEngine(_ServerCalls, ServerAddress):
         return unless(self, [mistake] if unknown.get(self.rating_way) else [])
 
 
-class ServerEngine(_ServerCalls):
-    """Servers that start and stop with the shard, on loopback ports and with keys of their own."""
+class ServedEngine(_ServerCalls):
+    """Servers that salign starts: of which program and model, and with what."""
 
-    kind: Literal["server"]
+    kind: str
     program: Literal["llama_cpp", "vllm"]
     """`llama_cpp` (PyPI's xllamacpp) or `vllm` (installed beside salign)."""
     model: Annotated[FolderOrHub | None, Effect.INPUT] = None
@@ -140,7 +140,7 @@ class ServerEngine(_ServerCalls):
     (docs/security.md)."""
 
     @model_validator(mode="after")
-    def _arguments_that_are_free(self) -> "ServerEngine":
+    def _arguments_that_are_free(self) -> "ServedEngine":
         words = {word.split("=")[0].replace("_", "-") for word in self.arguments}
         mistakes = [f"arguments: {word} is set by salign" for word in sorted(words & _OF_OUR_OWN)]
         if self.arguments and self.program != "vllm":
@@ -148,10 +148,26 @@ class ServerEngine(_ServerCalls):
         return unless(self, mistakes)
 
 
+class ServerEngine(ServedEngine):
+    """Servers that start and stop with the shard, on loopback ports and with keys of their own."""
+
+    kind: Literal["server"]
+
+
+class FleetEngine(ServedEngine):
+    """Servers that all shards of a run share: processes of their own, or jobs of the cluster (`cluster.serve`)."""
+
+    kind: Literal["fleet"]
+    patience_s: Annotated[NotNegative, Effect.FREE] = 3600.0
+    """How long calls wait while no server is there, as where all were preempted and are in the queue again."""
+    idle_min: Annotated[NotNegative, Effect.FREE] = 30.0
+    """A server ends when no shard has been at work for so long, though some are left, as after a failure."""
+
+
 # Where a server is reached, and by whom, is for salign to say; a key has no place in a config.
 _OF_OUR_OWN = {"--host", "--port", "--uds", "--api-key", "--served-model-name", "--ssl-keyfile", "--ssl-certfile"}
 
 
 EngineSection = Annotated[
-    ScriptedEngine | TransformersEngine | OpenAIEngine | ServerEngine, Field(discriminator="kind")
+    ScriptedEngine | TransformersEngine | OpenAIEngine | ServerEngine | FleetEngine, Field(discriminator="kind")
 ]

@@ -20,6 +20,7 @@ from salign.config.cluster import ClusterSection, LocalCluster
 from salign.config.effects import Effect
 from salign.config.engines import EngineSection, OpenAIEngine, TransformersEngine
 from salign.config.evaluation import EvaluateSection, Judge
+from salign.config.fleets import Fleet, fleets_of
 from salign.config.generations import Generations
 from salign.config.scorers import Scorer
 from salign.config.society import SocietySection
@@ -146,6 +147,12 @@ class Config(Section):
         """Every scorer that the config names, by its place."""
         named = {f"society.criteria.{one.name}.scorer": one.scorer for one in self.society.scored_criteria}
         return {place: scorer for place, scorer in named.items() if scorer is not None}
+
+    @property
+    def fleets(self) -> list[Fleet]:
+        """The fleets of servers that the shards share."""
+        of_society = [one for place, one in self.engines().items() if not place.startswith("evaluate.")]
+        return fleets_of(of_society, self.model)
 
     @property
     def stage_of_generation(self) -> str:

@@ -110,7 +110,7 @@ class Server:
                 f"the key in {self._key_name} contains characters that are not allowed in a key (such "
                 "as a line break); set it again."
             )
-        proxy = _proxy(section.base_url)
+        proxy = None if api_key is not None else _proxy(section.base_url)
         self._where = f"the {setting.rpartition('.')[2]} at {section.base_url}"
         if proxy is not None:
             self._where += f" (through the environment's proxy {proxy.host}:{proxy.port})"

@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from salign import models
-from salign.config import EngineSection, OpenAIEngine, ScriptedEngine, ServerEngine, TransformersEngine
+from salign.config import (
+    EngineSection,
+    Fleet,
+    FleetEngine,
+    OpenAIEngine,
+    ScriptedEngine,
+    ServedEngine,
+    ServerEngine,
+    TransformersEngine,
+)
 from salign.engines.base import Engine
 from salign.engines.programs import is_gguf, program_of
 from salign.errors import ConfigError
 from salign.garbage import rare_collections
+from salign.run import run_around
 
 
 class _Section(Protocol):
@@ -25,6 +35,7 @@ class _Section(Protocol):
 
 
 S = TypeVar("S", bound=_Section)
+P = TypeVar("P", bound=ServedEngine)
 
 # By when a server says at the launch which models it serves.
 _CONNECT_TIMEOUT_S = 15.0
@@ -160,20 +171,20 @@ class _OpenAI(Kind[OpenAIEngine]):
             await engine.close()
 
 
-class _Server(Kind[ServerEngine]):
+class _Served(Kind[P]):
     starts_servers = True
 
-    def model_of(self, section: ServerEngine, base: str) -> str | None:
+    def model_of(self, section: P, base: str) -> str | None:
         model = section.model or base
         # The GGUF of an embedded model is another file than its folder; its digest stands in the engine's identity.
         return None if section.program == "llama_cpp" and model in models.EMBEDDED else model
 
-    def check(self, section: ServerEngine, base: str, *, fetch: bool, here: bool) -> None:
+    def check(self, section: P, base: str, *, fetch: bool, here: bool) -> None:
         model = section.model or base
         if fetch or model not in models.EMBEDDED:  # an embedded model's file is downloaded where it is looked for
             program_of(section, model)  # which serves what it can, such as a GGUF file
 
-    def answering_for(self, section: ServerEngine, model: str) -> ServerEngine:
+    def answering_for(self, section: P, model: str) -> P:
         if section.program == "llama_cpp" and not (model in models.EMBEDDED or is_gguf(model)):
             raise ConfigError(
                 f"evaluate.engine.program llama_cpp cannot load {model}: it serves GGUF files, and a model of a run is "
@@ -182,18 +193,36 @@ class _Server(Kind[ServerEngine]):
         return section.model_copy(update={"model": model})
 
     @contextlib.asynccontextmanager
-    async def open(self, section: ServerEngine, base: str, logs: Path) -> AsyncIterator[Engine]:
+    async def open(self, section: P, base: str, logs: Path) -> AsyncIterator[Engine]:
         from salign.engines.server import servers
 
         async with servers(section, section.model or base, logs) as engine:
             yield engine
 
 
+class _Fleet(_Served[FleetEngine]):
+    """Shards share the fleet's servers; whatever else opens it, such as an evaluation, starts servers of its own."""
+
+    @contextlib.asynccontextmanager
+    async def open(self, section: FleetEngine, base: str, logs: Path) -> AsyncIterator[Engine]:
+        from salign.engines.fleet import open_fleet
+
+        run = run_around(logs)
+        if run is None or not logs.is_relative_to(run.simulate):
+            async with super().open(section, base, logs) as engine:
+                yield engine
+            return
+        fleet = Fleet.of(section, base)
+        async with open_fleet(fleet, run.fleet(fleet.name)) as shared:
+            yield shared
+
+
 KINDS: dict[str, Kind[Any]] = {
     "scripted": _Scripted(),
     "transformers": _Transformers(),
     "openai": _OpenAI(),
-    "server": _Server(),
+    "server": _Served[ServerEngine](),
+    "fleet": _Fleet(),
 }
 """By the word that stands in a section's `kind`."""
 

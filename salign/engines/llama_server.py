@@ -24,6 +24,7 @@ class LlamaSettings:
 
     gguf: str
     name: str
+    host: str
     port: int
     key: str
     context_length: int
@@ -41,7 +42,7 @@ def start(settings: LlamaSettings) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = settings.gguf
     params.model_alias = {settings.name}
-    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], settings.port, [settings.key]
+    params.hostnames, params.port, params.api_keys = [settings.host], settings.port, [settings.key]
     # llama.cpp shares its context out among the slots.
     params.n_ctx, params.n_parallel = settings.context_length * settings.num_slots, settings.num_slots
     # By default it also cuts by top_k 40 and min_p 0.05, and by top_p before the temperature: nobody asked for that.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salign import models
-from salign.config import ServerEngine
+from salign.config import ServedEngine
 from salign.engines.llama_server import SETTINGS, LlamaSettings
 from salign.errors import ConfigError
 from salign.shown import is_secret
@@ -30,7 +30,7 @@ class Program:
     environment: Callable[[int, str], dict[str, str]]
 
 
-def _llama_cpp(section: ServerEngine, model: str) -> Program:
+def _llama_cpp(section: ServedEngine, model: str, host: str) -> Program:
     if importlib.util.find_spec("xllamacpp") is None:
         raise ConfigError(
             "engine.program=llama_cpp needs the package xllamacpp, which is not installed: pip install xllamacpp"
@@ -44,6 +44,7 @@ def _llama_cpp(section: ServerEngine, model: str) -> Program:
         settings = LlamaSettings(
             gguf=str(gguf),
             name=model,
+            host=host,
             port=port,
             key=key,
             context_length=section.context_length,
@@ -82,7 +83,7 @@ def is_gguf(model: str) -> bool:
         return file.read(4) == b"GGUF"
 
 
-def _vllm(section: ServerEngine, model: str) -> Program:
+def _vllm(section: ServedEngine, model: str, host: str) -> Program:
     # Beside this Python first: a virtual environment need not be activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     executable = shutil.which("vllm", path=path)
@@ -96,7 +97,7 @@ def _vllm(section: ServerEngine, model: str) -> Program:
 
     def command(port: int) -> list[str]:
         options = {
-            "host": "127.0.0.1",
+            "host": host,
             "port": port,
             "served-model-name": model,
             "max-model-len": section.context_length,
@@ -116,13 +117,18 @@ def _vllm(section: ServerEngine, model: str) -> Program:
 _PROGRAMS = {"llama_cpp": _llama_cpp, "vllm": _vllm}
 
 
-def program_of(section: ServerEngine, model: str) -> Program:
+def program_of(section: ServedEngine, model: str, host: str = "127.0.0.1") -> Program:
     """How the servers of a section are started.
+
+    Args:
+        section: Which program, and with what.
+        model: What is served.
+        host: The address that is listened at.
 
     Raises:
         ConfigError: The program or the model cannot be had here.
     """
-    return _PROGRAMS[section.program](section, model)
+    return _PROGRAMS[section.program](section, model, host)
 
 
 # What programs need to find themselves, their GPUs, threads and caches; keys are not among it.
@@ -134,7 +140,7 @@ _PASSED_BEGINNINGS = (
 )
 
 
-def server_environment(section: ServerEngine) -> dict[str, str]:
+def server_environment(section: ServedEngine) -> dict[str, str]:
     """The variables that a server gets of this process's: by name or beginning, and those of `engine.environment`."""
     return {
         name: value

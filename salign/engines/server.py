@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from salign.config import OpenAIEngine as OpenAISection
-from salign.config import Sampling, ServerEngine
+from salign.config import Sampling, ServedEngine
 from salign.digests import name_of
 from salign.engines import keeper
 from salign.engines.base import Prompt, RatingReply, Reply
@@ -55,7 +55,7 @@ _MOST_BYTES = 1 << 20
 
 
 @contextlib.asynccontextmanager
-async def servers(section: ServerEngine, model: str, folder: Path) -> AsyncIterator[LeastLoaded]:
+async def servers(section: ServedEngine, model: str, folder: Path) -> AsyncIterator[LeastLoaded]:
     """The servers of a section behind one engine, ended at the end of the block.
 
     Args:
@@ -151,7 +151,7 @@ class KeptServer:
     def __init__(
         self,
         program: Program,
-        section: ServerEngine,
+        section: ServedEngine,
         index: int,
         log: Path,
         devices: Sequence[str],
@@ -275,7 +275,7 @@ class KeptServer:
             )
             self.running = _Running(process, port, reserved, key, self._log, log.tell())
         await self._ready(self.running)
-        shared = (OpenAISection.model_fields.keys() & ServerEngine.model_fields.keys()) - {"kind", "model"}
+        shared = (OpenAISection.model_fields.keys() & ServedEngine.model_fields.keys()) - {"kind", "model"}
         client = OpenAISection(
             kind="openai",
             base_url=self.running.base_url,

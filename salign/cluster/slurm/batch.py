@@ -73,7 +73,14 @@ def _option(name: str, value: object) -> str:
 
 
 def parameters(
-    run: RunDir, config: Config, job: Job, *, code: Path, after: Sequence[str] = (), num_arrays: int = 1
+    run: RunDir,
+    config: Config,
+    job: Job,
+    *,
+    code: Path,
+    after: Sequence[str] = (),
+    begun: Sequence[str] = (),
+    num_arrays: int = 1,
 ) -> dict[str, Any]:
     """What submitit is told of a job, by sbatch's names.
 
@@ -83,6 +90,7 @@ def parameters(
         job: The job.
         code: The folder that it imports this package from.
         after: Ids of the jobs that it waits for.
+        begun: Ids of those that must have begun.
         num_arrays: Arrays that share `max_parallel`.
     """
     cluster = config.cluster
@@ -100,6 +108,8 @@ def parameters(
     needs = [("afterok:" if job.needs_all else "afterany:") + ":".join(after)] if after else []
     if not after and cluster.after is not None:
         needs.append(f"afterok:{cluster.after}" if cluster.after.isdigit() else cluster.after)
+    if begun:
+        needs.append("after:" + ":".join(begun))
     if needs:
         further["dependency"] = ",".join(needs)
         further["kill-on-invalid-dep"] = "yes"

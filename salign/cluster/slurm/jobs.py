@@ -22,6 +22,7 @@ class Job:
         resources: Of each task.
         needs_all: Whether what it waits for must have gone well; else it must only have ended.
         after_live: Ids of jobs, or tasks of arrays, of an earlier launch that it waits for besides.
+        after_start: Names of the jobs that must have begun: the servers that it asks.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Job:
     resources: SlurmResources
     needs_all: bool = True
     after_live: tuple[str, ...] = ()
+    after_start: tuple[str, ...] = ()
 
     @property
     def stage(self) -> Stage:
@@ -63,6 +65,7 @@ def chain(
     left: Sequence[Unit],
     max_array_size: int,
     at_work: Mapping[str, str] = MappingProxyType({}),
+    servers: Sequence[Unit] = (),
 ) -> list[Job]:
     """The jobs that do what is left, each after those that it waits for.
 
@@ -71,12 +74,24 @@ def chain(
         left: Units in the plan's order.
         max_array_size: Tasks that an array may have at most; with more shards there are several arrays.
         at_work: Keys of units that live jobs of an earlier launch do, to the id of the job or task.
+        servers: Of the run's fleets: those of one are an array, which shards that are left begin with.
     """
     shards = [unit for unit in left if stage_of(unit).is_array]
     packed = [tuple(shards[at : at + cluster.shards_per_task]) for at in range(0, len(shards), cluster.shards_per_task)]
     arrays = [packed[at : at + max_array_size] for at in range(0, len(packed), max_array_size)]
-    jobs = [
-        Job("simulate" if len(arrays) == 1 else f"simulate-{number}", tuple(tasks), (), cluster.simulate)
+    fleets: dict[str, list[tuple[Unit, ...]]] = {}
+    for server in servers if shards else ():
+        fleets.setdefault(server.folder.parent.name, []).append((server,))
+    jobs = [Job(f"serve-{name}", tuple(tasks), (), cluster.serve) for name, tasks in fleets.items()]
+    begun = tuple(job.name for job in jobs)
+    jobs += [
+        Job(
+            "simulate" if len(arrays) == 1 else f"simulate-{number}",
+            tuple(tasks),
+            (),
+            cluster.simulate,
+            after_start=begun,
+        )
         for number, tasks in enumerate(arrays)
     ]
     made_by = {unit.key: job.name for job in jobs for task in job.tasks for unit in task}

@@ -16,7 +16,7 @@ from salign.cluster.slurm.submission import submissions, submit
 from salign.config import Config, SlurmCluster
 from salign.errors import StageError
 from salign.manifest import take_snapshot
-from salign.plan import Unit
+from salign.plan import Unit, servers_of
 from salign.run import RunDir
 
 # Slurm's own, where the cluster's is not known.
@@ -52,7 +52,8 @@ class SlurmScheduler(Scheduler):
 
     def _jobs(self, config: Config, left: Sequence[Unit]) -> list[Job]:
         assert isinstance(config.cluster, SlurmCluster)
-        return chain(config.cluster, left, self._slurm.max_array_size(), self._at_work)
+        servers = [unit for unit in servers_of(self.run, config) if unit.key not in self._at_work]
+        return chain(config.cluster, left, self._slurm.max_array_size(), self._at_work, servers)
 
     def submit(self, config: Config, left: Sequence[Unit], console: Console, after: Sequence[str] = ()) -> None:
         code = take_snapshot(self.run)
@@ -75,7 +76,7 @@ class SlurmScheduler(Scheduler):
         except StageError:  # `check` says what is wrong
             size = _USUAL_ARRAY_SIZE
         files = []
-        for job in chain(config.cluster, left, size):
+        for job in chain(config.cluster, left, size, servers=servers_of(self.run, config)):
             after = [f"<{name}>" for name in job.after]
             files.append((job.name, batch_file(self.run, config, job, code=self.run.code / "<version>", after=after)))
         return files

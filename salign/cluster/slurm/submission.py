@@ -82,7 +82,9 @@ def submit(
             at_once = cluster.shards_at_once if job.stage.is_array else 1
             shared = shared_shards(cluster, job)
             executor = SlurmExecutor(run.slurm, python=shell_python(config))
-            executor.update_parameters(**parameters(run, config, job, code=code, after=needs, num_arrays=num_arrays))
+            begun = [submitted[name].task_id(0) for name in job.after_start]
+            told = parameters(run, config, job, code=code, after=needs, begun=begun, num_arrays=num_arrays)
+            executor.update_parameters(**told)
             slurm.num_commands["sbatch"] += 1
             try:
                 with executor.batch():

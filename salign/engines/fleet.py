@@ -1,0 +1,328 @@
+"""The servers of a fleet as one engine, whichever of them are there.
+
+Each server registers itself in the run's folder and shows there that it lives (`salign.engines.serving`). Shards take
+what they find: a call goes to the server with the fewest of their calls in flight, and elsewhere when that one goes.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from salign.config import Fleet, OpenAIEngine, Sampling, ServedEngine
+from salign.engines import openai
+from salign.engines.base import Prompt, RatingReply, Reply
+from salign.engines.capabilities import Capabilities, Ratings
+from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError
+from salign.storage import write_atomic
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BEAT_S = 5.0
+"""How often a server shows that it lives."""
+LIFE_S = 6 * BEAT_S
+"""After so long without it a server counts as gone."""
+LOOK_S = 2.0
+"""How often shards look which servers are there."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
+
+
+class Registration(BaseModel):
+    """What a server says of itself; its key is in a file beside it.
+
+    Attributes:
+        base_url: Where it is reached, up to `/v1`.
+        identity: Which model it serves: its name, and the digest of its weights.
+        served: The name that it is asked under.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_url: str
+    identity: str
+    served: str
+
+
+def _key_file(file: Path) -> Path:
+    return file.with_suffix(".key")
+
+
+def register(file: Path, registration: Registration, key: str) -> None:
+    """Makes a server known; both files are for the user alone."""
+    before = os.umask(0o077)
+    try:
+        write_atomic(_key_file(file), key)
+        write_atomic(file, registration.model_dump_json() + "\n")
+    finally:
+        os.umask(before)
+
+
+def unregister(file: Path) -> None:
+    """Takes a server out."""
+    file.unlink(missing_ok=True)
+    _key_file(file).unlink(missing_ok=True)
+
+
+def agree_on(folder: Path, identity: str) -> str:
+    """What the first server of a fleet said that it serves, which may be this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".identity.{os.uname().nodename}.{os.getpid()}.part"
+    part.write_text(identity, encoding="utf-8")
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(part, folder / "identity")
+    finally:
+        part.unlink(missing_ok=True)
+    return (folder / "identity").read_text(encoding="utf-8")
+
+
+@dataclass(eq=False)
+class _Member:
+    """A server that has registered, as one shard knows it.
+
+    `state` is of its file: (inode, time of the last sign of life). `resting`: a call found it away when its file was in
+    this state; it is left alone until it shows another sign.
+    """
+
+    name: str
+    engine: openai.OpenAIEngine
+    state: tuple[int, int]
+    seen: float
+    resting: tuple[int, int] | None = None
+    is_gone: bool = False
+    tasks: set["asyncio.Task[Any]"] = field(default_factory=set)
+
+    async def ask(self, call: Callable[[openai.OpenAIEngine], Awaitable[T]]) -> T:
+        task = asyncio.ensure_future(call(self.engine))
+        self.tasks.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if self.is_gone and not (own is not None and own.cancelling()):
+                raise EngineUnavailableError(f"the server {self.name} is gone") from None
+            task.cancel()
+            raise
+        finally:
+            self.tasks.discard(task)
+
+    async def leave(self) -> None:
+        """Lets its calls go, which are asked elsewhere."""
+        self.is_gone = True
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.engine.close()
+
+
+class FleetEngine:
+    """The engine of a shard. It is made inside the event loop that it is used in, and looked after by `open_fleet`.
+
+    Args:
+        fleet: Which.
+        folder: Where its servers register.
+    """
+
+    def __init__(self, fleet: Fleet, folder: Path) -> None:
+        self.identity = ""  # until the first server is there
+        self._section = fleet.section
+        self._name = fleet.name
+        self._folder = folder
+        self._members: dict[str, _Member] = {}
+        self._refused: set[tuple[str, int]] = set()
+        self._dead: dict[str, tuple[int, int]] = {}
+        self._changed = asyncio.Event()
+        self._capabilities = Capabilities(rating_way="begun")  # until it is measured
+        self._report_push_back: Callable[[], None] | None = None
+        self._lost_since: float | None = None
+
+    # --- the engine ---
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
+        return await self._call(lambda engine: engine.generate(prompt, sampling, seed))
+
+    async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
+        return await self._call(lambda engine: engine.rate(prompt, seed))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What was measured of one of the servers; the others are like it."""
+        return self._capabilities
+
+    @capabilities.setter
+    def capabilities(self, measured: Capabilities) -> None:
+        self._capabilities = measured
+        for member in self._members.values():
+            member.engine.capabilities = measured
+
+    async def probe(self, ratings: Ratings | None) -> Capabilities:
+        """Measures what a server can do; see `Measurable`."""
+        return await self._call(lambda engine: engine.probe(ratings))
+
+    def on_push_back(self, report: Callable[[], None]) -> None:
+        """As `PushesBack` has it; also of servers that come later."""
+        self._report_push_back = report
+        for member in self._members.values():
+            member.engine.on_push_back(report)
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when no server is there; None while one is."""
+        return self._lost_since
+
+    def facts(self) -> dict[str, Any]:
+        return self.capabilities.facts()
+
+    async def _call(self, call: Callable[[openai.OpenAIEngine], Awaitable[T]]) -> T:
+        num_failures = 0
+        while True:
+            member = await self._least_loaded()
+            try:
+                return await member.ask(call)
+            except CallRejectedError:
+                raise
+            except (EngineUnavailableError, ConfigError) as error:
+                # It ended, or somebody else listens there by now and refuses the key.
+                member.resting = member.state
+                if not member.is_gone:
+                    logger.info("the server %s of the fleet %s does not answer: %s", member.name, self._name, error)
+            except EngineError:  # of a server that answers
+                num_failures += 1
+                if num_failures > self._section.num_retries:
+                    raise
+                await asyncio.sleep(min(_FIRST_PAUSE_S * 2.0**num_failures, _LONGEST_PAUSE_S))
+
+    async def _least_loaded(self) -> _Member:
+        """The server with the fewest calls of this process in flight, waited for while there is none."""
+        while True:
+            there = [member for member in self._members.values() if member.resting is None]
+            if there:
+                self._lost_since = None
+                return min(there, key=lambda member: len(member.tasks))
+            now = time.time()
+            self._lost_since = now if self._lost_since is None else self._lost_since
+            left_s = self._lost_since + self._section.patience_s - now
+            if left_s <= 0:
+                raise EngineUnavailableError(
+                    f"no server of the fleet {self._name} was there for engine.patience_s = "
+                    f"{self._section.patience_s:g} s. Its logs are in {self._folder}; `salign status` says which of "
+                    "its servers run. Launch again: what is complete is kept."
+                )
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left_s)
+
+    # --- who is there ---
+
+    async def first(self) -> None:
+        """Waits for the first server.
+
+        Raises:
+            EngineUnavailableError: None came in time.
+        """
+        await self._least_loaded()
+
+    async def watch(self) -> None:
+        """Looks again and again which servers are there, until it is cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Takes in servers that came, and lets go of those that went or showed no sign of life."""
+        now, there = time.monotonic(), self._signs_of_life()
+        for name, member in list(self._members.items()):
+            state = there.get(name)
+            if state is not None and state[0] == member.state[0]:
+                if state != member.state:
+                    member.state, member.seen = state, now
+                if member.resting not in (None, member.state):
+                    member.resting = None
+                if now - member.seen < LIFE_S:
+                    continue
+                self._dead[name] = state
+            del self._members[name]
+            logger.info("the server %s of the fleet %s is gone", name, self._name)
+            await member.leave()
+        for name, state in there.items():
+            # One that shows no sign of life, or is of another model, may be a file that was left behind.
+            if name not in self._members and self._dead.get(name) != state and (name, state[0]) not in self._refused:
+                self._take_in(name, state, now)
+        here = any(member.resting is None for member in self._members.values())
+        self._changed.set() if here else self._changed.clear()
+
+    def _signs_of_life(self) -> dict[str, tuple[int, int]]:
+        """By name, what changes with each registration, and with each sign of life."""
+        found = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".json") and not entry.name.startswith("."):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = Path(entry.path).stat()  # of a shared file system, not what the folder had of it
+                        found[entry.name.removesuffix(".json")] = status.st_ino, status.st_mtime_ns
+        return found
+
+    def _take_in(self, name: str, state: tuple[int, int], now: float) -> None:
+        file = self._folder / f"{name}.json"
+        try:
+            row = Registration.model_validate_json(file.read_text(encoding="utf-8"))
+            key = _key_file(file).read_text(encoding="utf-8")
+            identity = (self._folder / "identity").read_text(encoding="utf-8")
+            section = client_of(self._section, row)
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            self._refuse(name, state, f"its registration {file} cannot be read ({str(error).splitlines()[0]})")
+            return
+        if row.identity != identity:
+            self._refuse(name, state, f"it serves {row.identity}, and the first one {identity}")
+            return
+        self.identity = identity
+        engine = openai.OpenAIEngine(section, row.served, identity=identity, api_key=key)
+        engine.capabilities = self._capabilities
+        if self._report_push_back is not None:
+            engine.on_push_back(self._report_push_back)
+        self._members[name] = _Member(name, engine, state, now)
+
+    def _refuse(self, name: str, state: tuple[int, int], why: str) -> None:
+        self._refused.add((name, state[0]))
+        logger.warning("the server %s of the fleet %s is left out: %s", name, self._name, why)
+
+    async def close(self) -> None:
+        for member in self._members.values():
+            await member.leave()
+
+
+def client_of(section: ServedEngine, row: Registration) -> OpenAIEngine:
+    """How a server is called: a call that finds nobody is made elsewhere, and not again.
+
+    Raises:
+        ValidationError: It is no address.
+    """
+    shared = (OpenAIEngine.model_fields.keys() & ServedEngine.model_fields.keys()) - {"kind", "model", "num_retries"}
+    of = section.model_dump(include=shared)
+    return OpenAIEngine(kind="openai", base_url=row.base_url, model=row.served, patience_s=0.0, num_retries=0, **of)
+
+
+@contextlib.asynccontextmanager
+async def open_fleet(fleet: Fleet, folder: Path) -> AsyncIterator[FleetEngine]:
+    """The engine of a fleet, from when its first server is there.
+
+    Raises:
+        EngineUnavailableError: No server came in time.
+    """
+    engine = FleetEngine(fleet, folder)
+    watching = asyncio.create_task(engine.watch())
+    try:
+        await engine.first()
+        yield engine
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await engine.close()

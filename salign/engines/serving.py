@@ -1,0 +1,136 @@
+"""One server of a fleet: started, registered in the run's folder, started again if it ends, taken out at its end.
+
+It ends when all shards are complete, or when none has been at work for `idle_min`: whoever uses it is known by the
+locks and markers of the run's units.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from salign.config import Config, Fleet, FleetEngine
+from salign.digests import name_of
+from salign.engines.fleet import BEAT_S, Registration, agree_on, register, unregister
+from salign.engines.kinds import kind_of
+from salign.engines.programs import program_of
+from salign.engines.server import KeptServer
+from salign.errors import ConfigError
+from salign.launchers import is_in_job
+from salign.locks import is_locked, lock
+from salign.machine import visible_devices
+from salign.manifest import require_model
+from salign.markers import recording_failure
+from salign.plan import Unit, find_fleet, is_complete, units
+from salign.run import RunDir
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+
+
+def serve(run: RunDir, config: Config, argument: str) -> None:
+    """Serves until nobody needs it any more.
+
+    Args:
+        run: The run's folder.
+        config: The run's.
+        argument: The fleet's name and the server's number, as `NAME.NUMBER`.
+
+    Raises:
+        ConfigError: The program or the model cannot be had here, or is another than the other servers'.
+        EngineError: The server ends again and again.
+        StageError: Another process is this server.
+    """
+    name, _, number = argument.rpartition(".")
+    fleet = find_fleet(config, name)
+    folder = run.fleet(name)
+    with (
+        lock(folder / number / ".lock", f"server {number} of the fleet {name}"),
+        recording_failure(folder / number),
+    ):
+        model = kind_of(fleet.section).model_of(fleet.section, config.model)
+        if model is not None:
+            require_model(run, model)
+        asyncio.run(_serve(fleet, folder, number, _Users(units(run, config))))
+
+
+class _Users:
+    """The shards that ask a fleet."""
+
+    def __init__(self, everything: Sequence[Unit]) -> None:
+        self._left = [unit for unit in everything if unit.stage == "simulate"]
+        self._last = time.monotonic()
+
+    def are_done(self) -> bool:
+        """Whether none is left. Those that were found complete are not looked at again."""
+        while self._left and is_complete(self._left[-1], self._left):
+            self._left.pop()
+        return not self._left
+
+    def idle_s(self) -> float:
+        """For how long none has been at work."""
+        if any(is_locked(unit.folder / ".lock") for unit in self._left):
+            self._last = time.monotonic()
+        return time.monotonic() - self._last
+
+
+def _prepared(section: FleetEngine) -> FleetEngine:
+    """The section of one server, which has all GPUs that this process sees."""
+    num_gpus, arguments = len(visible_devices()), section.arguments
+    if section.program == "vllm" and num_gpus > 1 and not any("parallel-size" in word for word in arguments):
+        arguments = (*arguments, "--tensor-parallel-size", str(num_gpus))
+    return section.model_copy(update={"num_servers": 1, "arguments": arguments})
+
+
+async def _serve(fleet: Fleet, folder: Path, number: str, users: _Users) -> None:
+    section = _prepared(fleet.section)
+    # In a job, shards are on other nodes; the key is what keeps others out.
+    host, name = ("0.0.0.0", socket.gethostname()) if is_in_job() else ("127.0.0.1", "127.0.0.1")  # noqa: S104
+    program = await asyncio.to_thread(program_of, section, fleet.model, host)
+    identity = f"{await asyncio.to_thread(lambda: name_of(program.model, program.files()))} ({section.program})"
+    first = agree_on(folder, identity)
+    if first != identity:
+        raise ConfigError(
+            f"this server would serve {identity}, and the first one of the fleet {fleet.name} served {first}. Give all "
+            f"nodes the same model; if the run is to use this one, remove {folder}."
+        )
+    server = KeptServer(program, section, int(number), folder / number / "server.log", (), identity=identity)
+    file = folder / f"{number}.json"
+    unregister(file)  # of a process that was killed
+    try:
+        while not users.are_done():
+            await server.start()
+            assert server.running is not None
+            base_url = f"http://{name}:{server.running.port}/v1"
+            register(file, Registration(base_url=base_url, identity=identity, served=program.model), server.running.key)
+            logger.info("%s is served at %s", identity, base_url)
+            if await _until_it_ends(server, file, section, users):
+                return
+            unregister(file)
+            logger.warning("server %s of the fleet %s ended and is started again", number, fleet.name)
+    finally:
+        unregister(file)
+        await server.close()
+
+
+async def _until_it_ends(server: KeptServer, file: Path, section: FleetEngine, users: _Users) -> bool:
+    """Shows that the server lives; True when nobody needs it any more, False when it ended by itself."""
+    beaten = time.monotonic()
+    while server.running is not None and server.running.process.poll() is None:
+        await asyncio.sleep(_POLL_S)
+        if time.monotonic() - beaten < BEAT_S:
+            continue
+        beaten = time.monotonic()
+        with contextlib.suppress(OSError):  # the file system may be back at the next beat
+            os.utime(file)
+        if users.are_done():
+            return True
+        if users.idle_s() >= 60 * section.idle_min:
+            logger.warning("no shard was at work for engine.idle_min = %g minutes: the server ends", section.idle_min)
+            return True
+    return False
