@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from salign.chat import Message, break_up, conversation
-from salign.config import SCALE, Dialect, RatingWay, Sampling, Scale, ServerEngine
+from salign.config import SCALE, Dialect, RatingWay, Sampling, Scale, ServedEngine
 from salign.config import OpenAIEngine as OpenAISection
 from salign.engines import thinking
 from salign.engines.base import RATING_PREFIX, Prompt, RatingReply, Reply, normalise
@@ -303,7 +303,7 @@ def _ways(dialect: Dialect) -> tuple[RatingWay, ...]:
     return tuple(way for way in ways if not missing.get(way))
 
 
-def with_body(identity: str, section: OpenAISection | ServerEngine) -> str:
+def with_body(identity: str, section: OpenAISection | ServedEngine) -> str:
     """A model's name with what its requests have beside the rest, by which it may answer otherwise."""
     extra = section.extra_body
     return f"{identity} with {json.dumps(extra, sort_keys=True, ensure_ascii=False)}" if extra else identity

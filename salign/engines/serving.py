@@ -17,6 +17,7 @@ from salign.config import Config, Fleet, FleetEngine
 from salign.digests import name_of
 from salign.engines.fleet import BEAT_S, Registration, agree_on, register, unregister
 from salign.engines.kinds import kind_of
+from salign.engines.openai import with_body
 from salign.engines.programs import program_of
 from salign.engines.server import KeptServer
 from salign.errors import ConfigError
@@ -92,7 +93,8 @@ async def _serve(fleet: Fleet, folder: Path, number: str, users: _Users) -> None
     # In a job, shards are on other nodes; the key is what keeps others out.
     host, name = ("0.0.0.0", socket.gethostname()) if is_in_job() else ("127.0.0.1", "127.0.0.1")  # noqa: S104
     program = await asyncio.to_thread(program_of, section, fleet.model, host)
-    identity = f"{await asyncio.to_thread(lambda: name_of(program.model, program.files()))} ({section.program})"
+    named = await asyncio.to_thread(lambda: name_of(program.model, program.files()))
+    identity = with_body(f"{named} ({section.program})", section)
     first = agree_on(folder, identity)
     if first != identity:
         raise ConfigError(
