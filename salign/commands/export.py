@@ -24,7 +24,7 @@ from salign.run import open_run
 from salign.shown import say
 
 
-def _groups_file(source: Path) -> Path:
+def groups_file(source: Path) -> Path:
     """The file itself, or the run's `groups.jsonl`."""
     if not source.is_dir():
         return source
@@ -98,7 +98,7 @@ def reading_of(args: argparse.Namespace, path: Path) -> GroupsData:
 
 def main() -> None:
     args = make_parser().parse_args()
-    path = _groups_file(args.source)
+    path = groups_file(args.source)
     if os.path.realpath(args.out) == os.path.realpath(path):
         raise ConfigError(f"{args.out} is the file that is read; name another to write")
     rows_of = {

@@ -299,19 +299,22 @@ def _conversation(tokenizer: "PreTrainedTokenizerBase", question: str, answer: s
 
 
 @contextlib.asynccontextmanager
-async def open_scorer(section: Scorer, pairs: Sequence[tuple[str, str, str]]) -> AsyncIterator[ScorerEngine]:
+async def open_scorer(
+    section: Scorer, pairs: Sequence[tuple[str, str, str]] | None = None
+) -> AsyncIterator[ScorerEngine]:
     """The scorer of a section, mapped onto the scale by pairs; closed at the end of the block.
 
     Args:
         section: Which.
-        pairs: Each a question, a good and a bad answer.
+        pairs: Each a question, a good and a bad answer; None: only its scores are wanted.
 
     Raises:
         ConfigError: A model cannot be loaded, is no scorer, or does not tell the pairs apart.
     """
     engine = _RewardModel(section) if isinstance(section, RewardModel) else _Implicit(section)
     try:
-        await engine.calibrate(pairs)
+        if pairs is not None:
+            await engine.calibrate(pairs)
         yield engine
     finally:
         engine.close()
