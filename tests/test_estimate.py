@@ -1,12 +1,16 @@
 """What a run will cost, before it costs it."""
 
 import io
+import typing
 
 import pytest
 from rich.console import Console
 
 from salign import compose
 from salign.cluster.estimate import estimate, print_estimate
+from salign.cluster.rates import Range, size_of
+from salign.config import Throughput
+from salign.gpus import GPUS
 from salign.plan import units
 from salign.run import RunDir
 from salign.tracking.metrics import MetricsLog
@@ -42,11 +46,11 @@ def test_from_stated_rates(tmp_path):
     # 8 worlds, 100 agents, 5 rounds; a draft, 4 x 2 calls of the audience, a revision, 4 ratings
     calls = 8 * 100 * 5 * 14
     assert simulate.amount == f"{calls:,} calls"
-    assert simulate.tokens == 300 * calls
-    assert simulate.gpu_hours == pytest.approx(calls / 10 / 3600)
-    assert simulate.hours == pytest.approx(calls / 10 / 3600 / 2)  # two tasks at a time
-    assert train.tokens == 10 * 4 * 3 * 100
-    assert train.gpu_hours == pytest.approx(4 * 12 / 3600)
+    assert simulate.tokens == Range.exact(300 * calls)
+    assert simulate.gpu_hours == pytest.approx(Range.exact(calls / 10 / 3600))
+    assert simulate.hours == pytest.approx(Range.exact(calls / 10 / 3600 / 2))  # two tasks at a time
+    assert train.tokens == Range.exact(10 * 4 * 3 * 100)
+    assert train.gpu_hours == pytest.approx(Range.exact(4 * 12 / 3600))
     assert "cluster.throughput" in train.source
 
 
@@ -60,7 +64,7 @@ def test_a_run_that_has_begun_is_measured(tmp_path, monkeypatch):
         log.log({"sim/calls": 1000, "sim/tokens": 200_000})
     simulate = estimate(run, made, units(run, made))[0]
     assert "20.0 calls/s, measured in this run" in simulate.source
-    assert simulate.tokens == 200 * 8 * 100 * 5 * 14
+    assert simulate.tokens == Range.exact(200 * 8 * 100 * 5 * 14)
 
 
 def test_what_a_journal_answers_at_once_is_no_rate(tmp_path, monkeypatch):
@@ -74,7 +78,7 @@ def test_what_a_journal_answers_at_once_is_no_rate(tmp_path, monkeypatch):
         log.log({"sim/calls": 1000, "sim/calls_journaled": 900, "sim/tokens": 200_000})
     simulate = estimate(run, made, units(run, made))[0]
     assert "2.0 calls/s, measured in this run" in simulate.source
-    assert simulate.tokens == 200 * 8 * 100 * 5 * 14
+    assert simulate.tokens == Range.exact(200 * 8 * 100 * 5 * 14)
 
 
 def test_what_is_unknown_is_said(tmp_path):
@@ -86,3 +90,104 @@ def test_what_is_unknown_is_said(tmp_path):
     print_estimate(found, Console(file=said, width=140))
     assert "rate unknown" in said.getvalue()
     assert "cluster.throughput" in said.getvalue()
+
+
+# --- by a data sheet ---------------------------------------------------------------------------------
+
+QWEN = {"kind": "server", "program": "vllm", "model": "Qwen/Qwen2.5-7B-Instruct", "num_slots": 256}
+
+
+def by_sheet(tmp_path, engine=QWEN, gpus=1, **more):
+    made = config(tmp_path, gpu="A100")
+    tree = made.model_dump(mode="json")
+    tree["engine"] = engine
+    tree["cluster"]["simulate"]["gpus_per_node"] = gpus
+    tree["society"] |= more
+    made = compose.parse(tree, "test")
+    run = RunDir(tmp_path / "quickstart")
+    return estimate(run, made, units(run, made))
+
+
+def test_a_rate_by_hand(tmp_path):
+    """Qwen2.5-7B on an A100. Few replies at a time are bound by the memory that is read, many by the arithmetic."""
+    parameters = 7.615616512e9  # as its card has it
+    keys = 2 * 28 * 4 * 128 * 2  # keys and values of 28 layers with 4 heads of 128, two bytes each
+    calls = 8 * 100 * 5 * 14
+    prompt = 150 + 1.5 * 50
+    short, long = (6 * 50 + 8) / 14, (6 * 256 + 8) / 14  # draft, four reasons, revision; a rating is one token
+
+    def bound_by_memory(reply, arithmetic, memory, cached=0.0):
+        step = (2 * parameters + 16 * keys * (prompt + reply)) / (2.039e12 * memory)
+        return 2 * parameters * prompt * (1 - cached) / (312e12 * arithmetic) + reply * step / 16
+
+    simulate, train = by_sheet(tmp_path, {**QWEN, "num_slots": 16})
+    assert simulate.gpu_hours.low == pytest.approx(calls * bound_by_memory(short, 0.45, 0.7, 0.5) / 3600, rel=1e-3)
+    assert simulate.gpu_hours.high == pytest.approx(calls * bound_by_memory(long, 0.25, 0.4) / 3600, rel=1e-3)
+    assert simulate.tokens == Range(pytest.approx(calls * (prompt + short)), pytest.approx(calls * (prompt + long)))
+    assert "A100 by its data sheet" in simulate.source
+    many = by_sheet(tmp_path)[0]
+    seconds = 2 * parameters * (prompt / 2 + short) / (312e12 * 0.45)
+    assert many.gpu_hours.low == pytest.approx(calls * seconds / 3600, rel=1e-3)
+    # the embedded model: 6 FLOPs a parameter and token, in float32, on 4 GPUs
+    assert train.hours is not None
+    assert train.hours.low == pytest.approx(12_000 * 6 * 134.515008e6 / (4 * 19.5e12 * 0.45) / 3600, rel=1e-3)
+
+
+def test_more_gpus_and_shorter_replies_take_less(tmp_path):
+    one, two = by_sheet(tmp_path)[0], by_sheet(tmp_path, gpus=2)[0]
+    short = by_sheet(tmp_path, draft={"max_tokens": 64}, revision={"max_tokens": 64}, feedback={"max_tokens": 64})[0]
+    assert two.hours.high < one.hours.high
+    assert short.hours.high < one.hours.high
+    assert short.tokens.high < one.tokens.high
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus", "said"),
+    [
+        (
+            {**QWEN, "model": "Qwen/Qwen2.5-72B-Instruct"},
+            1,
+            "has 144 GB of weights, which 1 x A100 of 80 GB cannot hold",
+        ),
+        ({**QWEN, "model": "lab/our-own-model"}, 1, "the size of lab/our-own-model is not known"),
+        ({"kind": "openai", "base_url": "http://127.0.0.1:9/v1"}, 1, "not known before it is measured"),
+        (QWEN, 0, "names no GPU"),
+    ],
+)
+def test_why_there_is_no_rate_is_said(tmp_path, engine, gpus, said):
+    simulate = by_sheet(tmp_path, engine, gpus)[0]
+    assert simulate.hours is None
+    assert said in simulate.source
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("org/Model-7B-Instruct", 7.0),
+        ("org/model_1.5b", 1.5),
+        ("org/v2-70B", 70.0),
+        ("org/model-v7", None),
+        ("a/8x7B", None),
+    ],
+)
+def test_a_size_by_a_name(name, billions):
+    size = size_of(name)
+    assert (None if size is None else size.num_parameters / 1e9) == billions
+
+
+def test_each_gpu_that_may_be_named_has_a_sheet():
+    named = typing.get_args(typing.get_args(Throughput.model_fields["gpu"].annotation)[0])
+    assert set(named) == set(GPUS)
+
+
+def test_what_a_society_will_record_is_trained_on_that_often(tmp_path):
+    tree = config(tmp_path, gpu="A100").model_dump(mode="json")
+    tree["train"]["stages"][0] |= {"max_steps": None, "num_epochs": 2}
+    made = compose.parse(tree, "test")
+    run = RunDir(tmp_path / "quickstart")
+    train = estimate(run, made, units(run, made))[1]
+    most = 2 * (8 * 100 * 5) * 2.4 * (60 + 50 * 3)
+    assert train.tokens == pytest.approx(Range(most / 2, most))
+    said = io.StringIO()
+    print_estimate([train], Console(file=said, width=160))
+    assert "From a data sheet" in said.getvalue()

@@ -6,7 +6,8 @@ from test_packing import LLAMA_LIKE, SMALL, build
 from torch.utils.flop_counter import FlopCounterMode
 
 from salign.config import LoRA, SFTObjective
-from salign.training.flops import Arithmetic, peak_flops
+from salign.gpus import peak_flops
+from salign.training.flops import Arithmetic
 from salign.training.lora import add_adapters
 from salign.training.model import GroupLoss
 from salign.training.packing import lay_out

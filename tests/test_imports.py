@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; what stands in one line knows nothing of each other.
 LAYERS = """
 shown
-errors launchers architecture seeds garbage calibration
+errors launchers architecture seeds garbage calibration gpus
 command_line
 chat documents files config
 columns records compose

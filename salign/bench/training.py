@@ -43,7 +43,8 @@ def layout_cost(layout: str) -> dict[str, float]:
 
     from salign import models
     from salign.config import StableObjective
-    from salign.training.flops import Arithmetic, peak_flops
+    from salign.gpus import peak_flops
+    from salign.training.flops import Arithmetic
     from salign.training.losses import objective_loss
     from salign.training.model import GroupLoss
     from salign.training.packing import lay_out

@@ -1,4 +1,8 @@
-"""What a run will cost: model calls, tokens, hours. At most, for a world may stop before its last round."""
+"""What a run will cost: model calls, tokens, hours. At most, for a world may stop before its last round.
+
+By rates that were measured in the run; else by stated ones (`cluster.throughput`); else by a GPU's data sheet, as a
+range.
+"""
 
 import dataclasses
 import math
@@ -9,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from salign.cluster.rates import Range, calls_of, tokens_of_data, trained_per_s
 from salign.config import Config, TrainStage, num_agents_of
 from salign.plan import Unit
 from salign.run import RunDir
@@ -32,9 +37,9 @@ class Estimate:
 
     stage: str
     amount: str
-    tokens: float | None
-    hours: float | None
-    gpu_hours: float | None
+    tokens: Range | None
+    hours: Range | None
+    gpu_hours: Range | None
     source: str
 
 
@@ -62,20 +67,41 @@ def _simulation(run: RunDir, config: Config, shards: int) -> Estimate:
     worlds = max(len(worlds_of(society, shard)) for shard in range(society.num_shards))
     rounds = society.max_rounds - (0 if society.branch is None else society.branch.after_round)
     per_shard = worlds * protocol_of(society).most_calls(num_agents) * rounds
-    rate, tokens_per_call = _measured_calls(run, config)
-    source = "measured in this run"
-    if rate is None:
-        stated = cluster.throughput
-        rate, tokens_per_call, source = stated.calls_per_s, stated.tokens_per_call, "cluster.throughput"
-    tokens = None if tokens_per_call is None else tokens_per_call * per_shard * shards
+    rate, tokens_per_call, source = _rate_of_calls(run, config, num_agents, worlds)
+    tokens = None if tokens_per_call is None else tokens_per_call.times(per_shard * shards)
     hours = gpu_hours = None
     if rate is not None:
-        shard_hours = per_shard / rate / 3600
-        hours = math.ceil(shards / cluster.num_shards_at_once(shards)) * shard_hours if shards else 0.0
-        gpu_hours = shard_hours * shards * cluster.num_gpus("simulate")
+        shard_hours = _hours(Range.exact(per_shard), rate)
+        hours = shard_hours.times(math.ceil(shards / cluster.num_shards_at_once(shards)) if shards else 0)
+        gpu_hours = shard_hours.times(shards * cluster.num_gpus("simulate"))
     return Estimate(
         "simulate", f"{per_shard * shards:,} calls", tokens, hours, gpu_hours, _said(source, rate, "calls/s")
     )
+
+
+def _rate_of_calls(run: RunDir, config: Config, num_agents: int, worlds: int) -> tuple[Range | None, Range | None, str]:
+    """A shard's calls a second, tokens a call, and where both are from; None for what cannot be known."""
+    rate, tokens = _measured_calls(run, config)
+    stated = config.cluster.throughput
+    if rate is not None:
+        return Range.exact(rate), _exact(tokens), "measured in this run"
+    if stated.calls_per_s is not None or stated.gpu is None:
+        return _exact(stated.calls_per_s), _exact(stated.tokens_per_call), "cluster.throughput"
+    protocol = protocol_of(config.society)
+    num_gpus = config.cluster.num_gpus("simulate")
+    found = calls_of(config, stated.gpu, num_gpus, protocol.max_calls, num_agents * worlds)
+    if isinstance(found, str):
+        return None, _exact(stated.tokens_per_call), found
+    return found.per_s, found.tokens, found.source
+
+
+def _exact(value: float | None) -> Range | None:
+    return None if value is None else Range.exact(value)
+
+
+def _hours(amount: Range, rate: Range) -> Range:
+    """From the least at the best rate to the most at the worst."""
+    return Range(amount.low / rate.high / 3600, amount.high / rate.low / 3600)
 
 
 def _step_tokens(stage: TrainStage) -> int:
@@ -105,29 +131,36 @@ def _training(run: RunDir, config: Config, stage: TrainStage) -> Estimate:
     rows = list(read_metrics(run.stage(stage.name) / "metrics.jsonl"))
     last: dict[str, Any] = next((row for row in reversed(rows) if "train/global_step" in row), {})
     steps = last.get("train/steps_most") or stage.max_steps
-    tokens = rate = None
-    source = "measured in this run"
+    tokens, rate, source = (
+        _exact(most_tokens(stage)),
+        _exact(cluster.throughput.train_tokens_per_s),
+        "cluster.throughput",
+    )
     if last and last.get("train/num_tokens"):
-        tokens = last["train/num_tokens"] / last["train/global_step"] * last["train/steps_most"]
-        rate = last.get("perf/tokens_per_s")
-    if rate is None:
-        rate, source = cluster.throughput.train_tokens_per_s, "cluster.throughput"
-        tokens = most_tokens(stage)
-    hours = tokens / rate / 3600 if tokens is not None and rate is not None else None
-    gpu_hours = None if hours is None else hours * cluster.num_gpus("train")
+        tokens = Range.exact(last["train/num_tokens"] / last["train/global_step"] * last["train/steps_most"])
+        if measured := last.get("perf/tokens_per_s"):
+            rate, source = Range.exact(measured), "measured in this run"
+    gpu = cluster.throughput.gpu
+    if rate is None and gpu is not None:
+        rate, source = trained_per_s(config, stage, gpu, cluster.num_gpus("train")), f"{gpu} by its data sheet"
+    if tokens is None:
+        tokens = tokens_of_data(config, stage)
+    hours = None if tokens is None or rate is None else _hours(tokens, rate)
+    gpu_hours = None if hours is None else hours.times(cluster.num_gpus("train"))
     if steps is not None:
         amount = f"{steps:,} steps"
     elif stage.num_tokens is not None:
         amount = f"{least_steps(stage):,} steps or more"
     else:
         amount = "steps: known once the data exists"
-    return Estimate(f"train {stage.name}", amount, tokens, hours, gpu_hours, _said(source, rate, "tokens/s"))
+    said = _said(source, rate, "tokens/s") + ("" if tokens is not None else "; its data is not here yet")
+    return Estimate(f"train {stage.name}", amount, tokens, hours, gpu_hours, said)
 
 
-def _said(source: str, rate: float | None, unit: str) -> str:
+def _said(source: str, rate: Range | None, unit: str) -> str:
     if rate is None:
-        return "rate unknown"
-    return f"{rate:,.1f} {unit}, {source}"
+        return "rate unknown" if source == "cluster.throughput" else f"rate unknown: {source}"
+    return f"{_shown(rate, ',.1f')} {unit}, {source}"
 
 
 def estimate(run: RunDir, config: Config, left: Sequence[Unit]) -> list[Estimate]:
@@ -143,7 +176,7 @@ def estimate(run: RunDir, config: Config, left: Sequence[Unit]) -> list[Estimate
 
 def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
     """A table of them, with their sum."""
-    table = Table(title="Estimate, at most", title_justify="left")
+    table = Table(title="Estimate, if no world stops early", title_justify="left")
     for column, justify in (("stage", "left"), ("amount", "right"), ("tokens", "right"), ("hours", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     table.add_column("GPU hours", justify="right")
@@ -153,18 +186,32 @@ def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
         table.add_row(one.stage, one.amount, *numbers, one.source)
     table.add_section()
     sums = [_sum([getattr(one, what) for one in estimates]) for what in ("tokens", "hours", "gpu_hours")]
-    table.add_row("all", "", _shown(sums[0], ",.0f"), _shown(sums[1], ",.2f"), _shown(sums[2], ",.1f"), "")
+    whole = "all" if all(one.hours is not None for one in estimates) else "all that is known"
+    table.add_row(whole, "", _shown(sums[0], ",.0f"), _shown(sums[1], ",.2f"), _shown(sums[2], ",.1f"), "")
     console.print(table)
     if any(one.hours is None for one in estimates):
         console.print(
-            "Rates come from the run itself once it has started, or from cluster.throughput.",
+            "Rates come from the run itself once it has started, from cluster.throughput, or from the data sheet of "
+            "the GPU that cluster.throughput.gpu names.",
             highlight=False,
+            soft_wrap=True,
+        )
+    if any("data sheet" in one.source for one in estimates):
+        console.print(
+            "From a data sheet: between shares of its peaks that are often reached, and between short replies and "
+            "those of max_tokens (docs/slurm.md). Once some shards are at work, it is measured.",
+            highlight=False,
+            soft_wrap=True,
         )
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    return None if any(value is None for value in values) else sum(value for value in values if value is not None)
+def _sum(values: Sequence[Range | None]) -> Range | None:
+    known = [value for value in values if value is not None]
+    return Range(sum(one.low for one in known), sum(one.high for one in known)) if known else None
 
 
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _shown(value: Range | None, form: str) -> str:
+    if value is None:
+        return "-"
+    low, high = format(value.low, form), format(value.high, form)
+    return low if low == high else f"{low} to {high}"

@@ -42,6 +42,24 @@ class Throughput(Section):
     """Tokens read and written."""
     train_tokens_per_s: Positive | None = None
     """All ranks together."""
+    gpu: (
+        Literal[
+            "B200",
+            "H200",
+            "H100 PCIe",
+            "H100 NVL",
+            "H100",
+            "A100",
+            "A40",
+            "A30",
+            "L40S",
+            "L4",
+            "RTX 4090",
+            "RTX 3090",
+        ]
+        | None
+    ) = None
+    """Which GPUs the cluster has: what is not measured or stated is estimated by their data sheet, as a range."""
 
 
 class _Cluster(Section):

@@ -1,10 +1,9 @@
-"""The arithmetic of a row of groups, and its share of a GPU's peak: the model FLOPs utilisation (MFU).
+"""The arithmetic of a row of groups, of which the share of a GPU's peak is the model FLOPs utilisation (MFU).
 
 As counted by Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): the matrix products that the mathematics
 needs. What is computed again for the gradient does not count, nor what a mask hides.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,36 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from salign.training.tokens import TokenGroup
-
-# TFLOP/s of one device by NVIDIA's data sheets, without sparsity: bfloat16 on tensor cores, and float32 (not TF32). The
-# first name that stands in a device's decides.
-_PEAKS: dict[str, tuple[float, float]] = {
-    "B200": (2250.0, 75.0),
-    "H200": (989.4, 66.9),
-    "H100 PCIe": (756.0, 51.2),
-    "H100 NVL": (835.5, 60.0),
-    "H100": (989.4, 66.9),
-    "A100": (312.0, 19.5),
-    "A40": (149.7, 37.4),
-    "A30": (165.0, 10.3),
-    "L40S": (362.0, 91.6),
-    "L4": (121.0, 30.3),
-    "RTX 4090": (165.2, 82.6),
-    "RTX 3090": (71.0, 35.6),
-}
-
-
-def peak_flops(device: str, dtype: str) -> float | None:
-    """Returns the FLOP/s that a device is built for; None if it is not known.
-
-    Args:
-        device: As `torch.cuda.get_device_name` has it, such as "NVIDIA H100 80GB HBM3".
-        dtype: `bfloat16` or `float32`.
-    """
-    for name, (half, single) in _PEAKS.items():
-        if re.search(rf"\b{name}\b", device):
-            return 1e12 * (half if dtype == "bfloat16" else single)
-    return None
 
 
 @dataclass(frozen=True)

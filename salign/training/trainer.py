@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from salign.config import TrainStage
 from salign.errors import StageError
+from salign.gpus import peak_flops
 from salign.machine import peak_memory
 from salign.training.distributed import Ranks, sum_over_ranks
-from salign.training.flops import Arithmetic, peak_flops
+from salign.training.flops import Arithmetic
 from salign.training.losses import counted_groups
 from salign.training.model import GroupLoss, check_layout, decayed_apart, recompute
 from salign.training.packing import Lengths, lay_out
