@@ -17,8 +17,8 @@ from rich.console import Console
 from salign import compose
 from salign.cluster import live
 from salign.cluster.live import not_at_work
-from salign.cluster.slurm.batch import batch_file, names_of_environment, notes_on_environment
-from salign.cluster.slurm.check import compare, mistakes_of_setup
+from salign.cluster.slurm.batch import batch_file, names_of_environment, notes_on_environment, parameters
+from salign.cluster.slurm.check import compare, mistakes_of_fleets, mistakes_of_setup
 from salign.cluster.slurm.commands import (
     Ending,
     LiveJob,
@@ -36,11 +36,11 @@ from salign.cluster.slurm.scheduler import SlurmScheduler
 from salign.cluster.slurm.submission import Submission, note, shared_shards, submissions, submit
 from salign.cluster.status import Board, print_status
 from salign.commands import status
-from salign.config import SlurmCluster
+from salign.config import SlurmCluster, SlurmResources
 from salign.errors import ConfigError, StageError, exit_code_of
 from salign.locks import lock
 from salign.markers import mark_done
-from salign.plan import to_run, units
+from salign.plan import servers_of, to_run, units
 from salign.restarts import check_restart
 from salign.run import RunDir, create_run
 from salign.work import begin
@@ -356,6 +356,35 @@ def test_nothing_waits_for_jobs_that_do_not_start_by_themselves(tmp_path, monkey
     text = io.StringIO()
     print_status(run, made, Console(file=text, width=200))
     assert "do not start by themselves: 7 (JobHeldUser: `scontrol release 7`)" in text.getvalue()
+
+
+def test_a_fleet_comes_first_and_shards_begin_when_its_first_server_has(tmp_path, monkeypatch):
+    made = config(tmp_path, engine={"kind": "fleet", "program": "vllm", "num_servers": 3})
+    run, scheduler = RunDir(tmp_path / "r"), SlurmScheduler(RunDir(tmp_path / "r"))
+    left = to_run(units(run, made))
+    jobs = chain(made.cluster, left, 1001, servers=servers_of(run, made))
+    name = f"serve-{made.fleets[0].name}"
+    assert (jobs[0].name, len(jobs[0].tasks), jobs[0].after) == (name, 3, ())
+    assert (jobs[1].name, jobs[1].after_start) == ("simulate", (name,))
+    told = parameters(run, made, jobs[1], code=tmp_path, begun=["41_0"])
+    assert told["additional_parameters"]["dependency"] == "after:41_0"
+    shards = [unit for unit in left if unit.stage != "simulate"]
+    assert "serve" not in {job.stage.name for job in chain(made.cluster, shards, 1001, servers=servers_of(run, made))}
+    # Servers of an earlier launch that live are not submitted again.
+    queue = QueueOf(monkeypatch, run)
+    queue.submitted("7", *(unit.key for unit in servers_of(run, made)[:2]))
+    queue.ids = ["7_0", "7_1"]
+    assert set(scheduler.at_work()) == {unit.key for unit in servers_of(run, made)[:2]}
+    (job,) = [job for job in scheduler.jobs(made, left) if job.stage.name == "serve"]
+    assert [unit.key for task in job.tasks for unit in task] == [servers_of(run, made)[2].key]
+
+
+def test_a_fleet_that_is_larger_than_its_partition_is_refused():
+    nodes = [NODE, dataclasses.replace(NODE, name="n2"), dataclasses.replace(NODE, name="g1", partition="gpu")]
+    asked = SlurmResources(cpus_per_task=1, gpus_per_node=1)
+    assert mistakes_of_fleets(4, asked, None, nodes) == []
+    [mistake] = mistakes_of_fleets(5, asked, "debug", nodes)
+    assert "5 servers are asked for in all, and the 2 nodes of the partition have room for 4 at a time" in mistake
 
 
 # --- batch files ---------------------------------------------------------------------------------

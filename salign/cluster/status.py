@@ -16,7 +16,7 @@ from salign.config import Config
 from salign.errors import ConfigError, StageError
 from salign.locks import holder_of, is_locked
 from salign.markers import read_done, require_done
-from salign.plan import Unit, complete, state, units
+from salign.plan import Unit, complete, servers_of, state, units
 from salign.run import RunDir
 from salign.shown import as_called
 from salign.stages import stage_of
@@ -87,6 +87,7 @@ class Board:
         self.run = run
         self._everything = units(run, config)
         self.units: Sequence[Unit] = [unit for unit in self._everything if stages is None or unit.stage in stages]
+        self._servers = servers_of(run, config)
         self._min_shards = config.cluster.min_shards
         self._schedulers = all_schedulers(run)
         self.live: list[LiveTask] = []
@@ -193,6 +194,14 @@ class Board:
             return "pending", "no task has taken it yet"
         return "running" if task.is_running else "pending", task.detail
 
+    def servers(self) -> dict[str, tuple[int, Counter[str]]]:
+        """Of each fleet of servers, while shards are left: how many it has, and how many stand where."""
+        found: dict[str, list[str]] = {}
+        if self.counts("simulate")["done"] < self.counts("simulate").total():
+            for unit in self._servers:
+                found.setdefault(unit.folder.parent.name, []).append(state(unit, set())[0])
+        return {name: (len(words), Counter(words)) for name, words in found.items()}
+
     def usage(self) -> str:
         """How often schedulers were asked."""
         return "; ".join(filter(None, (scheduler.usage() for scheduler in self._schedulers)))
@@ -276,6 +285,8 @@ def print_status(run: RunDir, config: Config, console: Console) -> None:
             "folder.",
             highlight=False,
         )
+    for fleet, (num, states) in board.servers().items():
+        console.print(f"fleet {fleet}: {states['running']} of {num} servers", markup=False, highlight=False)
     for path, num in _reused(board).items():
         console.print(f"{num} calls were answered by the journal of {path}", markup=False, highlight=False)
     if counts["done"] < len(board.units):

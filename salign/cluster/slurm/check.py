@@ -35,6 +35,9 @@ def check_cluster(run: RunDir, config: Config, jobs: Sequence[Job], slurm: Slurm
         found, said = compare(stage, cluster.by_stage[stage], partition, nodes, cluster.shards_at_once)
         mistakes += found
         notes += said
+        if stage == "serve" and not found:
+            num_servers = sum(len(job.tasks) for job in jobs if job.stage.name == stage)
+            mistakes += mistakes_of_fleets(num_servers, cluster.by_stage[stage], partition, nodes)
     if not mistakes:  # Slurm knows accounts, QOS and features
         for stage, job in kinds.items():
             script = batch_file(run, config, job, code=Path("/"))
@@ -111,6 +114,39 @@ def compare(
     if not mistakes and asked.nodes > usable:
         notes.append(f"cluster.{stage} will wait: {asked.nodes} nodes are asked for, and {usable} of {place} are up")
     return mistakes, notes
+
+
+def mistakes_of_fleets(
+    num_servers: int, asked: SlurmResources, partition: str | None, nodes: Sequence[Node]
+) -> list[str]:
+    """Fleets that are larger than their partition, so that some of their servers could never run with the others.
+
+    Args:
+        num_servers: Of all fleets.
+        asked: For each of them.
+        partition: As `compare` has it.
+        nodes: Of the cluster.
+    """
+    names = [] if partition is None else str(partition).split(",")
+    there = {node.name: node for node in nodes if (node.partition in names if names else node.is_default)}
+    places = sum(_num_places(node, asked) for node in there.values())
+    if num_servers <= places:
+        return []
+    return [
+        f"engine.num_servers: {num_servers} servers are asked for in all, and the {len(there)} nodes of the partition "
+        f"have room for {places} at a time (cluster.serve asks for {asked.cpus_per_task} CPUs and "
+        f"{asked.gpus_per_node} GPUs each). Set fewer"
+    ]
+
+
+def _num_places(node: Node, asked: SlurmResources) -> int:
+    """How many servers a node takes at a time."""
+    places = [node.cpus // asked.cpus_per_task]
+    if asked.gpus_per_node:
+        places.append(node.gpus // asked.gpus_per_node)
+    if asked.mem_gb:
+        places.append(int(node.mem_mb / (asked.mem_gb * 1024)))
+    return min(places)
 
 
 def _fits(node: Node, asked: SlurmResources, num_cpus: int) -> bool:

@@ -48,9 +48,10 @@ class SlurmScheduler(Scheduler):
         return shutil.which("sbatch") is not None
 
     def check(self, config: Config, left: Sequence[Unit]) -> list[str]:
-        return check_cluster(self.run, config, self._jobs(config, left), self._slurm)
+        return check_cluster(self.run, config, self.jobs(config, left), self._slurm)
 
-    def _jobs(self, config: Config, left: Sequence[Unit]) -> list[Job]:
+    def jobs(self, config: Config, left: Sequence[Unit]) -> list[Job]:
+        """The jobs that `submit` would submit now."""
         assert isinstance(config.cluster, SlurmCluster)
         servers = [unit for unit in servers_of(self.run, config) if unit.key not in self._at_work]
         return chain(config.cluster, left, self._slurm.max_array_size(), self._at_work, servers)
@@ -58,7 +59,7 @@ class SlurmScheduler(Scheduler):
     def submit(self, config: Config, left: Sequence[Unit], console: Console, after: Sequence[str] = ()) -> None:
         code = take_snapshot(self.run)
         self.run.slurm_marker.touch()
-        submitted = submit(self.run, config, self._jobs(config, left), code=code, slurm=self._slurm, after=after)
+        submitted = submit(self.run, config, self.jobs(config, left), code=code, slurm=self._slurm, after=after)
         names = {one.job_id: one.name for one in submitted}
         table = Table(title=f"Run {self.run.path}: submitted", title_justify="left")
         for column in ("job", "name", "tasks", "waits for"):
