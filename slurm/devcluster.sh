@@ -120,7 +120,7 @@ JobRequeue=1
 FirstJobId=$(cat "$DIR/run/first_job_id")
 MaxArraySize=1001
 SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=3,sched_min_interval=0,bf_interval=3
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 SlurmctldParameters=preempt_send_user_signal
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

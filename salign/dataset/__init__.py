@@ -1,0 +1,1 @@
+"""Groups of rated responses: from interactions, from others' files, and out again."""

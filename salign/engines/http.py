@@ -137,6 +137,7 @@ class Server:
         self._report_push_back = report
 
     async def close(self) -> None:
+        """Closes the connections."""
         await self._session.close()
 
     async def ask(self, method: str, path: str, body: bytes | None = None, more_bytes: int = 0) -> bytes:

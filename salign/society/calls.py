@@ -106,6 +106,15 @@ class Calls:
     async def generate(
         self, prompt: Prompt, sampling: Sampling, name: str, attempt: int = 0, urgency: int = _AWAITED
     ) -> Reply:
+        """Asks for a text.
+
+        Args:
+            prompt: What is asked.
+            sampling: How tokens are drawn.
+            name: Of the call within its interaction; its seed derives from place, name and attempt.
+            attempt: Counted from 0; a repeated call has another seed.
+            urgency: See `Priority`.
+        """
         seed = derive(*self._place, name, attempt)
         reply = await self._engine.generate(prompt, sampling, seed, Priority(self._round + urgency, urgency))
         self.tally.count(reply)

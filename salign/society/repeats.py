@@ -1,17 +1,25 @@
 """Whether a text says again what its author was asked to do, instead of doing it."""
 
+import importlib
+import pkgutil
 import re
 
-from salign.society import prompts
-from salign.society.wordings import ballots, critics, dialogue, feed, game, norms, reflection, rehearsal, relay, stream
+from salign.society import prompts, wordings
 
+_MODULES = [
+    prompts,
+    *(
+        importlib.import_module(f"{wordings.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(wordings.__path__)
+    ),
+]
 # So many words in a row are no chance.
 _NUM_TELLING_WORDS = 6
 
 # The sentences of all prompts that hold no text of others.
 _SENTENCES = frozenset(
     sentence
-    for module in (prompts, ballots, critics, dialogue, feed, game, norms, reflection, rehearsal, relay, stream)
+    for module in _MODULES
     for text in module.TEXTS
     for part in text.split("\n")
     for sentence in re.split(r"(?<=[.?:])\s", part)

@@ -257,22 +257,27 @@ class Validity:
 
     @property
     def flagged_share(self) -> float:
+        """Share of texts with a flag that is not harmless."""
         return self.num_flagged / self.num_texts if self.num_texts else 0.0
 
     @property
     def cut_share(self) -> float:
+        """Share of texts that ended at the limit of tokens."""
         return self.flags["cut"] / self.num_texts if self.num_texts else 0.0
 
     @property
     def rated_share(self) -> float:
+        """Share of the ratings asked for that came back as numbers."""
         return 1 - self.num_missing_ratings / self.num_ratings if self.num_ratings else 0.0
 
     @property
     def failed_share(self) -> float:
+        """Share of interactions that ended in a failure."""
         return self.num_failed / self.num_interactions
 
     @property
     def repeated_share(self) -> float:
+        """Share of answers that were given to several questions."""
         return self.num_repeated / self.num_answers if self.num_answers else 0.0
 
     def figures(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Metrics as JSON Lines, and their mirror in W&B."""

@@ -1,0 +1,1 @@
+"""Training with DeepSpeed: objectives, packed rows, the loop, checkpoints."""

@@ -55,6 +55,7 @@ class LiveJob:
 
     @property
     def is_running(self) -> bool:
+        """Whether it has begun on its nodes and has not left them."""
         return self.state in ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED")
 
     @property
@@ -196,6 +197,7 @@ class Slurm:
         return endings_of_accounting(line.split("|", 4) for line in text.splitlines())
 
     def cancel(self, job_ids: Sequence[str]) -> None:
+        """Ends jobs, by scancel."""
         self._run("scancel", *job_ids)
 
     def would_accept(self, script: str) -> str | None:
@@ -220,6 +222,7 @@ def clean_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]
 
 
 def node_of(row: Sequence[str]) -> Node:
+    """A node as one row of sinfo describes it; memory is in MB."""
     name, partition, cpus, memory, gres, time, state = row[:7]
     return Node(
         name,

@@ -70,6 +70,7 @@ class JudgedTalk(Judged):
 
     @property
     def framed(self) -> str:
+        """The talk between marks that nobody in it has seen."""
         return frame(self.answer, self.key)
 
 
