@@ -27,11 +27,12 @@ def section(**settings) -> StreamMemory:
 def slowly(lived, how: StreamMemory, question: int, after_round: int) -> list[str]:
     """The texts that come to mind; `lived` are (round, number, text, importance) in order, initial ones of round 0."""
     there = [one for one in lived if one[0] == 0] + [one for one in lived if 0 < one[0] <= after_round][-how.max_kept :]
-    there = [one for one in there if TABLE.distance(question, one[1]) < TABLE.max_distance]
+    apart = {number: TABLE.between(question, [TABLE.questions[number]])[0] for _, number, *_ in there}
+    there = [one for one in there if apart[one[1]] < TABLE.max_distance]
     parts = (
         (how.recency_weight, [how.decay ** (after_round - round_) for round_, *_ in there]),
         (how.importance_weight, [importance for *_, importance in there]),
-        (how.relevance_weight, [1 - TABLE.distance(question, number) for _, number, *_ in there]),
+        (how.relevance_weight, [1 - apart[number] for _, number, *_ in there]),
     )
     scores = [0.0] * len(there)
     for weight, values in parts:

@@ -61,9 +61,11 @@ class QuestionTable:
             return self._between(question, others) / _UNITS
         return (self._row(question)[others] >> _BITS) / _UNITS
 
-    def distance(self, question: int, other: int) -> float:
-        """The cosine distance between two questions, to five decimals."""
-        return float(self.distances(question, np.asarray([other], dtype=np.int32))[0])
+    def between(self, question: int, others: Sequence[str]) -> list[float]:
+        """The cosine distances from a question to others, to five decimals."""
+        numbers = np.asarray([self.number[one] for one in others], np.int32)
+        found: list[float] = self.distances(question, numbers).tolist()
+        return found
 
     def nearest(self, question: int, others: NDArray[np.int32]) -> tuple[float, int]:
         """Of some questions (at least one) the nearest with its distance; of those equally near, the first."""

@@ -277,10 +277,26 @@ class World:
                 except (UnansweredError, CallRejectedError) as error:
                     return str(error), calls.tally
             case Look():
-                notes = self._notes.get(member)
-                return None if notes is None else notes.read(request.note, after_round)
+                return self._note(member, request.note, after_round)
             case Join():
                 return self._state(member, request.question, after_round, request.told)
+
+    async def _look(self, members: Sequence[int], note: str, round_: int, elsewhere: Elsewhere) -> list[Any]:
+        """Each member's note of a name as it stood before a round; None where it had none."""
+        found, after_round = [], round_ - 1
+        for member in members:
+            if self.owners[member] != self._rank:
+                found.append(await elsewhere.ask(Look(self.number, round_, member, note)))
+                continue
+            # Nearly all are there already: that alone is asked for, since a feed reads many.
+            if self._there_after[member] < after_round:
+                await self._is_there(member, after_round)
+            found.append(self._note(member, note, after_round))
+        return found
+
+    def _note(self, member: int, note: str, after_round: int) -> Any:
+        notes = self._notes.get(member)
+        return None if notes is None else notes.read(note, after_round)
 
     async def interact(
         self, agent: int, round_: int, elsewhere: Elsewhere, published: Callable[[int, int], None]
@@ -333,8 +349,8 @@ class World:
             calls,
             observer,
             ask=lambda member, query: ask(Ask(self.number, round_, agent, member, number, query)),
-            look=lambda member, note: ask(Look(self.number, round_, member, note)),
-            distance=lambda other: setting.table.distance(number, setting.table.number[other]),
+            look=lambda members, note: self._look(members, note, round_, elsewhere),
+            distances=lambda others: setting.table.between(number, others),
         )
         interaction = await conversation.hold(publish)
         if reflected:

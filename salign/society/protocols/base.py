@@ -229,8 +229,8 @@ class Conversation:
         agents: The calls of each of the cast.
         observer: The observers' calls.
         ask: Asks one member: what it says, or why it cannot, and what that took.
-        look: Reads an agent's note of a name; None where it has none.
-        distance: The cosine distance of another question of the society from this one.
+        look: Reads agents' notes of a name; None where one has none.
+        distances: The cosine distances of other questions of the society from this one.
     """
 
     def __init__(
@@ -241,8 +241,8 @@ class Conversation:
         observer: Calls,
         *,
         ask: Callable[[int, Query], Coroutine[Any, Any, tuple[Turn | str, Tally]]],
-        look: Callable[[int, str], Coroutine[Any, Any, Any]],
-        distance: Callable[[str], float],
+        look: Callable[[Sequence[int], str], Coroutine[Any, Any, list[Any]]],
+        distances: Callable[[Sequence[str]], list[float]],
     ) -> None:
         self.seat = seat
         self.agents = agents
@@ -250,8 +250,8 @@ class Conversation:
         self._observer = observer
         self._ask = ask
         self._look = look
-        self.distance = distance
-        """The cosine distance of another question of the society from this one."""
+        self.distances = distances
+        """The cosine distances of other questions of the society from this one."""
         self._turns: list[Turn] = []
         self._observed: list[tuple[Turn, str, asyncio.Task[Observation]]] = []
         self._rankings = Rankings(protocol.ranked)
@@ -340,8 +340,7 @@ class Conversation:
 
         No model is called, and nothing is said. Any agent of the world may be read.
         """
-        # One after the other: nearly all are there already, and a task for each would cost more than it reads.
-        return [await self._look(agent, note) for agent in agents]
+        return await self._look(agents, note)
 
     async def _lived(self, updates: Sequence[Update]) -> Sequence[Update]:
         """The updates, with what each of the cast keeps of the interaction if it remembers that."""

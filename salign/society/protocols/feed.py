@@ -90,30 +90,34 @@ class Feed(Protocol[FeedProtocol]):
             return []
         leader, chance = seat.leader.agent, conversation.agent.draw(FEED)
         sources = chance.sample(follows, section.num_followed) if len(follows) > section.num_followed else list(follows)
-        known = {leader, *sources}
-        size = min(section.num_strangers, seat.topology.num_agents - len(known))
+        met = {leader, *sources}
+        size = min(section.num_strangers, seat.topology.num_agents - len(met))
         while size > 0:  # those that are drawn again are few
             stranger = chance.randrange(seat.topology.num_agents)
-            if stranger not in known:
-                known.add(stranger)
+            if stranger not in met:
+                met.add(stranger)
                 sources.append(stranger)
                 size -= 1
-        notes = await conversation.read(sources, FEED)
-        there = [note for note in notes if note is not None and note["round"] == seat.round - 1]
-        reactions = Counter(note["reacted"] for note in there if "reacted" in note)
+        reactions = Counter[str]()
         found: dict[str, dict[str, Any]] = {}
-        for note in there:
+        for note in await conversation.read(sources, FEED):
+            if note is None or note["round"] != seat.round - 1:
+                continue
+            if "reacted" in note:
+                reactions[note["reacted"]] += 1
             post = note.get("post")
             # Nobody reads what it wrote itself, and each post comes the shortest way.
-            if post is None or post["author"] == leader:
-                continue
-            if post["id"] not in found or post["hops"] < found[post["id"]]["hops"]:
-                found[post["id"]] = post
-
+            if post is not None and post["author"] != leader:
+                known = found.get(post["id"])
+                if known is None or post["hops"] < known["hops"]:
+                    found[post["id"]] = post
+        names = sorted(found)
+        apart = [1.0] * len(names)
+        if names and section.interest_weight:
+            apart = conversation.distances([found[name]["topic"] for name in names])
         ranks = {}
-        for name, post in sorted(found.items()):
-            near = 1.0 - conversation.distance(post["topic"]) if section.interest_weight else 0.0
-            ranks[name] = section.hot_weight * log2(1 + reactions[name]) + section.interest_weight * near
+        for name, distance in zip(names, apart, strict=True):
+            ranks[name] = section.hot_weight * log2(1 + reactions[name]) + section.interest_weight * (1.0 - distance)
             ranks[name] += section.chance_weight * chance.random()
         ranked = sorted(found, key=lambda name: (-ranks[name], name))
         return [found[name] for name in ranked[: section.feed_size]]
