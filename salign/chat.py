@@ -4,10 +4,13 @@ A text that spells a control token (`<|im_end|>`, `</s>`, a `<think>` that is a 
 it is content: a question, an answer, a system text. Control tokens are those that the template writes itself.
 """
 
+import contextlib
 import datetime
 import functools
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from salign.errors import ConfigError
@@ -38,6 +41,9 @@ _SPELLINGS = re.compile(
     )""",
     re.VERBOSE,
 )
+
+# Lines of a compiled template that are run while it is tried; the longest in use take some thousands.
+_MOST_LINES = 1_000_000
 
 Message = dict[str, Any]
 # What stands for a text when a template is tried; letters, digits and hyphens come through what templates do to a text.
@@ -84,6 +90,32 @@ def _frozen(source: str, name: str) -> str:
     return frozen
 
 
+class _EndlessError(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def _few_lines() -> Iterator[None]:
+    """Ends a template that loops: after `_MOST_LINES` lines it fails."""
+    left = _MOST_LINES
+
+    def count(frame: FrameType, *_: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != "<template>":  # as jinja names its code
+            return None
+        left -= 1
+        if left < 0:
+            raise _EndlessError(f"it loops: a plain conversation takes it more than {_MOST_LINES:,} lines")
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 class ChatTemplate:
     """A tokenizer's chat template: what it writes around texts, learnt by trying it, and how its texts are encoded.
 
@@ -105,7 +137,7 @@ class ChatTemplate:
         """Tries the template.
 
         Raises:
-            ConfigError: It fails on a plain question, or does not write it.
+            ConfigError: It fails on a plain question, does not write it, or loops.
         """
         self._tokenizer = tokenizer
         self._name = str(tokenizer.name_or_path)
@@ -116,6 +148,10 @@ class ChatTemplate:
         bos = tokenizer.bos_token_id
         self.adds_bos = bos is not None and tokenizer.encode("a")[:1] == [bos]
         self._bos = str(tokenizer.bos_token) if self.adds_bos else ""
+        with _few_lines():
+            self._learn()
+
+    def _learn(self) -> None:
         user = {"role": "user", "content": _USER}
         begun = self._apply([[user]])[0]
         if _USER not in begun:
@@ -176,7 +212,9 @@ class ChatTemplate:
         """What the template writes; nothing where it refuses such a conversation."""
         try:
             return self._apply([messages], generation=generation)[0]
-        except ConfigError:
+        except ConfigError as error:
+            if isinstance(error.__cause__, _EndlessError):
+                raise
             return ""
 
     # --- texts -----------------------------------------------------------------------------------

@@ -393,6 +393,8 @@ def test_the_day_stands_still(monkeypatch):
 
 # --- templates that fail -------------------------------------------------------------------------
 
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{{ j }}{% endfor %}{% endfor %}"
+
 
 @pytest.mark.parametrize(
     ("template", "said"),
@@ -401,6 +403,13 @@ def test_the_day_stands_still(monkeypatch):
         ("{% for m in messages %}", "fails: .*endfor"),
         ("{{ messages[0].content.text.more }}", "fails: .* has no attribute 'text'"),
         ("{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}", "does not contain the user's message"),
+        (ENDLESS, "fails: it loops"),
+        (
+            "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}"
+            + ENDLESS
+            + "{% endif %}{% endfor %}",
+            "it loops",
+        ),
         ("{{ strftime_now(messages[0].content) }}", "asks for the time in a way that cannot be fixed to one date"),
     ],
 )
