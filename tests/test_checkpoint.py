@@ -61,7 +61,7 @@ def written(store: Store, step: int, num_ranks: int, zero_stage: int) -> Path:
     if zero_stage:
         names += [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(num_ranks)]
     for name in names[1:]:
-        (folder / name).touch()
+        torch.save({}, folder / name)
     mark_done(folder, names, store.inputs, {"step": step, "num_ranks": num_ranks, "zero_stage": zero_stage})
     return folder
 
@@ -118,6 +118,32 @@ def test_one_that_is_damaged_is_passed_over_with_a_warning(tmp_path, ranks, capl
     assert "step-0000004 is damaged (state.json) and is skipped" in caplog.text
     damage(store.folder / "step-0000002")
     assert checkpoint.find(store, ranks, 2) is None
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('run')",))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (Evil(), r"holds builtins\.exec,"),
+        (b"x" * 100, "something else than torch.save's form"),
+        (b"", "something else than torch.save's form"),
+    ],
+)
+def test_one_that_could_run_code_is_not_loaded(tmp_path, ranks, content, said):
+    store = Store(tmp_path / "checkpoints", {}, 2)
+    folder = written(store, 1, 1, 2)
+    path = next(folder.glob("*.pt"))
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save({"step": torch.zeros(2), "more": content}, path)
+    mark_done(folder, ["state.json", path.name], {}, {"step": 1, "num_ranks": 1, "zero_stage": 2})
+    with pytest.raises(ConfigError, match=said):
+        checkpoint.find(store, ranks, 2)
 
 
 def test_one_that_was_trained_from_something_else_is_ignored_and_goes(tmp_path, ranks):

@@ -1,6 +1,8 @@
 """Checkpoints of a stage: DeepSpeed's files with a marker, and the newest complete one to continue from."""
 
 import logging
+import pickle
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from salign.compose import leaves
 from salign.config import Effect, TrainStage, selected
@@ -128,8 +131,8 @@ def find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
     what its marker vouches for is passed over with a warning.
 
     Raises:
-        ConfigError: It is of another model, data or config, or was written under a ZeRO stage that DeepSpeed cannot
-            convert to this one.
+        ConfigError: It is of another model, data or config, holds what no checkpoint does, or was written under a ZeRO
+            stage that DeepSpeed cannot convert to this one.
         StageError: The conversion failed.
     """
     return share_from_main((_find(store, ranks, zero_stage),) if ranks.is_main else None)[0]
@@ -140,6 +143,7 @@ def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
         if (name := next(damaged(folder, done), None)) is not None:
             logger.warning("the checkpoint %s is damaged (%s) and is skipped", folder, name)
             continue
+        _check_harmless(folder, done, store)
         _check_same(folder, done, store)
         written, num_ranks = done.facts["zero_stage"], done.facts["num_ranks"]
         if written != zero_stage and (written, zero_stage) not in _CONVERTIBLE:
@@ -160,6 +164,34 @@ def _find(store: Store, ranks: Ranks, zero_stage: int) -> Found | None:
             )
         return Found(universal(folder, num_ranks, ranks.size), universal=True)
     return None
+
+
+def _check_harmless(folder: Path, done: Done, store: Store) -> None:
+    """Refuses what is more than tensors, values and DeepSpeed's objects; DeepSpeed unpickles whatever is there."""
+    for name in done.files:
+        if not name.endswith(".pt"):
+            continue
+        try:
+            foreign = [found for found in get_unsafe_globals_in_checkpoint(folder / name) if not _of_deepspeed(found)]
+        except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
+            foreign = ["something else than torch.save's form"]
+        if foreign:
+            raise ConfigError(
+                f"the checkpoint {folder} is not loaded: {name} holds {', '.join(sorted(foreign)[:5])}, which training "
+                f"does not save and which could run code of somebody else's. Remove {store.folder} to begin the stage "
+                "again."
+            )
+
+
+def _of_deepspeed(name: str) -> bool:
+    """Whether a name in a pickle is that of a class of DeepSpeed's own."""
+    if not name.startswith("deepspeed."):
+        return False
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return isinstance(found, type) and found.__module__.startswith("deepspeed.")
 
 
 def _check_same(folder: Path, done: Done, store: Store) -> None:

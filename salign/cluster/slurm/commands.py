@@ -20,6 +20,8 @@ _STUCK = re.compile(
     r"|Partition(Node|Time)Limit|ReservationDeleted|Max\w*PerJob|QOSMin\w+",
     re.IGNORECASE,
 )
+# An account's or a QOS's hours are spent. With `Run` in the name running jobs have them, and give them back.
+_SPENT = re.compile(r"(Assoc|QOS)Grp(?!\w*Run)\w*Minutes", re.IGNORECASE)
 _SEEN_BY_NOBODY = "68:0"  # of `salign_begin` in job.sh
 _UNUSABLE = ("down", "drain", "fail", "maint", "unk", "power_down", "poweroff", "inval")
 
@@ -61,7 +63,13 @@ class LiveJob:
     @property
     def is_stuck(self) -> bool:
         """Whether it will not start by itself."""
-        return self.state == "SPECIAL_EXIT" or (not self.is_running and _STUCK.search(self.reason) is not None)
+        held_back = self.is_out_of_hours or _STUCK.search(self.reason) is not None
+        return self.state == "SPECIAL_EXIT" or (not self.is_running and held_back)
+
+    @property
+    def is_out_of_hours(self) -> bool:
+        """Whether its account or QOS has used up what it was granted."""
+        return not self.is_running and _SPENT.search(self.reason) is not None
 
     @property
     def is_held(self) -> bool:

@@ -25,10 +25,17 @@ _USUAL_ARRAY_SIZE = 1001
 _NOT_FAILED = ("COMPLETED", "PENDING", "RUNNING", "REQUEUED", "COMPLETING")
 
 
+def _remedy(job: LiveJob) -> str:
+    """What makes a job start that will not by itself."""
+    if job.is_held:
+        return f"`scontrol release {job.id}`"
+    if job.is_out_of_hours:
+        return "its account's or QOS's hours are spent: launch with --replace under another, or get more"
+    return "launch with --replace, asking for what there is"
+
+
 def _task(job: LiveJob) -> LiveTask:
-    remedy = ""
-    if job.is_stuck:
-        remedy = f"`scontrol release {job.id}`" if job.is_held else "launch with --replace, asking for what there is"
+    remedy = _remedy(job) if job.is_stuck else ""
     detail = job.node_list if job.is_running else job.reason
     return LiveTask(job.id, job.job_id, job.is_running, detail, remedy, job.waits_for_jobs)
 
