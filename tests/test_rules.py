@@ -9,8 +9,10 @@ from pydantic import TypeAdapter, ValidationError
 from salign.config import Criterion, DatasetSection, Gates, Rule, SocietySection
 from salign.config.effects import sections_in
 from salign.dataset.gathering import build_groups
+from salign.errors import ConfigError
 from salign.evaluation.figures import sample_row
 from salign.evaluation.judged import Item, Sample
+from salign.society import rules
 from salign.society.protocols import protocol_of
 from salign.society.rules import RULES, rating_by_rule
 
@@ -50,6 +52,19 @@ def test_every_rule_of_a_config_has_a_function():
 )
 def test_rules_by_hand(rule, answer, rating):
     assert rated(TypeAdapter(Rule).validate_python(rule), answer) == pytest.approx(rating)
+
+
+def test_a_search_without_end_is_an_error(monkeypatch):
+    monkeypatch.setattr(rules, "SEARCH_S", 0.01)
+    rule = TypeAdapter(Rule).validate_python({"kind": "pattern", "pattern": "(a|aa)+$"})
+    with pytest.raises(ConfigError, match=r"pattern '\(a\|aa\)\+\$' is not done with an answer of 1,001 characters"):
+        rated(rule, "a" * 1000 + "!")
+
+
+@pytest.mark.parametrize("pattern", ["(", "a**", "\\", "a{4294967296}", "(" * 1000])
+def test_what_is_no_pattern_is_said(pattern):
+    with pytest.raises(ValidationError, match="is no regular expression"):
+        TypeAdapter(Rule).validate_python({"kind": "pattern", "pattern": pattern})
 
 
 def test_a_society_is_rated_by_rules_without_a_call():

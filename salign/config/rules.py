@@ -1,8 +1,8 @@
 """Ratings that follow from the texts alone."""
 
-import re
 from typing import Annotated, Literal
 
+import regex
 from pydantic import Field, field_validator, model_validator
 
 from salign.config.base import Count, CountOrZero, Section
@@ -29,7 +29,7 @@ class PatternRule(Section):
 
     kind: Literal["pattern"]
     pattern: Annotated[str, Field(min_length=1, max_length=1000)]
-    """In Python's syntax; searched for anywhere in the answer."""
+    """In the syntax of Python's `regex`; searched for anywhere in the answer."""
     wanted: bool = True
     """False: highest where it is not found."""
 
@@ -37,8 +37,8 @@ class PatternRule(Section):
     @classmethod
     def _compiles(cls, value: str) -> str:
         try:
-            re.compile(value)
-        except re.error as error:
+            regex.compile(value)
+        except (regex.error, RecursionError) as error:
             raise ValueError(f"is no regular expression: {error}") from None
         return value
 

@@ -1,17 +1,19 @@
 """Ratings that follow from the texts alone: exact, free, and the same on every machine."""
 
-import re
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
+import regex
+
 from salign.config import CopyRule, Criterion, LengthRule, PatternRule, RefusalRule
+from salign.errors import ConfigError
 from salign.society.refusals import refusal_position
 
 RULES_VERSION = "1"
 """Of what the rules compute; stands in every result of an evaluation that uses one."""
 
 _RUN = 3  # words
+SEARCH_S = 10.0  # of the processor; a search that ends takes some milliseconds
 
 
 def _length(rule: LengthRule, _: str, answer: str) -> float:
@@ -21,13 +23,15 @@ def _length(rule: LengthRule, _: str, answer: str) -> float:
     return max(0.0, 1 - max(0, num_words - rule.max_words) / rule.max_words)
 
 
-@lru_cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
-
-
 def _pattern(rule: PatternRule, _: str, answer: str) -> float:
-    return float((_compiled(rule.pattern).search(answer) is not None) == rule.wanted)
+    try:
+        found = regex.search(rule.pattern, answer, timeout=SEARCH_S)  # compiled once
+    except TimeoutError:
+        raise ConfigError(
+            f"the rule's pattern {rule.pattern!r} is not done with an answer of {len(answer):,} characters in "
+            f"{SEARCH_S:g} s, and may never be: write it without a repetition in a repetition, such as (a+)+."
+        ) from None
+    return float((found is not None) == rule.wanted)
 
 
 def _refusal(rule: RefusalRule, _: str, answer: str) -> float:
@@ -60,5 +64,8 @@ def rating_by_rule(criterion: Criterion, question: str, answer: str) -> float:
         criterion: With its rule.
         question: What was answered.
         answer: What is rated.
+
+    Raises:
+        ConfigError: A pattern's search does not end.
     """
     return criterion.at_share(RULES[type(criterion.rule)](criterion.rule, question, answer))
