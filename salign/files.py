@@ -62,10 +62,10 @@ class Mistakes:
 
     Args:
         path: The file's, for the error.
-        skip: Whether `skip_bad` is set.
+        skip: Whether `skip_bad` is set; None: none may be skipped.
     """
 
-    def __init__(self, path: Path | str, *, skip: bool) -> None:
+    def __init__(self, path: Path | str, *, skip: bool | None) -> None:
         self._path = path
         self._skip = skip
         self._rows: Counter[str] = Counter()
@@ -96,9 +96,8 @@ class Mistakes:
         ]
         if more := len(self._rows) - len(parts):
             parts.append(f"and {more} more mistakes, in {self.num_rows} rows altogether")
-        raise DataError(
-            f"{self._path}, {'; '.join(parts)}. Correct the file, or leave such rows out with skip_bad: true"
-        )
+        other = "" if self._skip is None else ", or leave such rows out with skip_bad: true"
+        raise DataError(f"{self._path}, {'; '.join(parts)}. Correct the file{other}")
 
 
 # --- text ----------------------------------------------------------------------------------------

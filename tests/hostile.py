@@ -110,6 +110,7 @@ def scene(folder: Path) -> dict[str, Any]:
         "hh.jsonl": {"chosen": "\n\nHuman: a b\n\nAssistant: d", "rejected": "\n\nHuman: a b\n\nAssistant: e"},
         "stories.jsonl": {"situation": "s", "intention": "i", "moral_action": "m", "immoral_action": "n"},
         "edges.txt": "0 1\n1 2\n2 3\n3 4\n4 0\n",
+        "people.jsonl": {"persona": "You are Ada.", "name": "Ada", "label": "good", "age": 31},
     }
     for name, content in files.items():
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content) + "\n")
@@ -138,6 +139,20 @@ def scene(folder: Path) -> dict[str, Any]:
                 {"name": "q", "share": 0.2, "engine": server},
             ],
             "observer": {"kind": "server", "program": "llama_cpp", "model": "smollm2-135m"},
+            "criteria": [
+                {"name": "alignment"},
+                {"name": "tone", "scale": [0, 100], "wording": "How kind? Rate it from 0 (not at all) to 100 (very)."},
+                {"name": "polite", "rule": {"kind": "pattern", "pattern": "please|thank"}},
+                {"name": "short", "rule": {"kind": "length", "min_words": 1, "max_words": 40}},
+            ],
+            "survey": {"questions": [{"name": "mood", "wording": "How are you? 1 (bad) to 7 (well)."}], "share": 0.5},
+            "reflection": {"every": 2},
+            "interventions": [
+                {"name": "told", "from_round": 1, "agents": [1], "instructions": "x", "part": "p"},
+                {"name": "news", "from_round": 2, "label": "bad", "broadcast": {"question": "a?", "answer": "b"}},
+                {"name": "apart", "from_round": 2, "share": 0.5, "links": {"kind": "isolated", "num_agents": 5}},
+            ],
+            "profiles": {"kind": "json", "path": f"{folder}/people.jsonl", "columns": {"culture": "from"}},
             "observer_check": {"pairs": {"kind": "json", "path": f"{folder}/pairs.jsonl", "label": "label"}},
             "questions": {"kind": "text", "path": f"{folder}/questions.txt"},
         },
@@ -167,7 +182,9 @@ def scene(folder: Path) -> dict[str, Any]:
         "cluster": {
             **{"kind": "slurm", "setup": ["true"], "python": "python", "min_shards": 1},
             **{"more_environment": ["Q"], "sbatch": {"exclude": "n1"}, "throughput": {"calls_per_s": 1}},
+            **{"train": {"sbatch": {"qos": "high"}, "srun": {"mpi": "pmix"}}},
         },
+        "generations": {"num": 2, "stage": "stable"},
         "tracking": {"wandb": False, "price_per_1000_tokens": {"prompt": 1, "completion": 2}},
     }
 
@@ -180,6 +197,29 @@ OTHERS: dict[str, dict[str, Any]] = {
     "isolated": {"kind": "isolated", "num_agents": 9},
 }
 """Topologies that are settings alone."""
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "critics": {"num_rounds": 1},
+    "deliberation": {"num_exchanges": 1},
+    "dialogue": {"num_speakers": 2, "max_turns": 4, "num_candidates": 2, "goal_threshold": 7.0},
+    "feed": {
+        **{"activity": 0.5, "num_followed": 20, "num_strangers": 5, "feed_size": 5},
+        **{"hot_weight": 1.0, "interest_weight": 1.0, "chance_weight": 1.0},
+    },
+    "game": {
+        "game": "public_goods",
+        "num_players": 2,
+        "num_turns": 3,
+        "multiplier": 1.5,
+        "penalty": 3.0,
+        "payoffs": None,
+    },
+    "norms": {"norms": ["Be fair."], "entrepreneurs": 0.1, "max_norms": 5, "merge_every": 5, "reflection": {}},
+    "rehearsal": {"num_people": 3, "num_steps": 4, "scene": {"max_tokens": 160}},
+    "relay": {"num_looks": 1},
+    "sample": {"num_answers": 4},
+}
+"""Settings of each protocol that has some."""
 
 WORDS = (
     *("", "\0", "\x1b[2J", "a=b", "=", "a.b=", "a..b=1", ".=1", "--x", "-", "\ud800=1", "\udcff", "x" * 5000),

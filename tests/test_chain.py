@@ -588,6 +588,7 @@ def test_a_task_alone_is_put_back_into_the_queue_and_not_its_array(job):
 
 def test_a_setup_that_is_no_command_is_noticed_at_the_launch(tmp_path):
     assert "cluster.setup[1] is not a whole command" in mistakes_of_setup(["true", "if true; then"])[0]
+    assert "here-document" in mistakes_of_setup(["cat <<END\n1"])[0]
     assert mistakes_of_setup(["if true; then\n  true\nfi # all"]) == []
 
 

@@ -128,11 +128,13 @@ def test_the_scene_itself_passes_a_dry_run(tree, config):
 
 def test_any_value_of_any_setting(tree, config):
     full = compose.parse(tree, "the scene").model_dump(mode="json")
-    trees = [full] + [{**full, "society": {**full["society"], "topology": other}} for other in hostile.OTHERS.values()]
     cases = [(full, place, value) for place in hostile.leaves(full) for value in hostile.values()]
-    for other in trees[1:]:
-        inner = [("society", "topology", name) for name in other["society"]["topology"]]
-        cases += [(other, place, value) for place in inner for value in hostile.values()]
+    others: list[tuple[str, Any]] = [("topology", other) for other in hostile.OTHERS.values()]
+    others += [("protocol", {"kind": kind, **settings}) for kind, settings in hostile.PROTOCOLS.items()]
+    for section, other in others:
+        changed = {**full, "society": {**full["society"], section: other}}
+        inner = [("society", section, name) for name in other]
+        cases += [(changed, place, value) for place in inner for value in hostile.values()]
     wrong = {}
     for of, place, value in drawn(cases, 400):
         config.write_text(hostile.with_value(of, place, value))
@@ -186,7 +188,7 @@ def finished(tmp_path_factory) -> RunDir:
     """A run that is simulated and collected, with files as training and evaluation leave them."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "zero2.json").write_text('{"zero_optimization": {"stage": 2}}')
-    stage = {"name": "sft", "objective": {"kind": "sft"}, "data": {"kind": "answers"}}
+    stage = {"name": "sft", "objective": {"kind": "stable"}, "data": {"kind": "run"}}
     society = {"num_worlds": 2, "num_shards": 2, "topology": {"size": 3}, "max_rounds": 3, "num_initial_memories": 6}
     raw = {
         "run": {"root": str(folder), "name": "run"},
@@ -241,7 +243,9 @@ def cases_of(run: RunDir) -> list[tuple[str, bytes]]:
 def test_any_damage_to_a_runs_files(finished, monkeypatch):
     monkeypatch.setattr(write, "draw_figures", functools.partial(draw_figures, formats=["svg"]))
     launch = ("launch", str(finished.path / "config.yaml"), "--dry-run")
-    for command in (("report", str(finished.path)), ("status", str(finished.path)), launch):
+    other = shutil.copytree(finished.path, finished.path.with_name("other"))
+    compare = ("report", str(other), str(finished.path))
+    for command in (("report", str(finished.path)), ("status", str(finished.path)), compare, launch):
         assert ending_and_code(*command) == (None, 0)
     wrong = {}
     for name, content in drawn(cases_of(finished), 60):
@@ -251,6 +255,8 @@ def test_any_damage_to_a_runs_files(finished, monkeypatch):
         for command in ("report", "status"):
             wrong[command, name, content[:80]] = ending(command, str(finished.path))
         wrong["launch", name, content[:80]] = ending(*launch)
+        if name in ("config.yaml", *ROWS):  # what a comparison reads
+            wrong["compare", name, content[:80]] = ending(*compare)
         path.write_bytes(before)
     assert {case: why for case, why in wrong.items() if why} == {}
     shutil.rmtree(finished.report)

@@ -45,7 +45,8 @@ def _absolute(path: Path) -> Path:
 
 
 def _absolute_if_folder(name: str) -> str:
-    return str(_absolute(Path(name))) if Path(name).expanduser().is_dir() else name
+    path = _absolute(Path(name))
+    return str(path) if path.is_dir() else name
 
 
 # A local folder, which may be named relative to the working folder, or a hub id.

@@ -58,7 +58,7 @@ class Criterion(Section):
     def _worded(cls, value: Any) -> Any:
         if (
             isinstance(value, dict)
-            and value.get("name") in WORDINGS
+            and value.get("name") in list(WORDINGS)
             and not {"wording", "rule", "scorer"} & value.keys()
         ):
             scale = value.get("scale", SCALE)

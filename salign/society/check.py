@@ -90,4 +90,4 @@ def _check_studies(society: SocietySection) -> None:
         if size != num_agents:
             mistakes.append(f"the intervention {one.name} has links of {size} agents, and the society has {num_agents}")
     if mistakes:
-        raise ConfigError(f"society: {'; '.join(mistakes)}")
+        raise ConfigError(f"society: {'; '.join(dict.fromkeys(mistakes))}")

@@ -52,7 +52,7 @@ _FIELDS: dict[str, str] = {field: field for field in PROFILE_FIELDS}
 def _read(society: SocietySection, section: ProfileRows) -> Iterator[Profile]:
     assert isinstance(section, JsonProfiles | CsvProfiles | ParquetProfiles | HubRows)
     columns = {**_FIELDS, **{str(field): column for field, column in section.columns.items()}}
-    mistakes = Mistakes(section.path, skip=False)
+    mistakes = Mistakes(section.path, skip=None)
     parts = {part.name for part in society.mixture}
     profiles = []
     for place, (number, row) in enumerate(rows_of(section)):

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,10 +54,13 @@ def check_cluster(run: RunDir, config: Config, jobs: Sequence[Job], slurm: Slurm
 def mistakes_of_setup(setup: Sequence[str]) -> list[str]:
     """Entries of `cluster.setup` that are no commands; nothing where this machine has no shell to ask."""
     mistakes = []
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}  # no warning but of the entry
     for number, entry in enumerate(setup):
         with contextlib.suppress(FileNotFoundError):
-            read = subprocess.run(["bash", "-n"], input=entry, capture_output=True, text=True, check=False)
-            if read.returncode:
+            read = subprocess.run(
+                ["bash", "-n"], input=entry, capture_output=True, text=True, env=environment, check=False
+            )
+            if read.returncode or read.stderr:  # of a here-document without its end there is a warning alone
                 mistakes.append(
                     f"cluster.setup[{number}] is not a whole command: {' '.join(read.stderr.split())}. One that takes "
                     "several lines is one entry"
