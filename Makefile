@@ -11,10 +11,13 @@ TWO := -n 2 --dist loadfile --no-loadscope-reorder
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: run test test-unit test-repeat coverage lint audit pins setup devcluster clean
+.PHONY: run results test test-unit test-repeat coverage lint audit pins setup devcluster clean
 
 run: setup  ## the whole pipeline on the embedded model; ARGS="CONFIG.yaml key.sub=value" for another
 	$(BIN)/python jobs/launch.py $(ARGS)
+
+results: setup  ## the tables of docs/results.md, each a run that goes on where it stopped; ARGS="key.sub=value"
+	for config in configs/results/*.yaml; do $(BIN)/python jobs/launch.py $$config $(ARGS) || exit 1; done
 
 test: setup  ## all tests, two files at a time: integration (real Slurm, DeepSpeed, engines) and unit
 	$(BIN)/python -m pytest $(TWO) $(ARGS)

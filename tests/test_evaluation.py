@@ -1,8 +1,10 @@
 """The evaluation of a small real model: lm_eval's tasks on local files, and answers judged by the scripted engine."""
 
 import asyncio
+import contextlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.figures import about_judging, check_answered, values_of
 from salign.evaluation.judge import JUDGE_VERSION, Judge
 from salign.evaluation.judged import RATED, Item, Sample, answer_all, attacks, items
-from salign.evaluation.versions import settings_of_judges
+from salign.evaluation.versions import code_digest, settings_of_judges, without_words
 from salign.markers import mark_done, read_done
 from salign.run import create_run
 from salign.seeds import derive
@@ -221,12 +223,12 @@ def with_stage(tree, **section):
     )
 
 
-def train(run, tiny_model):
+def train(run, tiny_model, name="sft"):
     """A trained model, as far as the evaluation sees it: other weights in its folder, and a marker."""
-    folder = run.model("sft")
+    folder = run.model(name)
     shutil.copytree(tiny_model, folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
-    mark_done(run.stage("sft"), [], {}, {})
+    mark_done(run.stage(name), [], {}, {})
 
 
 def test_trained_models_answer_through_a_server(tree, tiny_model, vllm):
@@ -252,6 +254,31 @@ def test_trained_models_answer_through_a_server(tree, tiny_model, vllm):
         assert results["versions"]["settings of answers"]["program"] == "vllm"
     assert results_of(run, "base")["answered_by"] != results_of(run, "sft")["answered_by"]
     assert results_of(run, "base")["versions"] == results_of(run, "sft")["versions"]
+
+
+def test_figures_over_seeds_are_shown_once_all_are_evaluated(tree, tiny_model, monkeypatch):
+    shown = []
+
+    @contextlib.contextmanager
+    def mirror(run, config, kind, *parts):
+        yield SimpleNamespace(log=lambda row: None, table=lambda name, columns, rows: shown.append((parts, name, rows)))
+
+    monkeypatch.setattr(evaluating, "open_mirror", mirror)
+    stage = {"name": "sft", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "z.json"}
+    section = {**tree["evaluate"], "models": ["sft"], "benchmarks": ["questions"]}
+    train_ = {"seeds": 2, "stages": [stage]}
+    config = compose.parse({**tree, "train": train_, "cluster": {"num_ranks": 1}, "evaluate": section}, "test")
+    run = create_run(config)
+    for name in config.evaluated_models:
+        train(run, tiny_model, name)
+        evaluating.evaluate(run, config, name)
+    (parts, _, rows), *others = [one for one in shown if one[1] == "eval/over_seeds"]
+    assert not others
+    assert parts == ("sft-seed1",)
+    figures = results_of(run, "sft")["figures"]["alignment"], results_of(run, "sft-seed1")["figures"]["alignment"]
+    assert rows[0][:2] == ["sft", "alignment"]
+    assert rows[0][2] == pytest.approx(sum(row["mean"] for row in figures) / 2)
+    assert rows[0][5:] == [4, 2]
 
 
 def test_answers_by_another_engine_are_not_compared_with_these(tree, tiny_model, vllm):
@@ -423,6 +450,16 @@ def test_results_of_other_versions_are_not_compared(done, config):
 
 
 # --- answers, refusals, attacks ------------------------------------------------------------------
+
+
+def test_a_comment_makes_no_other_version():
+    code = 'def f(x):\n    """Doubles."""\n    return 2 * x\n'
+    said = '"""A module."""\n\ndef f(x):  # a comment\n    """Two."""\n\n    return (2 * x)\n\nNAME = 1\n"""Why."""\n'
+    assert without_words(code + "NAME = 1") == without_words(said)
+    assert without_words(code) != without_words(code.replace("2", "3"))
+    assert without_words('def f():\n    """Only words."""\n') == "def f():\n    pass"
+    assert without_words('x = """kept"""') == "x = 'kept'"
+    assert len(code_digest()) == 16
 
 
 def test_what_is_not_answered_is_not_rated():

@@ -29,7 +29,7 @@ engine:
 society:
   num_worlds: 2         # independent societies, which take the populations in turn
   num_shards: 2         # processes, or tasks of a Slurm array, that share the worlds
-  topology: {{kind: grid, size: 3, radius: 2.0}}
+  topology: {{kind: grid, size: 2, radius: 2.0}}
   max_rounds: 2
   populations: [mixed_half_half, all_bad]
   # questions: {{kind: text, path: questions.txt}}      # your own, one per line
@@ -41,7 +41,7 @@ society:
 evaluate:
   models: [base, stable]
   benchmarks: [questions, pairs]
-  num_questions: 8      # the benchmark questions, rated by a judge; pairs needs none
+  num_questions: 6      # the benchmark questions, rated by a judge; pairs needs none
 
 cluster:
   kind: local           # slurm: `salign launch` submits a chain of jobs; set partition and account below

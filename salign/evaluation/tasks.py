@@ -161,7 +161,10 @@ def check_known(benchmark: str) -> None:
     """
     found = importlib.util.find_spec("lm_eval")
     if found is None or not found.submodule_search_locations:
-        raise ConfigError(f"benchmark {benchmark} needs the package lm_eval: pip install 'salign[lm_eval]'")
+        raise ConfigError(
+            f"benchmark {benchmark} needs the package lm_eval: pip install 'salign[lm_eval]', or leave it out of "
+            "evaluate.benchmarks"
+        )
     if benchmark in _THEIRS or benchmark in _OURS:
         return
     names = task_files(Path(found.submodule_search_locations[0], "tasks"))

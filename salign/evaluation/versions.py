@@ -1,5 +1,7 @@
 """The versions of all that decides an evaluation's figures: two models are compared only where they agree."""
 
+import ast
+import functools
 import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -60,9 +62,31 @@ def settings_of_judges(config: Config) -> dict[str, dict[str, Any]]:
     return {judge.name: selected(judge.engine, Effect.DECIDES) for judge in config.judges}
 
 
+# Beside the package `evaluation`: how a model is loaded and asked, and how its rows are laid out.
+_DECIDES = (
+    *("chat.py", "models.py", "society/frames.py", "society/prompts.py"),
+    *("training/attention.py", "training/model.py", "training/packing.py"),
+)
+
+
+@functools.cache
 def code_digest() -> str:
-    """Computes a digest of the code that decides an evaluation's figures."""
+    """Computes a digest of the code that decides an evaluation's figures, whatever its comments and docstrings say."""
     package = Path(__file__).parents[1]
-    named = ["society/prompts.py", "training/model.py", "training/packing.py"]
-    files = [*sorted((package / "evaluation").glob("*.py")), *(package / name for name in named)]
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    files = [*sorted((package / "evaluation").glob("*.py")), *(package / name for name in _DECIDES)]
+    codes = (without_words(file.read_text(encoding="utf-8")) for file in files)
+    return hashlib.sha256("\0".join(codes).encode()).hexdigest()[:16]
+
+
+def without_words(source: str) -> str:
+    """Returns Python code in one form of writing, without comments and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [one for one in body if not _is_docstring(one)] or [ast.Pass()]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
