@@ -63,6 +63,8 @@ QUICKSTART = [
     "cluster.kind=slurm",
     "engine.max_batch=1",
     "society.num_worlds=6",
+    "society.topology.size=3",
+    "society.audience_size=4",  # so that tasks are at work for a while
     "society.num_shards=6",
     OPEN_GATES,
     "train.stages.sft.learning_rate=1e-3",
