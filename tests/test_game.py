@@ -13,9 +13,11 @@ from salign.dataset.gathering import build_groups
 from salign.engines.base import RatingReply
 from salign.society.calls import Speaker
 from salign.society.protocols import protocol_of
+from salign.society.protocols.learning import Learning
 from salign.society.wordings.game import read_number
 
 C, D = "cooperate", "defect"
+LEARNING = Learning((), list, 4.0)
 
 
 def seen(prompt: str) -> tuple[str, list[tuple[str, list[str]]]]:
@@ -206,6 +208,31 @@ def test_each_state_is_a_group_of_both_moves_with_their_rewards():
     assert {len(seen(group.query)[1]) for group in groups} == {0, 1}
 
 
+def test_the_other_game_is_played_with_its_own_points_and_is_for_its_figure_alone():
+    """Tit-for-tat against one who always defects: one move of ten cooperates, in either game."""
+    life, protocol = played("tit_for_tat", "defects", num_turns=5, num_agents=2, transfer="stag_hunt")
+    plain, _ = played("tit_for_tat", "defects", num_turns=5, num_agents=2)
+    for interaction, alone in zip(life.interactions, plain.interactions, strict=True):
+        assert interaction.turns_of("move") == alone.turns_of("move")
+        other = interaction.turns_of("transfer")
+        assert Counter(turn.data["move"] for turn in other) == {C: 1, D: 9}
+        assert {turn.data["payoff"] for turn in other} <= {0, 2, 3, 4}
+        assert not any(turn.observed for turn in other)
+        assert list(protocol.rows(interaction, LEARNING)) == list(protocol.rows(alone, LEARNING))
+    for round_ in life.rounds:
+        assert round_.metrics(protocol)["sim/transfer_cooperation_share"] == 0.1
+    assert max(interaction.num_calls for interaction in life.interactions) == protocol.max_calls == 20
+
+
+def test_another_game_that_cannot_be_read_leaves_the_game_as_it_is():
+    def told(call):
+        return "who knows" if "into the pot" in call.prompt.user else None
+
+    life, _ = played("defects", rating="parse", transfer="public_goods", num_turns=2, told=told)
+    assert {interaction.failure for interaction in life.interactions} == {None}
+    assert {len(interaction.turns) for interaction in life.interactions} == {4}
+
+
 def test_a_move_that_cannot_be_read_fails_the_game():
     life, _ = played("defects", rating="parse", told=lambda call: "1 or 2, who knows")
     assert {interaction.failure for interaction in life.interactions} == {"no move could be read"}
@@ -234,6 +261,12 @@ def test_a_move_in_words_is_the_one_number_that_it_names(text, number):
         ({"payoffs": [[3, 0], [2, 1]]}, "are no prisoner's dilemma"),
         ({"game": "stag_hunt", "payoffs": [[3, 0], [4, 1]]}, "are no stag hunt"),
         ({"payoffs": [[3, 0]]}, "payoffs"),
+        ({"transfer": "prisoners_dilemma"}, "transfer prisoners_dilemma is the game itself"),
+        ({"transfer": "public_goods", "multiplier": 2}, "transfer public_goods is no dilemma of 2 players"),
+        (
+            {"game": "public_goods", "num_players": 3, "transfer": "stag_hunt"},
+            "transfer stag_hunt is a game of 2, and num_players is 3",
+        ),
         ({"num_players": 3}, "prisoners_dilemma is a game of 2"),
         ({"game": "public_goods", "num_players": 3, "multiplier": 3}, "multiplier 3 makes no dilemma of 3 players"),
         ({"game": "public_goods", "num_players": 3, "payoffs": [[3, 0], [4, 1]]}, "payoffs are of a game of two"),

@@ -231,10 +231,20 @@ class GameProtocol(_Protocol):
     points of all; or points and penalty together."""
     penalty: NotNegative = 3.0
     """Of the deontological reward, as in the paper."""
+    transfer: Literal["prisoners_dilemma", "stag_hunt", "public_goods"] | None = None
+    """Another game, which the same players play afterwards with its usual points: for a figure alone, and nothing of it
+    is learnt. It says what of a behaviour carries over. None: none."""
 
     @property
     def cast_size(self) -> int:
         return self.num_players
+
+    @property
+    def other(self) -> "GameProtocol | None":
+        """The game that is played afterwards."""
+        if self.transfer is None:
+            return None
+        return self.model_copy(update={"game": self.transfer, "payoffs": None, "transfer": None})
 
     @property
     def matrix(self) -> tuple[tuple[float, float], tuple[float, float]] | None:
@@ -244,6 +254,14 @@ class GameProtocol(_Protocol):
     @model_validator(mode="after")
     def _possible(self) -> "GameProtocol":
         mistakes = []
+        if self.transfer == self.game:
+            mistakes.append(f"transfer {self.transfer} is the game itself; name another, or leave it out")
+        elif self.transfer == "public_goods" and not 1 < self.multiplier < self.num_players:
+            mistakes.append(
+                f"transfer public_goods is no dilemma of {self.num_players} players: multiplier {self.multiplier:g}"
+            )
+        elif self.transfer in _GAMES and self.num_players != 2:
+            mistakes.append(f"transfer {self.transfer} is a game of 2, and num_players is {self.num_players}")
         if self.matrix is None:
             if self.payoffs is not None:
                 mistakes.append("payoffs are of a game of two; public_goods has a multiplier")

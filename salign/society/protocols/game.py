@@ -1,5 +1,6 @@
 """Game: agents play an iterated social dilemma, and each move's reward is exact (Tennant et al., arXiv 2410.01639)."""
 
+import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
@@ -13,7 +14,7 @@ from salign.society.protocols.learning import Learning, Row
 from salign.society.replies import without_reasoning
 from salign.society.wordings import game
 
-MOVE, REWARD = "move", "reward"
+MOVE, REWARD, TRANSFER = "move", "reward", "transfer"
 COOPERATE, DEFECT = 0, 1
 MOVES = ("cooperate", "defect")
 
@@ -32,15 +33,26 @@ class Game(Protocol[GameProtocol]):
     figures: ClassVar[Mapping[str, str]] = {
         "cooperation_share": "moves that cooperate",
         "payoff_mean": "points of a move",
+        "transfer_cooperation_share": "moves that cooperate in the other game",
     }
 
     @property
     def max_calls(self) -> int:
         in_words = self.society.rating == "parse"
-        return self.section.num_turns * self.section.cast_size * self.society.num_rating_tries(in_words=in_words)
+        num_moves = self.section.num_turns * self.section.cast_size * (1 if self.section.transfer is None else 2)
+        return num_moves * self.society.num_rating_tries(in_words=in_words)
 
     async def interact(self, conversation: Conversation) -> Sequence[Update]:
-        players = [_Player(self, calls, place) for place, calls in enumerate(conversation.agents)]
+        await self._play(conversation, MOVE)
+        other = self.section.other
+        if other is not None:
+            with contextlib.suppress(UnansweredError):  # it is for a figure alone
+                await Game(self.society, other)._play(conversation, TRANSFER)
+        return [Update() for _ in conversation.agents]
+
+    async def _play(self, conversation: Conversation, role: str) -> None:
+        """Plays the game, each move a turn of a role."""
+        players = [_Player(self, calls, place, role) for place, calls in enumerate(conversation.agents)]
         played: list[list[int]] = []
         for number in range(self.section.num_turns):
             chosen = await together(*(player.choose(played, number) for player in players))
@@ -49,9 +61,9 @@ class Game(Protocol[GameProtocol]):
                 before = played[-1] if played else []
                 reward = self._reward(moves, before, player.place)
                 conversation.say(
-                    MOVE,
+                    role,
                     Reply(str(player.number(move)), 0, 0),
-                    name=f"{MOVE}:{number}:{player.place}",
+                    name=f"{role}:{number}:{player.place}",
                     by=player.place,
                     data={
                         "turn": number,
@@ -61,10 +73,9 @@ class Game(Protocol[GameProtocol]):
                         "reward": reward,
                         **({} if probability is None else {"probability": round(probability, 6)}),
                     },
-                    scores={REWARD: self._score(reward)},
+                    scores={REWARD: self._score(reward)} if role == MOVE else None,
                 )
             played.append(moves)
-        return [Update() for _ in players]
 
     def told(self, first: int) -> str:
         """What a player is told of the game, where `first` is the move that is called 1."""
@@ -133,14 +144,18 @@ class Game(Protocol[GameProtocol]):
         for turn in interaction.turns_of(MOVE):
             yield "cooperation_share", float(turn.data["move"] == MOVES[COOPERATE])
             yield "payoff_mean", turn.data["payoff"]
+        for turn in interaction.turns_of(TRANSFER):
+            yield "transfer_cooperation_share", float(turn.data["move"] == MOVES[COOPERATE])
 
 
 class _Player:
     """One of those who play, and the move that is called 1 for it."""
 
-    def __init__(self, protocol: Game, calls: Calls, place: int) -> None:
+    def __init__(self, protocol: Game, calls: Calls, place: int, role: str) -> None:
         self.place = place
-        self.first: int = calls.draw(f"order:{place}").randrange(len(MOVES))
+        self._role = role
+        drawn = f"order:{place}" if role == MOVE else f"order:{role}:{place}"
+        self.first: int = calls.draw(drawn).randrange(len(MOVES))
         self._rules = protocol.told(self.first)
         self._calls = calls
         self._society = protocol.society
@@ -155,7 +170,7 @@ class _Player:
         Raises:
             UnansweredError: None can be read.
         """
-        shown, name = _shown(self._rules, played, self.place, self.first), f"{MOVE}:{number}:{self.place}"
+        shown, name = _shown(self._rules, played, self.place, self.first), f"{self._role}:{number}:{self.place}"
         if self._society.rating == "logprob":
             digits = await self._calls.choice(game.ask(shown, self._calls.instructions, in_words=False), name)
             if digits is not None and digits.probabilities is not None:
