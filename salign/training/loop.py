@@ -74,6 +74,10 @@ class _Job:
             yield
 
 
+class _StoppedTogether(SystemExit):
+    """All ranks stop after the same step, so that they can wait for each other before they end."""
+
+
 @dataclass(frozen=True)
 class _Work:
     """What there is to do: the groups of each step, those held out, and where it may go on from."""
@@ -88,7 +92,7 @@ def _run_steps(job: _Job, trainer: Trainer, work: _Work, mirror: Mirror) -> None
     """All steps that are left, with metrics and checkpoints.
 
     Raises:
-        SystemExit: A signal asked for it; what was done is saved.
+        _StoppedTogether: A signal asked for it; what was done is saved.
     """
     stage = job.stage
     state = checkpoint.resume(trainer.engine, work.found, adapters=work.store.adapters)
@@ -120,7 +124,7 @@ def _run_steps(job: _Job, trainer: Trainer, work: _Work, mirror: Mirror) -> None
                 checkpoint.save(trainer.engine, work.store, job.ranks, state)
             if asked and not last:
                 logger.info("train stage %s was asked to stop: saved after step %d", stage.name, step + 1)
-                raise SystemExit(REQUEUE)
+                raise _StoppedTogether(REQUEUE)
 
 
 def train(run: RunDir, config: Config, name: str) -> None:
@@ -137,8 +141,17 @@ def train(run: RunDir, config: Config, name: str) -> None:
         DataError: Its data cannot be read.
     """
     stage = config.stage(name)
-    ranks = init_ranks()
-    job = _Job(run, config, stage, ranks)
+    job = _Job(run, config, stage, init_ranks())
+    try:
+        _train(job)
+    except _StoppedTogether:
+        leave_ranks()
+        raise
+    leave_ranks()
+
+
+def _train(job: _Job) -> None:
+    run, config, stage, ranks = job.run, job.config, job.stage, job.ranks
     with job.alone():
         require(stage.attention, ranks.device)
         if stage.lora is not None:
@@ -173,16 +186,17 @@ def train(run: RunDir, config: Config, name: str) -> None:
         with contextlib.ExitStack() as stack:
             mirror = Mirror(None)
             if ranks.is_main:
-                mirror = stack.enter_context(open_mirror(run, config, "train", name))
+                mirror = stack.enter_context(open_mirror(run, config, "train", stage.name))
             _run_steps(job, trainer, work, mirror)
             _finish(job, origin, trainer, model)
-            name_of_model = f"{config.run.name}-{name}"
-            mirror.artifact(name_of_model, "model", [run.model(name)], upload=config.tracking.upload_model)
+            name_of_model = f"{config.run.name}-{stage.name}"
+            mirror.artifact(name_of_model, "model", [run.model(stage.name)], upload=config.tracking.upload_model)
         if ranks.is_main:
-            files = [str(path.relative_to(job.folder)) for path in sorted(run.model(name).rglob("*")) if path.is_file()]
+            files = [
+                str(path.relative_to(job.folder)) for path in sorted(run.model(stage.name).rglob("*")) if path.is_file()
+            ]
             mark_done(job.folder, [*files, "metrics.jsonl"], origin.inputs, _counts(trainer, data))
             checkpoint.prune(store, stage.keep_checkpoints)
-    leave_ranks()
 
 
 @dataclass(frozen=True)
