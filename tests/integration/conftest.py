@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import pytest
+from forks import python
 from waits import CLUSTER_IS_OURS, HANG_S
 
 from salign.commands.launch import main
@@ -33,12 +35,20 @@ OPEN_GATES = (
 )
 
 
-def launch(*words: str, env: dict[str, str] | None = None, timeout: float = HANG_S) -> subprocess.CompletedProcess[str]:
-    """`python jobs/launch.py` as a user runs it."""
-    command = [sys.executable, str(ROOT / "jobs" / "launch.py"), *words]
+def run_job(
+    name: str, *words: str, env: dict[str, str] | None = None, program: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`python jobs/NAME.py`, by default as a fork (`forks`), and what it starts as forks of its own."""
+    command = [program or python(), str(ROOT / "jobs" / f"{name}.py"), *words]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=env or environment(), check=False
+        command, capture_output=True, text=True, timeout=HANG_S, env=env or environment(), check=False
     )
+
+
+launch = functools.partial(run_job, "launch")
+"""As a user launches a run."""
+launch_afresh = functools.partial(run_job, "launch", program=sys.executable)
+"""The same, where processes themselves matter: they are killed, or are on another machine."""
 
 
 def launch_here(*words: str) -> subprocess.CompletedProcess[str]:

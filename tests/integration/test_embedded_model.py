@@ -8,7 +8,7 @@ import sys
 import urllib.request
 
 import pytest
-from conftest import ROOT, environment, launch, small_config
+from conftest import environment, launch, run_job, small_config
 from waits import HANG_S, wait_until
 
 from salign import models
@@ -170,8 +170,7 @@ def test_ratings_in_words_of_a_model_that_seldom_keeps_to_the_form(llama_config,
     path.write_text(json.dumps(llama_config))
     assert launch(str(path), "--prepare").returncode == 0
     run = RunDir(tmp_path / "runs" / "small")
-    command = [sys.executable, str(ROOT / "jobs" / "simulate.py"), str(run.path), "--shard", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=HANG_S, check=False)
+    done = run_job("simulate", str(run.path), "--shard", "0")
     assert done.returncode == 0, done.stdout + done.stderr
     interactions = list(read_interactions(run.shard(0) / "interactions.jsonl"))
     assert len(interactions) == 4

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment, launch, launch_here
+from conftest import ROOT, environment, launch, launch_afresh, launch_here, run_job
+from forks import python
 from waits import wait_until
 
 from salign.dataset.collect import collect
@@ -119,8 +120,7 @@ def test_no_secret_is_in_any_file(finished):
 
 def test_status_names_every_unit(finished):
     run, _, _ = finished
-    command = [sys.executable, str(ROOT / "jobs" / "status.py"), str(run.path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    done = run_job("status", str(run.path))
     assert done.returncode == 0
     assert "7 done" in done.stdout
     assert "logs/train-stable.log" in done.stdout
@@ -155,7 +155,7 @@ def test_a_file_that_changed_is_noticed_by_the_next_stage_and_by_verify(finished
         assert f"files have changed since they were made: {file}. Restore them" in said.stderr
         assert f"rm -r {file.parents[file.parent.name == 'model']}" in said.stderr
         marker = (folder / "done.json").rename(folder / "kept")
-        command = [sys.executable, "-m", "salign.work", stage, str(run.path), *argument]
+        command = [python(), "-m", "salign.work", stage, str(run.path), *argument]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert f"error: {file} has changed since " in done.stderr
@@ -191,23 +191,19 @@ def test_each_stage_by_itself(config_file, tmp_path):
 
     run = create_run(compose.load(config_file))
 
-    def job(name: str, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "jobs" / name), str(run.path), *words]
-        return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
-
-    early = job("collect.py")
+    early = run_job("collect", str(run.path))
     assert early.returncode == 1
     assert "shard 0 is not complete" in early.stderr
     assert "jobs/simulate.py" in early.stderr
-    assert job("simulate.py", "--shard", "7").returncode == 2
+    assert run_job("simulate", str(run.path), "--shard", "7").returncode == 2
     for name, *words in (
-        ("simulate.py", "--shard", "0"),
-        ("simulate.py", "--shard", "1"),
-        ("collect.py",),
-        ("train.py", "--stage", "stable"),
-        ("evaluate.py", "--model", "stable"),
+        ("simulate", "--shard", "0"),
+        ("simulate", "--shard", "1"),
+        ("collect",),
+        ("train", "--stage", "stable"),
+        ("evaluate", "--model", "stable"),
     ):
-        done = job(name, *words)
+        done = run_job(name, str(run.path), *words)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "there is nothing to run" in launch(str(config_file)).stdout
 
@@ -252,7 +248,7 @@ def test_killed_anywhere_the_next_launch_goes_on(finished, config_file, tmp_path
         _, said = process.communicate()
         assert "error" not in said
         assert read_done(run.stage("stable")) is None
-    last = launch(*words)
+    last = launch_afresh(*words)
     assert last.returncode == 0, last.stdout + last.stderr
     for name in (
         "simulate/shard-00000/interactions.jsonl",

@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
+from forks import python
 from vllm_stand_in import path_with_vllm
 from waits import HANG_S
 
@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> RunDir:
 
 
 def evaluate(run: RunDir, *words: str, num_ranks: int = 1, **variables: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable]
+    launcher = [python()]
     if num_ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [*launcher, str(ROOT / "jobs" / "evaluate.py"), str(run.path), *words]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import OPEN_GATES, ROOT, Devcluster, environment, launch
+from conftest import OPEN_GATES, ROOT, Devcluster, environment, launch_afresh
 from waits import HANG_S
 
 from salign.cluster.slurm.submission import submissions
@@ -46,7 +46,7 @@ def tasks(run: RunDir) -> dict[str, list[str]]:
 
 def simulated_here(config: Path, *overrides: str) -> str:
     """The digest of the same society simulated in one process on this machine."""
-    assert launch(str(config), *overrides, "run.name=here", "--prepare").returncode == 0
+    assert launch_afresh(str(config), *overrides, "run.name=here", "--prepare").returncode == 0
     run = RunDir(config.parent / "runs" / "here")
     shards = [("simulate", str(shard)) for shard in range(run.config().society.num_shards)]
     code = f"import sys; from pathlib import Path; from salign.work import do_all; do_all(Path(sys.argv[1]), {shards})"
@@ -87,7 +87,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tu
 
 def test_the_whole_chain_gives_the_bytes_of_the_local_run(slurm, quickstart):
     words, root, expected = quickstart
-    done = launch(*words, "run.name=chain", "--wait")
+    done = launch_afresh(*words, "run.name=chain", "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDir(root / "chain")
     assert status(run, "--digest").strip() == expected
@@ -129,7 +129,7 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_what_time_limits_send
         "train.stages.stable.num_epochs=1000",
         "train.stages.stable.checkpoint_every_steps=100",
     ]
-    done = launch(*words)
+    done = launch_afresh(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDir(root / "disturbed")
     array = next(one for one in submissions(run) if one.name == "simulate").job_id
@@ -197,18 +197,18 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_what_time_limits_send
     assert [row["train/global_step"] for row in rows] == list(range(1, steps + 1))
     logs = "".join(path.read_text() for path in run.slurm.glob("*_0_log.out"))
     assert logs.count("train stage stable was asked to stop: saved after step") >= 2
-    assert "submitted" not in launch(*words).stdout  # there is nothing left to do
+    assert "submitted" not in launch_afresh(*words).stdout  # there is nothing left to do
 
 
 def test_a_shard_that_fails_for_good(slurm, slurm_config):
     run = RunDir(slurm_config.parent / "runs" / "small")
     broken = run.shard(1) / "journal-00000.jsonl"
-    assert launch(str(slurm_config), "--prepare").returncode == 0
+    assert launch_afresh(str(slurm_config), "--prepare").returncode == 0
     broken.parent.mkdir(parents=True)
     broken.write_text('{"journal": 2, "of": {"model": "another"}}\n')
     secret = {**environment(), "WANDB_API_KEY": "secret-of-the-test-0123", "NOT_NAMED": "1"}
     secret["WANDB_MODE"] = "offline"
-    done = launch(str(slurm_config), "--wait", env=secret)
+    done = launch_afresh(str(slurm_config), "--wait", env=secret)
     assert done.returncode == 1, done.stdout + done.stderr
     log = submissions(run)[0].log(run, 1)
     assert "simulate 1 failed" in done.stderr
@@ -222,7 +222,7 @@ def test_a_shard_that_fails_for_good(slurm, slurm_config):
     assert not any(b"secret-of-the-test" in path.read_bytes() for path in run.path.rglob("*") if path.is_file())
 
     # With what is there.
-    done = launch(str(slurm_config), "cluster.min_shards=1", "--wait")
+    done = launch_afresh(str(slurm_config), "cluster.min_shards=1", "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continued without: simulate 1 failed" in done.stdout
     assert json.loads((run.dataset / "card.json").read_text())["missing_shards"] == [1]
@@ -232,7 +232,7 @@ def test_a_shard_that_fails_for_good(slurm, slurm_config):
     # Mended; the log folder, the pickles and the list of jobs are lost besides.
     broken.unlink()
     shutil.rmtree(run.slurm)
-    done = launch(str(slurm_config), "--wait")
+    done = launch_afresh(str(slurm_config), "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     assert tasks(run) == {
         "simulate": ["simulate/1"],
@@ -242,7 +242,7 @@ def test_a_shard_that_fails_for_good(slurm, slurm_config):
     }
     assert read_done(run.dataset).digest != before
     assert status(run, "--digest").strip() == simulated_here(slurm_config)
-    assert "nothing to run" in launch(str(slurm_config)).stdout
+    assert "nothing to run" in launch_afresh(str(slurm_config)).stdout
 
 
 LAUNCH_AND_MEASURE = """
@@ -254,7 +254,7 @@ print(done.stdout, done.stderr, resource.getrusage(resource.RUSAGE_CHILDREN).ru_
 
 def test_the_jobs_of_all_generations_are_submitted_at_once(slurm, slurm_config):
     """The second society waits for the training of the first, and everything ends without another launch."""
-    done = launch(str(slurm_config), "generations.num=2", "--wait")
+    done = launch_afresh(str(slurm_config), "generations.num=2", "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDir(slurm_config.parent / "runs" / "small")
     first, second = ({one.name: one for one in submissions(run.generation(number))} for number in (1, 2))
@@ -280,12 +280,12 @@ def test_an_array_of_1000_shards(slurm, slurm_config, tmp_path):
     assert "1x squeue" not in asked  # the run was new
 
     run.slurm.rename(tmp_path / "lost")  # their logs, pickles and the list of them
-    refused = launch(*words)
+    refused = launch_afresh(*words)
     assert refused.returncode == 1
     assert first[0].job_id in refused.stderr
     assert "--replace" in refused.stderr
 
-    done = launch(*words, "--replace", "--wait", "cluster.shards_per_task=125", "cluster.max_parallel=4")
+    done = launch_afresh(*words, "--replace", "--wait", "cluster.shards_per_task=125", "cluster.max_parallel=4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "CANCELLED" in slurm.ask("sacct", "-X", "-n", "-P", "-o", "State", "-j", first[1].job_id)
     assert len(submissions(run)[0].tasks) <= 8
@@ -298,7 +298,7 @@ def test_an_array_of_1000_shards(slurm, slurm_config, tmp_path):
 
 def test_a_shard_over_ranks_of_mpi(slurm, slurm_config):
     words = [str(slurm_config), "train.stages=[]", "evaluate.models=[base]", "run.name=mpi", "cluster.simulate.nodes=2"]
-    done = launch(*words, "--wait", "cluster.simulate.tasks_per_node=2")
+    done = launch_afresh(*words, "--wait", "cluster.simulate.tasks_per_node=2")
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDir(slurm_config.parent / "runs" / "mpi")
     assert len(list(run.shard(0).glob("journal-*.packed"))) == 4
@@ -328,7 +328,7 @@ def test_the_batch_files_by_hand(slurm, slurm_config, tmp_path):
     said = {path.name: path.read_text() for path in tmp_path.glob("*.out")}
     assert read_done(run.evaluation("stable")), said
     assert "4 ranks on 2 nodes" in said["salign-train.out"]
-    assert "nothing to run" in launch(config).stdout
+    assert "nothing to run" in launch_afresh(config).stdout
 
 
 def test_the_pipeline_in_one_job(slurm, config_file, tmp_path):
@@ -377,7 +377,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_what_the_cluster_lacks_is_said_before_anything_is_submitted(slurm, slurm_config, mistake):
     words, said = MISTAKES[mistake]
-    done = launch(str(slurm_config), *words)
+    done = launch_afresh(str(slurm_config), *words)
     assert done.returncode == 2, done.stdout + done.stderr
     for part in said:
         assert part in done.stderr
@@ -386,10 +386,10 @@ def test_what_the_cluster_lacks_is_said_before_anything_is_submitted(slurm, slur
 
 def test_without_slurm(slurm_config, tmp_path):
     env = {**environment(), "PATH": str(tmp_path)}
-    done = launch(str(slurm_config), env=env)
+    done = launch_afresh(str(slurm_config), env=env)
     assert done.returncode == 2
     assert "not on the PATH" in done.stderr
-    dry = launch(str(slurm_config), "--dry-run", env=env)
+    dry = launch_afresh(str(slurm_config), "--dry-run", env=env)
     assert dry.returncode == 0, dry.stderr
     assert "#SBATCH --dependency=" in dry.stdout
 
@@ -406,7 +406,7 @@ def train_by_hand(slurm: Devcluster, run: RunDir, **variables: str) -> str:
 
 def test_ranks_that_cannot_meet_or_are_not_alike(slurm, slurm_config, tmp_path):
     words = [str(slurm_config), "train.stages.stable.data={kind: answers}", "run.name=ranks"]
-    assert launch(*words, "--prepare").returncode == 0
+    assert launch_afresh(*words, "--prepare").returncode == 0
     run = RunDir(tmp_path / "runs" / "ranks")
     said = train_by_hand(slurm, run, MASTER_ADDR="no-such-host.invalid")
     assert "'no-such-host.invalid', which does not resolve" in said
@@ -432,7 +432,7 @@ def test_ranks_that_cannot_meet_or_are_not_alike(slurm, slurm_config, tmp_path):
 
 def test_a_cluster_without_accounting(slurm, slurm_config, tmp_path):
     run = RunDir(tmp_path / "runs" / "small")
-    done = launch(str(slurm_config), "train.stages=[]", "evaluate.models=[base]")
+    done = launch_afresh(str(slurm_config), "train.stages=[]", "evaluate.models=[base]")
     assert done.returncode == 0, done.stderr
     ids = [one.job_id for one in submissions(run)]
     slurm.ask("scancel", *ids)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import python
 from safetensors.torch import load_file
 from waits import HANG_S, wait_until
 
@@ -88,7 +89,7 @@ def environment() -> dict[str, str]:
 
 def train(run: RunDir, *launcher: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """As a user does it."""
-    command = [sys.executable, *launcher, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stable"]
+    command = [python(), *launcher, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stable"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=HANG_S, check=False)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
@@ -143,7 +144,7 @@ def train_all(folder: Path, num_ranks: int, tasks: list[Task]) -> dict[str, list
     """Trains runs one after the other in one launch; see `train_runs`."""
     words = [{"run": str(run.path), "chunk": int(run.path.name in CHUNKED), **what} for run, what in tasks]
     (folder / "tasks.json").write_text(json.dumps(words))
-    command = [sys.executable, *TORCHRUN, str(num_ranks), str(Path(__file__).with_name("train_runs.py"))]
+    command = [python(), *TORCHRUN, str(num_ranks), str(Path(__file__).with_name("train_runs.py"))]
     done = subprocess.run(
         [*command, str(folder / "tasks.json")],
         capture_output=True,
@@ -613,7 +614,7 @@ def test_a_checkpoint_of_another_config_is_refused(one):
 
 def test_a_stage_that_is_not_there_and_one_that_is_not_ready(make):
     run = make("unready")
-    command = [sys.executable, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stabel"]
+    command = [python(), str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stabel"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 2
     assert "no unit `train stabel`; there are: stable" in done.stderr
@@ -621,7 +622,7 @@ def test_a_stage_that_is_not_there_and_one_that_is_not_ready(make):
 
 def test_several_processes_of_another_launcher_are_refused(make):
     run = make("foreign")
-    command = [sys.executable, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stable"]
+    command = [python(), str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stable"]
     env = {**environment(), "SLURM_NTASKS": "4"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 2
