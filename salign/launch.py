@@ -28,7 +28,7 @@ from salign.plan import Unit, complete, damaged_files, require_needs, state, to_
 from salign.report.generations import print_generations
 from salign.report.summary import print_summary, summarize
 from salign.report.write import write_report
-from salign.run import RunDir, check_run, claim_run, generations, open_run
+from salign.run import RunDir, check_run, claim_run, generations, last_generation, open_run
 from salign.shown import as_called
 from salign.society.branch import check_branch
 from salign.society.check import check_society
@@ -140,11 +140,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
     with claim_run(config):
         for its, _ in everything if options.replace else ():
             cancel_live_jobs(its)
-        after: tuple[str, ...] = ()
-        for one in everything:
-            after = _submit(*one, hashes, after, options=options, console=console)
-            if len(options.selected(rest := to_run(units(*one)))) < len(rest):
-                break  # a later generation speaks through what is not to be trained yet
+        _submit_all(everything, hashes, options, console)
     if left and not scheduler.is_here:
         if not options.wait:
             console.print(
@@ -153,6 +149,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
             return
         for one in everything:
             _wait(*one, options, console)
+    everything = generations(run, config)
     if not left:
         console.print(f"Everything in {run.path} is done; there is nothing to run.", highlight=False)
     _close(everything, options, console)
@@ -174,8 +171,29 @@ def _close(everything: Sequence[tuple[RunDir, Config]], options: LaunchOptions, 
     for (run, config), summary in zip(everything, summaries, strict=True):
         write_report(run, config)
         print_summary(run, config, summary, console)
+    first, config = everything[0]
     if len(everything) > 1:
-        print_generations(*everything[0], console)
+        print_generations(first, config, console)
+    if (stop := config.generations.stop) is not None and len(everything) < config.generations.num:
+        console.print(
+            f"Generation {len(everything)} was the last: {stop.figure} did not get better in {stop.patience} "
+            "(generations.stop).",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _submit_all(
+    everything: Sequence[tuple[RunDir, Config]], hashes: dict[str, str], options: LaunchOptions, console: Console
+) -> None:
+    """Does or submits what is left of each generation, as far as one may follow the other."""
+    after: tuple[str, ...] = ()
+    for one in everything:
+        if one[0].number > last_generation(*everything[0]):
+            break  # the evaluation that ended the loop is done by now
+        after = _submit(*one, hashes, after, options=options, console=console)
+        if len(options.selected(rest := to_run(units(*one)))) < len(rest):
+            break  # a later generation speaks through what is not to be trained yet
 
 
 def _submit(
@@ -198,7 +216,8 @@ def _submit(
         console: For what is said meanwhile.
 
     Returns:
-        The ids of the jobs that make the model which the next generation speaks through.
+        The ids of the jobs that the next generation waits for: they make the model which it speaks through, and where
+        the loop may end early, the evaluation that says so.
     """
     run.logs.mkdir(parents=True, exist_ok=True)
     write_manifest(run, config, hashes, _identify_models(config))
@@ -214,10 +233,12 @@ def _submit(
         scheduler.submit(config, left, console, after)
     if scheduler.is_here or not config.train.stages:
         return ()
-    if f"train/{config.stage_of_generation}" in complete(everything):
-        return ()
-    placed = scheduler.placements().get(f"train/{config.stage_of_generation}")
-    return () if placed is None or placed.task is None else (placed.task,)
+    awaited = [f"train/{config.stage_of_generation}"]
+    if config.generations.stop is not None:
+        awaited.append(f"evaluate/{config.compared_models[-1]}")
+    done, placed = complete(everything), scheduler.placements()
+    tasks = [placed[key].task for key in awaited if key not in done and key in placed]
+    return tuple(task for task in tasks if task is not None)
 
 
 def prepare(config: Config, hashes: dict[str, str] | None = None) -> RunDir:

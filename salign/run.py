@@ -6,12 +6,14 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from salign import compose
 from salign.config import NOT_FREE, Config
+from salign.documents import read_json
 from salign.errors import NO_ROOM, ConfigError
 from salign.locks import lock
-from salign.markers import DONE
+from salign.markers import DONE, read_done
 from salign.storage import write_atomic
 
 _GENERATION = "generation-"
@@ -151,9 +153,46 @@ def config_of(run: RunDir, config: Config, number: int) -> Config:
     return later.model_copy(update={"run": here})
 
 
+def last_generation(run: RunDir, config: Config) -> int:
+    """The number of the last generation: `generations.num`, or the one after which `generations.stop` ends the loop.
+
+    Args:
+        run: The run of the first generation.
+        config: Its config.
+
+    Raises:
+        ConfigError: An evaluation does not have the figure.
+    """
+    stop, num = config.generations.stop, config.generations.num
+    if stop is None:
+        return num
+    best, since = None, 0
+    # The first value is that of the model which the first society speaks through, if it is evaluated.
+    evaluated = [(0, run.evaluation("base"))] if "base" in config.compared_models else []
+    model = config.compared_models[-1]
+    evaluated += [(number, run.generation(number).evaluation(model)) for number in range(1, num + 1)]
+    for number, folder in evaluated:
+        if read_done(folder) is None:
+            return num  # what comes after is not known yet
+        value = _figure(folder / "results.json", stop.figure)
+        better = value is not None and (best is None or (value < best if stop.lower_is_better else value > best))
+        best, since = (value, 0) if better else (best, since + 1)
+        if since >= stop.patience and number:
+            return number
+    return num
+
+
+def _figure(path: Path, name: str) -> float | None:
+    figures = read_json(path, str(path), dict[str, Any]).get("figures", {})
+    if name not in figures:
+        raise ConfigError(f"generations.stop.figure {name!r} is not in {path}, which has: {', '.join(sorted(figures))}")
+    mean = figures[name]["mean"]
+    return None if mean is None else float(mean)
+
+
 def generations(run: RunDir, config: Config) -> list[tuple[RunDir, Config]]:
     """The run of each generation with its config; the first is the run itself."""
-    numbers = range(1, config.generations.num + 1)
+    numbers = range(1, last_generation(run, config) + 1)
     return [(run.generation(number), config_of(run, config, number)) for number in numbers]
 
 

@@ -18,7 +18,7 @@ from salign.machine import share_out, visible_devices
 from salign.markers import read_failure, record_failure
 from salign.plan import Unit, find_unit, is_complete, servers_of, units
 from salign.restarts import check_restart
-from salign.run import RunDir, open_run
+from salign.run import RunDir, last_generation, open_run
 from salign.shown import NeutralFormatter, plain_console
 from salign.stages import STAGES, stage_of
 from salign.tracking.progress import watching
@@ -108,6 +108,9 @@ def do_all(
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     run = open_run(run_path, to_work=True)
     config = run.config()
+    if run.number > (last := last_generation(run.first, run.first.config())):
+        logger.info("generation %d was the last (generations.stop): nothing is done for %s", last, run.path)
+        return
 
     everything = everything_of(run, config)
     own = [find_unit(everything, *words) for words in named]

@@ -1,13 +1,16 @@
 """Configs of later generations, and what a launch refuses of them; tests/integration runs two."""
 
+import json
+import logging
 from pathlib import Path
 
 import pytest
 
-from salign import compose
+from salign import compose, work
 from salign.config import ScriptedEngine, TransformersEngine
 from salign.engines.check import check_engines
 from salign.errors import ConfigError
+from salign.markers import mark_done
 from salign.run import RunDir, generations
 
 
@@ -93,3 +96,85 @@ def test_generations_that_cannot_be_are_refused(words, said):
 def test_an_engine_that_cannot_load_what_is_trained_is_refused(engine):
     with pytest.raises(ConfigError, match=r"cannot speak through a model that the run trains.*kind: transformers"):
         check_engines(loaded(f"engine={engine}"), fetch=False)
+
+
+# --- the loop ends early ---------------------------------------------------------------------------
+
+STOP = "generations.stop={figure: alignment, patience: 2}"
+
+
+def evaluated(run, config, values):
+    """Writes the values of the base and of each generation's model as far as they are there."""
+    folders = [run.evaluation("base"), *(run.generation(number).evaluation("stable") for number in range(1, 10))]
+    for folder, value in zip(folders, values, strict=False):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(json.dumps({"figures": {"alignment": {"mean": value}}}))
+        mark_done(folder, ["results.json"], {}, {})
+    return len(generations(run, config))
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "last"),
+    [
+        ([], [STOP], 3),
+        ([5, 6, 6], [STOP], 3),
+        ([5, 4], [STOP], 3),
+        ([5, 4, 4.9], [STOP], 2),
+        ([5, 4, 5.1], [STOP], 3),
+        ([5, 6, 5, 5.9], [STOP, "generations.num=9"], 3),
+        ([5, 5], [STOP, "generations.stop.patience=1"], 1),
+        ([5, 4, 3], [STOP, "generations.stop.patience=1", "generations.stop.lower_is_better=true"], 3),
+        ([5, None], [STOP, "generations.stop.patience=1"], 1),
+        ([5, 4, 3], [], 3),
+    ],
+)
+def test_no_other_generation_begins_once_the_figure_no_longer_gets_better(tmp_path, values, words, last):
+    assert evaluated(RunDir(tmp_path), loaded(*words), values) == last
+
+
+def test_without_the_bases_value_the_first_generations_is_what_is_compared_with(tmp_path):
+    run, config = RunDir(tmp_path), loaded(STOP, "generations.stop.patience=1", "evaluate.models=[stable]")
+    assert evaluated(run, config, [9, 4]) == 3
+    assert evaluated(run, config, [9, 4, 3]) == 2
+
+
+def test_a_figure_that_no_evaluation_has_is_told_with_those_that_there_are(tmp_path):
+    config = loaded("generations.stop={figure: questions/kindness}")
+    with pytest.raises(ConfigError, match=r"'questions/kindness' is not in .*results\.json, which has: alignment"):
+        evaluated(RunDir(tmp_path), config, [5])
+
+
+def test_a_job_of_a_generation_after_the_last_does_nothing(tmp_path, caplog):
+    config = loaded(f"run.root={tmp_path}", "run.name=loop", STOP)
+    run = RunDir(tmp_path / "loop")
+    run.path.mkdir()
+    run.config_file.write_text(compose.dump(config))
+    assert evaluated(run, config, [5, 4, 4]) == 2
+    run.generation(3).path.mkdir()
+    with caplog.at_level(logging.INFO):
+        work.do_all(run.generation(3).path, [("train", "stable")])
+    assert "generation 2 was the last (generations.stop)" in caplog.text
+    assert list(run.generation(3).path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["generations.stop={figure: kindness}"],
+            "figure 'kindness' is computed by nobody: it may be alignment, ",
+        ),
+        (["generations.stop={figure: hh/rating}"], "computed by nobody: evaluate.benchmarks are questions"),
+        ([STOP, "evaluate.models=[base]"], "computed by nobody: evaluate.models has no model that is trained"),
+        ([STOP, "generations.stop.patience=0"], "generations.stop.patience"),
+    ],
+)
+def test_a_figure_that_nobody_computes_ends_no_loop(words, said):
+    with pytest.raises(ConfigError) as refused:
+        loaded(*words)
+    assert said in str(refused.value)
+
+
+def test_a_rule_of_the_society_may_end_the_loop():
+    rule = "society.criteria=[{name: alignment}, {name: short, rule: {kind: length, max_words: 9}}]"
+    assert loaded(rule, "generations.stop={figure: short}").generations.stop.figure == "short"

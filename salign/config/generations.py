@@ -2,8 +2,21 @@
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from salign.config.base import Count, Name, Section, at_most
 from salign.config.effects import Effect
+
+
+class Ending(Section):
+    """The loop ends early where a figure of the evaluation no longer gets better."""
+
+    figure: Annotated[str, Field(min_length=1)]
+    """Of each generation's last evaluated model, as tables have it: `alignment`, a rule's name, `BENCHMARK/METRIC`."""
+    patience: Count = 1
+    """So many generations in a row without a better value than all before, and no other begins."""
+    lower_is_better: bool = False
+    """Whether a lower value is the better one, as of `over_refusal/refused`."""
 
 
 class Generations(Section):
@@ -16,6 +29,9 @@ class Generations(Section):
     """Generations; 1 is the paper's way. It may be raised later, and the run goes on."""
     stage: Name | None = None
     """The training stage through whose model the next generation speaks; None: the last."""
+    stop: Annotated[Ending | None, Effect.FREE] = None
+    """When no other generation begins although there are fewer than `num`; None: never. It costs that a society waits
+    for the evaluation before it, and not for the training alone."""
     start: Literal["previous", "base"] = "previous"
     """Where the training of a later generation starts: from the model that its society speaks through, or from the
     run's `model` again."""

@@ -266,11 +266,28 @@ class Config(Section):
             )
         if stage is not None and stage not in names:
             mistakes.append(f"generations.stage is {stage!r}; it may be: {', '.join(names) or 'none'}")
+        if self.generations.stop is not None:
+            mistakes += self._mistakes_of_ending(self.generations.stop.figure)
         if (named := getattr(self.engine, "model", None)) is not None:
             mistakes.append(
                 f"engine.model {named!r} would speak in every one of generations.num {num}: name it as `model` instead"
             )
         return mistakes
+
+    def _mistakes_of_ending(self, figure: str) -> list[str]:
+        """Whether an evaluation of a trained model has a figure, as far as the config says."""
+        benchmark, slash, _ = figure.partition("/")
+        rules = [criterion.name for criterion in self.society.observed_criteria if criterion.rule is not None]
+        of_questions = ["alignment", "engagement", *rules] if "questions" in self.evaluate.benchmarks else []
+        if self.compared_models[-1:] in ((), ("base",)):
+            why = "evaluate.models has no model that is trained"
+        elif slash and benchmark not in self.evaluate.benchmarks:
+            why = f"evaluate.benchmarks are {', '.join(self.evaluate.benchmarks)}"
+        elif not slash and figure not in of_questions:
+            why = f"it may be {', '.join([*of_questions, 'BENCHMARK/METRIC'])}"
+        else:
+            return []
+        return [f"generations.stop.figure {figure!r} is computed by nobody: {why}"]
 
 
 _Engine = TypeVar("_Engine", bound=Section)

@@ -75,6 +75,19 @@ def test_a_run_that_is_complete_stays_as_it_is(looped):
     assert len(before) == 2 * 3 + 3  # shard, data, training; of three models
 
 
+def test_no_other_generation_begins_where_one_was_no_better(looped):
+    run, config, _ = looped
+    results = [json.loads((run.evaluation(name) / "results.json").read_text()) for name in ("base", "stable")]
+    base, first = (found["figures"]["alignment"]["mean"] for found in results)
+    stop = f"{{figure: alignment, lower_is_better: {str(first > base).lower()}}}"
+    before = markers(run)
+    ended = launch_here(str(config), OPEN_GATES, "generations.num=3", f"generations.stop={stop}")
+    assert ended.returncode == 0, ended.stderr
+    assert "Generation 1 was the last: alignment did not get better in 1" in ended.stdout
+    assert not run.generation(3).path.exists()
+    assert markers(run).items() <= before.items()
+
+
 def test_a_later_generation_is_a_run_of_its_own(looped):
     run, _, _ = looped
     assert (run.generation(2).report / "index.html").is_file()
