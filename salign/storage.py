@@ -5,9 +5,12 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from salign.errors import DataError
 
 _NO_ROOM_BYTES = 1 << 20
 _BUFFER_BYTES = 1 << 18
@@ -21,7 +24,12 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file that appears under its name only when the block has written it without an error."""
+    """Opens a file that appears under its name only when the block has written it without an error.
+
+    Raises:
+        DataError: Something else than a file has the name: a device, which root could replace for all, or a folder.
+    """
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)
@@ -34,6 +42,21 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Whether a file may be written under a name.
+
+    Raises:
+        DataError: Something else than a file has it.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # nothing is there, or what makes the file says why not
+        return
+    is_link = stat.S_ISLNK(mode) and path.absolute().parent != Path("/dev")  # there, links are devices too
+    if not (stat.S_ISREG(mode) or is_link):
+        raise DataError(f"{path} is a folder or a device, in whose place no file is put: name another file to write")
 
 
 def write_atomic(path: Path, text: str) -> None:

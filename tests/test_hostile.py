@@ -248,7 +248,7 @@ def test_any_damage_to_a_runs_files(finished, monkeypatch):
     for command in (("report", str(finished.path)), ("status", str(finished.path)), compare, launch):
         assert ending_and_code(*command) == (None, 0)
     wrong = {}
-    for name, content in drawn(cases_of(finished), 60):
+    for name, content in drawn(cases_of(finished), 30):
         path = finished.path / name
         before = path.read_bytes()
         path.write_bytes(content)

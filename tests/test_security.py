@@ -19,7 +19,7 @@ from salign.engines.base import Prompt
 from salign.engines.openai import OpenAIEngine as Engine
 from salign.engines.openai import connect
 from salign.engines.programs import server_environment
-from salign.errors import ConfigError, EngineError
+from salign.errors import ConfigError, DataError, EngineError
 from salign.run import check_trusted, create_run, open_run
 from salign.shown import redact
 from salign.society.embedders import embed
@@ -92,6 +92,18 @@ def test_nothing_is_written_through_a_planted_link(tmp_path):
     write_atomic(tmp_path / "x.json", "theirs")
     assert victim.read_text() == "mine"
     assert not (tmp_path / "x.json").is_symlink()
+
+
+def test_no_file_takes_the_place_of_what_is_none(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(DataError, match=f"{name} is a folder or a device"):
+            write_atomic(tmp_path / name, "x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    write_atomic(tmp_path / "link", "x")
+    assert (tmp_path / "link").read_text() == "x"
 
 
 # --- secrets -------------------------------------------------------------------------------------
