@@ -6,7 +6,8 @@ range.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +153,7 @@ def _training(run: RunDir, config: Config, stage: TrainStage) -> Estimate:
     elif stage.num_tokens is not None:
         amount = f"{least_steps(stage):,} steps or more"
     else:
-        amount = "steps: known once the data exists"
+        amount = "steps of its data"
     said = _said(source, rate, "tokens/s") + ("" if tokens is not None else "; its data is not here yet")
     return Estimate(f"train {stage.name}", amount, tokens, hours, gpu_hours, said)
 
@@ -160,7 +161,7 @@ def _training(run: RunDir, config: Config, stage: TrainStage) -> Estimate:
 def _said(source: str, rate: Range | None, unit: str) -> str:
     if rate is None:
         return "rate unknown" if source == "cluster.throughput" else f"rate unknown: {source}"
-    return f"{_shown(rate, ',.1f')} {unit}, {source}"
+    return f"{_shown(rate, '{:,.1f}'.format)} {unit}, {source}"
 
 
 def estimate(run: RunDir, config: Config, left: Sequence[Unit]) -> list[Estimate]:
@@ -175,34 +176,46 @@ def estimate(run: RunDir, config: Config, left: Sequence[Unit]) -> list[Estimate
 
 
 def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
-    """A table of them, with their sum."""
+    """A table of them with their sum, and where the rates come from."""
     table = Table(title="Estimate, if no world stops early", title_justify="left")
     for column, justify in (("stage", "left"), ("amount", "right"), ("tokens", "right"), ("hours", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     table.add_column("GPU hours", justify="right")
-    table.add_column("from", overflow="fold")
     for one in estimates:
-        numbers = (_shown(one.tokens, ",.0f"), _shown(one.hours, ",.2f"), _shown(one.gpu_hours, ",.1f"))
-        table.add_row(one.stage, one.amount, *numbers, one.source)
+        table.add_row(one.stage, one.amount, *_numbers(one.tokens, one.hours, one.gpu_hours))
     table.add_section()
     sums = [_sum([getattr(one, what) for one in estimates]) for what in ("tokens", "hours", "gpu_hours")]
     whole = "all" if all(one.hours is not None for one in estimates) else "all that is known"
-    table.add_row(whole, "", _shown(sums[0], ",.0f"), _shown(sums[1], ",.2f"), _shown(sums[2], ",.1f"), "")
+    table.add_row(whole, "", *_numbers(*sums))
     console.print(table)
+    stages = defaultdict[str, list[str]](list)
+    for one in estimates:
+        stages[one.source].append(one.stage)
+    lines = [f"{', '.join(of)}: {source}." for source, of in stages.items()]
     if any(one.hours is None for one in estimates):
-        console.print(
+        lines.append(
             "Rates come from the run itself once it has started, from cluster.throughput, or from the data sheet of "
-            "the GPU that cluster.throughput.gpu names.",
-            highlight=False,
-            soft_wrap=True,
+            "the GPU that cluster.throughput.gpu names."
         )
     if any("data sheet" in one.source for one in estimates):
-        console.print(
+        lines.append(
             "From a data sheet: between shares of its peaks that are often reached, and between short replies and "
-            "those of max_tokens (docs/slurm.md). Once some shards are at work, it is measured.",
-            highlight=False,
-            soft_wrap=True,
+            "those of max_tokens (docs/slurm.md). Once some shards are at work, it is measured."
         )
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _numbers(tokens: Range | None, hours: Range | None, gpu_hours: Range | None) -> tuple[str, str, str]:
+    return _shown(tokens, _short), _shown(hours, "{:,.2f}".format), _shown(gpu_hours, "{:,.1f}".format)
+
+
+def _short(amount: float) -> str:
+    """Three digits of a large number and its unit, for a column of a table."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if amount >= 0.9995 * size:
+            return f"{amount / size:.{2 if amount < 9.995 * size else 1 if amount < 99.95 * size else 0}f} {unit}"
+    return f"{amount:.0f}"
 
 
 def _sum(values: Sequence[Range | None]) -> Range | None:
@@ -210,8 +223,8 @@ def _sum(values: Sequence[Range | None]) -> Range | None:
     return Range(sum(one.low for one in known), sum(one.high for one in known)) if known else None
 
 
-def _shown(value: Range | None, form: str) -> str:
+def _shown(value: Range | None, form: Callable[[float], str]) -> str:
     if value is None:
         return "-"
-    low, high = format(value.low, form), format(value.high, form)
+    low, high = form(value.low), form(value.high)
     return low if low == high else f"{low} to {high}"
