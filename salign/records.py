@@ -100,8 +100,8 @@ class Member(Record, frozen=True, omit_defaults=True):
 class Profile(Record, frozen=True):
     """Who an agent is: a row of `society.profiles`, with its number there, counted from 0.
 
-    An agent is told its persona, name and culture in each of its calls; goal and secret where the protocol asks for
-    them. Attributes are told to nobody.
+    An agent is told its persona, name and culture in each of its calls; goal and secret, and the question to which it
+    alone knows the answer, where the protocol asks for them. Attributes are told to nobody.
     """
 
     number: int
@@ -110,6 +110,8 @@ class Profile(Record, frozen=True):
     culture: str | None = None
     goal: str | None = None
     secret: str | None = None
+    question: str | None = None
+    answer: str | None = None
     label: Literal["good", "bad"] | None = None
     part: str | None = None
     attributes: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)

@@ -189,7 +189,8 @@ def talk(society: Society, cast: tuple[int, ...], number: int) -> tuple[list[dic
                 question, side, [*heard, dialogue.Said(side.name, text)], society.key(names[candidate])
             )
             role = "candidate" if not is_said else "opening" if state < len(cast) else "utterance"
-            data = {"state": state} | ({"side": side._asdict()} if role == "opening" else {})
+            told = {"name": side.name, "persona": side.persona, "goal": side.goal, "secret": side.secret}
+            data = {"state": state} | ({"side": told} if role == "opening" else {})
             rated = society.observed(shown, criteria[:1] if len(texts) > 1 else ())
             memory = recalled if is_said else None
             turns.append(society.turn(cast[place], role, text, observed=rated, recalled=memory, data=data))

@@ -1,14 +1,18 @@
 """Agents with private goals talk; each side is rated; what was said is something to learn from."""
 
+import json
+import re
 from collections import Counter
 
 import pytest
 from actors import QUESTIONS, Actor, live
 
-from salign.config import DatasetSection, SocietySection
+from salign.config import DatasetSection, JsonProfiles, SocietySection
 from salign.dataset.gathering import build_groups
+from salign.errors import DataError
 from salign.society.profiles import load_profiles
 from salign.society.protocols import protocol_of
+from salign.society.wordings.dialogue import names
 
 PEOPLE = load_profiles(SocietySection(profiles={"kind": "people"}))
 
@@ -155,3 +159,82 @@ def test_more_than_two_may_talk():
 def test_turns_that_do_not_reach_round_are_a_mistake_of_the_config():
     with pytest.raises(ValueError, match="max_turns 2 is less than num_speakers 3"):
         society(num_speakers=3, max_turns=2)
+
+
+# --- what each side alone knows ---------------------------------------------------------------------
+
+
+FACTS = [
+    {"persona": f"person {n}", "goal": "g", "name": f"N{n}", "question": f"Where is key {n}?", "answer": f"box {n}"}
+    for n in range(9)
+]
+
+
+def informed(tmp_path, rows=FACTS, **section):
+    path = tmp_path / "people.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return society(**section).model_copy(update={"profiles": JsonProfiles(kind="json", path=path)})
+
+
+def test_what_a_side_alone_knows_is_found_out_if_it_is_said_in_the_talk(tmp_path):
+    """The first of each pair tells what it knows; who is asked answers with what it has been shown."""
+
+    def told(call):
+        user = call.prompt.user
+        if "From what was said" in user:
+            said = user.split("The talk so far")[1].split("From what was said")[0]
+            return next(iter(re.findall(r"box \d", said)), "UNKNOWN").upper()
+        if call.step == "utterance:0:0":
+            return "It is in " + re.search(r"What you alone know: .*\? (box \d)", user)[1] + ", you see."
+        return say(call)
+
+    section = informed(tmp_path, asks_facts=True, num_candidates=1, max_turns=4)
+    actor = Actor(told)
+    life = live(actor, society=section, questions=QUESTIONS[:4])
+    protocol = protocol_of(section)
+    for interaction in life.interactions:
+        first, second = (FACTS[member.profile] for member in interaction.agents)
+        findings = {turn.agent: turn for turn in interaction.turns_of("finding")}
+        leader, other = (member.agent for member in interaction.agents)
+        assert findings[other].data == {"of": leader, "question": first["question"], "found": True}
+        assert findings[leader].data == {"of": other, "question": second["question"], "found": False}
+        assert interaction.num_calls <= protocol.max_calls == 4 + 14 + 2
+        for call in actor.calls:
+            if call.place == interaction.key and call.step in ("utterance:0:0", "utterance:1:0"):
+                own, its = (first, second) if call.step.startswith("utterance:0") else (second, first)
+                assert f"What you alone know: {own['question']} {own['answer']}" in call.prompt.user
+                assert f"What you want to find out from the others: {its['question']}" in call.prompt.user
+                assert its["answer"] not in call.prompt.user.split("The talk so far")[0]
+    assert {round_.metrics(protocol)["sim/found_share"] for round_ in life.rounds} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        ("In Box 3.", "box 3", True),
+        ("in box 33", "box 3", False),
+        ("UNKNOWN", "box 3", False),
+        ("", "box", False),
+        ("x", " . ", False),
+    ],
+)
+def test_an_answer_counts_if_its_words_stand_there_whole(text, answer, found):
+    assert names(text, answer) == found
+
+
+@pytest.mark.parametrize(
+    ("section", "row", "said"),
+    [
+        ({"asks_facts": True}, {"persona": "p", "goal": "g"}, "no text in the field 'question'"),
+        ({"asks_facts": True}, {"persona": "p", "goal": "g", "question": "q"}, "no text in the field 'answer'"),
+        ({}, {"persona": "p", "goal": "g", "question": "q", "answer": "a"}, "'question', and it is told to nobody"),
+    ],
+)
+def test_facts_that_are_missing_or_told_to_nobody_are_named_with_their_row(tmp_path, section, row, said):
+    with pytest.raises(DataError, match=said):
+        load_profiles(informed(tmp_path, [row], **section))
+
+
+def test_the_embedded_people_know_nothing_alone():
+    with pytest.raises(DataError, match="the embedded people have none"):
+        load_profiles(society(asks_facts=True))

@@ -8,7 +8,7 @@ from salign.config.base import AbsolutePath, Section
 from salign.config.effects import Effect
 from salign.config.sources import HubRows
 
-ProfileField = Literal["persona", "name", "culture", "goal", "secret", "label", "part"]
+ProfileField = Literal["persona", "name", "culture", "goal", "secret", "question", "answer", "label", "part"]
 PROFILE_FIELDS: tuple[ProfileField, ...] = get_args(ProfileField)
 
 
@@ -29,8 +29,9 @@ class ProfileRows(_Profiles):
 
     columns: dict[ProfileField, str] = Field(default_factory=dict)
     """Which column holds a field, where it has another name: `persona` (what an agent is told of itself), `name`,
-    `culture` (where it is from), `goal` and `secret` (told to nobody else), `label` (`good` or `bad`, which goes before
-    that of `populations`), `part` (of `mixture`, which goes before the draw by share)."""
+    `culture` (where it is from), `goal` and `secret` (told to nobody else), `question` and `answer` (what it alone
+    knows), `label` (`good` or `bad`, which goes before that of `populations`), `part` (of `mixture`, which goes before
+    the draw by share)."""
     ignore_columns: tuple[str, ...] = ()
     """Columns that are not to be attributes."""
 

@@ -38,6 +38,11 @@ class _Protocol(Section):
     """Whether each agent must have a goal of its own, in its profile."""
 
     @property
+    def needs_facts(self) -> bool:
+        """Whether each agent must have a question to which it alone knows the answer."""
+        return False
+
+    @property
     def cast_size(self) -> int:
         """Agents that hold an interaction together; of 1, each agent has one of its own in each round."""
         return 1
@@ -188,10 +193,17 @@ class DialogueProtocol(_Protocol):
     goal_threshold: NotNegative = 7.0
     """The rating by the first criterion from which on a side has reached its goal; what it said is learnt where there
     is one candidate. 7 of 10 as in Sotopia-pi."""
+    asks_facts: bool = False
+    """Each side alone knows the answer to a question of its profile, which the others want to find out; after the talk
+    they are asked (iAgents). Profiles must have question and answer."""
 
     @property
     def cast_size(self) -> int:
         return self.num_speakers
+
+    @property
+    def needs_facts(self) -> bool:
+        return self.asks_facts
 
     @model_validator(mode="after")
     def _possible(self) -> "DialogueProtocol":

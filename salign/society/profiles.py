@@ -41,6 +41,11 @@ def load_profiles(society: SocietySection) -> list[Profile]:
     if section is None:
         return []
     if isinstance(section, PeopleProfiles):
+        if society.protocol.needs_facts:
+            raise DataError(
+                "society.protocol.asks_facts needs a question of each agent, to which it alone knows the answer, and "
+                "the embedded people have none. Name a file of your own in society.profiles."
+            )
         text = importlib.resources.files("salign.society").joinpath(_PEOPLE).read_text(encoding="utf-8")
         return [_profile(number, json.loads(line), _FIELDS) for number, line in enumerate(text.splitlines())]
     return list(_read(society, section))
@@ -87,6 +92,17 @@ def _check_use(profile: Profile, society: SocietySection, columns: dict[str, str
             raise RowError(
                 f"there is a {field} in {columns[field]!r}, and the protocol {kind} tells it to nobody; leave it out "
                 f"with ignore_columns: [{columns[field]}]"
+            )
+    for field, value in (("question", profile.question), ("answer", profile.answer)):
+        if society.protocol.needs_facts and value is None:
+            raise RowError(
+                f"no text in the field {columns[field]!r}: society.protocol.asks_facts needs a question of each agent, "
+                "to which it alone knows the answer"
+            )
+        if value is not None and not society.protocol.needs_facts:
+            raise RowError(
+                f"there is a text in {columns[field]!r}, and it is told to nobody: set society.protocol to {{kind: "
+                f"dialogue, asks_facts: true}}, or leave it out with ignore_columns: [{columns[field]}]"
             )
     if profile.part is not None and profile.part not in parts:
         raise RowError(

@@ -17,7 +17,7 @@ from salign.society.protocols.learning import Learning, Row
 from salign.society.wordings import dialogue
 from salign.society.wordings.dialogue import Said, Side
 
-OPENING, UTTERANCE, CANDIDATE, CLOSING = "opening", "utterance", "candidate", "closing"
+OPENING, UTTERANCE, CANDIDATE, CLOSING, FINDING = "opening", "utterance", "candidate", "closing", "finding"
 _SPOKEN = (OPENING, UTTERANCE)
 
 
@@ -36,13 +36,15 @@ class Dialogue(Protocol[DialogueProtocol]):
         "reached_share": "sides that reach their goal",
         "left_share": "talks that somebody left",
         "utterances_mean": "utterances of a talk",
+        "found_share": "what a side alone knew that another has found out",
     }
 
     @property
     def max_calls(self) -> int:
         each = 2 if self.section.num_candidates > 1 else 1
         sides = self.section.num_speakers * len(self.criteria)
-        return self.section.max_turns * self.section.num_candidates * each + sides
+        found = self.section.num_speakers * (self.section.num_speakers - 1) if self.section.asks_facts else 0
+        return self.section.max_turns * self.section.num_candidates * each + sides + found
 
     async def interact(self, conversation: Conversation) -> list[Update]:
         seat = conversation.seat
@@ -57,11 +59,37 @@ class Dialogue(Protocol[DialogueProtocol]):
             last[place] = reply
         if len(last) < len(sides):
             raise UnansweredError("somebody left before all had spoken")
+        await self._find(conversation, sides, said)
         for place, side in enumerate(sides):
             name = f"{CLOSING}:{place}"
             shown = dialogue.judged(seat.question, side, said, conversation.agents[place].key(name))
             conversation.say(CLOSING, last[place], name=name, by=place, shown=shown)
         return [Update(last[place].text) for place in range(len(sides))]
+
+    async def _find(self, conversation: Conversation, sides: list[Side], said: list[Said]) -> None:
+        """Asks each side, after the talk, for what each other alone knew."""
+        asked = [
+            (place, owner, other.question)
+            for place in range(len(sides))
+            for owner, other in enumerate(sides)
+            if owner != place and other.question not in (None, sides[place].question)
+        ]
+
+        async def answer(place: int, owner: int, question: str) -> Reply:
+            calls, name = conversation.agents[place], f"{FINDING}:{place}:{owner}"
+            key = calls.key(name)
+            system = prompts.judging(calls.instructions, key)
+            others = _others(sides, sides[place])
+            prompt = dialogue.finding(
+                conversation.seat.question, sides[place], others, said, question=question, system=system, key=key
+            )
+            return await calls.reason(prompt, name)
+
+        replies = await together(*(answer(*one) for one in asked))
+        for (place, owner, question), reply in zip(asked, replies, strict=True):
+            found = dialogue.names(reply.text, sides[owner].answer or "")
+            data = {"of": conversation.seat.cast[owner].agent, "question": question, "found": found}
+            conversation.say(FINDING, reply, by=place, data=data)
 
     async def _next(self, conversation: Conversation, sides: list[Side], said: list[Said], number: int) -> Reply:
         """Samples what may be said next, and draws what is."""
@@ -88,7 +116,7 @@ class Dialogue(Protocol[DialogueProtocol]):
             reply = replies[candidate]
             data: dict[str, Any] = {"state": number}
             if candidate == drawn and is_first:
-                data |= {"side": side._asdict()}
+                data |= {"side": side.facts}
             name = names[candidate]
             talk = [*said, Said(side.name, reply.text)]
             conversation.say(
@@ -135,6 +163,8 @@ class Dialogue(Protocol[DialogueProtocol]):
         for turn in interaction.turns_of(CLOSING):
             if turn.observed_rating(self.criteria[0]) is not None:
                 yield "reached_share", float(self._has_reached(turn))
+        for turn in interaction.turns_of(FINDING):
+            yield "found_share", float(turn.data["found"])
         utterances = [turn for turn in interaction.turns if turn.role in _SPOKEN]
         if interaction.failure is None:
             left = dialogue.leaves(utterances[-1].text)
@@ -149,7 +179,10 @@ def _side(state: State, place: int, states: tuple[State, ...]) -> Side:
     name = profile.name or f"Speaker {place + 1}"
     if any(other.profile is not None and other.profile.name == name for other in states[:place]):
         name = f"{name} ({place + 1})"
-    return Side(name, prompts.persona(profile, None), profile.goal, profile.secret)
+    asked = [other.profile.question for other in states if other is not state and other.profile is not None]
+    sought = [question for question in asked if question is not None and question != profile.question]
+    persona = prompts.persona(profile, None)
+    return Side(name, persona, profile.goal, profile.secret, profile.question, profile.answer, sought)
 
 
 def _others(sides: list[Side], side: Side) -> list[str]:

@@ -1,13 +1,15 @@
 """The prompts of a talk, what its observers are shown, and the query that an utterance answers in training."""
 
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from salign.engines.base import Prompt
 from salign.society.frames import frame
 from salign.society.prompts import Judged, judging
 
 LEAVE = "LEAVE"
+_WORD = re.compile(r"\w+")
 
 _ABOUT = """\
 You are {name}, and talk with {others}. What you talk about: {topic}
@@ -16,6 +18,15 @@ What you want of this talk, and nobody else knows: {goal}
 _SECRET = """\
 What you keep to yourself: {secret}
 """
+_FACT = """\
+What you alone know: {question} {answer}
+"""
+_SOUGHT = """\
+What you want to find out from the others: {questions}
+"""
+_FIND = """\
+From what was said: {question}
+Answer in a few words. Say only UNKNOWN if nobody has said it."""
 _BEGIN = """\
 
 You speak first. What do you say, in one to three sentences?"""
@@ -44,16 +55,28 @@ _RATED_SECRET = """\
 What {name} keeps to itself: {secret}
 """
 
-TEXTS = (_BEGIN, _GO_ON)
+TEXTS = (_BEGIN, _GO_ON, _FIND)
 
 
 class Side(NamedTuple):
-    """One of those who talk: what it is called there, what it was told of itself, and what it alone knows."""
+    """One of those who talk: what it is called there, what it was told of itself, and what it alone knows.
+
+    `answer` is that to `question`, which nobody else knows; `sought` are the others' questions.
+    """
 
     name: str
     persona: str
     goal: str
     secret: str | None
+    question: str | None = None
+    answer: str | None = None
+    sought: Sequence[str] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """It as the record has it."""
+        told = self._asdict()
+        return {name: value for name, value in told.items() if value or name not in ("question", "answer", "sought")}
 
 
 class Said(NamedTuple):
@@ -76,7 +99,11 @@ class JudgedTalk(Judged):
 
 def _about(topic: str, side: Side, others: Sequence[str]) -> str:
     told = _ABOUT.format(name=side.name, others=" and ".join(others), topic=topic, goal=side.goal)
-    return told + ("" if side.secret is None else _SECRET.format(secret=side.secret))
+    if side.secret is not None:
+        told += _SECRET.format(secret=side.secret)
+    if side.question is not None:
+        told += _FACT.format(question=side.question, answer=side.answer)
+    return told + (_SOUGHT.format(questions=" ".join(side.sought)) if side.sought else "")
 
 
 def _listed(said: Sequence[Said], key: str = "") -> str:
@@ -108,6 +135,20 @@ def utterance(
     if not said:
         return Prompt(told + _BEGIN, judging(instructions, key) if memory else instructions)
     return Prompt(told + _SO_FAR.format(key=key, said=_listed(said, key)) + _GO_ON, judging(instructions, key))
+
+
+def finding(
+    topic: str, side: Side, others: Sequence[str], said: Sequence[Said], *, question: str, system: str, key: str
+) -> Prompt:
+    """Asks a side, after the talk, for what another alone knew; the talk stands between marks of that key."""
+    told = _about(topic, side, others) + _SO_FAR.format(key=key, said=_listed(said, key))
+    return Prompt(told + _FIND.format(question=question), system)
+
+
+def names(text: str, answer: str) -> bool:
+    """Whether a text has the words of an answer, one after the other."""
+    words, wanted = (f" {' '.join(_WORD.findall(one.casefold()))} " for one in (text, answer))
+    return wanted.strip() != "" and wanted in words
 
 
 def judged(topic: str, side: Side, said: Sequence[Said], key: str) -> JudgedTalk:
