@@ -15,9 +15,12 @@ from salign.config import JUDGED, Sampling, SocietySection
 from salign.digests import name_of
 from salign.engines.base import RatingReply, Reply
 from salign.engines.check import check_engines
+from salign.engines.gate import Gate
 from salign.engines.kinds import kind_of
+from salign.engines.opening import metered
 from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError, DataError, StageError
+from salign.evaluation import calls
 from salign.evaluation import evaluate as evaluating
 from salign.evaluation.calls import by_all_ranks
 from salign.evaluation.check import check_evaluation, visible, visible_share
@@ -565,3 +568,37 @@ def test_seeds_of_answers_are_each_items_own():
     asyncio.run(answer_all(Noting(), asked, Sampling(), 7, lambda: None))
     assert len(set(seeds)) == 3
     assert seeds[0] == derive(7, "evaluate", "hh", "a?", "answer")
+
+
+def test_a_judge_that_refuses_is_quoted_and_not_called_weak(tmp_path, monkeypatch):
+    class Refuses:
+        identity = "judge"
+
+        async def generate(self, prompt, sampling, seed):
+            raise CallRejectedError("judge refused a call: HTTP 400: Unsupported parameter: 'max_tokens'")
+
+        rate = None
+
+        def facts(self):
+            return {}
+
+    @contextlib.asynccontextmanager
+    async def opened(*_, **__):
+        yield metered(Refuses(), Gate(4, adaptive=False))
+
+    async def nothing():
+        pass
+
+    monkeypatch.setattr(calls, "open_engine", opened)
+    config = compose.parse({"society": {"rating": "parse"}, "run": {"root": str(tmp_path)}}, "test")
+    means = SimpleNamespace(
+        config=config,
+        counter=SimpleNamespace(heard=lambda *_: None, tokens=None),
+        measured=SimpleNamespace(journal=SimpleNamespace(sync=nothing)),
+        logs=tmp_path,
+    )
+    samples = [Sample(Item("questions", 0, "Why?", "Why?"), "Because.")]
+    with pytest.raises(
+        StageError, match=r"judge mild \(judge\) refused (\d+) of \1 calls .*HTTP 400: Unsupported param"
+    ):
+        asyncio.run(calls.rated(means, [SimpleNamespace(name="mild", engine=None)], samples))

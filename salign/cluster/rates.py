@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from salign.config import Config, ServerEngine, TrainStage, TransformersEngine, num_agents_of
+from salign.config import Config, ServedEngine, TrainStage, TransformersEngine, num_agents_of
 from salign.gpus import GPUS, Gpu
 from salign.training.memory import Shape, find_shape
 
@@ -110,8 +110,8 @@ def calls_of(config: Config, gpu_name: str, num_gpus: float, num_calls: int, num
         num_agents: That speak at a time, at most.
     """
     section = config.engine
-    if not isinstance(section, ServerEngine | TransformersEngine) or (
-        isinstance(section, ServerEngine) and section.program != "vllm"
+    if not isinstance(section, ServedEngine | TransformersEngine) or (
+        isinstance(section, ServedEngine) and section.program != "vllm"
     ):
         return "the rate of this engine is not known before it is measured"
     if num_gpus <= 0:
@@ -120,7 +120,7 @@ def calls_of(config: Config, gpu_name: str, num_gpus: float, num_calls: int, num
     size = size_of(model)
     if size is None:
         return f"the size of {model} is not known: its config.json is not here"
-    half = isinstance(section, ServerEngine) or section.dtype != "float32"
+    half = isinstance(section, ServedEngine) or section.dtype != "float32"
     gpu, num_bytes = GPUS[gpu_name], size.num_parameters * (2 if half else 4)
     if num_bytes > 0.9 * gpu.memory * max(num_gpus, 1):
         return (
@@ -129,13 +129,13 @@ def calls_of(config: Config, gpu_name: str, num_gpus: float, num_calls: int, num
         )
     prompt, reply = tokens_of_calls(config, num_calls)
     at_once = section.max_in_flight
-    if isinstance(section, ServerEngine):
+    if isinstance(section, ServedEngine):
         at_once = min(at_once, section.num_slots * section.num_servers)
     else:
         at_once = min(at_once, section.max_batch)
     room = max(1.0, (0.9 * gpu.memory * num_gpus - num_bytes) / (size.key_bytes * (prompt + reply.high)))
     batch = max(1.0, min(at_once, num_agents, room))
-    kind = "server" if isinstance(section, ServerEngine) else "transformers"
+    kind = "server" if isinstance(section, ServedEngine) else "transformers"
     served = _Served(size, gpu, num_gpus, num_bytes, batch, kind)
     slow, fast = served.seconds(prompt, reply.high, 0), served.seconds(prompt, reply.low, 1, _CACHED)
     said = f"{gpu_name} by its data sheet" + (", size by the name" if size.is_guessed else "")

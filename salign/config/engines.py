@@ -45,6 +45,12 @@ class TransformersEngine(Section):
     """Data type of the weights. In bfloat16, replies depend on what else is in their batch."""
     max_batch: Annotated[Count, Effect.FREE] = 16
     """Most replies generated together."""
+    batch_invariant: bool = False
+    """True: each call is computed by itself, so that its reply depends on nothing else that is asked; a reply is then
+    as slow as if it were alone. False: replies depend on their batch by rounding."""
+    probe: Annotated[Literal["determinism"] | None, Effect.FREE] = None
+    """`determinism`: measures at the opening whether replies depend on what else is asked at the time, by 48 short
+    calls. None: they are not made, as they cost as much as a few interactions."""
     max_in_flight: Annotated[Count, Effect.FREE] = 256
     """Most calls in flight, from which batches are formed."""
 
@@ -90,6 +96,9 @@ class _ServerCalls(Section):
     extra_body: ExtraBody = Field(default={}, validate_default=True)
     """More fields of each request, such as `top_k` or `chat_template_kwargs`. They are part of the model's name in
     results and of each call's key in the journal."""
+    probe: Annotated[Literal["determinism"] | None, Effect.FREE] = None
+    """`determinism`: measures at the opening whether replies depend on what else is asked at the time, by 48 short
+    calls. None: they are not made, as they cost as much as a few interactions."""
 
 
 class OpenAIEngine(_ServerCalls, ServerAddress):
@@ -131,6 +140,13 @@ class ServedEngine(_ServerCalls):
     """Tokens of prompt and reply together."""
     num_slots: Annotated[Count, Effect.FREE] = 16
     """Replies that one server generates at the same time."""
+    batch_invariant: bool = False
+    """True: replies do not depend on what else is asked. vLLM switches to kernels with a fixed order of sums
+    (VLLM_BATCH_INVARIANT; on some GPUs only), llama.cpp writes one reply at a time and keeps no prompts."""
+    speculation: Literal["prompt_lookup"] | None = None
+    """`prompt_lookup`: what follows the last words in the prompt is guessed and checked in one step; revisions repeat
+    their drafts. Replies have the same distribution, and other words for the same seed. None: with many replies at a
+    time there is no arithmetic left over for guesses."""
     arguments: tuple[str, ...] = ()
     """Further arguments for `vllm serve`."""
     start_timeout_s: Annotated[Positive, Effect.FREE] = 900.0

@@ -69,6 +69,7 @@ class Capabilities(BaseModel):
         json_schema: Ratings in words are asked for by a JSON schema, to which the server holds the model.
         opens_thinking: The template begins replies with a thought, whose opening tag is not in the reply.
         refused: Parameters that are left out, or said otherwise, because the server refuses them.
+        determinism: Whether replies depend on what else is asked, where that was measured (`determinism.py`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +79,7 @@ class Capabilities(BaseModel):
     json_schema: bool = False
     opens_thinking: bool = False
     refused: tuple[str, ...] = ()
+    determinism: Mapping[str, float | None] | None = None
 
     def facts(self) -> dict[str, Any]:
         """All of it, as JSON can say it."""
@@ -102,9 +104,12 @@ class Measurable(Engine, Protocol):
         """
 
 
+_FIGURES = ("ways", "determinism")
+
+
 def deciding(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Of an engine's facts those that decide what it is asked; the rest are figures, or how it computes."""
-    return {name: facts[name] for name in Capabilities.model_fields if name != "ways" and name in facts}
+    return {name: facts[name] for name in Capabilities.model_fields if name not in _FIGURES and name in facts}
 
 
 # --- ways of asking for a rating -------------------------------------------------------------------

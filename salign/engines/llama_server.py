@@ -15,12 +15,13 @@ from typing import Any
 SETTINGS = "SALIGN_LLAMA_SERVER"
 """The environment variable that holds the settings as JSON."""
 
+_LOOKED_FOR, _TRIED = 4, 8
 _SAMPLERS_ARE_SET = 1  # llama.cpp's COMMON_PARAMS_SAMPLING_CONFIG_SAMPLERS
 
 
 @dataclass(frozen=True)
 class LlamaSettings:
-    """One server. `context_length` is of each slot."""
+    """One server. `context_length` is of each slot; with `looks_up`, what follows is guessed from the prompt."""
 
     gguf: str
     name: str
@@ -30,6 +31,8 @@ class LlamaSettings:
     context_length: int
     num_slots: int
     num_threads: int
+    keeps_prompts: bool = True
+    looks_up: bool = False
 
     def dumps(self) -> str:
         """As JSON."""
@@ -51,6 +54,12 @@ def start(settings: LlamaSettings) -> Any:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.num_threads
     # Up to 8 GiB of old prompts beside the model is more than a job may have; each slot keeps its last prompt anyway.
     params.cache_ram_mib, params.cache_idle_slots = 0, False
+    params.cache_prompt = settings.keeps_prompts
+    if settings.looks_up:
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+        # So many last tokens are looked for in what was read and said, so many that followed are tried: its own 12
+        # and 48 are for files of code.
+        params.speculative.ngram_simple.size_n, params.speculative.ngram_simple.size_m = _LOOKED_FOR, _TRIED
     params.ui = False
     params.verbosity = 2  # warnings: not seven lines for each call
     return xllamacpp.Server(params)

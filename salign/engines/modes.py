@@ -43,7 +43,7 @@ class _Trial:
     joins: int
 
 
-def find_mode(model: Any) -> Mode:
+def find_mode(model: Any, *, alone: bool = False) -> Mode:
     """The fastest mode in which a model says what it says by itself.
 
     That is found by three texts of 18 to 30 tokens, each in one pass by itself and then as they are said in that mode:
@@ -51,6 +51,7 @@ def find_mode(model: Any) -> Mode:
 
     Args:
         model: A causal language model, on its device.
+        alone: Only "alone" will do.
 
     Raises:
         ConfigError: It does so in none.
@@ -60,6 +61,7 @@ def find_mode(model: Any) -> Mode:
     tolerance = _TOLERANCE.get(model.dtype, _ROUGH_TOLERANCE)
     family = model.config.model_type
     modes: tuple[Mode, ...] = ("shared", "batched", "alone") if can_share(model) else ("batched", "alone")
+    modes = modes[-1:] if alone else modes
     refused: list[str] = []
     with torch.inference_mode():
         try:
@@ -68,7 +70,7 @@ def find_mode(model: Any) -> Mode:
                 most = max(tolerance, _TOLERANCE_ALONE) if mode == "alone" else tolerance
                 reason = _reason_against(model, mode, trials, expected, most)
                 if reason is None:
-                    if mode == "alone":
+                    if mode == "alone" and not alone:
                         logger.warning(
                             "models of the family %s process one call at a time here, which is slow (%s)",
                             *(family, "; ".join(refused)),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from salign.config import Effect, EngineSection, selected
 from salign.engines.base import Engine, Handler, PushesBack
 from salign.engines.capabilities import Capabilities, Measurable, Ratings, prepare, read
+from salign.engines.determinism import determinism_of
 from salign.engines.gate import Gate, Gated
 from salign.engines.journal import Journal, Journaled
 from salign.engines.kinds import kind_of
@@ -60,6 +61,9 @@ async def open_unmetered(
             engine.on_push_back(gate.pushed_back)
         if isinstance(engine, Measurable):
             await prepare(engine, _asked(section), ratings, kept)
+            if getattr(section, "probe", None) == "determinism":
+                found = await determinism_of(engine, _asked(section), ratings, kept)
+                engine.capabilities = engine.capabilities.model_copy(update={"determinism": found.model_dump()})
         yield OpenEngine(engine, gate)
 
 

@@ -1,6 +1,7 @@
 """The programs that serve a model, and the GPUs that they get."""
 
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -48,8 +49,10 @@ def _llama_cpp(section: ServedEngine, model: str, host: str) -> Program:
             port=port,
             key=key,
             context_length=section.context_length,
-            num_slots=section.num_slots,
+            num_slots=1 if section.batch_invariant else section.num_slots,
             num_threads=max(1, allowed // section.num_servers),
+            keeps_prompts=not section.batch_invariant,
+            looks_up=section.speculation == "prompt_lookup",
         )
         return {SETTINGS: settings.dumps()}
 
@@ -106,12 +109,17 @@ def _vllm(section: ServedEngine, model: str, host: str) -> Program:
             # The model's own file would add its top_k and penalties to the sampling that was asked for.
             "generation-config": "vllm",
         }
+        if section.speculation == "prompt_lookup":
+            options["speculative-config"] = json.dumps(_VLLM_LOOKS_UP)
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         return [executable, "serve", models.resolve(model), *words, "--disable-uvicorn-access-log", *section.arguments]
 
-    return Program(
-        model, lambda: models.resolve(model), command, lambda _, key: {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
-    )
+    more = {"VLLM_NO_USAGE_STATS": "1", **({"VLLM_BATCH_INVARIANT": "1"} if section.batch_invariant else {})}
+    return Program(model, lambda: models.resolve(model), command, lambda _, key: {"VLLM_API_KEY": key, **more})
+
+
+# The last 2 to 4 tokens are looked for in what was read and said so far; up to 5 that followed there are tried.
+_VLLM_LOOKS_UP = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
 
 
 _PROGRAMS = {"llama_cpp": _llama_cpp, "vllm": _vllm}

@@ -112,7 +112,7 @@ class TransformersEngine:
         self._thinking = _Thinking(self.tokenizer)
         self._opens_thinking = chat_template(self.tokenizer).opens_thinking
         self.capabilities = Capabilities(rating_way="begun")
-        self._mode = find_mode(self.model)
+        self._mode = find_mode(self.model, alone=section.batch_invariant)
         self._begin_tokens = _BEGIN_TOKENS if self._mode == "shared" else 0
         # A longer text would change the positions of the others in its batch.
         self._max_together = 0 if self._mode == "alone" else architecture.longrope_switch(config) or 1 << 30
