@@ -14,6 +14,7 @@ from vllm_stand_in import path_with_vllm
 from waits import wait_until
 
 from salign import compose, work
+from salign.bench import engines as bench_engines
 from salign.config import Fleet, FleetEngine, Sampling
 from salign.engines import fleet as fleet_module
 from salign.engines import serving
@@ -311,3 +312,10 @@ def test_engines_of_one_model_share_a_fleet_and_others_have_their_own(tmp_path):
     assert [fleet.model for fleet in config.fleets] == ["smollm2-135m", "an/other"]
     numbers = [unit.argument for unit in servers_of(RunDir(tmp_path), config)]
     assert numbers == [f"{config.fleets[0].name}.{number}" for number in range(3)] + [f"{config.fleets[1].name}.0"]
+
+
+def test_the_bench_of_a_fleet_knows_the_ideal():
+    """Of 7 servers of 4 slots, 8 from the 2nd second on, 7 from the 4th: 56 + 64 + 28 seconds of a slot in 5 s."""
+    times = bench_engines.Times(began=10.0, came=12.0, died=14.0, ended=16.0, work=148.0)
+    assert times.ideal == pytest.approx(5.0)
+    assert times._replace(work=28.0).ideal == pytest.approx(1.0)

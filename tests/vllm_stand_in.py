@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 VLLM = """#!{python}
-import json, os, sys
+import asyncio, json, os, sys
 from aiohttp import web
 
 folder, option = sys.argv[2], dict(zip(sys.argv[3::2], sys.argv[4::2]))
@@ -22,6 +22,7 @@ async def models(request):
 async def complete(request):
     asked = await request.json()
     assert request.headers["Authorization"] == "Bearer " + os.environ["VLLM_API_KEY"]
+    await asyncio.sleep(float(os.environ.get("VLLM_STAND_IN_S", "0")))
     text = "<think>Hm.</think>" * ("art" in asked["messages"][-1]["content"]) + "I am " + os.path.basename(folder)
     choice = {{"message": {{"content": text}}, "finish_reason": "length"}}
     return web.json_response({{"model": asked["model"], "choices": [choice]}})

@@ -153,7 +153,7 @@ def _start(bench: Bench) -> list[Figure]:
 
 
 @contextmanager
-def _mock_engine(script: Path, ms_per_token: float, slots: int) -> Iterator[str]:
+def mock_engine(script: Path, ms_per_token: float, slots: int) -> Iterator[str]:
     """The yardstick's engine on a free loopback port; its base URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -191,7 +191,7 @@ def _against(bench: Bench, url: str, **society: Any) -> tuple[float, dict[str, A
 
 
 def _http(bench: Bench, script: Path) -> list[Figure]:
-    with _mock_engine(script, 0.0, _SLOTS) as url:
+    with mock_engine(script, 0.0, _SLOTS) as url:
         rates = []
         for _ in range(3):
             seconds, facts, _ = _against(bench, url, max_rounds=5)
@@ -203,7 +203,7 @@ def _http(bench: Bench, script: Path) -> list[Figure]:
 def _latency(bench: Bench, script: Path) -> list[Figure]:
     figures = []
     ten = {"max_rounds": 10}
-    with _mock_engine(script, _MS_PER_TOKEN, _SLOTS) as url:
+    with mock_engine(script, _MS_PER_TOKEN, _SLOTS) as url:
         seconds, facts, config = _against(bench, url, **ten)
         busy = _stats(url)["busy"]
         bound = max(critical_path(config.society, 0.6), busy / _SLOTS)

@@ -3,6 +3,7 @@
 python jobs/bench.py journal [--json FILE] [--only PART ...] [--num N] [--data FOLDER]
 python jobs/bench.py society [--json FILE] [--only PART ...] [--agents N ...]
 python jobs/bench.py protocols [--json FILE] [--only KIND ...]
+python jobs/bench.py engines [--json FILE] [--only PART ...]
 python jobs/bench.py streams [--json FILE] [--only PART ...] [--num N]
 python jobs/bench.py training [--json FILE] [--only PART ...]
 python jobs/bench.py validity [--json FILE] [--only PART ...]
@@ -24,7 +25,9 @@ SHARED = Path(__file__).parents[3] / "shared"
 def make_parser() -> Parser:
     """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
-    parser.add_argument("what", choices=["journal", "society", "protocols", "streams", "training", "validity"])
+    parser.add_argument(
+        "what", choices=["journal", "society", "protocols", "engines", "streams", "training", "validity"]
+    )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the figures and the machine's description to a file"
     )
@@ -43,7 +46,7 @@ def make_parser() -> Parser:
         "--mock-engine",
         type=Path,
         default=SHARED / "yardstick" / "mock_engine.py",
-        help="society: the script of the mock engine",
+        help="society, engines: the script of the mock engine",
     )
     parser.add_argument(
         "--groups", type=Path, default=SHARED / "data" / "rated" / "cai_rated_groups.json", help="training: real groups"
@@ -71,6 +74,10 @@ def main() -> None:
         from salign.bench import protocols
 
         figures = protocols.measure(args.only, say)
+    elif args.what == "engines":
+        from salign.bench import engines
+
+        figures = engines.measure(args.mock_engine, args.only, say)
     elif args.what == "streams":
         from salign.bench import streams
 
