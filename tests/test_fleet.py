@@ -192,6 +192,21 @@ def test_calls_go_to_whoever_has_the_fewest_of_them_in_flight(tmp_path, soon):
     assert quick.answered.total() > 3 * slow.answered.total() > 0
 
 
+def test_of_servers_with_as_many_calls_each_has_its_turn(tmp_path, soon):
+    servers = [Server() for _ in range(3)]
+
+    async def run():
+        async with open_fleet(*fleet_of(tmp_path)) as engine:
+            await engine.look()
+            for seed in range(6):
+                await engine.generate(Prompt("Hello."), SAMPLING, seed)
+
+    for number, server in enumerate(servers):
+        server.register(tmp_path / "fleet", str(number))
+    asyncio.run(run())
+    assert [server.answered.total() for server in servers] == [2, 2, 2]
+
+
 def test_what_a_dead_run_left_or_another_model_serves_or_has_another_key_answers_nothing(tmp_path, soon, caplog):
     dead, other, foreign, good = Server(), Server(), Server(key="of somebody else"), Server()
     dead.register(tmp_path / "fleet", "0")

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -90,7 +91,8 @@ class _Member:
     """A server that has registered, as one shard knows it.
 
     `state` is of its file: (inode, time of the last sign of life). `resting`: a call found it away when its file was in
-    this state; it is left alone until it shows another sign.
+    this state; it is left alone until it shows another sign. `last`: when it was chosen, in calls of this process; by
+    chance before, as the shards of a run would all choose the same.
     """
 
     name: str
@@ -99,6 +101,7 @@ class _Member:
     seen: float
     resting: tuple[int, int] | None = None
     is_gone: bool = False
+    last: float = field(default_factory=random.random)
     tasks: set["asyncio.Task[Any]"] = field(default_factory=set)
 
     async def ask(self, call: Callable[[openai.OpenAIEngine], Awaitable[T]]) -> T:
@@ -144,6 +147,7 @@ class FleetEngine:
         self._capabilities = Capabilities(rating_way="begun")  # until it is measured
         self._report_push_back: Callable[[], None] | None = None
         self._lost_since: float | None = None
+        self._num_chosen = 0
 
     # --- the engine ---
 
@@ -207,7 +211,10 @@ class FleetEngine:
             there = [member for member in self._members.values() if member.resting is None]
             if there:
                 self._lost_since = None
-                return min(there, key=lambda member: len(member.tasks))
+                chosen = min(there, key=lambda member: (len(member.tasks), member.last))
+                self._num_chosen += 1
+                chosen.last = self._num_chosen
+                return chosen
             now = time.time()
             self._lost_since = now if self._lost_since is None else self._lost_since
             left_s = self._lost_since + self._section.patience_s - now
