@@ -112,7 +112,7 @@ def test_several_shards_at_once_in_a_task_and_no_login_for_any(slurm, slurm_conf
 
 
 def test_shards_go_on_with_the_servers_of_a_fleet_that_are_there(slurm, slurm_config, tmp_path):
-    """One is preempted in mid-run, and comes back on another address; both end with the last shard."""
+    """One is put back into the queue in mid-run, and started again; both end with the last shard."""
     env = {**environment(), "PATH": path_with_vllm(tmp_path / "bin"), "VLLM_STAND_IN_S": "0.2"}
     words = [*SHORT, "engine={kind: fleet, program: vllm, num_servers: 2, max_in_flight: 4}", "society.rating=parse"]
     words += [OPEN_GATES, "society.observer_check=null", "cluster.more_environment=[VLLM_STAND_IN_S]"]
@@ -122,14 +122,15 @@ def test_shards_go_on_with_the_servers_of_a_fleet_that_are_there(slurm, slurm_co
     run = run_of(slurm_config)
     servers, shards = submissions(run)
     slurm.wait_for("calls", lambda: any(records_of(run.shard(shard)) for shard in (0, 1)), run.path)
-    assert "2 of 2 servers" in status(run)
     slurm.ask("scontrol", "requeue", servers.task_id(0))
     slurm.wait_until_ended(servers.job_id, shards.job_id, written=run.path)
     for shard in (0, 1):
         facts = read_done(run.shard(shard)).facts
         assert facts["num_calls"] == len(records_of(run.shard(shard)))
     log = servers.log(run, 0).read_text()
-    assert log.count("is served at http://n") == 2, log
+    assert log.count("Starting with JobEnvironment") == 2, log
+    assert "is served at http://n" in log
+    assert "Job completed successfully" in log
 
 
 STATUS_AS_NOBODY = """
