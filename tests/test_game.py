@@ -259,6 +259,7 @@ def test_a_move_in_words_is_the_one_number_that_it_names(text, number):
     ("section", "message"),
     [
         ({"payoffs": [[3, 0], [2, 1]]}, "are no prisoner's dilemma"),
+        ({"payoffs": [[1e308, 0], [1.5e308, 1]]}, "less than or equal to 1000000000"),
         ({"game": "stag_hunt", "payoffs": [[3, 0], [4, 1]]}, "are no stag hunt"),
         ({"payoffs": [[3, 0]]}, "payoffs"),
         ({"transfer": "prisoners_dilemma"}, "transfer prisoners_dilemma is the game itself"),

@@ -219,6 +219,10 @@ _GAMES: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
 }
 
 
+# Sums of points without a bound may be no numbers.
+Points = Annotated[float, NotBool, Field(ge=-1e9, le=1e9)]
+
+
 class GameProtocol(_Protocol):
     """Agents play an iterated social dilemma, in which the reward of each move is exact."""
 
@@ -233,7 +237,7 @@ class GameProtocol(_Protocol):
     """Who plays, with neighbours."""
     num_turns: Annotated[int, NotBool, Field(ge=1, le=100)] = 10
     """How often the game is played in an interaction."""
-    payoffs: tuple[tuple[float, float], tuple[float, float]] | None = None
+    payoffs: tuple[tuple[Points, Points], tuple[Points, Points]] | None = None
     """A player's own points in a game of two: [[both cooperate, only it does], [only the other does, nobody does]].
     None: [[3, 0], [4, 1]] in the prisoner's dilemma, as in the paper; [[4, 0], [3, 2]] in the stag hunt."""
     multiplier: Positive = 1.5
