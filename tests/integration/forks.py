@@ -131,9 +131,14 @@ class _Server:
     def _fork(self) -> list[str] | None:
         caller = self._listener.accept()[0]
         length, ancillary, _, _ = caller.recvmsg(4, socket.CMSG_SPACE(4 * _MAX_FILES))
-        files = array.array("i", ancillary[0][2])
-        asked = json.loads(caller.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL))
+        said = caller.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL) if ancillary else b""
+        if not said.endswith(b"}"):  # it was ended while it asked
+            caller.close()
+            return None
+        asked, files = json.loads(said), array.array("i", ancillary[0][2])
         if (child := os.fork()) == 0:
+            for of_server in (caller, self._listener, *self._callers.values()):
+                of_server.detach()  # their numbers are about to be others'
             self._become(asked, files)
             return asked["words"]
         for number in files:
@@ -142,14 +147,13 @@ class _Server:
         self._callers[child] = caller
         self._selector.register(ended, selectors.EVENT_READ, functools.partial(self._reap, child, ended))
         self._selector.register(caller, selectors.EVENT_READ, functools.partial(self._kill, child))
-        caller.sendall(child.to_bytes(4, "big"))
+        with contextlib.suppress(OSError):
+            caller.sendall(child.to_bytes(4, "big"))
         return None
 
     def _become(self, asked: dict[str, Any], files: Sequence[int]) -> None:
         """Gives this process the caller's files, environment and folder, and nothing of the server's."""
         self._selector.close()
-        for server_socket in (self._listener, *self._callers.values()):
-            server_socket.detach()
         kept = [fcntl.fcntl(number, fcntl.F_DUPFD, _HIGH) for number in files]
         os.closerange(0, _HIGH)
         for number, target in zip(kept, asked["files"], strict=True):
