@@ -156,6 +156,17 @@ def test_feedback_is_remembered_by_whom_it_was_said_to_and_counts_by_its_rating(
     assert figures["heard_share"] > 0.1
 
 
+def test_answers_alone_are_cut_as_well_where_the_config_says_so():
+    def say(call):
+        return None if call.sampling is None else "word " * 20
+
+    life = live(Actor(say), memory={"kind": "answers", "max_tokens": 5}, **MUCH_RECALL)
+    recalled = [turn.recalled for item in life.interactions for turn in item.turns if turn.recalled is not None]
+    own = [one for one in recalled if one.source == "own"]
+    assert {(one.answer, one.num_left_out) for one in own} == {("word word word", 34 - 5)}
+    assert {one.num_left_out for one in recalled if one.source == "initial"} == {0}
+
+
 def test_an_agent_says_itself_what_matters_with_one_call_more():
     asked = Actor()
     live(asked, memory={"kind": "stream", "importance": "asked"}, **MUCH_RECALL)

@@ -11,6 +11,8 @@ class AnswersMemory(Section):
     """An agent's own latest answer to each question, and those that it starts with; the nearest one is recalled."""
 
     kind: Literal["answers"] = "answers"
+    max_tokens: Tokens | None = None
+    """Where what is recalled is cut, as in `stream`; None: nowhere, for only answers of `prior` may be long."""
 
 
 class StreamMemory(Section):

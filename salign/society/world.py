@@ -26,7 +26,7 @@ from salign.society.protocols.base import Conversation, Seat, State, Update
 from salign.society.questions import QuestionOrder
 from salign.society.requests import Ask, Elsewhere, Join, Look, Published
 from salign.society.sources import Choices, Exemplar, Label
-from salign.society.stream import Stream
+from salign.society.stream import Stream, within
 from salign.society.studies import Studies
 from salign.society.topology import draw_audience, make_topology
 
@@ -187,6 +187,8 @@ class World:
             recalled = memory.recall(section, table, question, after_round)
         elif (found := memory.recall(table, question, after_round)) is not None:
             recalled = Recalled(table.questions[found.question], found.answer, found.source, found.distance)
+            if section.max_tokens is not None:
+                recalled = within((recalled,), section.max_tokens)
         else:
             recalled = None
         return self._at(told).studies.recall(agent, table, question, told, recalled)
