@@ -28,6 +28,7 @@ from salign.society import calls
 from salign.society.calls import Speaker
 from salign.society.memory import QuestionTable
 from salign.society.messages import Goodbye
+from salign.society.phases import Setting
 from salign.society.profiles import load_profiles
 from salign.society.recall import question_table
 from salign.society.rounds import Round
@@ -36,7 +37,7 @@ from salign.society.sources import Exemplar
 from salign.society.spool import Spool, write_sorted
 from salign.society.studies import questions_of
 from salign.society.verdicts import Verdict
-from salign.society.world import Setting, World
+from salign.society.world import World
 
 T = TypeVar("T")
 

@@ -34,11 +34,12 @@ from salign.records import read_interactions
 from salign.run import RunDir, create_run
 from salign.society import sources
 from salign.society.calls import Speaker
+from salign.society.phases import Setting
 from salign.society.recall import question_table
 from salign.society.shard import run_shard
 from salign.society.simulation import Simulation
 from salign.society.spool import Spool
-from salign.society.world import Setting, World
+from salign.society.world import World
 from salign.tracking.metrics import read_metrics
 
 _REFERENCE = "released code, 10 threads, zero-latency stub"

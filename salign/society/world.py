@@ -3,66 +3,30 @@
 import asyncio
 import dataclasses
 from array import array
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
 
-from salign.config import SocietySection, StreamMemory
+from salign.config import StreamMemory
 from salign.errors import CallRejectedError
 from salign.records import Interaction, Member, Profile, Recalled
 from salign.society.asides import SELF, Reflected, described, opinions, reflect, with_asides
 from salign.society.calls import Calls, Speaker, UnansweredError, together
 from salign.society.casts import Casts
 from salign.society.frames import draw_key
-from salign.society.memory import QuestionTable
 from salign.society.notes import Notes
+from salign.society.phases import Phase, Setting
 from salign.society.population import initial_memories, labels, parts
 from salign.society.profiles import draw_profiles
-from salign.society.prompts import Wording, persona
-from salign.society.protocols import protocol_of
+from salign.society.prompts import persona
 from salign.society.protocols.base import Conversation, Seat, State, Update
 from salign.society.questions import QuestionOrder
 from salign.society.requests import Ask, Elsewhere, Join, Look, Published
-from salign.society.sources import Choices, Exemplar, Label
 from salign.society.stream import Stream, within
-from salign.society.studies import Studies
 from salign.society.topology import draw_audience, make_topology
 
 _NOTHING = Update()
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the worlds of a shard have in common.
-
-    `num_questions` questions of the table, from its start, are asked; `speakers` are the run's engine, then one for
-    each part of a mixed society; the first of them observes, unless there is an `observer`. `choices` are those of the
-    questions that have some.
-    """
-
-    society: SocietySection
-    seed: int
-    table: QuestionTable
-    num_questions: int
-    prior: Sequence[Exemplar]
-    speakers: Sequence[Speaker]
-    observer: Speaker | None = None
-    choices: Mapping[str, Choices] = field(default_factory=dict)
-    profiles: Sequence[Profile] = ()
-    before: "tuple[Setting, int] | None" = None
-    """That of another run, which holds until a round: this one begins after it (`society.branch`)."""
-
-
-class _Phase:
-    """How a world goes on in some of its rounds."""
-
-    def __init__(self, setting: Setting, labels: Sequence[Label], number: int) -> None:
-        self.setting = setting
-        self.wording = Wording(setting.society)
-        self.protocol = protocol_of(setting.society)
-        self.studies = Studies(setting.society, labels, setting.speakers, setting.seed, number)
 
 
 class World:
@@ -97,12 +61,12 @@ class World:
         self._settle(setting.profiles)
         mine = [(agent, self._labels[agent]) for agent in self.own_agents]
         self._memories = initial_memories(society, setting.prior, setting.table, mine, seed, number)
-        self._phase = _Phase(setting, self._labels, number)
+        self._phase = Phase(setting, self._labels, number)
         # Those of other runs with which it begins, each with its last round, the latest run's first.
-        self._earlier: list[tuple[_Phase, int]] = []
+        self._earlier: list[tuple[Phase, int]] = []
         while setting.before is not None:
             setting, last = setting.before
-            self._earlier.append((_Phase(setting, self._labels, number), last))
+            self._earlier.append((Phase(setting, self._labels, number), last))
         self._notes: dict[int, Notes] = {}  # of those that have any
         # The last round after which an agent's state is there, and who waits for a later one.
         self._there_after = array("i", bytes(4 * self.num_agents))
@@ -110,7 +74,7 @@ class World:
         self._num_own: dict[int, int] = {}
         self.num_rounds_complete = 0
 
-    def _at(self, round_: int) -> _Phase:
+    def _at(self, round_: int) -> Phase:
         """How the world goes on in a round."""
         phase = self._phase
         for earlier, last in self._earlier:

@@ -11,12 +11,13 @@ from salign.records import to_line
 from salign.society import sources
 from salign.society.calls import Speaker
 from salign.society.models import observing
+from salign.society.phases import Setting
 from salign.society.population import answers_by_label
 from salign.society.profiles import load_profiles
 from salign.society.recall import question_table
 from salign.society.studies import questions_of
 from salign.society.topology import Links, write_links
-from salign.society.world import Setting, World
+from salign.society.world import World
 from salign.storage import write_atomic
 
 

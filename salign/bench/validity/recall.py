@@ -28,12 +28,13 @@ from salign.engines.opening import metered
 from salign.records import Interaction, read_interactions
 from salign.society import sources
 from salign.society.calls import Speaker
+from salign.society.phases import Setting
 from salign.society.questions import QuestionOrder
 from salign.society.recall import question_table
 from salign.society.recalls import RecallRecord, recalls_of
 from salign.society.simulation import Simulation
 from salign.society.spool import Spool, write_sorted
-from salign.society.world import Setting, World
+from salign.society.world import World
 
 _QUESTIONS, _STORIES = "questions/hh_questions.txt", "prior/moral_stories_dev.jsonl"
 _NUM_ROUNDS = 50
