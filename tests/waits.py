@@ -1,5 +1,6 @@
 """Waiting in tests: until what is waited for has come, however slow the machine is; and for the one cluster."""
 
+import os
 import subprocess
 import tempfile
 import time
@@ -9,8 +10,10 @@ from typing import Any
 
 HANG_S = 1800.0
 """Nothing that works takes so long."""
-CLUSTER_IS_OURS = Path(tempfile.gettempdir()) / "salign-tests-cluster-is-ours"
-"""Is there while a Slurm runs that tests have started."""
+# Of all processes of one pytest: those of another would take down a cluster that tests are at work on.
+_OWNER = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+CLUSTER_IS_OURS = Path(tempfile.gettempdir()) / f"salign-tests-cluster-of-{_OWNER}"
+"""Is there while a Slurm runs that these tests have started."""
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> bool:
