@@ -20,6 +20,7 @@ from salign.engines import fleet as fleet_module
 from salign.engines import serving
 from salign.engines.base import Prompt
 from salign.engines.fleet import Registration, agree_on, open_fleet, register
+from salign.engines.kinds import kind_of
 from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError
 from salign.logfiles import read_records
 from salign.markers import mark_done, read_done
@@ -334,3 +335,15 @@ def test_the_bench_of_a_fleet_knows_the_ideal():
     times = bench_engines.Times(began=10.0, came=12.0, died=14.0, ended=16.0, work=148.0)
     assert times.ideal == pytest.approx(5.0)
     assert times._replace(work=28.0).ideal == pytest.approx(1.0)
+
+
+def test_an_evaluation_starts_servers_of_its_own(served):
+    run, config = served
+    section = config.engine
+
+    async def ask_judge():
+        async with kind_of(section).open(section, config.model, run.evaluation("base") / "servers") as engine:
+            return await engine.generate(Prompt("Hello."), SAMPLING, 1)
+
+    assert asyncio.run(ask_judge()).text.startswith("I am tiny")
+    assert not run.fleet(config.fleets[0].name).exists()

@@ -286,7 +286,7 @@ def print_status(run: RunDir, config: Config, console: Console) -> None:
             highlight=False,
         )
     for fleet, (num, states) in board.servers().items():
-        console.print(f"fleet {fleet}: {states['running']} of {num} servers", markup=False, highlight=False)
+        console.print(f"fleet {fleet}: {states['running']} of {num} servers run", markup=False, highlight=False)
     for path, num in _reused(board).items():
         console.print(f"{num} calls were answered by the journal of {path}", markup=False, highlight=False)
     if counts["done"] < len(board.units):
