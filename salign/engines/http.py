@@ -103,6 +103,7 @@ class Server:
         self._section = section
         self._setting = setting
         self._url = URL(section.base_url)
+        self._urls: dict[str, URL] = {}  # of each path: making one takes as long as writing a request
         self._key = (os.environ.get(section.api_key_env, "") if api_key is None else api_key).strip()
         self._key_name = section.api_key_env if api_key is None else "key"
         if not (self._key.isascii() and self._key.isprintable()):
@@ -222,8 +223,9 @@ class Server:
         self._num_sent += 1
         ticket = self._num_sent
         self._in_hand[ticket] = None
+        url = self._urls.get(path) or self._urls.setdefault(path, self._url / path)
         try:
-            async with self._session.request(method, self._url / path, data=body) as response:
+            async with self._session.request(method, url, data=body) as response:
                 answer = await read_bounded(response, most_bytes)
         except aiohttp.ClientError as error:
             away = not isinstance(error, aiohttp.ClientSSLError)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import orjson
 from pydantic import BaseModel, ValidationError
 
 from salign.chat import Message, break_up, conversation
@@ -250,11 +251,11 @@ class OpenAIEngine:
             request = _without(request, refused)
         if self._dialect != PLAIN:
             request = _in_dialect(request, self._dialect)
-        body = _writable(json.dumps(request, ensure_ascii=False))
+        body = _body(request)
         more_bytes = int(parameters.get("max_tokens", 0)) * _MOST_BYTES_OF_TOKEN
         answer = await self._server.ask("POST", "chat/completions", body, more_bytes)
         try:
-            return Completion.model_validate(json.loads(answer))
+            return Completion.model_validate(_parsed(answer))
         except ValueError:  # no JSON, or (pydantic's ValidationError) not of this form
             raise EngineError(
                 f"{self._name} answered with something other than a chat completion: {self._server.short(answer)!r}. "
@@ -322,6 +323,20 @@ def _choices(scale: Scale) -> dict[str, Any]:
 def _rating_format(scale: Scale, *, reasoned: bool) -> dict[str, Any]:
     schema = rating_schema(scale, reasoned=reasoned)
     return {"type": "json_schema", "json_schema": {"name": "rating", "strict": True, "schema": schema}}
+
+
+def _body(request: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(request)
+    except TypeError:  # half an emoji is in a text
+        return _writable(json.dumps(request, ensure_ascii=False))
+
+
+def _parsed(answer: bytes) -> Any:
+    try:
+        return orjson.loads(answer)
+    except ValueError:  # half an emoji, as servers that cut replies send it; or no JSON
+        return json.loads(answer)
 
 
 def _writable(text: str) -> bytes:
