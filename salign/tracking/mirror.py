@@ -178,7 +178,7 @@ def _begin(run: RunDir, config: Config, job_type: JobType, id_: str, mode: Liter
         group=run.first.path.name,
         job_type=job_type,
         dir=str(run.wandb),
-        config=config.model_dump(mode="json"),
+        config={**config.model_dump(mode="json"), "generation": run.number},
         mode=mode,
         resume="allow" if mode == "online" else None,
         settings=wandb.Settings(

@@ -114,7 +114,8 @@ def test_online_and_offline_come_to_the_same(server, tmp_path):
             config["run"]["value"].pop("root")
             found.append((stored.name, stored.attributes, rows, summary, artifacts, config, stored.exit_code))
     assert found[0] == found[1]
-    name, attributes, rows, summary, artifacts, _, code = found[0]
+    name, attributes, rows, summary, artifacts, config, code = found[0]
+    assert config["generation"]["value"] == 1
     assert name == ID
     assert attributes["groupName"] == "job"
     assert attributes["jobType"] == "train"
