@@ -375,6 +375,7 @@ def test_a_fleet_comes_first_and_shards_begin_when_its_first_server_has(tmp_path
     shards = [unit for unit in left if unit.stage != "simulate"]
     assert "serve" not in {job.stage.name for job in chain(made.cluster, shards, 1001, servers=servers_of(run, made))}
     # Servers of an earlier launch that live are not submitted again.
+    monkeypatch.setattr(Slurm, "max_array_size", lambda self: 1001)
     queue = QueueOf(monkeypatch, run)
     queue.submitted("7", *(unit.key for unit in servers_of(run, made)[:2]))
     queue.ids = ["7_0", "7_1"]
