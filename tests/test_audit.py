@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from salign.commands import audit as command
-from salign.errors import DataError
+from salign.errors import ConfigError, DataError
 from salign.records import AlignmentGroup
 from salign.report.audit import agreement, audit, duplicates, people, within
 
@@ -109,4 +109,8 @@ def test_what_cannot_be_audited_is_refused_with_a_remedy(tmp_path, monkeypatch):
     (tmp_path / "g.jsonl").write_text(json.dumps({"query": "q", "responses": ["r"]}) + "\n")
     monkeypatch.setattr(sys, "argv", ["audit", str(tmp_path / "g.jsonl")])
     with pytest.raises(DataError, match="scores"):
+        command.main()
+    (tmp_path / "g.jsonl").write_text(json.dumps({"query": "q", "responses": ["r"], "scores": [1]}) + "\n")
+    monkeypatch.setattr(sys, "argv", ["audit", str(tmp_path / "g.jsonl"), "--json", str(tmp_path / "g.jsonl" / "a")])
+    with pytest.raises(ConfigError, match=r"--json .* cannot be written"):
         command.main()

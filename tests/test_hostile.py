@@ -149,7 +149,7 @@ def test_anything_where_a_file_is_named(tree, config, tmp_path):
     cases: list[tuple[Any, Path]] = [(setting, place) for setting in settings for place in places]
     commands = [("report",), ("status",), ("launch", "--dry-run"), ("collect",), ("simulate", "--shard", "0")]
     commands += [("train", "--stage", "x"), ("evaluate", "--model", "base"), ("dashboard", "sync")]
-    commands += [("export", str(tmp_path / "out.jsonl"), "--to", "groups")]
+    commands += [("export", str(tmp_path / "out.jsonl"), "--to", "groups"), ("audit",)]
     cases += [(command, place) for command in commands for place in places]
     wrong = {}
     for what, place in drawn(cases, 200):

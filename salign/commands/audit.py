@@ -16,7 +16,7 @@ from salign.command_line import Parser
 from salign.config import GroupsData
 from salign.dataset.groups import read_groups
 from salign.dataset.leaks import prompts_of
-from salign.errors import DataError
+from salign.errors import ConfigError, DataError
 from salign.evaluation.statistics import Estimate
 from salign.files import read_text
 from salign.markers import require_done
@@ -68,7 +68,12 @@ def main() -> None:
     )
     say(f"{path}\n" + "\n".join(in_words(found)))
     if args.json:
-        write_atomic(args.json, json.dumps(found, indent=2, ensure_ascii=False, default=Estimate.to_json) + "\n")
+        try:
+            write_atomic(args.json, json.dumps(found, indent=2, ensure_ascii=False, default=Estimate.to_json) + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"--json {args.json} cannot be written ({error.strerror}); name a file elsewhere"
+            ) from None
 
 
 def in_words(found: dict[str, Any]) -> Iterator[str]:
