@@ -41,7 +41,9 @@ def test_a_metric_that_nobody_logs_is_named(monkeypatch):
 
 @pytest.mark.parametrize("kind", PROTOCOLS)
 def test_the_workspace_of_a_protocol_shows_what_its_rounds_log_and_nothing_of_others(kind):
-    society = SocietySection(protocol={"kind": kind}, criteria=[{"name": "alignment"}, {"name": "safety"}])
+    society = SocietySection(
+        protocol={"kind": kind}, criteria=[{"name": "alignment"}, {"name": "safety"}], memory={"kind": "stream"}
+    )
     protocol = protocol_of(society)
     spec = workspace.spec(workspace.build("entity", "project", curves(protocol)))
     logged = Round(0, 1).metrics(protocol)
