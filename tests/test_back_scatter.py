@@ -82,7 +82,9 @@ async def held(actor: Actor, *, seed=0, gate=64, audience=AUDIENCE, publish=None
     topology = make_topology(society.topology, seed, 2)
     seat = Seat(2, 3, (leader,), (state(12),), topology=topology, question=QUESTION, audience=audience)
     agent, judge = (Calls(society, wording, who, place) for who in (speaker, observer))
-    conversation = Conversation(protocol, seat, (agent,), judge, ask=ask, look=nothing, distances=lambda others: [1.0] * len(others))
+    conversation = Conversation(
+        protocol, seat, (agent,), judge, ask=ask, look=nothing, distances=lambda others: [1.0] * len(others)
+    )
     return await conversation.hold(publish or (lambda updates: None))
 
 
