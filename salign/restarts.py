@@ -5,6 +5,7 @@ import json
 
 from salign.errors import StageError
 from salign.launchers import is_in_job, num_restarts
+from salign.locks import lock
 from salign.plan import Unit
 from salign.storage import write_atomic
 
@@ -23,9 +24,15 @@ def check_restart(unit: Unit) -> None:
 
     Raises:
         StageError: There were too many.
+        HeldError: Another process works on the unit.
     """
     if not is_in_job():
         return
+    with lock(unit.folder / ".lock", unit.name):  # of several tasks that may take it, one counts
+        _count(unit)
+
+
+def _count(unit: Unit) -> None:
     file = unit.folder / ".restarts.json"
     before, num_idle = None, 0
     if num_restarts() > 0:

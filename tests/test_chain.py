@@ -37,7 +37,7 @@ from salign.cluster.slurm.submission import Submission, note, shared_shards, sub
 from salign.cluster.status import Board, print_status
 from salign.commands import status
 from salign.config import SlurmCluster, SlurmResources
-from salign.errors import ConfigError, StageError, exit_code_of
+from salign.errors import ConfigError, HeldError, StageError, exit_code_of
 from salign.locks import lock
 from salign.markers import mark_done
 from salign.plan import servers_of, to_run, units
@@ -743,6 +743,16 @@ def test_a_new_job_counts_anew(monkeypatch, unit):
     for _ in range(3):
         for count in range(3):
             start(monkeypatch, unit, count)
+
+
+def test_a_start_is_not_counted_while_another_task_works_on_the_unit(monkeypatch, unit):
+    """Tasks may take each other's shards, and who begins with one removes what dead processes had begun to write."""
+    monkeypatch.setattr("salign.locks.PATIENCE_OF_JOB_S", 0.0)
+    with lock(unit.folder / ".lock", unit.name), pytest.raises(HeldError, match="simulate 0"):
+        start(monkeypatch, unit, 0)
+    assert not (unit.folder / ".restarts.json").exists()
+    start(monkeypatch, unit, 0)
+    assert (unit.folder / ".restarts.json").exists()
 
 
 def test_outside_of_slurm_nothing_is_counted(monkeypatch, unit):

@@ -128,9 +128,9 @@ def test_status_names_every_unit(finished):
 
 def test_another_config_for_the_same_folder_is_refused(finished):
     _, config, _ = finished
-    refused = launch(str(config), "society.max_rounds=3")
+    refused = launch(str(config), "society.num_initial_memories=3")
     assert refused.returncode == 2
-    assert "differs in society.max_rounds" in refused.stderr
+    assert "differs in society.num_initial_memories" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert launch(str(config), "cluster.num_workers=1").returncode == 0
 

@@ -107,8 +107,9 @@ def running(engine):
 
 def test_it_speaks_rates_and_ends(tmp_path):
     async def run():
+        before = set(children(os.getpid()))
         async with opened(tmp_path) as engine:
-            pids = children(os.getpid())
+            pids = set(children(os.getpid())) - before
             key = running(engine).key
             assert not any(key.encode() in command_of(pid) for pid in pids)
             url = running(engine).base_url.removesuffix("/v1")
