@@ -30,7 +30,8 @@ class Estimate:
         return None if self.low is None or self.high is None else 2.80 * (self.high - self.low) / 3.92
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its fields; of one seed, which is no number of seeds, without it."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("num_seeds", 1)}
 
     def __str__(self) -> str:
         if self.mean is None or self.low is None or self.high is None:

@@ -57,7 +57,15 @@ LOGGED: dict[JobType, tuple[str, ...]] = {
         "mem/max_rss_gib",
         "mem/max_gpu_gib",
     ),
-    "evaluate": ("eval/*/mean", "eval/*/low", "eval/*/high", "eval/*/n", "eval/*/num_missing", "eval/samples"),
+    "evaluate": (
+        "eval/*/mean",
+        "eval/*/low",
+        "eval/*/high",
+        "eval/*/n",
+        "eval/*/num_missing",
+        "eval/samples",
+        "eval/over_seeds",
+    ),
 }
 
 
