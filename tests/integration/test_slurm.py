@@ -396,7 +396,7 @@ def test_without_slurm(slurm_config, tmp_path):
 
 def train_by_hand(slurm: Devcluster, run: RunDir, **variables: str) -> str:
     """The training stage on two nodes, by srun; what it said."""
-    command = ["srun", "-N2", "-n2", "--cpus-per-task=1", "--kill-on-bad-exit=1", "--job-name=by-hand"]
+    command = ["srun", "-w", "n1,n2", "-N2", "-n2", "--cpus-per-task=1", "--kill-on-bad-exit=1", "--job-name=by-hand"]
     command += [sys.executable, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stable"]
     env = {**environment(), **variables}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=HANG_S, check=False)
