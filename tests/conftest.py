@@ -3,6 +3,7 @@
 import gc
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def _environment_of_before() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reaches W&B, or depends on the keys of whoever runs it."""
+    """No test reaches W&B, depends on the keys of whoever runs it, or leaves another command line than it found."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "OPENAI_API_KEY", "SALIGN_CACHE", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "disabled")

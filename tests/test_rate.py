@@ -2,7 +2,6 @@
 
 import json
 import sys
-from unittest import mock
 
 import pytest
 
@@ -32,8 +31,7 @@ def write(path, rows):
 
 def rated(file, *words, out="out.jsonl"):
     target = file.with_name(out)
-    with mock.patch.object(sys, "argv"):  # which it sets
-        run(["rate", str(file), str(target), *words])
+    run(["rate", str(file), str(target), *words])
     return [json.loads(line) for line in target.read_text().splitlines()]
 
 
@@ -116,7 +114,7 @@ def test_what_was_answered_is_not_asked_again(file, monkeypatch):
     ],
 )
 def test_mistakes_are_told_before_anything_is_read(tmp_path, words, said):
-    with pytest.raises(ConfigError) as refused, mock.patch.object(sys, "argv"):
+    with pytest.raises(ConfigError) as refused:
         run(["rate", str(tmp_path / "absent.jsonl"), str(tmp_path / "out.jsonl"), *words])
     assert said in str(refused.value)
 
