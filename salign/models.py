@@ -295,12 +295,7 @@ def resolve(model: str) -> str:
         ) from error
 
 
-def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> "PreTrainedTokenizerBase":
-    """Loads the model's tokenizer with a chat template: its own, or Alpaca's if it has none or that is asked for.
-
-    Raises:
-        ConfigError: It cannot be loaded, has no end token, or its template fails.
-    """
+def _load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     quiet_transformers()
@@ -309,6 +304,16 @@ def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> 
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolved, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file leads a tokenizer to
         raise ConfigError(f"the tokenizer of model {model} does not load: {last_line(str(error))}") from error
+    return tokenizer
+
+
+def load_tokenizer(model: str, template: Literal["chat", "alpaca"] = "chat") -> "PreTrainedTokenizerBase":
+    """Loads the model's tokenizer with a chat template: its own, or Alpaca's if it has none or that is asked for.
+
+    Raises:
+        ConfigError: It cannot be loaded, has no end token, or its template fails.
+    """
+    tokenizer = _load_tokenizer(model)
     if tokenizer.eos_token is None:
         raise ConfigError(
             f"the tokenizer of model {model} has no end token, so a reply would never end. Set its eos_token."
@@ -332,14 +337,7 @@ def load_reward_tokenizer(model: str) -> tuple["PreTrainedTokenizerBase", bool]:
     Raises:
         ConfigError: It cannot be loaded.
     """
-    from transformers import AutoTokenizer
-
-    quiet_transformers()
-    resolved = resolve(model)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolved, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file leads a tokenizer to
-        raise ConfigError(f"the tokenizer of model {model} does not load: {last_line(str(error))}") from error
+    tokenizer = _load_tokenizer(model)
     return (load_tokenizer(model), True) if tokenizer.chat_template else (tokenizer, False)
 
 

@@ -41,6 +41,18 @@ from salign.society.world import World
 
 T = TypeVar("T")
 
+SMALL_RUN = {
+    "num_worlds": 2,
+    "topology": {"kind": "grid", "size": 3},
+    "max_rounds": 2,
+    "audience_size": 2,
+    "num_initial_memories": 6,
+    "rating": "parse",
+    "stopping": None,
+    "observer_check": None,
+}
+"""A section of two worlds and two rounds, for runs that are simulated whole."""
+
 # --- time ----------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from actors import Asked
+from actors import SMALL_RUN, Asked
 
 from salign import compose
 from salign.engines.scripted import ScriptedEngine
@@ -14,16 +14,6 @@ from salign.society.branch import check_branch
 from salign.society.headers import journal_header
 from salign.society.shard import run_shard
 
-SMALL = {
-    "num_worlds": 2,
-    "topology": {"kind": "grid", "size": 3},
-    "max_rounds": 3,
-    "audience_size": 2,
-    "num_initial_memories": 6,
-    "rating": "parse",
-    "stopping": None,
-    "observer_check": None,
-}
 TOLD = {"name": "told", "from_round": 3, "instructions": "Be brief."}
 CHANGES = [
     {"interventions": [TOLD]},
@@ -37,7 +27,7 @@ def config_of(folder, name, branch=None, **society):
     tree = {
         "run": {"root": str(folder), "name": name},
         "engine": {"kind": "scripted"},
-        "society": {**SMALL, **society},
+        "society": {**SMALL_RUN, "max_rounds": 3, **society},
     }
     if branch is not None:
         other, after_round = branch

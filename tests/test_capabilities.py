@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import Sampling, ScriptedEngine, TransformersEngine
-from salign.engines import capabilities
+from salign.engines import capabilities, kept
 from salign.engines.base import Prompt
 from salign.engines.capabilities import Capabilities, Measured, choose
 from salign.engines.chat import in_words
@@ -401,8 +401,8 @@ def test_what_was_measured_once_counts_for_all(tmp_path):
 def test_of_those_that_measure_at_once_one_counts(tmp_path):
     path = tmp_path / "engine.json"
     one, other = Capabilities(rating_way="begun"), Capabilities(rating_way="told")
-    assert capabilities.publish(path, one) == one
-    assert capabilities.publish(path, other) == one
+    assert kept.publish(path, one) == one
+    assert kept.publish(path, other) == one
     assert [found.name for found in tmp_path.iterdir()] == ["engine.json"]
 
 

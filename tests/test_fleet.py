@@ -9,6 +9,7 @@ import os
 import threading
 
 import pytest
+from actors import SMALL_RUN
 from aiohttp import web
 from vllm_stand_in import path_with_vllm
 from waits import wait_until
@@ -97,17 +98,7 @@ class Server:
             await asyncio.sleep(0.1)
 
 
-SOCIETY = {
-    "num_worlds": 2,
-    "topology": {"kind": "grid", "size": 3},
-    "max_rounds": 2,
-    "audience_size": 2,
-    "num_initial_memories": 6,
-    "rating": "parse",
-    "stopping": None,
-    "observer_check": None,
-    "gates": {"min_rated_share": 0, "max_repeated_share": 1, "max_flagged_share": 1},
-}
+SOCIETY = {**SMALL_RUN, "gates": {"min_rated_share": 0, "max_repeated_share": 1, "max_flagged_share": 1}}
 
 
 def config_of(folder, **engine):

@@ -5,7 +5,7 @@ import random
 import shutil
 
 import pytest
-from actors import Asked
+from actors import SMALL_RUN, Asked
 from journals import bytes_of, records_of, rewrite, write_records
 
 from salign import compose
@@ -18,23 +18,12 @@ from salign.recordlog import RecordLog
 from salign.run import RunDir
 from salign.society.shard import run_shard
 
-SMALL = {
-    "num_worlds": 2,
-    "topology": {"kind": "grid", "size": 3},
-    "max_rounds": 2,
-    "audience_size": 2,
-    "num_initial_memories": 6,
-    "rating": "parse",
-    "stopping": None,
-    "observer_check": None,
-}
-
 
 def config_of(folder, name, reuse=(), **society):
     tree = {
         "run": {"root": str(folder), "name": name},
         "engine": {"kind": "scripted"},
-        "society": {**SMALL, **society},
+        "society": {**SMALL_RUN, **society},
         "reuse": [str(folder / other) for other in reuse],
     }
     return compose.parse(tree, "test")

@@ -90,18 +90,12 @@ async def rate_groups(
                 found.agreement = await agreements(observer, society, society.observed_criteria, check, seed)
                 told(found.agreement)
 
-            async def rate(number: int, group: AlignmentGroup) -> dict[str, list[Observation]]:
-                # The check has round 0.
-                place = Calls(society, wording, observer, (seed, 0, 1, number))
-                question = _question(group)
-                return {
-                    criterion.name: await rate_answers(place, criterion, question, group.responses)
-                    for criterion, _ in criteria
-                }
+            def place(number: int) -> Calls:
+                return Calls(society, wording, observer, (seed, 0, 1, number))  # the check has round 0
 
             with new_file(target) as file:
                 for window in _windows(groups):
-                    rated = await asyncio.gather(*(rate(number, group) for number, group in window))
+                    rated = await asyncio.gather(*(_ratings(place(number), group) for number, group in window))
                     for (_, group), given in zip(window, rated, strict=True):
                         file.writelines(_written(group, given, criteria, found))
                     await journal.sync()
@@ -111,6 +105,15 @@ async def rate_groups(
             journal.close()
     shutil.rmtree(calls)
     return found
+
+
+async def _ratings(place: Calls, group: AlignmentGroup) -> dict[str, list[Observation]]:
+    """What observers say of a group's responses, by criterion."""
+    question = _question(group)
+    return {
+        criterion.name: await rate_answers(place, criterion, question, group.responses)
+        for criterion in place.society.observed_criteria
+    }
 
 
 def _header(config: Config, identities: Sequence[str], how: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,16 @@ All processes of a run ask the same way, also after a restart: the first measure
 """
 
 import asyncio
-import hashlib
-import json
 import logging
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from salign.config import SCALE, RatingWay
+from salign.engines import kept
 from salign.engines.base import Engine, Prompt, RatingReply
 from salign.errors import ConfigError, EngineError, EngineUnavailableError
 
@@ -27,6 +25,7 @@ Ratings = Literal["logprob", "parse", "both"]
 # Of ways that are about as good the first: it needs least of the server.
 _ORDER: tuple[RatingWay, ...] = ("told", "begun", "schema", "choices")
 _ABOUT = 0.05
+_KEPT = "engine"
 # Less than half: most of what the model would say is something else than a rating.
 _ENOUGH = 0.5
 # The server shows the probabilities after everything but digits was taken out of them.
@@ -60,7 +59,7 @@ class Measured(BaseModel):
     masked: bool = False
 
 
-class Capabilities(BaseModel):
+class Capabilities(kept.Measurement):
     """What is known of an engine.
 
     Attributes:
@@ -72,10 +71,10 @@ class Capabilities(BaseModel):
         determinism: Whether replies depend on what else is asked, where that was measured (`determinism.py`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    measured: ClassVar[str] = "an engine"
 
     rating_way: RatingWay | None = None
-    ways: dict[RatingWay, Measured | None] = {}
+    ways: dict[RatingWay, Measured | None] = Field(default_factory=dict)
     json_schema: bool = False
     opens_thinking: bool = False
     refused: tuple[str, ...] = ()
@@ -209,7 +208,7 @@ async def prepare(engine: Measurable, asked: Mapping[str, Any], ratings: Ratings
     if known is None:
         known = await engine.probe(ratings)
         if folder is not None:
-            known = publish(folder / _file_name(engine.identity, asked, ratings), known)
+            known = kept.publish(folder / kept.file_name(_KEPT, engine.identity, asked, ratings), known)
     engine.capabilities = known
 
 
@@ -219,34 +218,4 @@ def read(folder: Path, identity: str, asked: Mapping[str, Any], ratings: Ratings
     Raises:
         ConfigError: The file is damaged.
     """
-    return _read(folder / _file_name(identity, asked, ratings))
-
-
-def _file_name(identity: str, asked: Mapping[str, Any], ratings: Ratings | None) -> str:
-    text = json.dumps([identity, ratings, asked], sort_keys=True)
-    return f"engine-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
-
-
-def _read(path: Path) -> Capabilities | None:
-    try:
-        return Capabilities.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValidationError, UnicodeDecodeError):
-        raise ConfigError(
-            f"{path} is not a valid measurement of an engine. Remove it, and the engine will be measured again."
-        ) from None
-
-
-def publish(path: Path, mine: Capabilities) -> Capabilities:
-    """What the first of all processes has measured."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
-    part.write_text(mine.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    try:
-        os.link(part, path)  # fails where there is one, and nobody ever sees half of it
-    except FileExistsError:
-        return _read(path) or mine
-    finally:
-        part.unlink(missing_ok=True)
-    return mine
+    return kept.read(folder / kept.file_name(_KEPT, identity, asked, ratings), Capabilities)

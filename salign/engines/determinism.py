@@ -5,20 +5,16 @@ the same seeds may differ where calls met otherwise, and resuming, more servers 
 """
 
 import asyncio
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any, ClassVar
 
 from salign.config import Sampling
+from salign.engines import kept
 from salign.engines.base import Engine, Prompt
 from salign.engines.capabilities import PROBES, Ratings
-from salign.errors import CallRejectedError, ConfigError
-from salign.storage import write_atomic
+from salign.errors import CallRejectedError
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +22,7 @@ NUM_CALLS = 16
 _SAMPLING = Sampling(temperature=1.0, max_tokens=32)
 
 
-class Determinism(BaseModel):
+class Determinism(kept.Measurement):
     """The same calls one after the other, and all at once.
 
     Attributes:
@@ -36,7 +32,7 @@ class Determinism(BaseModel):
         rating_shift: The largest difference of a mean rating, in points; None where none is asked for by probabilities.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    measured: ClassVar[str] = "determinism"
 
     num_texts: int
     num_other_texts: int
@@ -104,31 +100,14 @@ async def determinism_of(
         ConfigError: The file is damaged.
         EngineError: The engine does not answer.
     """
-    path = None if folder is None else folder / _file_name(engine.identity, asked, ratings)
-    found = None if path is None else _read(path)
+    path = None if folder is None else folder / kept.file_name("determinism", engine.identity, asked, ratings)
+    found = None if path is None else kept.read(path, Determinism)
     if found is None:
         found = await measure(engine, ratings)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, found.model_dump_json(indent=1) + "\n")
+            found = kept.publish(path, found)
     _log(engine.identity, found)
     return found
-
-
-def _file_name(identity: str, asked: Mapping[str, Any], ratings: Ratings | None) -> str:
-    text = json.dumps([identity, ratings, asked], sort_keys=True)
-    return f"determinism-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
-
-
-def _read(path: Path) -> Determinism | None:
-    try:
-        return Determinism.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValidationError, UnicodeDecodeError):
-        raise ConfigError(
-            f"{path} is not a valid measurement of determinism. Remove it, and it will be measured again."
-        ) from None
 
 
 def _log(identity: str, found: Determinism) -> None:

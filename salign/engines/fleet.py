@@ -17,10 +17,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from salign.config import Fleet, OpenAIEngine, Sampling, ServedEngine
+from salign.config import Fleet, OpenAIEngine, ServedEngine
 from salign.engines import openai
-from salign.engines.base import Prompt, RatingReply, Reply
-from salign.engines.capabilities import Capabilities, Ratings
+from salign.engines.proxy import ProxyEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError
 from salign.storage import write_atomic
 
@@ -127,7 +126,7 @@ class _Member:
         await self.engine.close()
 
 
-class FleetEngine:
+class FleetEngine(ProxyEngine):
     """The engine of a shard. It is made inside the event loop that it is used in, and looked after by `open_fleet`.
 
     Args:
@@ -136,6 +135,7 @@ class FleetEngine:
     """
 
     def __init__(self, fleet: Fleet, folder: Path) -> None:
+        super().__init__()
         self.identity = ""  # until the first server is there
         self._section = fleet.section
         self._name = fleet.name
@@ -144,47 +144,18 @@ class FleetEngine:
         self._refused: set[tuple[str, int]] = set()
         self._dead: dict[str, tuple[int, int]] = {}
         self._changed = asyncio.Event()
-        self._capabilities = Capabilities(rating_way="begun")  # until it is measured
-        self._report_push_back: Callable[[], None] | None = None
         self._lost_since: float | None = None
         self._num_chosen = 0
 
     # --- the engine ---
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
-        return await self._call(lambda engine: engine.generate(prompt, sampling, seed))
-
-    async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
-        return await self._call(lambda engine: engine.rate(prompt, seed))
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What was measured of one of the servers; the others are like it."""
-        return self._capabilities
-
-    @capabilities.setter
-    def capabilities(self, measured: Capabilities) -> None:
-        self._capabilities = measured
-        for member in self._members.values():
-            member.engine.capabilities = measured
-
-    async def probe(self, ratings: Ratings | None) -> Capabilities:
-        """Measures what a server can do; see `Measurable`."""
-        return await self._call(lambda engine: engine.probe(ratings))
-
-    def on_push_back(self, report: Callable[[], None]) -> None:
-        """As `PushesBack` has it; also of servers that come later."""
-        self._report_push_back = report
-        for member in self._members.values():
-            member.engine.on_push_back(report)
+    def _clients(self) -> list[openai.OpenAIEngine]:
+        return [member.engine for member in self._members.values()]
 
     @property
     def waiting_since(self) -> float | None:
         """Since when no server is there; None while one is."""
         return self._lost_since
-
-    def facts(self) -> dict[str, Any]:
-        return self.capabilities.facts()
 
     async def _call(self, call: Callable[[openai.OpenAIEngine], Awaitable[T]]) -> T:
         num_failures = 0
@@ -262,7 +233,7 @@ class FleetEngine:
         for name, state in there.items():
             # One that shows no sign of life, or is of another model, may be a file that was left behind.
             if name not in self._members and self._dead.get(name) != state and (name, state[0]) not in self._refused:
-                self._take_in(name, state, now)
+                self._register(name, state, now)
         here = any(member.resting is None for member in self._members.values())
         self._changed.set() if here else self._changed.clear()
 
@@ -277,7 +248,7 @@ class FleetEngine:
                         found[entry.name.removesuffix(".json")] = status.st_ino, status.st_mtime_ns
         return found
 
-    def _take_in(self, name: str, state: tuple[int, int], now: float) -> None:
+    def _register(self, name: str, state: tuple[int, int], now: float) -> None:
         file = self._folder / f"{name}.json"
         try:
             row = Registration.model_validate_json(file.read_text(encoding="utf-8"))
@@ -292,9 +263,7 @@ class FleetEngine:
             return
         self.identity = identity
         engine = openai.OpenAIEngine(section, row.served, identity=identity, api_key=key)
-        engine.capabilities = self._capabilities
-        if self._report_push_back is not None:
-            engine.on_push_back(self._report_push_back)
+        self._take_in(engine)
         self._members[name] = _Member(name, engine, state, now)
 
     def _refuse(self, name: str, state: tuple[int, int], why: str) -> None:

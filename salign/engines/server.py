@@ -17,20 +17,19 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiohttp
 
 from salign.config import OpenAIEngine as OpenAISection
-from salign.config import Sampling, ServedEngine
+from salign.config import ServedEngine
 from salign.digests import name_of
 from salign.engines import keeper
-from salign.engines.base import Prompt, RatingReply, Reply
-from salign.engines.capabilities import Capabilities, Ratings
 from salign.engines.http import TooLongError, read_bounded
 from salign.engines.least_loaded import LeastLoaded
 from salign.engines.openai import OpenAIEngine, with_body
 from salign.engines.programs import Program, program_of, server_environment
+from salign.engines.proxy import ProxyEngine
 from salign.errors import CallRejectedError, EngineError, SalignError
 from salign.machine import share_out, visible_devices
 from salign.shown import redact
@@ -145,7 +144,7 @@ def reserve_port() -> socket.socket:
     return reserved
 
 
-class KeptServer:
+class KeptServer(ProxyEngine):
     """One server and its client. A server that ends is started again, a few times."""
 
     def __init__(
@@ -158,55 +157,27 @@ class KeptServer:
         *,
         identity: str,
     ) -> None:
+        super().__init__()
         self.identity = identity
         self._program = program
         self._section = section
         self._name = f"server {index} of {section.program}"
         self._log = log
         self._devices = devices
-        self._report_push_back: Callable[[], None] | None = None
         self.running: _Running | None = None
         self._engine: OpenAIEngine | None = None
         self._old_engines: list[OpenAIEngine] = []
-        self._capabilities = Capabilities(rating_way="begun")  # our programs can; until it is measured
         self._num_starts = 0
         self._starting = asyncio.Lock()
         self._lost_since: float | None = None
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Reply:
-        return await self._call(lambda engine: engine.generate(prompt, sampling, seed))
-
-    async def rate(self, prompt: Prompt, seed: int) -> RatingReply:
-        return await self._call(lambda engine: engine.rate(prompt, seed))
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What was measured of the server, or of one like it; also of one that is started again."""
-        return self._capabilities
-
-    @capabilities.setter
-    def capabilities(self, measured: Capabilities) -> None:
-        self._capabilities = measured
-        if self._engine is not None:
-            self._engine.capabilities = measured
-
-    async def probe(self, ratings: Ratings | None) -> Capabilities:
-        """Measures what the server can do; see `Measurable`."""
-        return await self._call(lambda engine: engine.probe(ratings))
-
-    def on_push_back(self, report: Callable[[], None]) -> None:
-        """As `PushesBack` has it; also of a server that is started again."""
-        self._report_push_back = report
-        if self._engine is not None:
-            self._engine.on_push_back(report)
+    def _clients(self) -> list[OpenAIEngine]:
+        return [] if self._engine is None else [self._engine]
 
     @property
     def waiting_since(self) -> float | None:
         """Since when it is being started again; None while it serves."""
         return self._lost_since
-
-    def facts(self) -> dict[str, Any]:
-        return self.capabilities.facts()
 
     async def start(self) -> None:
         """Starts the server and waits until it is ready, on another port where somebody else took the first."""
@@ -284,10 +255,8 @@ class KeptServer:
             **self._section.model_dump(include=shared),
         )
         self._engine = OpenAIEngine(client, self._program.model, identity=self.identity, api_key=key)
-        self._engine.capabilities = self._capabilities
+        self._take_in(self._engine)
         self._lost_since = None
-        if self._report_push_back is not None:
-            self._engine.on_push_back(self._report_push_back)
 
     async def _ready(self, running: _Running) -> None:
         """Returns when the server serves the model."""

@@ -72,6 +72,27 @@ def _option(name: str, value: object) -> str:
     return f"--{name}" if value is True else f"--{name}={value}"
 
 
+def _needs(cluster: SlurmCluster, job: Job, after: Sequence[str], begun: Sequence[str]) -> list[str]:
+    """What a job waits for, as sbatch's dependency has it."""
+    needs = [("afterok:" if job.needs_all else "afterany:") + ":".join(after)] if after else []
+    if not after and cluster.after is not None:
+        needs.append(f"afterok:{cluster.after}" if cluster.after.isdigit() else cluster.after)
+    if begun:
+        needs.append("after:" + ":".join(begun))
+    return needs
+
+
+def _srun(cluster: SlurmCluster, job: Job, num_parts: int) -> dict[str, Any]:
+    """Options of srun, by which `num_parts` processes share out the shards of a task."""
+    # Shards that share a task end on their own; ranks of one unit end together.
+    srun: dict[str, Any] = {"kill-on-bad-exit": 1 if num_parts == 1 else 0}
+    if job.stage.ranks == "mpi" and job.resources.num_tasks > 1:
+        srun["mpi"] = "pmi2"
+    if num_parts > 1:  # the site's default might make them ranks of each other
+        srun["mpi"] = "none"
+    return srun | cluster.srun_options(job.stage.name)
+
+
 def parameters(
     run: RunDir,
     config: Config,
@@ -105,22 +126,10 @@ def parameters(
         "requeue": True,
         **options,
     }
-    needs = [("afterok:" if job.needs_all else "afterany:") + ":".join(after)] if after else []
-    if not after and cluster.after is not None:
-        needs.append(f"afterok:{cluster.after}" if cluster.after.isdigit() else cluster.after)
-    if begun:
-        needs.append("after:" + ":".join(begun))
-    if needs:
+    if needs := _needs(cluster, job, after, begun):
         further["dependency"] = ",".join(needs)
         further["kill-on-invalid-dep"] = "yes"
     num_parts = cluster.shards_at_once if job.stage.is_array else 1
-    # Shards that share a task end on their own; ranks of one unit end together.
-    srun: dict[str, Any] = {"kill-on-bad-exit": 1 if num_parts == 1 else 0}
-    if job.stage.ranks == "mpi" and resources.num_tasks > 1:
-        srun["mpi"] = "pmi2"
-    if num_parts > 1:  # the site's default might make them ranks of each other
-        srun["mpi"] = "none"
-    srun |= cluster.srun_options(job.stage.name)
     chosen = {
         "job_name": name_in_queue(run, job),
         "time": resources.timeout_min,
@@ -135,7 +144,7 @@ def parameters(
         "wckey": None,
         "setup": _setup(run, code, cluster, str(options.get("exclude", ""))),
         "teardown": ["salign_finish $?"],
-        "srun_args": [_option(name, value) for name, value in srun.items()],
+        "srun_args": [_option(name, value) for name, value in _srun(cluster, job, num_parts).items()],
         "additional_parameters": further,
     }
     return {name: value for name, value in chosen.items() if value is not None or name == "wckey"}

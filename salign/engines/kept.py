@@ -1,0 +1,66 @@
+"""What is measured of an engine once in a run, and kept there: the first measurement of all processes counts."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from salign.errors import ConfigError
+
+
+class Measurement(BaseModel):
+    """What is measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    measured: ClassVar[str]
+    """In words."""
+
+
+M = TypeVar("M", bound=Measurement)
+
+
+def file_name(prefix: str, identity: str, asked: Mapping[str, Any], ratings: str | None) -> str:
+    """The name of a measurement's file.
+
+    Args:
+        prefix: What is measured.
+        identity: The engine's.
+        asked: The settings that change what is measured.
+        ratings: How its ratings are read; None where none are asked for.
+    """
+    text = json.dumps([identity, ratings, asked], sort_keys=True)
+    return f"{prefix}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
+
+
+def read(path: Path, kind: type[M]) -> M | None:
+    """What is kept in a file; None where there is none.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValidationError, UnicodeDecodeError):
+        raise ConfigError(
+            f"{path} is not a valid measurement of {kind.measured}. Remove it, and it will be measured again."
+        ) from None
+
+
+def publish(path: Path, mine: M) -> M:
+    """Keeps a measurement; what the first of all processes has measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
+    part.write_text(mine.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    try:
+        os.link(part, path)  # fails where there is one, and nobody ever sees half of it
+    except FileExistsError:
+        return read(path, type(mine)) or mine
+    finally:
+        part.unlink(missing_ok=True)
+    return mine
