@@ -119,6 +119,12 @@ def test_mistakes_are_told_before_anything_is_read(tmp_path, words, said):
     assert said in str(refused.value)
 
 
+def test_a_file_that_is_not_there_costs_no_call(tmp_path, monkeypatch):
+    monkeypatch.setattr(ScriptedEngine, "rate", None)  # which would be called
+    with pytest.raises(DataError, match=r"absent\.jsonl"):
+        rated(tmp_path / "absent.jsonl", "--engine", "{kind: scripted}", "--observer", "alignment")
+
+
 def test_a_file_with_nothing_to_rate_and_the_file_itself_are_refused(tmp_path, file, monkeypatch):
     with pytest.raises(DataError):
         rated(write(tmp_path / "empty.jsonl", []), "--observer", SHORT, "--check", "null")

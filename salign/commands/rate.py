@@ -9,6 +9,7 @@ criterion agrees with labelled pairs. A response that cannot be rated by one of 
 """
 
 import asyncio
+import itertools
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -126,6 +127,7 @@ def main() -> None:
         check_scorer(place, scorer)
     left_out: Counter[str] = Counter()
     groups = read_groups(data, left_out, unscored)
+    groups = itertools.chain([next(groups)], groups)  # a file that cannot be read costs no call
     check = config.society.observer_check
     rated = asyncio.run(rate_groups(config, groups, args.out, weights=weights, check=check, told=_told))
     _say(rated, args.out, left_out)
