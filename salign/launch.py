@@ -11,6 +11,7 @@ from salign import compose
 from salign.cluster.estimate import estimate, print_estimate
 from salign.cluster.follow import follow
 from salign.cluster.live import cancel_live_jobs, not_at_work, refuse_another_config, refuse_live_jobs
+from salign.cluster.room import check_room
 from salign.cluster.scheduler import Scheduler
 from salign.cluster.schedulers import scheduler_of
 from salign.cluster.status import describe_failure
@@ -122,6 +123,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
         print_estimate(rows, console)
         print_memory(config, console)
     hashes = check_inputs(config)
+    check_room(config)
     check_engines(config, fetch=False)
     if options.dry_run:
         print_visible(config, console)

@@ -191,3 +191,22 @@ def test_what_a_society_will_record_is_trained_on_that_often(tmp_path):
     said = io.StringIO()
     print_estimate([train], Console(file=said, width=160))
     assert "From a data sheet" in said.getvalue()
+
+
+def test_a_fleet_is_shared_by_the_shards_and_each_of_its_servers_reads_the_weights(tmp_path):
+    """Two servers do in a time what one does in twice as much; the shards, two at a time, share them."""
+    fleet = {**QWEN, "kind": "fleet", "num_slots": 16}
+
+    def cost(num_servers):
+        tree = config(tmp_path, gpu="A100").model_dump(mode="json")
+        tree["engine"] = {**fleet, "num_servers": num_servers}
+        tree["cluster"]["simulate"]["gpus_per_node"], tree["cluster"]["serve"]["gpus_per_node"] = 0, 1
+        made = compose.parse(tree, "test")
+        run = RunDir(tmp_path / "quickstart")
+        return estimate(run, made, units(run, made))[0]
+
+    alone, one, two = by_sheet(tmp_path, {**QWEN, "num_slots": 16})[0], cost(1), cost(2)
+    assert one.hours == pytest.approx(alone.hours.times(2))  # of one GPU, not of one for each of two shards
+    assert two.hours == pytest.approx(alone.hours)
+    assert one.gpu_hours == pytest.approx(one.hours)
+    assert two.gpu_hours == pytest.approx(alone.gpu_hours)

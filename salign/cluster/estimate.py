@@ -68,19 +68,24 @@ def _simulation(run: RunDir, config: Config, shards: int) -> Estimate:
     worlds = max(len(worlds_of(society, shard)) for shard in range(society.num_shards))
     rounds = society.max_rounds - (0 if society.branch is None else society.branch.after_round)
     per_shard = worlds * protocol_of(society).most_calls(num_agents) * rounds
-    rate, tokens_per_call, source = _rate_of_calls(run, config, num_agents, worlds)
+    at_once = cluster.num_shards_at_once(shards)
+    rate, tokens_per_call, source = _rate_of_calls(run, config, num_agents * worlds, at_once)
     tokens = None if tokens_per_call is None else tokens_per_call.times(per_shard * shards)
     hours = gpu_hours = None
     if rate is not None:
         shard_hours = _hours(Range.exact(per_shard), rate)
-        hours = shard_hours.times(math.ceil(shards / cluster.num_shards_at_once(shards)) if shards else 0)
+        hours = shard_hours.times(math.ceil(shards / at_once))
         gpu_hours = shard_hours.times(shards * cluster.num_gpus("simulate"))
+        of_fleets = cluster.num_gpus("serve") * sum(fleet.section.num_servers for fleet in config.fleets)
+        gpu_hours = gpu_hours.plus(hours.times(of_fleets))
     return Estimate(
         "simulate", f"{per_shard * shards:,} calls", tokens, hours, gpu_hours, _said(source, rate, "calls/s")
     )
 
 
-def _rate_of_calls(run: RunDir, config: Config, num_agents: int, worlds: int) -> tuple[Range | None, Range | None, str]:
+def _rate_of_calls(
+    run: RunDir, config: Config, num_agents: int, at_once: int
+) -> tuple[Range | None, Range | None, str]:
     """A shard's calls a second, tokens a call, and where both are from; None for what cannot be known."""
     rate, tokens = _measured_calls(run, config)
     stated = config.cluster.throughput
@@ -89,8 +94,7 @@ def _rate_of_calls(run: RunDir, config: Config, num_agents: int, worlds: int) ->
     if stated.calls_per_s is not None or stated.gpu is None:
         return _exact(stated.calls_per_s), _exact(stated.tokens_per_call), "cluster.throughput"
     protocol = protocol_of(config.society)
-    num_gpus = config.cluster.num_gpus("simulate")
-    found = calls_of(config, stated.gpu, num_gpus, protocol.max_calls, num_agents * worlds)
+    found = calls_of(config, stated.gpu, protocol.max_calls, num_agents, at_once)
     if isinstance(found, str):
         return None, _exact(stated.tokens_per_call), found
     return found.per_s, found.tokens, found.source

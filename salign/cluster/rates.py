@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from salign.config import Config, ServedEngine, TrainStage, TransformersEngine, num_agents_of
+from salign.config import Config, FleetEngine, ServedEngine, TrainStage, TransformersEngine, num_agents_of
 from salign.gpus import GPUS, Gpu
 from salign.training.memory import Shape, find_shape
 
@@ -46,6 +46,10 @@ class Range(NamedTuple):
     def times(self, factor: float) -> "Range":
         """Both of them so many times."""
         return Range(self.low * factor, self.high * factor)
+
+    def plus(self, other: "Range") -> "Range":
+        """The sum of two."""
+        return Range(self.low + other.low, self.high + other.high)
 
 
 @dataclass(frozen=True)
@@ -99,47 +103,50 @@ def tokens_of_calls(config: Config, num_calls: int) -> tuple[float, Range]:
     return _FRAME + _SHOWN * reply.low, mean
 
 
-def calls_of(config: Config, gpu_name: str, num_gpus: float, num_calls: int, num_agents: int) -> Calls | str:
+def calls_of(config: Config, gpu_name: str, num_calls: int, num_agents: int, num_shards: int) -> Calls | str:
     """The rate of a shard's calls; why there is none, in words, where none can be told.
 
     Args:
         config: The run's.
         gpu_name: Of `GPUS`.
-        num_gpus: That the shard has.
         num_calls: Of an interaction.
-        num_agents: That speak at a time, at most.
+        num_agents: That speak at a time in a shard, at most.
+        num_shards: That are simulated at a time: they share a fleet.
     """
     section = config.engine
     if not isinstance(section, ServedEngine | TransformersEngine) or (
         isinstance(section, ServedEngine) and section.program != "vllm"
     ):
         return "the rate of this engine is not known before it is measured"
+    is_shared = isinstance(section, FleetEngine)
+    num_gpus = config.cluster.num_gpus("serve" if is_shared else "simulate")
     if num_gpus <= 0:
-        return "cluster.simulate.gpus_per_node names no GPU"
+        return f"cluster.{'serve' if is_shared else 'simulate'}.gpus_per_node names no GPU"
     model = section.model or config.model
     size = size_of(model)
     if size is None:
         return f"the size of {model} is not known: its config.json is not here"
+    is_served = isinstance(section, ServedEngine)
+    num_servers = section.num_servers if isinstance(section, ServedEngine) else 1
+    of_each = num_gpus if is_shared else num_gpus / num_servers
     half = isinstance(section, ServedEngine) or section.dtype != "float32"
     gpu, num_bytes = GPUS[gpu_name], size.num_parameters * (2 if half else 4)
-    if num_bytes > 0.9 * gpu.memory * max(num_gpus, 1):
+    if num_bytes > 0.9 * gpu.memory * max(of_each, 1):
         return (
-            f"{model} has {num_bytes / 1e9:,.0f} GB of weights, which {num_gpus:g} x {gpu_name} of "
+            f"{model} has {num_bytes / 1e9:,.0f} GB of weights, which {max(of_each, 1):g} x {gpu_name} of "
             f"{gpu.memory / 1e9:.0f} GB cannot hold"
         )
     prompt, reply = tokens_of_calls(config, num_calls)
-    at_once = section.max_in_flight
-    if isinstance(section, ServedEngine):
-        at_once = min(at_once, section.num_slots * section.num_servers)
-    else:
-        at_once = min(at_once, section.max_batch)
-    room = max(1.0, (0.9 * gpu.memory * num_gpus - num_bytes) / (size.key_bytes * (prompt + reply.high)))
-    batch = max(1.0, min(at_once, num_agents, room))
-    kind = "server" if isinstance(section, ServedEngine) else "transformers"
-    served = _Served(size, gpu, num_gpus, num_bytes, batch, kind)
+    asking = num_shards if is_shared else 1
+    slots = section.num_slots if isinstance(section, ServedEngine) else section.max_batch
+    asked = asking * min(section.max_in_flight, num_agents) / num_servers
+    room = (0.9 * gpu.memory * of_each - num_bytes) / (size.key_bytes * (prompt + reply.high))
+    batch = max(1.0, min(slots, asked, room))
+    served = _Served(size, gpu, of_each, num_bytes, batch, "server" if is_served else "transformers")
     slow, fast = served.seconds(prompt, reply.high, 0), served.seconds(prompt, reply.low, 1, _CACHED)
     said = f"{gpu_name} by its data sheet" + (", size by the name" if size.is_guessed else "")
-    return Calls(Range(1 / slow, 1 / fast), Range(prompt + reply.low, prompt + reply.high), said)
+    per_s = Range(1 / slow, 1 / fast).times(num_servers / asking)
+    return Calls(per_s, Range(prompt + reply.low, prompt + reply.high), said)
 
 
 class _Served(NamedTuple):
@@ -206,5 +213,5 @@ def tokens_of_data(config: Config, stage: TrainStage) -> Range | None:
                 return None
             text = Path(path).stat().st_size * (_UNPACKED if str(path).endswith(".gz") else 1.0)
             one = Range(text / _BYTES_OF_TOKEN / 2, text / _BYTES_OF_TOKEN)
-        found = Range(found.low + one.low, found.high + one.high)
+        found = found.plus(one)
     return found.times(stage.num_epochs)

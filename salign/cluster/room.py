@@ -1,0 +1,147 @@
+"""Whether the GPUs of a server hold its model: known before a launch, where `cluster.throughput.gpu` names them.
+
+Only what cannot be is refused: GPUs count with all the memory that they have, weights of unknown precision with four
+bits each, and a model whose size is not known is taken.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from salign.cluster.rates import Size, size_of
+from salign.config import Config, FleetEngine, ServedEngine
+from salign.errors import ConfigError
+from salign.gpus import GPUS
+from salign.machine import visible_devices
+
+# A data sheet's GB are GiB, or up to 6 % less: what a device has at most.
+_MOST_OF_A_GB = (1 << 30) / 1e9
+_USED = 0.9  # of the memory, by vLLM's own default
+_LEAST_BYTES = 0.5  # a weight's, however it is quantised
+_QUANTISED = re.compile(
+    r"awq|gptq|gpt-oss|gguf|bnb|quant|exl\d|w[48]a\d|(int|fp|nvfp|mxfp)[48]|[48][-_]?bit", re.IGNORECASE
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Of the arguments of `vllm serve` that say how a model is spread over GPUs."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--tensor-parallel-size", "-tp", type=int)
+    parser.add_argument("--pipeline-parallel-size", "-pp", type=int)
+    parser.add_argument("--gpu-memory-utilization", type=float, default=_USED)
+    parser.add_argument("--cpu-offload-gb", type=float, default=0.0)
+    parser.add_argument("--quantization", "-q")
+    parser.add_argument("--dtype")
+    parser.add_argument("--kv-cache-dtype")
+    return parser
+
+
+class Server(NamedTuple):
+    """A server as it would be started.
+
+    Attributes:
+        place: Of its section in the config.
+        section: The section.
+        model: What it serves.
+        stage: Whose GPUs it gets: `serve`, `simulate` or `evaluate`.
+        num_gpus: That it uses.
+    """
+
+    place: str
+    section: ServedEngine
+    model: str
+    stage: str
+    num_gpus: int
+
+
+def gpus_of_server(config: Config, section: ServedEngine, stage: str) -> float:
+    """The GPUs that each server of a section may use; less than 1 where several share one.
+
+    Args:
+        config: The run's.
+        section: The section.
+        stage: In whose jobs they run.
+    """
+    if config.cluster.kind == "local":
+        there = float(len(visible_devices()))
+        return there / section.num_servers
+    if stage == "serve":
+        return config.cluster.num_gpus(stage)
+    return config.cluster.num_gpus(stage) / section.num_servers
+
+
+def stage_of_server(place: str, section: ServedEngine) -> str:
+    """In whose jobs the servers of a place of the config run."""
+    if place.startswith("evaluate."):
+        return "evaluate"
+    return "serve" if isinstance(section, FleetEngine) else "simulate"
+
+
+def _servers(config: Config) -> Iterator[Server]:
+    """Those of vLLM that the run starts on GPUs."""
+    for place, section in config.engines().items():
+        if not isinstance(section, ServedEngine) or section.program != "vllm":
+            continue
+        stage = stage_of_server(place, section)
+        given, _ = _parser().parse_known_args(section.arguments)
+        share = gpus_of_server(config, section, stage)
+        there = max(1, math.floor(share)) if share else 0
+        asked = (given.tensor_parallel_size or 1) * (given.pipeline_parallel_size or 1)
+        if isinstance(section, FleetEngine) and not given.tensor_parallel_size and not given.pipeline_parallel_size:
+            asked = there
+        if there >= 1:
+            yield Server(place, section, section.model or config.model, stage, min(asked, there))
+
+
+def _weight_bytes(server: Server, quantisation: str | None, dtype: str | None) -> float:
+    """The bytes of one weight, at least."""
+    if quantisation or _QUANTISED.search(server.model):
+        return _LEAST_BYTES
+    return 4.0 if dtype in ("float32", "float") else 2.0
+
+
+def _mistake(server: Server, size: Size, gpu_name: str) -> str | None:
+    """What is wrong with a server on its GPUs, and what would fit."""
+    given, _ = _parser().parse_known_args(server.section.arguments)
+    if given.cpu_offload_gb:
+        return None
+    of_weight = _weight_bytes(server, given.quantization, given.dtype)
+    weights = of_weight * size.num_parameters
+    cache = (
+        server.section.context_length * size.key_bytes / (2 if (given.kv_cache_dtype or "").startswith("fp8") else 1)
+    )
+    usable = GPUS[gpu_name].memory * _MOST_OF_A_GB * given.gpu_memory_utilization
+    if weights + cache <= server.num_gpus * usable:
+        return None
+    enough = 2 ** math.ceil(math.log2((weights + cache) / usable))  # attention's heads are divided by powers of two
+    most = (server.num_gpus * usable - cache) / of_weight / 1e9
+    guessed = ", by the number in its name" if size.is_guessed else ""
+    remedy = f"cluster.{server.stage}.gpus_per_node={enough}"
+    if server.stage != "serve":
+        remedy += f" and {server.place}.arguments='[--tensor-parallel-size, \"{enough}\"]'"
+    return (
+        f"{server.place}: {server.model} has {weights / 1e9:,.0f} GB of weights{guessed}, and one reply of "
+        f"{server.place}.context_length {server.section.context_length} needs {cache / 1e9:,.1f} GB beside them; "
+        f"{server.num_gpus} x {gpu_name} have {server.num_gpus * usable / 1e9:,.0f} GB for both. {enough} x {gpu_name} "
+        f"would do ({remedy})" + (f", or a model of at most {most:,.0f} billion parameters" if most >= 1 else "")
+    )
+
+
+def check_room(config: Config) -> None:
+    """Compares the models that the run serves with the memory of the GPUs that they are to be on.
+
+    Raises:
+        ConfigError: Some do not fit; all of them are named, each with what would do.
+    """
+    gpu = config.cluster.throughput.gpu
+    if gpu is None:
+        return
+    sizes = ((server, size_of(server.model)) for server in _servers(config))
+    found = [_mistake(server, size, gpu) for server, size in sizes if size is not None]
+    if mistakes := [mistake for mistake in found if mistake is not None]:
+        raise ConfigError(
+            "\n".join(dict.fromkeys(mistakes))
+            + "\nIf the GPUs are others, say so or nothing: cluster.throughput.gpu=null is no check."
+        )
