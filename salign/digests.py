@@ -3,29 +3,19 @@
 Only files are read, no library of models is loaded: a login node does it too. Where a model lies does not matter.
 """
 
-import contextlib
 import hashlib
 import json
-import logging
-import os
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from salign import models
-from salign.storage import sha256, write_atomic
-
-logger = logging.getLogger(__name__)
+from salign.cache import remembered_sha256
 
 # What transformers, vLLM or a tokenizer reads of a model's folder.
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".tiktoken")
 _NAMES = ("vocab.txt", "merges.txt")
-# Smaller files are hashed each time: 64 MiB take some 50 ms.
-REMEMBERED_FROM = 1 << 26
-# A file that was just written may be written once more within the resolution of the file system's clock.
-SETTLED_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -77,31 +67,4 @@ def name_of(model: str, files: str | None = None) -> str:
 
 
 def _digests(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
-
-
-def _sha256(path: Path) -> str:
-    """The digest of a file; of a large one remembered until the file is written to, moved, or given other rights."""
-    path = path.resolve()  # the hub's cache has links
-    before = path.stat()
-    if before.st_size < REMEMBERED_FROM:
-        return sha256(path)
-    # Nobody sets the time of a change (ctime), as `cp -p` sets that of the content.
-    key = (str(path), before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
-    noted = models.cache_folder() / "digests" / hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-    with contextlib.suppress(OSError, ValueError):
-        known = noted.read_text(encoding="ascii").strip()
-        if len(known) == hashlib.sha256().digest_size * 2:
-            return known
-    logger.info("hashing %s (%.1f GB), once", path, before.st_size / 1e9)
-    found = sha256(path)
-    is_settled = time.time() - before.st_ctime > SETTLED_S
-    if is_settled and _same(before, path.stat()):
-        with contextlib.suppress(OSError):  # a cache that cannot be written: it is hashed again
-            write_atomic(noted, found + "\n")
-    return found
-
-
-def _same(before: os.stat_result, now: os.stat_result) -> bool:
-    names = ("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
-    return all(getattr(before, name) == getattr(now, name) for name in names)
+    return {path.name: {"bytes": path.stat().st_size, "sha256": remembered_sha256(path)} for path in paths}

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from salign.cache import cache_folder, remembered_sha256
 from salign.chat import chat_template, control_tokens
 from salign.chat import opens_thinking as opens_thinking  # noqa: PLC0414
 from salign.chat import render as render  # noqa: PLC0414
@@ -51,6 +51,9 @@ EMBEDDED = {
     ),
 }
 
+# What `sha256sum --check` reads: the digests of a folder that we made.
+_SUMS = "SHA256SUMS"
+
 # A base model has no template: Alpaca's, as in the paper's recipes (Taori et al. 2023). Only the system text that is
 # said is written.
 ALPACA_TEMPLATE = (
@@ -61,18 +64,6 @@ ALPACA_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
 )
-
-
-def cache_folder() -> Path:
-    """Returns the folder of embedded models: SALIGN_CACHE, else one in the user's cache."""
-    if named := os.environ.get("SALIGN_CACHE"):
-        return Path(named).absolute()
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache) / "salign"
-    try:
-        return Path.home() / ".cache" / "salign"
-    except RuntimeError:  # no HOME, and nobody of that number
-        raise ConfigError("there is no home folder for the cache of models; name a folder in SALIGN_CACHE") from None
 
 
 def _cache_lock(name: str) -> contextlib.AbstractContextManager[None]:
@@ -134,18 +125,32 @@ def last_line(text: str) -> str:
 
 
 def _embedded(name: str) -> Path:
-    """The embedded model as a Hugging Face folder (safetensors, float32), dequantised once."""
+    """The embedded model as a Hugging Face folder (safetensors, float32), dequantised once and compared at each use."""
     folder = cache_folder() / name / "huggingface"
-    if folder.is_dir():
+    if (folder / _SUMS).exists():
+        _compare(folder)
         return folder
     gguf = embedded_gguf(name)
     with _cache_lock(name):
-        if folder.is_dir():
+        if (folder / _SUMS).exists():
             return folder
         logger.info("dequantising %s to float32 safetensors, once", gguf.name)
         with new_folder(folder) as part:
             _dequantise(gguf, part)
+            sums = [f"{sha256(file)}  {file.name}\n" for file in sorted(part.iterdir())]
+            (part / _SUMS).write_text("".join(sums), encoding="utf-8")
     return folder
+
+
+def _compare(folder: Path) -> None:
+    for line in (folder / _SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
+        wanted, _, name = line.partition("  ")
+        file = folder / Path(name).name
+        if not file.is_file() or remembered_sha256(file) != wanted:
+            raise ConfigError(
+                f"{file} is damaged or missing (its sha256 is not the one in {_SUMS}). Remove {folder} and launch "
+                "again to make it anew."
+            )
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:

@@ -27,29 +27,46 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file that appears under its name only when the block has written it without an error.
 
     Raises:
-        DataError: Something else than a file has the name: a device, which root could replace for all, or a folder.
+        DataError: As `check_target`.
     """
-    check_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _part_of(path) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        Path(file.name).replace(path)
+
+
+def check_target(path: Path) -> None:
+    """Whether a file can be written under a name, tried beside it: for what is to be known before it costs anything.
+
+    Raises:
+        DataError: Something else than a file has the name: a device, which root could replace for all, or a folder; or
+            its folder takes no files.
+    """
+    with _part_of(path):
+        pass
+
+
+@contextlib.contextmanager
+def _part_of(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside the one that is to be, which is gone after the block unless it was renamed."""
+    _check_replaceable(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.unlink(missing_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
         # Made here, so not through a link that somebody put there.
-        with part.open("xb", buffering=_BUFFER_BYTES) as file:
+        file = part.open("xb", buffering=_BUFFER_BYTES)
+    except FileNotFoundError:  # /proc, where nobody makes anything
+        raise DataError(f"{path.parent} takes no files: name another file to write") from None
+    try:
+        with file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def check_replaceable(path: Path) -> None:
-    """Whether a file may be written under a name.
-
-    Raises:
-        DataError: Something else than a file has it.
-    """
+def _check_replaceable(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
     except OSError:  # nothing is there, or what makes the file says why not

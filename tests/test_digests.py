@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from salign import compose, digests, models
+from salign import cache, compose, models, storage
 from salign.digests import identify, name_of
 from salign.engines.check import models_of, models_of_society
 from salign.errors import ConfigError, StageError
@@ -92,15 +92,15 @@ def test_a_model_of_the_hub_has_the_commit_that_is_in_the_cache(folder, tmp_path
 
 def test_a_large_file_is_hashed_once_and_again_when_it_was_written_to(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SALIGN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "REMEMBERED_FROM", (folder / "model.safetensors").stat().st_size)
-    monkeypatch.setattr(digests, "SETTLED_S", 0.0)
+    monkeypatch.setattr(cache, "REMEMBERED_FROM", (folder / "model.safetensors").stat().st_size)
+    monkeypatch.setattr(cache, "SETTLED_S", 0.0)
     hashed = []
 
     def counted(path):
         hashed.append(path.name)
-        return models.sha256(path)
+        return storage.sha256(path)
 
-    monkeypatch.setattr(digests, "sha256", counted)
+    monkeypatch.setattr(cache, "sha256", counted)
     before = identify(str(folder))
     assert hashed.count("model.safetensors") == 1
     assert identify(str(folder)) == before
@@ -115,8 +115,8 @@ def test_a_large_file_is_hashed_once_and_again_when_it_was_written_to(folder, tm
 
 def test_a_file_that_was_just_written_is_not_remembered(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SALIGN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "REMEMBERED_FROM", 0)
-    monkeypatch.setattr(digests, "SETTLED_S", 3600.0)
+    monkeypatch.setattr(cache, "REMEMBERED_FROM", 0)
+    monkeypatch.setattr(cache, "SETTLED_S", 3600.0)
     identify(str(folder))
     assert not (tmp_path / "cache" / "digests").exists()
 

@@ -19,6 +19,7 @@ recordindex
 markers recordlog arrays
 run
 plan
+cache
 hub models tracking
 restarts
 digests

@@ -1,6 +1,7 @@
 """A model's name: what it leads to, and what is said of one that leads nowhere."""
 
 import shutil
+import subprocess
 
 import pytest
 
@@ -109,3 +110,18 @@ def test_the_cached_file_of_the_embedded_model_is_compared_with_its_digest_at_ea
     cached.write_bytes(b"GGUF of somebody else's")
     with pytest.raises(ConfigError, match="is damaged"):
         models.embedded_gguf("smollm2-135m")
+
+
+def test_the_embedded_models_weights_are_compared_with_their_digests_at_each_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("SALIGN_CACHE", str(tmp_path))
+    folder = tmp_path / "smollm2-135m" / "huggingface"
+    folder.mkdir(parents=True)
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    for name in names:
+        (folder / name).write_text("what we made")
+    sums = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True)
+    (folder / "SHA256SUMS").write_text(sums.stdout)
+    assert models.resolve("smollm2-135m") == str(folder)
+    (folder / "model.safetensors").write_text("what we mad3")
+    with pytest.raises(ConfigError, match=r"model\.safetensors is damaged or missing .* Remove"):
+        models.resolve("smollm2-135m")

@@ -30,7 +30,7 @@ def write(path, rows):
 
 
 def rated(file, *words, out="out.jsonl"):
-    target = file.with_name(out)
+    target = file.parent / out
     run(["rate", str(file), str(target), *words])
     return [json.loads(line) for line in target.read_text().splitlines()]
 
@@ -123,6 +123,12 @@ def test_a_file_that_is_not_there_costs_no_call(tmp_path, monkeypatch):
     monkeypatch.setattr(ScriptedEngine, "rate", None)  # which would be called
     with pytest.raises(DataError, match=r"absent\.jsonl"):
         rated(tmp_path / "absent.jsonl", "--engine", "{kind: scripted}", "--observer", "alignment")
+
+
+def test_a_place_that_takes_no_files_costs_no_call(file, monkeypatch):
+    monkeypatch.setattr(ScriptedEngine, "rate", None)  # which would be called
+    with pytest.raises(DataError, match="/proc takes no files"):
+        rated(file, "--engine", "{kind: scripted}", "--observer", "alignment", out="/proc/x")
 
 
 def test_a_file_with_nothing_to_rate_and_the_file_itself_are_refused(tmp_path, file, monkeypatch):

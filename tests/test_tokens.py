@@ -9,10 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from salign import compose, models
+from salign.cache import cache_folder
 from salign.config import EverydaySource, GroupsData
 from salign.dataset.groups import read_groups
 from salign.errors import DataError, StageError
-from salign.models import cache_folder
 from salign.records import AlignmentGroup, Message, to_line
 from salign.run import RunDir
 from salign.society import sources

@@ -10,7 +10,8 @@ import torch
 import transformers
 from rich.console import Console
 
-from salign import compose, models
+from salign import compose
+from salign.cache import cache_folder
 from salign.config import StableObjective, TrainStage
 from salign.training import memory
 from salign.training.lora import add_adapters
@@ -70,7 +71,7 @@ def test_known_models_are_what_they_are_known_for():
 
 
 def test_the_embedded_model_is_as_it_is_known():
-    folder = models.cache_folder() / "smollm2-135m" / "huggingface"
+    folder = cache_folder() / "smollm2-135m" / "huggingface"
     if not folder.is_dir():
         pytest.skip("the embedded model is not in the cache")
     assert find_shape(str(folder)) == find_shape("smollm2-135m")

@@ -28,7 +28,7 @@ from salign.engines.scorers import check_scorer
 from salign.errors import ConfigError
 from salign.shown import say
 from salign.society.observer import in_words
-from salign.storage import check_replaceable
+from salign.storage import check_target
 
 
 def make_parser() -> Parser:
@@ -119,7 +119,7 @@ def main() -> None:
     args = make_parser().parse_args()
     if os.path.realpath(args.out) == os.path.realpath(args.source):
         raise ConfigError(f"{args.out} is the file that is read; name another to write")
-    check_replaceable(args.out)
+    check_target(args.out)
     config = _config(args.observer, args.engine, args.check, args.rating, args.seed)
     weights, data = _weights(args.weight, config), reading_of(args, args.source)
     kind_of(config.engine).check(config.engine, config.model, fetch=True, here=True)
