@@ -284,14 +284,19 @@ def test_figures_over_seeds_are_shown_once_all_are_evaluated(tree, tiny_model, m
     assert rows[0][5:] == [4, 2]
 
 
-def test_answers_by_another_engine_are_not_compared_with_these(tree, tiny_model, vllm):
+def test_a_fleet_answers_on_the_gpus_of_the_evaluation_and_is_not_compared_with_another_engine(
+    tree, tiny_model, vllm, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     config = with_stage(tree)
     run = create_run(config)
     train(run, tiny_model)
     evaluating.evaluate(run, config, "base")
     assert results_of(run)["answered_by"] == f"{name_of(str(tiny_model))} (float32)"
-    served = with_stage(tree, engine=SERVED)
+    served = with_stage(tree, engine={"kind": "fleet", "program": "vllm", "num_servers": 2})
     evaluating.evaluate(run, served, "sft")
+    rows = [json.loads(line) for line in (run.evaluation("sft") / "samples.jsonl").read_text().splitlines()]
+    assert {row["answer"] for row in rows} == {"I am model on GPUs 0,2", "I am model on GPUs 1,3"}
     with pytest.raises(StageError, match="cannot be compared: they differ in settings of answers"):
         compare(run, config, ["base", "sft"])
 

@@ -12,7 +12,8 @@ VLLM = """#!{python}
 import asyncio, json, os, sys
 from aiohttp import web
 
-folder, option = sys.argv[2], dict(zip(sys.argv[3::2], sys.argv[4::2]))
+folder, words = sys.argv[2], [word for word in sys.argv[3:] if word != "--disable-uvicorn-access-log"]
+option = dict(zip(words[::2], words[1::2]))
 model = option["--served-model-name"]
 assert os.path.isfile(os.path.join(folder, "config.json"))
 
@@ -24,6 +25,8 @@ async def complete(request):
     assert request.headers["Authorization"] == "Bearer " + os.environ["VLLM_API_KEY"]
     await asyncio.sleep(float(os.environ.get("VLLM_STAND_IN_S", "0")))
     text = "<think>Hm.</think>" * ("art" in asked["messages"][-1]["content"]) + "I am " + os.path.basename(folder)
+    if "--tensor-parallel-size" in option:
+        text += " on GPUs " + os.environ["CUDA_VISIBLE_DEVICES"]
     choice = {{"message": {{"content": text}}, "finish_reason": "length"}}
     return web.json_response({{"model": asked["model"], "choices": [choice]}})
 

@@ -23,9 +23,10 @@ from salign.config import (
     TransformersEngine,
 )
 from salign.engines.base import Engine
-from salign.engines.programs import is_gguf, program_of
+from salign.engines.programs import is_gguf, on_gpus, program_of
 from salign.errors import ConfigError
 from salign.garbage import rare_collections
+from salign.machine import visible_devices
 from salign.run import run_around
 
 
@@ -201,7 +202,9 @@ class _Served(Kind[P]):
 
 
 class _Fleet(_Served[FleetEngine]):
-    """Shards share the fleet's servers; whatever else opens it, such as an evaluation, starts servers of its own."""
+    """Shards share the fleet's servers; whatever else opens it, such as an evaluation, starts servers of its own, which
+    share the GPUs that are there.
+    """
 
     @contextlib.asynccontextmanager
     async def open(self, section: FleetEngine, base: str, logs: Path) -> AsyncIterator[Engine]:
@@ -209,7 +212,8 @@ class _Fleet(_Served[FleetEngine]):
 
         run = run_around(logs)
         if run is None or not logs.is_relative_to(run.simulate):
-            async with super().open(section, base, logs) as engine:
+            num_gpus = len(await asyncio.to_thread(visible_devices)) // section.num_servers
+            async with super().open(on_gpus(section, num_gpus), base, logs) as engine:
                 yield engine
             return
         fleet = Fleet.of(section, base)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from salign import models
 from salign.config import ServedEngine
@@ -120,6 +121,21 @@ def _vllm(section: ServedEngine, model: str, host: str) -> Program:
 
 # The last 2 to 4 tokens are looked for in what was read and said so far; up to 5 that followed there are tried.
 _VLLM_LOOKS_UP = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+
+
+S = TypeVar("S", bound=ServedEngine)
+
+
+def on_gpus(section: S, num_gpus: int) -> S:
+    """The section of a fleet's servers, so that each spreads its model over all of its GPUs unless told otherwise.
+
+    Args:
+        section: Of the fleet.
+        num_gpus: That each of its servers sees.
+    """
+    if section.program != "vllm" or num_gpus <= 1 or any("parallel-size" in word for word in section.arguments):
+        return section
+    return section.model_copy(update={"arguments": (*section.arguments, "--tensor-parallel-size", str(num_gpus))})
 
 
 _PROGRAMS = {"llama_cpp": _llama_cpp, "vllm": _vllm}

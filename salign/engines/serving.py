@@ -18,7 +18,7 @@ from salign.digests import name_of
 from salign.engines.fleet import BEAT_S, Registration, agree_on, register, unregister
 from salign.engines.kinds import kind_of
 from salign.engines.openai import with_body
-from salign.engines.programs import program_of
+from salign.engines.programs import on_gpus, program_of
 from salign.engines.server import KeptServer
 from salign.errors import ConfigError
 from salign.launchers import is_in_job
@@ -80,16 +80,8 @@ class _Users:
         return time.monotonic() - self._last
 
 
-def _prepared(section: FleetEngine) -> FleetEngine:
-    """The section of one server, which has all GPUs that this process sees."""
-    num_gpus, arguments = len(visible_devices()), section.arguments
-    if section.program == "vllm" and num_gpus > 1 and not any("parallel-size" in word for word in arguments):
-        arguments = (*arguments, "--tensor-parallel-size", str(num_gpus))
-    return section.model_copy(update={"num_servers": 1, "arguments": arguments})
-
-
 async def _serve(fleet: Fleet, folder: Path, number: str, users: _Users) -> None:
-    section = _prepared(fleet.section)
+    section = on_gpus(fleet.section.model_copy(update={"num_servers": 1}), len(visible_devices()))
     # In a job, shards are on other nodes; the key is what keeps others out.
     host, name = ("0.0.0.0", socket.gethostname()) if is_in_job() else ("127.0.0.1", "127.0.0.1")  # noqa: S104
     program = await asyncio.to_thread(program_of, section, fleet.model, host)
