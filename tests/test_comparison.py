@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from statistics import fmean, stdev
 
 import pytest
@@ -15,6 +16,7 @@ from salign.report.comparison import (
     metrics_of,
     overall,
     read_compared,
+    to_json,
     write_comparison,
 )
 from salign.run import create_run
@@ -51,6 +53,34 @@ def test_an_interval_is_students():
     half = 4.302653 * stdev([1, 2, 3]) / 3**0.5  # t with 2 degrees of freedom
     assert (found.mean, found.n) == (2.0, 3)
     assert (found.low, found.high) == pytest.approx((2 - half, 2 + half))
+
+
+def test_what_so_few_worlds_can_see_is_the_quantiles_of_t_together():
+    found = Interval.of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    error = stdev(range(6)) / 6**0.5
+    assert found.visible == pytest.approx((2.570582 + 0.919544) * error, rel=1e-5)  # t with 5 degrees of freedom
+    assert Interval.of([2.0]).visible is None
+
+
+def test_a_change_is_the_outcome_above_the_first_answer_and_the_table_is_there_as_json(runs, tmp_path):
+    compared = read_compared(runs)
+    first, other, _ = compared
+    for path in first.paths:
+        for row in path.rounds:
+            assert row["sim/alignment_change_mean"] == row["sim/alignment_mean"] - row["sim/draft_alignment_mean"]
+    found = json.loads(to_json(compared))
+    name = "sim/alignment_change_mean"
+    assert found["first"] == "one"
+    middle = fmean(fmean(path.values(name)) for path in first.paths)
+    assert found["figures"][name]["one"]["mean"] == pytest.approx(middle)
+    difference = overall(first, other, name)
+    assert found["differences"][name] == {
+        "other": {**asdict(difference), "visible": difference.visible},
+        "elsewhere": None,
+    }
+    page = tmp_path / "comparison.html"
+    write_comparison(runs, page)
+    assert page.with_suffix(".json").read_text() == to_json(compared)
 
 
 def test_curves_are_means_over_worlds(runs):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from msgspec.structs import replace
 from pydantic import TypeAdapter, ValidationError
 
 from salign.config import (
@@ -32,6 +33,7 @@ from salign.training.losses import (
     objective_metrics,
     objective_sum,
 )
+from salign.training.noise import with_noise
 from salign.training.objectives import dpo_losses, implicit_rewards, listwise_dpo_losses, preference_metrics
 
 SFT = SFTObjective(kind="sft")
@@ -655,6 +657,24 @@ def test_hindsight_of_groups_without_a_worse_response():
 def test_hindsight_takes_the_first_of_equal_best_and_of_equal_worst():
     group = AlignmentGroup("Why?", ("a", "b", "c", "d"), (1.0, 5.0, 5.0, 1.0))
     assert chain_of_hindsight(group, 0).responses[0] in ("Good: b\nBad: a", "Bad: a\nGood: b")
+
+
+def test_noise_on_scores_is_normal_drawn_by_place_and_ends_where_the_scale_does():
+    groups = [AlignmentGroup(f"{number}?", ("a", "b"), (3.0, 5.0), "imitation") for number in range(400)]
+    noisy = [with_noise(group, 0.5, 0, "stable", number) for number, group in enumerate(groups)]
+    assert noisy == [with_noise(group, 0.5, 0, "stable", number) for number, group in enumerate(groups)]
+    assert all(replace(after, scores=before.scores) == before for before, after in zip(groups, noisy, strict=True))
+    moved = [after - before for group in noisy for before, after in zip((3.0, 5.0), group.scores, strict=True)]
+    assert statistics.fmean(moved) == pytest.approx(0, abs=0.06)  # three standard errors
+    assert statistics.pstdev(moved) == pytest.approx(0.5, abs=0.04)
+    # Another stage, seed or group has other draws.
+    others = [with_noise(groups[0], 0.5, *place) for place in ((0, "stable", 0), (1, "stable", 0), (0, "b", 0))]
+    assert len({one.scores for one in (*others, noisy[1])}) == 4
+    clipped = {score for number in range(40) for score in with_noise(groups[0], 50.0, number).scores}
+    assert {1.0, 7.0} < clipped
+    assert min(clipped) == 1.0
+    assert max(clipped) == 7.0
+    assert with_noise(groups[0], 0.0, 0) is groups[0]
 
 
 def test_preference_metrics_by_hand():

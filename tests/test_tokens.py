@@ -17,6 +17,7 @@ from salign.records import AlignmentGroup, Message, to_line
 from salign.run import RunDir
 from salign.society import sources
 from salign.training.data import Order, build_tokens, context_length, shuffled, stage_groups
+from salign.training.noise import with_noise
 from salign.training.tokens import TokenGroup, TokenStore, render_all, store_key, stream_tokens, tokenize
 
 GROUPS = [
@@ -249,6 +250,18 @@ def make_stage(tmp_path, **changes):
     }
     config = compose.parse({"train": {"stages": [stage]}, "cluster": {"num_ranks": 1}}, "test")
     return RunDir(tmp_path / "run"), config.stage("a")
+
+
+def test_a_stages_scores_have_noise_where_it_is_asked_for(tmp_path, tokenizer):
+    answers = {"kind": "answers", "both_labels": True}
+    run, stage = make_stage(tmp_path, data=answers, score_noise=2.0)
+    groups, _, _ = stage_groups(run, stage, Counter())
+    expected = [with_noise(group, 2.0, 0, "a", number).scores for number, group in enumerate(groups)]
+    folder, _ = build_tokens(run, stage, 0, tokenizer, None)
+    assert [tuple(group.scores) for group in TokenStore(folder)] == [pytest.approx(scores) for scores in expected]
+    assert build_tokens(run, stage, 1, tokenizer, None)[0] != folder  # other draws, another store
+    without = build_tokens(run, make_stage(tmp_path, data=answers)[1], 0, tokenizer, None)[0]
+    assert {tuple(group.scores) for group in TokenStore(without)} == {(7.0, 1.0)}
 
 
 def test_a_stages_data_is_tokenised_once(tmp_path, tokenizer, monkeypatch):

@@ -27,7 +27,7 @@ from salign.engines.kinds import kind_of
 from salign.engines.scorers import check_scorer
 from salign.errors import ConfigError
 from salign.shown import say
-from salign.society.observer import in_words
+from salign.society.observer import in_words, share_interval
 from salign.storage import check_target
 
 
@@ -112,7 +112,11 @@ def _say(rated: Rated, out: Path, left_out: Counter[str]) -> None:
     )
     num, alike = rated.pairs
     if num:
-        say(f"the new scores agree with the file's own in {alike / num:.0%} of {num} pairs of responses")
+        low, high = share_interval(alike, num)
+        say(
+            f"the new scores agree with the file's own in {alike / num:.0%} of {num} pairs of responses "
+            f"(95 % interval {low:.0%} to {high:.0%})"
+        )
 
 
 def main() -> None:

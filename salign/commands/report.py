@@ -27,7 +27,7 @@ def main() -> None:
     if others:
         page = run.report / "comparison.html"
         write_comparison([run, *others], page)
-        say(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+        say(f"{page} ({page.stat().st_size / 1e6:.1f} MB); its table in {page.with_suffix('.json')}")
         return
     for one in generations(run, run.config()):
         _write(*one)

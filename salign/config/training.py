@@ -219,6 +219,9 @@ class TrainStage(Section):
     """Groups share a row (one forward pass of one rank) up to this many tokens; None: each has its own row."""
     num_responses: Count = 4
     """Responses of a group used in one step: the best one, and others drawn at random."""
+    score_noise: NotNegative = 0.0
+    """Standard deviation of normal noise on each score of the data, in points of 1 to 7: what a poor judge would cost.
+    It is drawn once for each response by seed and stage; a score that would leave the scale is at its end."""
     max_tokens: Tokens = 480
     """Longest query plus response; a longer response is left out whole, and counted."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -1,7 +1,8 @@
 """Several runs on one page: their rounds in figures, with intervals over worlds, and differences paired by seed."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -12,7 +13,12 @@ from salign.report.figures import COLOURS, Plot, make_figure, make_line, round_a
 from salign.report.html import render_figures
 from salign.report.record import WorldPath, read_paths
 from salign.run import RunDir
+from salign.society.protocols import protocol_of
+from salign.society.protocols.base import Protocol
 from salign.storage import write_atomic
+from salign.tracking.names import mean_rating
+
+_POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,19 @@ class Interval:
     low: float | None
     high: float | None
     n: int
+
+    @property
+    def visible(self) -> float | None:
+        """The smallest mean that so few worlds tell from 0 in 80 % of cases, by Student's test at 5 %.
+
+        So many standard errors as the quantiles of t at 97.5 % and 80 % are together: for six worlds 3.5.
+        """
+        if self.low is None or self.high is None:
+            return None
+        from scipy.stats import t
+
+        needed, power = t.ppf([(1 + CONFIDENCE) / 2, _POWER], self.n - 1)
+        return float((self.high - self.low) / 2 / needed * (needed + power))
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Interval":
@@ -62,10 +81,29 @@ def read_compared(runs: Sequence[RunDir]) -> list[Compared]:
         paths = read_paths(run, config) if config.has_society else []
         if not paths:
             raise ConfigError(f"{run.path} has no round of a society that is complete, so there is nothing to compare")
+        paths = _with_changes(paths, protocol_of(config.society))
         # Of two runs of one name, the paths differ.
         name = run.path.name if names.count(run.path.name) == 1 else str(run.path)
         compared.append(Compared(name, config.run.seed, paths))
     return compared
+
+
+def _with_changes(paths: Sequence[WorldPath], protocol: Protocol[Any]) -> list[WorldPath]:
+    """The same, with by how much each round's outcomes are rated above its first answers, by each criterion."""
+    if len(protocol.observed) < 2:
+        return list(paths)
+    both = {name: (mean_rating(name, protocol.observed[0]), mean_rating(name)) for name in protocol.criteria}
+
+    def changed(row: Mapping[str, Any]) -> dict[str, Any]:
+        found = {name: (row.get(first), row.get(last)) for name, (first, last) in both.items()}
+        changes = {
+            f"{mean_rating(name).removesuffix('_mean')}_change_mean": last - first
+            for name, (first, last) in found.items()
+            if first is not None and last is not None
+        }
+        return {**row, **changes}
+
+    return [replace(path, rounds=tuple(map(changed, path.rounds))) for path in paths]
 
 
 def metrics_of(compared: Sequence[Compared]) -> list[str]:
@@ -121,7 +159,7 @@ def _over_worlds(worlds: Sequence[dict[int, float]]) -> dict[int, Interval]:
 
 
 def write_comparison(runs: Sequence[RunDir], page: Path) -> None:
-    """Writes the page.
+    """Writes the page, and beside it its table as JSON.
 
     Raises:
         ConfigError: There is nothing to compare.
@@ -136,14 +174,31 @@ def write_comparison(runs: Sequence[RunDir], page: Path) -> None:
         row = [_title(name), *(str(Interval.of(_means(one, name))) for one in compared)]
         for other in others:
             found = overall(first, other, name)
-            row.append("not paired" if found is None else f"{found} {_verdict(found)}")
+            row.append("not paired" if found is None else f"{found}{_verdict(found)}")
         rows.append(row)
     columns = ["", *(one.name for one in compared), *(f"{other.name} - {first.name}" for other in others)]
     remark = (
         "Means over worlds of their means over rounds, with 95 % intervals over worlds. Differences are of the rounds "
-        "that both worlds of a pair have; worlds are paired if run.seed, number and population are the same."
+        "that both worlds of a pair have; worlds are paired if run.seed, number and population are the same. A change "
+        "is by how much outcomes are rated above first answers. Visible: the smallest difference that so few worlds "
+        "tell from 0 in 80 % of cases."
     )
+    write_atomic(page.with_suffix(".json"), to_json(compared))
     write_atomic(page, render_figures(" against ".join(one.name for one in compared), remark, columns, rows, plots))
+
+
+def to_json(compared: Sequence[Compared]) -> str:
+    """Each run's means over its worlds, and its differences from the first run: null where no worlds are paired."""
+    first, *others = compared
+    figures, differences_ = dict[str, Any](), dict[str, Any]()
+    for name in metrics_of(compared):
+        figures[name] = {one.name: asdict(Interval.of(_means(one, name))) for one in compared}
+        found = {other.name: overall(first, other, name) for other in others}
+        differences_[name] = {
+            other: None if one is None else {**asdict(one), "visible": one.visible} for other, one in found.items()
+        }
+    rows = {"first": first.name, "figures": figures, "differences": differences_}
+    return json.dumps(rows, indent=2) + "\n"
 
 
 def _means(one: Compared, name: str) -> list[float]:
@@ -152,9 +207,10 @@ def _means(one: Compared, name: str) -> list[float]:
 
 
 def _verdict(found: Interval) -> str:
-    if found.low is None or found.high is None:
+    if found.low is None or found.high is None or found.visible is None:
         return ""
-    return "" if found.low <= 0 <= found.high else "*"
+    star = "" if found.low <= 0 <= found.high else " *"
+    return f"{star}, visible: {found.visible:.3f}"
 
 
 def _title(name: str) -> str:

@@ -215,13 +215,20 @@ def _share(wins: Sequence[float]) -> float | None:
 
 
 def _interval(wins: Sequence[float]) -> list[float] | None:
-    """Wilson's interval of 95 % of the share, with ties shared out to both sides."""
-    if not wins:
-        return None
+    return list(share_interval(sum(wins), len(wins))) if wins else None
+
+
+def share_interval(won: float, num: int) -> tuple[float, float]:
+    """Wilson's interval of 95 % of a share, to four digits.
+
+    Args:
+        won: Of how many pairs the right answer is rated higher; ties count half.
+        num: Of how many pairs, at least one.
+    """
     from scipy.stats import binomtest
 
-    low, high = binomtest(round(sum(wins)), len(wins)).proportion_ci(0.95, "wilson")
-    return [round(float(low), 4), round(float(high), 4)]
+    low, high = binomtest(round(won), num).proportion_ci(0.95, "wilson")
+    return round(float(low), 4), round(float(high), 4)
 
 
 def _length_correlation(pairs: Sequence[Pair], good: Sequence[Observation], bad: Sequence[Observation]) -> float | None:

@@ -23,6 +23,7 @@ from salign.records import AlignmentGroup
 from salign.run import RunDir
 from salign.seeds import rng
 from salign.training.hindsight import HINDSIGHT_VERSION, chain_of_hindsight
+from salign.training.noise import with_noise
 from salign.training.packing import Lengths, sample_responses
 from salign.training.tokens import TokenGroup, TokenStore, store_key
 
@@ -116,6 +117,10 @@ def build_tokens(
     max_tokens = stage.max_tokens if context is None else min(stage.max_tokens, context)
     left_out: Counter[str] = Counter()
     groups, digest, inputs = stage_groups(run, stage, left_out)
+    if stage.score_noise:
+        deviation = stage.score_noise
+        groups = (with_noise(group, deviation, seed, stage.name, number) for number, group in enumerate(groups))
+        digest = f"{digest}-noise-{deviation}-{seed}"
     if stage.objective.in_one_text:
         groups = (chain_of_hindsight(group, seed, stage.name, number) for number, group in enumerate(groups))
         digest = f"{digest}-{HINDSIGHT_VERSION}-{seed}"
