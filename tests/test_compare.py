@@ -38,6 +38,7 @@ def put(run, config, model: str, **figures) -> None:
         "leak_check": {"num_evaluation_prompts": 7, "num_leaked": 0, "num_near": 0},
         "calibration": {"a": 0.25},
         "judging": {},
+        "judges": {},
         "skipped": [],
     }
     folder = run.evaluation(model)

@@ -120,6 +120,8 @@ def test_results_have_figures_intervals_and_versions(done, config):
     assert results["leak_check"]["num_evaluation_prompts"] == 36 + 2 * 5 + 3 + 3 + 50
     assert results["leak_check"]["num_leaked"] == 0
     assert set(results["judging"]["hh"]) == {"rating", "refusals"}
+    # By alignment the society's check has tested it.
+    assert list(results["judges"]["engine"]) == ["rating"]
     assert results["skipped"] == []
     assert results["code"]["salign"]
     assert read_done(done.evaluation("base")).facts == figures

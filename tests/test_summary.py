@@ -8,8 +8,9 @@ from rich.console import Console
 
 from salign import compose
 from salign.evaluation.statistics import bootstrap_mean
+from salign.evaluation.trial import poor_judges
 from salign.markers import mark_done
-from salign.report.summary import examples, poor_judge, print_summary, summarize
+from salign.report.summary import examples, print_summary, summarize
 from salign.run import create_run
 from salign.storage import write_atomic
 
@@ -31,6 +32,7 @@ def test_a_run_on_files_alone_has_no_society_in_its_table(tmp_path):
             "leak_check": {"num_evaluation_prompts": 1, "num_near": 0},
             "calibration": {},
             "judging": {},
+            "judges": {},
             "skipped": [],
         }
         write_atomic(run.evaluation(model) / "samples.jsonl", json.dumps(row) + "\n")
@@ -58,11 +60,11 @@ def test_a_judge_that_is_not_shown_to_be_one_is_said_to_be_none(tmp_path):
     }
     said = io.StringIO()
     console = Console(file=said, width=160)
-    print_summary(create_run(config), config, {**summary, "poor_judge": "it is a coin"}, console)
+    print_summary(create_run(config), config, {**summary, "poor_judges": {"alignment": "it is a coin"}}, console)
     assert "Grey: rated by a judge that is not shown to be one: it is a coin." in said.getvalue()
     assert "May I [b]?" in said.getvalue()
     assert "\x1b" not in said.getvalue()
-    print_summary(create_run(config), config, {**summary, "poor_judge": None}, console)
+    print_summary(create_run(config), config, {**summary, "poor_judges": {"rating": "it is a coin"}}, console)
     assert said.getvalue().count("Grey") == 1
 
 
@@ -72,9 +74,9 @@ def test_a_judge_that_is_not_shown_to_be_one_is_said_to_be_none(tmp_path):
 )
 def test_the_observer_is_the_judge_unless_another_is_named(tmp_path, interval, evaluate, is_poor):
     config = compose.parse({"run": {"root": str(tmp_path), "name": "r"}, "evaluate": evaluate}, "test")
-    observer = {"agreement": 0.64, "agreement_interval": interval, "chance": 0.5, "num_rated_pairs": 36}
-    assert (poor_judge(config, observer) is not None) == is_poor
-    assert poor_judge(config, None) is None
+    observer = {"agreement": 0.64, "agreement_interval": interval, "num_pairs": 36, "num_rated_pairs": 36}
+    assert ("alignment" in poor_judges(config, observer, {})) == is_poor
+    assert poor_judges(config, None, {}) == {}
 
 
 def test_examples_are_drawn_by_the_seed(tmp_path):

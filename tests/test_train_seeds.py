@@ -134,7 +134,14 @@ def test_the_smallest_visible_difference_is_that_of_a_textbook():
 
 def put(run, config, model: str, values) -> None:
     rows = [{"benchmark": "a", "id": n, "metrics": {"acc": float(value)}} for n, value in enumerate(values)]
-    about = {"versions": {}, "code": {}, "judging": {}, "calibration": {"a": float(len(model))}, "skipped": []}
+    about = {
+        "versions": {},
+        "code": {},
+        "judging": {},
+        "judges": {},
+        "calibration": {"a": float(len(model))},
+        "skipped": [],
+    }
     leaks = {"num_evaluation_prompts": 1, "num_leaked": 0, "num_near": 0}
     figures = {name: row.to_json() for name, row in estimates(rows, config).items()}
     folder = run.evaluation(model)

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from salign.config.base import AbsolutePath, Count, Name, NotBool, Sampling, Section, at_most, unless
 from salign.config.effects import Effect
 from salign.config.engines import EngineSection
+from salign.config.gates import ObserverCheck
 from salign.config.sources import EverydaySource, Source
 
 JUDGED = ("questions", "hh", "hh_a", "over_refusal")
@@ -62,6 +63,9 @@ class EvaluateSection(Section):
     log-probabilities of whole answers."""
     judges: tuple[Judge, ...] = ()
     """Who rates answers; empty: the run's engine."""
+    judge_check: Annotated[ObserverCheck | None, Effect.FREE] = ObserverCheck()
+    """How each judge is tried before it rates, unless the society's `observer_check` has tested it: on labelled
+    answers, on bad ones that ask for the highest rating, and on its own. None: not at all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the model for lm_eval's tasks."""
     seed: Annotated[int | None, NotBool] = None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from salign.config import Config
 from salign.config import Judge as JudgeSection
@@ -18,6 +19,7 @@ from salign.evaluation.figures import MAX_UNRATED_SHARE
 from salign.evaluation.judge import Judge
 from salign.evaluation.judged import RATED, Item, Sample, answer_all
 from salign.evaluation.resume import Measured
+from salign.evaluation.trial import check_trial, criteria_to_try, try_judge
 from salign.tracking.metrics import MetricsLog
 from salign.training.distributed import Ranks
 
@@ -87,16 +89,31 @@ async def answered(means: Means, asked: Sequence[Item], model: str) -> tuple[lis
         return samples, engine.identity
 
 
-async def rated(means: Means, judges: Iterable[JudgeSection], samples: Sequence[Sample]) -> dict[str, str]:
-    """Puts each judge's ratings into the samples; returns the judges' identities."""
+async def rated(
+    means: Means, judges: Iterable[JudgeSection], samples: Sequence[Sample]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Puts each judge's ratings into the samples; on the first rank each judge is tried before.
+
+    Returns:
+        By judge its identity, and what its trial found.
+
+    Raises:
+        StageError: A judge refuses too many calls, or is below `evaluate.judge_check.min_agreement`.
+    """
     config, counter, journal = means.config, means.counter, means.measured.journal
-    identities: dict[str, str] = {}
+    identities, trials = dict[str, str](), dict[str, Any]()
+    criteria = criteria_to_try(config)
     to_rate = [sample for sample in samples if RATED[sample.item.benchmark]]
     for named in judges if to_rate else ():
         ratings = _how_rated(config)
         async with open_engine(named.engine, config.model, means.logs, ratings=ratings, journal=journal) as engine:
             judge = Judge(engine, config.society, config.evaluation_seed)
             told = functools.partial(counter.heard, engine, counter.tokens)
+            if criteria and means.ranks.is_main:
+                trial = await try_judge(judge, engine, criteria, config.evaluate, config.evaluation_seed)
+                await journal.sync()
+                check_trial(trial, config.evaluate, named.name, engine.identity)
+                trials[named.name] = trial
             await asyncio.gather(*(_rate(sample, named.name, judge, told) for sample in to_rate))
             await journal.sync()
             identities[named.name] = engine.identity
@@ -106,7 +123,7 @@ async def rated(means: Means, judges: Iterable[JudgeSection], samples: Sequence[
                     f"{engine.num_calls} calls (at most {MAX_UNRATED_SHARE:.0%} may be), most often with: "
                     f"{engine.said_of_refusals()}. Name another judge (evaluate.judges), or mend what it refuses."
                 )
-    return identities
+    return identities, trials
 
 
 def _how_rated(config: Config) -> Ratings:

@@ -12,6 +12,7 @@ from salign.engines.kinds import kind_of
 from salign.errors import ConfigError, DataError, SalignError
 from salign.evaluation.judged import RATED, items
 from salign.evaluation.tasks import MissingDataError, check_known, local_rows
+from salign.evaluation.trial import criteria_to_try, pairs_of
 from salign.run import RunDir
 from salign.society import sources
 
@@ -42,6 +43,11 @@ def check_evaluation(config: Config) -> list[Path]:
                 mistakes.append(error)
         except (ConfigError, DataError) as error:
             mistakes.append(error)
+    if (check := config.evaluate.judge_check) is not None and criteria_to_try(config):
+        try:
+            pairs_of(check)
+        except DataError as error:
+            mistakes.append(error)
     answering, run = config.answering, RunDir(config.run.root / config.run.name)
     try:
         for name in config.evaluated_models:
@@ -51,7 +57,8 @@ def check_evaluation(config: Config) -> list[Path]:
         mistakes.append(error)
     if mistakes:
         raise type(mistakes[0])("\n".join(map(str, mistakes)))
-    return [*config.evaluate.files, *sources.files_of(config.evaluate.questions)]
+    tried = sources.files_of(check.pairs) if check is not None else []
+    return [*config.evaluate.files, *sources.files_of(config.evaluate.questions), *tried]
 
 
 _DISAGREE = 0.25

@@ -22,6 +22,7 @@ from salign.evaluation.statistics import (
     paired_difference,
     permutation_p,
 )
+from salign.evaluation.trial import trial_figures
 from salign.files import read_rows
 from salign.markers import require_done
 from salign.run import RunDir, generations
@@ -174,6 +175,7 @@ def _compare(models: Sequence[str], folders: Mapping[str, Sequence[Path]], confi
             for model in models
         },
         "judging": {model: results[model]["judging"] for model in models},
+        "judges": {model: results[model].get("judges", {}) for model in models},
         "skipped": results[models[0]]["skipped"],
     }
     return Comparison(tuple(models), figures, differences, results[models[0]]["versions"], facts)
@@ -240,6 +242,8 @@ def markdown(found: Comparison) -> str:
     for task in errors[found.models[0]]:
         said = ", ".join(f"{model} {errors[model][task]:.3f}" for model in found.models)
         lines += ["", neutral(f"Expected calibration error of {task}: {said}.", "markdown")]
+    for name, value in trial_figures(found.facts["judges"][found.models[-1]]):
+        lines += ["", neutral(f"Judge {name}: {'-' if value is None else format(value, '.3f')}.", "markdown")]
     leaks = found.facts["leak_check"][found.models[0]]
     versions = ", ".join(f"{name} {value}" for name, value in found.versions.items() if value is not None)
     skipped = neutral(", ".join(found.facts["skipped"]), "markdown")

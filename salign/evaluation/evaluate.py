@@ -25,6 +25,7 @@ from salign.evaluation.figures import about_answers, about_judging, check_answer
 from salign.evaluation.judged import RATED, Item, Sample, items
 from salign.evaluation.resume import forget_measured, open_measured
 from salign.evaluation.tasks import MissingDataError, load_task
+from salign.evaluation.trial import trial_figures
 from salign.evaluation.versions import code_digest, settings_of_answers, settings_of_judges, versions_of
 from salign.locks import lock
 from salign.manifest import code_version, require_model
@@ -223,22 +224,23 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
 
 @dataclass(frozen=True)
 class _Judged:
-    """What was answered and rated, on rank 0 of all ranks, with the identities of who answered and of the judges."""
+    """What was answered and rated, on rank 0 of all ranks; who answered, the judges, and what their trials found."""
 
     samples: list[Sample]
     answered_by: str | None
     judges: dict[str, str]
+    trials: Row
 
 
 def _judge_answers(means: Means, model: str, asked: list[Item]) -> _Judged:
     """Every rank answers its share and rates it, as far as engines allow; rank 0 does what is left, and has it all."""
     config, ranks = means.config, means.ranks
     each_answers, each_rates = by_all_ranks(config, ranks)
-    own, answered_by, judges = list[Sample](), None, dict[str, str]()
+    own, answered_by, judges, trials = list[Sample](), None, dict[str, str](), Row()
     _free_memory(ranks)
     if asked and each_answers:
         own, answered_by = asyncio.run(calls.answered(means, asked[ranks.rank :: ranks.size], model))
-        judges = asyncio.run(calls.rated(means, each_rates, own))
+        judges, trials = asyncio.run(calls.rated(means, each_rates, own))
     samples = sorted(itertools.chain.from_iterable(gather(own, ranks)), key=_place(config))
     _free_memory(ranks)
     if is_launched():
@@ -248,8 +250,9 @@ def _judge_answers(means: Means, model: str, asked: list[Item]) -> _Judged:
             samples, answered_by = asyncio.run(calls.answered(means, asked, model))
             samples.sort(key=_place(config))
         left = [judge for judge in config.judges if judge not in each_rates]
-        judges |= asyncio.run(calls.rated(means, left, samples))
-    return _Judged(samples, answered_by, judges)
+        others, tried = asyncio.run(calls.rated(means, left, samples))
+        judges, trials = judges | others, trials | tried
+    return _Judged(samples, answered_by, judges, trials)
 
 
 def _free_memory(ranks: Ranks) -> None:
@@ -301,6 +304,7 @@ def _results(config: Config, name: str, work: Work, rows: list[Row], judged: _Ju
         "code": code_version(),
         "calibration": choices.calibration(rows),
         "judging": about,
+        "judges": judged.trials,
         "num_unrated": unrated,
         "answered_by": judged.answered_by,
         **about_answers(samples),
@@ -316,7 +320,8 @@ def _write(folder: Path, rows: list[Row], results: Row) -> None:
 def _mirror(run: RunDir, config: Config, samples: list[Sample], results: Row) -> None:
     with open_mirror(run, config, "evaluate", results["model"]) as mirror:
         figures = results["figures"]
-        mirror.log({f"eval/{name}/{part}": value for name, row in figures.items() for part, value in row.items()})
+        logged = {f"eval/{name}/{part}": value for name, row in figures.items() for part, value in row.items()}
+        mirror.log(logged | {f"eval/judge/{name}": value for name, value in trial_figures(results["judges"])})
         shown = [sample_row(sample, _rules(config)) for sample in samples[: config.tracking.num_table_rows]]
         columns = ["benchmark", "prompt", "answer", "ratings"]
         mirror.table("eval/samples", columns, [[*(row[name] for name in columns[:3]), _said(row)] for row in shown])

@@ -3,6 +3,7 @@
 import asyncio
 
 from salign.config import Sampling, Scale, SocietySection
+from salign.config.criteria import known
 from salign.engines.base import Engine, Prompt
 from salign.errors import CallRejectedError
 from salign.evaluation.judged import AS_OBSERVERS, RATED, Sample
@@ -56,12 +57,18 @@ class Judge:
     async def rate(self, sample: Sample) -> dict[str, float | None]:
         """Rates an answer by each criterion of its benchmark; None where there is no answer or no rating."""
         criteria = RATED[sample.item.benchmark]
-        if sample.answer is None:
-            return dict.fromkeys(criteria)
-        ratings = await asyncio.gather(*(self._rate(sample, sample.answer, criterion) for criterion in criteria))
+        ratings = await asyncio.gather(*(self.rate_by(criterion, sample) for criterion in criteria))
         return dict(zip(criteria, ratings, strict=True))
 
-    async def _rate(self, sample: Sample, answer: str, criterion: str) -> float | None:
+    def scale(self, criterion: str) -> Scale:
+        """The lowest and the highest rating by a criterion."""
+        return known(criterion).scale if criterion in AS_OBSERVERS else _SCALE
+
+    async def rate_by(self, criterion: str, sample: Sample) -> float | None:
+        """Rates an answer by one criterion, whatever the benchmark; None where there is no answer or no rating."""
+        answer = sample.answer
+        if answer is None:
+            return None
         for attempt in range(self._num_tries(criterion)):
             # The attack is part of the seed: an item's own, not its question's.
             place = (self._seed, "evaluate", sample.item.benchmark, sample.item.prompt, criterion, attempt)

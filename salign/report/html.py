@@ -18,6 +18,7 @@ import orjson
 from salign import compose
 from salign.config import KINDS
 from salign.evaluation.statistics import Estimate
+from salign.evaluation.trial import criterion_of, poor_judges
 from salign.report import curves, figures
 from salign.report.generations import NOTE as GENERATIONS_NOTE
 from salign.report.record import RunRecord, failure_counts
@@ -48,6 +49,7 @@ def render(record: RunRecord) -> str:
         record=record,
         kinds=KINDS,
         evaluation=_evaluation_table(record),
+        poor=_poor_figures(record),
         differences=[(task, *_difference(estimate)) for task, estimate in record.differences.items()],
         models=list(record.config.compared_models),
         failures=[] if record.society is None else failure_counts(record.society).most_common(),
@@ -220,6 +222,13 @@ def _evaluation_table(record: RunRecord) -> list[tuple[str, list[str]]]:
     ]
 
 
+def _poor_figures(record: RunRecord) -> dict[str, str]:
+    """The figures that a judge has rated which is not shown to be one, with the reason."""
+    poor = poor_judges(record.config, record.observer, record.trials)
+    rated = ((task, criterion_of(task)) for task in curves.tasks(record))
+    return {task: poor[criterion] for task, criterion in rated if criterion in poor}
+
+
 def _bounds(record: RunRecord) -> list[str]:
     """What of a large run the page leaves out."""
     bounds = []
@@ -268,6 +277,8 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     if record.observer is not None:
         facts.append((f"observer {record.observer['model']}", in_words(record.observer)))
         facts += [(name, in_words(found)) for name, found in record.observer.get("criteria", {}).items()]
+    for judge, trial in record.trials.items():
+        facts += [(f"judge {judge}, {name}", in_words(found)) for name, found in trial.items()]
     by_machine: dict[str, list[str]] = {}
     for unit, machine in record.machines.items():
         gpus = f", {len(machine['gpus'])} x {machine['gpus'][0]}" if machine["gpus"] else ", no GPU"

@@ -88,6 +88,8 @@ class RunRecord:
     training: dict[str, list[Row]] = field(default_factory=dict)
     evaluation: dict[str, dict[str, Figure]] = field(default_factory=dict)
     differences: dict[str, Estimate] = field(default_factory=dict)
+    trials: dict[str, Any] = field(default_factory=dict)
+    """What the trials of the judges found."""
     generations: GenerationsTable | None = None
 
     def missing(self, section: str, what: str, folder: Path) -> None:
@@ -281,6 +283,7 @@ def _read_evaluation(run: RunDir, config: Config, record: RunRecord) -> None:
                 for name, row in results["figures"].items()
                 if row["mean"] is not None
             }
+            record.trials |= results.get("judges", {})
         else:
             record.missing("evaluation", f"the evaluation of {model}", folder)
     _put_together(run, config, record)

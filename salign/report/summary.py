@@ -14,8 +14,8 @@ from rich.text import Text
 from salign.config import KINDS, Config, SocietySection
 from salign.documents import read_json
 from salign.evaluation.compare import compare, write_tables
-from salign.evaluation.judged import AS_OBSERVERS
 from salign.evaluation.statistics import Estimate
+from salign.evaluation.trial import criterion_of, poor_judges, trials_in
 from salign.files import read_rows
 from salign.garbage import rare_collections
 from salign.markers import check_files, read_done, require_done
@@ -79,10 +79,11 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
             "loss_last_quarter": mean(losses[-quarter:]),
         }
     models = config.compared_models
-    evaluation: dict[str, Any] = {}
+    evaluation, trials = dict[str, Any](), dict[str, Any]()
     for model in models:
         done = read_done(run.evaluation(model))
         evaluation[model] = {} if done is None else done.facts
+        trials |= {} if done is None else trials_in(run.evaluation(model))
     differences = {}
     if len(config.evaluated_models) > 1:
         compared = compare(run, config, models)
@@ -100,22 +101,10 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
         "evaluation": evaluation,
         "differences": {task: difference.to_json() for task, difference in differences.items()},
         "examples": examples(run, config),
-        "poor_judge": poor_judge(config, observer),
+        "poor_judges": poor_judges(config, observer, trials),
     }
     write_atomic(run.report / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
-
-
-def poor_judge(config: Config, observer: dict[str, Any] | None) -> str | None:
-    """Why ratings of answers say little, where the run's observer gives them and is not shown to be above chance."""
-    is_observer = not config.evaluate.judges and config.society.observer is None
-    if not is_observer or observer is None or observer["agreement"] is None:
-        return None
-    low, high = observer["agreement_interval"]
-    if low > observer["chance"]:
-        return None
-    found = f"{observer['agreement']:.0%} of {observer['num_rated_pairs']} labelled pairs, {low:.0%} to {high:.0%}"
-    return f"it rates the better answer higher in {found}, which may be chance"
 
 
 def examples(run: RunDir, config: Config) -> list[dict[str, Any]]:
@@ -160,8 +149,10 @@ def print_summary(run: RunDir, config: Config, summary: dict[str, Any], console:
     console.print(table)
     if summary["differences"]:
         console.print("Intervals are 95 % bootstrap intervals; differences are paired by question.")
-    if summary["poor_judge"] is not None and any(map(_is_rated, summary["differences"])):
-        console.print(f"Grey: rated by a judge that is not shown to be one: {summary['poor_judge']}.", highlight=False)
+    shown = itertools.chain.from_iterable(summary["evaluation"].values())
+    why = {summary["poor_judges"].get(criterion_of(task)): None for task in shown}
+    for reason in filter(None, why):
+        console.print(f"Grey: rated by a judge that is not shown to be one: {reason}.", highlight=False, markup=False)
     if summary["examples"]:
         _print_examples(summary["examples"], console)
 
@@ -175,14 +166,9 @@ def _add_figures(table: Table, summary: dict[str, Any]) -> None:
     table.add_section()
     for name, task, row in named:
         if row is not None:
-            is_poor = summary["poor_judge"] is not None and _is_rated(task)
+            is_poor = criterion_of(task) in summary["poor_judges"]
             table.add_row(name, str(Estimate(**row)), style="dim" if is_poor else None)
     table.add_section()
-
-
-def _is_rated(figure: str) -> bool:
-    """Whether a judge's ratings are its values."""
-    return figure in AS_OBSERVERS or figure.endswith("/rating")
 
 
 def _print_examples(examples: Sequence[dict[str, Any]], console: Console) -> None:

@@ -35,8 +35,12 @@ class Pair:
     bad: str
 
 
-def labelled_pairs(check: ObserverCheck | Scorer) -> list[Pair]:
+def labelled_pairs(check: ObserverCheck | Scorer, place: str = "society.observer_check") -> list[Pair]:
     """The first pairs of the source of a check, or of those by which a scorer's scores are mapped onto the scale.
+
+    Args:
+        check: With its source.
+        place: Of a check, in the config.
 
     Raises:
         DataError: It cannot be read, or has no question with an answer of each label.
@@ -49,9 +53,8 @@ def labelled_pairs(check: ObserverCheck | Scorer) -> list[Pair]:
     if not pairs:
         if isinstance(check, ObserverCheck):
             raise DataError(
-                "society.observer_check.pairs has no question with both a good and a bad answer, so it cannot test an "
-                "observer; name a source with labels, such as {kind: everyday, split: held_out}, or set "
-                "society.observer_check=null."
+                f"{place}.pairs has no question with both a good and a bad answer, so it tests nobody; name a source "
+                f"with labels, such as {{kind: everyday, split: held_out}}, or set {place}=null."
             )
         raise DataError(
             "scorer.pairs has no question with both a good and a bad answer, so scores cannot be mapped onto the "

@@ -42,7 +42,7 @@ def in_small(path: Path, model: str, folder: Path) -> Config:
     if whole.society.observer is not None:
         less += [f"society.observer={SCRIPTED}", "society.observer_check.min_agreement=0"]
     if whole.evaluate.judges:
-        less += [f"evaluate.judges=[{{name: small, engine: {SCRIPTED}}}]"]
+        less += [f"evaluate.judges=[{{name: small, engine: {SCRIPTED}}}]", "evaluate.judge_check.min_agreement=0"]
     less += [f"train.stages.{stage.name}.max_steps=2" for stage in whole.train.stages]
     return compose.load(path, less)
 
