@@ -4,11 +4,12 @@ import functools
 from collections.abc import Callable, Sequence
 
 from salign.bench.figures import Figure, measure_parts
-from salign.bench.validity import leaks, ratings, recall, stopping, tokens
+from salign.bench.validity import leaks, ratings, recall, spread, stopping, tokens
 from salign.bench.validity.context import Context
 
 PARTS: dict[str, Callable[[Context], list[Figure]]] = {
     "recall": recall.measure,
+    "spread": spread.measure,
     "ratings": ratings.measure,
     "stopping": stopping.measure,
     "leaks": leaks.measure,

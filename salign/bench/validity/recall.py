@@ -60,18 +60,20 @@ class _Echo:
         return {}
 
 
-def live(society: SocietySection, questions: Sequence[str], folder: Path) -> tuple[list[Interaction], float]:
-    """The interactions of one world of agents that echo, and from which distance on they recall."""
+def live(
+    society: SocietySection, questions: Sequence[str], folder: Path, number: int = 0
+) -> tuple[list[Interaction], float]:
+    """The interactions of one world of agents that echo, by its number, and from which distance on they recall."""
     prior = sources.load(society.prior)
     table, recall = question_table(society, 0, questions, prior, folder)
     speakers = [Speaker(metered(_Echo(), Gate(64, adaptive=False)))]
-    world = World(Setting(society, 0, table, len(questions), prior, speakers), 0)
+    world = World(Setting(society, 0, table, len(questions), prior, speakers), number)
     with tempfile.TemporaryDirectory(dir=folder) as name, Spool(Path(name) / "spool") as spool:
         simulation = Simulation(society, [world], spool)
         asyncio.run(simulation.run())
         spool.flush()
         path = Path(name) / "interactions.jsonl"
-        rounds = [(0, number) for number in range(1, simulation.last_rounds[0] + 1)]
+        rounds = [(number, round_) for round_ in range(1, simulation.last_rounds[number] + 1)]
         write_sorted(path, [(spool.path, spool.index)], rounds)
         return list(read_interactions(path)), 0.0 if recall is None else recall.max_distance
 
