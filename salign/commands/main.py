@@ -9,7 +9,7 @@ from salign.errors import ConfigError, run_main
 
 COMMANDS = (
     *("init", "config", "launch", "simulate", "collect", "train", "evaluate", "report"),
-    *("status", "rate", "value", "export", "audit", "dashboard", "bench", "completion"),
+    *("status", "rate", "value", "attack", "export", "audit", "dashboard", "bench", "completion"),
 )
 """A module each, in the order in which a run goes."""
 

@@ -42,7 +42,8 @@ class EvaluateSection(Section):
     models: tuple[Name, ...] | None = None
     """`base` or names of training stages; `[]`: none, so that nothing is evaluated. None: base and the last stage."""
     benchmarks: tuple[Name, ...] = ("questions",)
-    """`questions`, `hh`, `hh_a`, `over_refusal`, `mic`, `general`, `pairs`, or a task of lm_eval."""
+    """`questions`, `hh`, `hh_a`, `over_refusal`, `mic`, `general`, `pairs`, `attack_...` (docs/evaluation.md), or a
+    task of lm_eval."""
     data_dir: Annotated[AbsolutePath | None, Effect.INPUT] = None
     """The folder of the benchmarks' files; what is missing there comes from the Hugging Face hub's cache."""
     num_documents: Count | None = None

@@ -26,6 +26,7 @@ from salign.evaluation.judged import RATED, Item, Sample, items
 from salign.evaluation.resume import forget_measured, open_measured
 from salign.evaluation.tasks import MissingDataError, load_task
 from salign.evaluation.trial import trial_figures
+from salign.evaluation.under_attack import is_attack
 from salign.evaluation.versions import code_digest, settings_of_answers, settings_of_judges, versions_of
 from salign.locks import lock
 from salign.manifest import code_version, require_model
@@ -159,9 +160,10 @@ def _row(task: "Task", name: str, sample: Row, lm: "RowLM") -> Row:
     texts, right = task.doc_to_choice(sample["doc"]), sample["target"]
     # Some tasks ask for the likelihoods without the question as well, after these.
     loglikelihoods = [float(value) for value, _ in sample["filtered_resps"][: len(texts)]]
-    if name == "pairs":
+    if name == "pairs" or is_attack(name):
         first, second = zip(loglikelihoods, map(lm.num_tokens, texts), strict=True)
-        return {**row, "metrics": choices.preference(first, second)}
+        unsafe = {"unsafe_nll": -second[0] / second[1]} if is_attack(name) else {}
+        return {**row, "metrics": choices.preference(first, second) | unsafe}
     if isinstance(right, str) and right in texts:
         right = texts.index(right)
     if isinstance(right, int) and 0 <= right < len(texts):
@@ -174,7 +176,9 @@ def _row(task: "Task", name: str, sample: Row, lm: "RowLM") -> Row:
 # --- one model -----------------------------------------------------------------------------------
 
 
-def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = False) -> None:
+def evaluate(
+    run: RunDir, config: Config, name: str, *, allow_missing: bool = False, folder: Path | None = None
+) -> None:
     """Evaluates `base` or a training stage's model: writes samples and results; `done.json` last. Every rank calls it.
 
     Args:
@@ -182,6 +186,7 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
         config: Its config.
         name: The model's.
         allow_missing: Leaves benchmarks without data out, as `evaluate.allow_missing`.
+        folder: Where the results go, for an evaluation that is not one of the run's plan.
 
     Raises:
         ConfigError: No such model or benchmark.
@@ -190,7 +195,7 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
         DataError: A file of the evaluation is missing or malformed.
         EngineError: A judge's engine is at fault.
     """
-    folder = run.evaluation(name)
+    is_planned, folder = folder is None, folder or run.evaluation(name)
     ranks = init_ranks() if is_launched() else alone()
     with contextlib.ExitStack() as stack:
         if ranks.is_main:
@@ -219,7 +224,8 @@ def evaluate(run: RunDir, config: Config, name: str, *, allow_missing: bool = Fa
             mark_done(folder, ["results.json", "samples.jsonl"], inputs, results["figures"])
     if ranks.is_main:
         forget_measured(folder)
-        _mirror_seeds(run, config, name)
+        if is_planned:
+            _mirror_seeds(run, config, name)
 
 
 @dataclass(frozen=True)

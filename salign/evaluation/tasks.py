@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from salign.config import JUDGED, EvaluateSection
 from salign.errors import ConfigError, DataError
+from salign.evaluation.under_attack import attacked, is_attack
 from salign.files import read_rows, read_text
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def local_rows(benchmark: str, section: EvaluateSection) -> list[Row] | None:
     Raises:
         DataError: The file is empty or malformed, with file and line (row of a JSON array).
     """
+    if is_attack(benchmark):
+        return attacked(benchmark, local_rows("pairs", section) or [])
     path = data_file(f"{benchmark}.jsonl") if benchmark in _SHIPPED else section.file_of(benchmark)
     if path is None and benchmark in _OURS:
         raise missing(benchmark, section)
@@ -165,7 +168,7 @@ def check_known(benchmark: str) -> None:
             f"benchmark {benchmark} needs the package lm_eval: pip install 'salign[lm_eval]', or leave it out of "
             "evaluate.benchmarks"
         )
-    if benchmark in _THEIRS or benchmark in _OURS:
+    if benchmark in _THEIRS or benchmark in _OURS or is_attack(benchmark):
         return
     names = task_files(Path(found.submodule_search_locations[0], "tasks"))
     if benchmark not in names:
@@ -222,7 +225,7 @@ def _task_file(benchmark: str) -> Row:
 
     theirs = Path(tasks.__file__).parent / _THEIRS.get(benchmark, "")
     path = data_file(f"{benchmark}.yaml") if benchmark in _OURS else theirs
-    config: Row = load_yaml(path)
+    config: Row = load_yaml(data_file("attack.yaml")) | {"task": benchmark} if is_attack(benchmark) else load_yaml(path)
     return config
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from salign.config import KINDS
+from salign.evaluation.under_attack import is_attack
+from salign.report.attacks import attack_curve
 from salign.report.figures import (
     COLOURS,
     DASHES,
@@ -297,8 +299,11 @@ def evaluation(record: RunRecord) -> list[Plot]:
     """Draws each figure of the evaluations, model by model, with its interval."""
     import plotly.graph_objects as go
 
-    plots: list[Plot] = []
+    curve = attack_curve(record)
+    plots: list[Plot] = [] if curve is None else [curve]
     for task in tasks(record):
+        if is_attack(task.split("/")[0]):
+            continue  # so many would hide the others; the table has them
         rows = [(model, figures[task]) for model, figures in record.evaluation.items() if task in figures]
         trace = go.Scatter(
             x=[figure.mean for _, figure in rows],

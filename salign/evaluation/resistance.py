@@ -1,0 +1,151 @@
+"""What attacks change in a model: each figure under attack, and its difference from the same items without one."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from salign.config import Config
+from salign.errors import DataError
+from salign.evaluation.evaluate import evaluate
+from salign.evaluation.figures import values_of
+from salign.evaluation.statistics import Estimate, nested_mean
+from salign.evaluation.under_attack import is_attack, plain
+from salign.evaluation.versions import code_digest
+from salign.files import read_rows
+from salign.markers import read_done
+from salign.run import RunDir
+from salign.seeds import derive
+from salign.shown import neutral
+from salign.storage import write_atomic
+
+METRICS = {"likelier": "considerate likelier", "margin": "margin, nats a token", "unsafe_nll": "NLL of the other"}
+"""With what each is called in the table."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A figure of a model under an attack; `change` is paired by item, None where there is no attack."""
+
+    model: str
+    benchmark: str
+    metric: str
+    value: Estimate
+    change: Estimate | None
+
+
+def folder_of(run: RunDir, name: str) -> Path:
+    """Where the results of a model are."""
+    return run.path / "attack" / name
+
+
+def measure(run: RunDir, config: Config, models: Sequence[str], benchmarks: Sequence[str], num: int) -> Iterator[str]:
+    """Evaluates models of a run under attack, each unless that is done, in the run's folder `attack`.
+
+    Args:
+        run: With its trained models.
+        config: Its config.
+        models: `base`, or stages, each with its copies for other seeds.
+        benchmarks: Of `under_attack.names`.
+        num: How many of the pairs.
+
+    Yields:
+        The name of each model before it is evaluated.
+
+    Raises:
+        ConfigError: No such model.
+        StageError: One is not trained yet, or a pair is in the training data.
+    """
+    section = config.evaluate.model_copy(update={"benchmarks": tuple(benchmarks), "num_documents": num})
+    asked = config.model_copy(update={"evaluate": section})
+    of = json.dumps({"benchmarks": list(benchmarks), "num": num, "code": code_digest()}) + "\n"
+    for name in (copy for model in models for copy in copies_of(config, model)):
+        folder, note = folder_of(run, name), folder_of(run, name) / "of.json"
+        if read_done(folder) is not None and note.is_file() and note.read_text(encoding="utf-8") == of:
+            continue
+        yield name
+        (folder / "done.json").unlink(missing_ok=True)
+        evaluate(run, asked, name, folder=folder)
+        write_atomic(note, of)
+
+
+def copies_of(config: Config, model: str) -> tuple[str, ...]:
+    """A model and its copies for other seeds.
+
+    Raises:
+        ConfigError: No such model.
+    """
+    return ("base",) if model == "base" else config.train.copies(config.stage(model).name)
+
+
+def changes(folders: Mapping[str, Sequence[Path]], config: Config) -> list[Attacked]:
+    """Figures of models under attack, from the folders of their evaluations, one for each seed.
+
+    Intervals are over items, and over seeds where there are several. A change is of the same model and seed, item by
+    item: from the question as it is, or for many-shot from the same form without examples.
+
+    Raises:
+        DataError: An evaluation has no benchmark with an attack.
+    """
+    found = []
+    for model, of_model in folders.items():
+        values = [values_of(row for _, row in read_rows(folder / "samples.jsonl")) for folder in of_model]
+        benchmarks = [name for name in dict.fromkeys(figure.split("/")[0] for figure in values[0]) if is_attack(name)]
+        if not benchmarks:
+            raise DataError(f"{of_model[0]}: no benchmark attack_... was measured; name some in evaluate.benchmarks")
+        for benchmark in benchmarks:
+            for metric in METRICS:
+                here = [list(one[f"{benchmark}/{metric}"].values()) for one in values]
+                before = [list(one.get(f"{plain(benchmark)}/{metric}", {}).values()) for one in values]
+                moved = [
+                    [None if a is None or b is None else b - a for a, b in zip(first, second, strict=True)]
+                    for first, second in zip(before, here, strict=True)
+                    if first
+                ]
+                place = (config.evaluation_seed, "attack", benchmark, metric)
+                num = config.evaluate.num_resamples
+                estimate = nested_mean(here, num_resamples=num, seed=derive(*place))
+                change = nested_mean(moved, num_resamples=num, seed=derive(*place, "change")) if moved else None
+                found.append(
+                    Attacked(model, benchmark, metric, estimate, None if plain(benchmark) == benchmark else change)
+                )
+    return found
+
+
+def markdown(found: Sequence[Attacked]) -> str:
+    """Writes a row for each model and attack: its figures, and by how much the attack changes them."""
+    heads = [head for name in METRICS.values() for head in (name, "change")]
+    lines = [f"| model | attack | n | {' | '.join(heads)} |", f"|---|---|---|{'---|' * len(heads)}"]
+    rows: dict[tuple[str, str], list[Attacked]] = {}
+    for one in found:
+        rows.setdefault((one.model, one.benchmark), []).append(one)
+    for (model, benchmark), figures in rows.items():
+        cells = [_cell(estimate) for one in figures for estimate in (one.value, one.change)]
+        name, attack = neutral(model, "markdown"), benchmark.removeprefix("attack_")
+        lines.append(f"| {name} | {attack} | {figures[0].value.n} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.mean is None or estimate.low is None or estimate.high is None:
+        return "-"
+    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def write_changes(run: RunDir, found: Sequence[Attacked]) -> str:
+    """Writes `attack/changes.md` and `.json` in the run's folder.
+
+    Returns:
+        The Markdown.
+    """
+    rows = [
+        {
+            **{"model": one.model, "benchmark": one.benchmark, "metric": one.metric, **one.value.to_json()},
+            "change": None if one.change is None else one.change.to_json(),
+        }
+        for one in found
+    ]
+    text = markdown(found)
+    write_atomic(run.path / "attack" / "changes.md", text)
+    write_atomic(run.path / "attack" / "changes.json", json.dumps(rows, indent=2) + "\n")
+    return text
