@@ -26,6 +26,19 @@ def peak_memory() -> int:
     return int(re.findall(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)[0]) << 10
 
 
+def multiplies_in_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has instructions for it, as far as Linux says; True where it says nothing.
+
+    Without them PyTorch goes from number to number: products of 512 x 576 by 576 x 1536 took 46 times as long as in
+    float32 on an AMD EPYC with AVX2.
+    """
+    try:
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    except OSError:
+        return True
+    return found is None or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(found[1].split())
+
+
 def visible_devices() -> list[str]:
     """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none if there are none."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -79,6 +79,17 @@ def test_the_observer_is_the_judge_unless_another_is_named(tmp_path, interval, e
     assert poor_judges(config, None, {}) == {}
 
 
+def test_a_run_that_evaluates_nothing_has_a_closing_table_too(tmp_path, capsys):
+    stage = {"name": "a", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "z.json"}
+    tree = {"run": {"root": str(tmp_path), "name": "r"}, "train": {"stages": [stage]}, "evaluate": {"models": []}}
+    run = create_run(compose.parse({**tree, "cluster": {"num_ranks": 1}}, "test"))
+    write_atomic(run.stage("a") / "metrics.jsonl", json.dumps({"time": 1.0, "train/loss": 2.5}) + "\n")
+    found = summarize(run, run.config())
+    assert (found["evaluation"], found["examples"]) == ({}, [])
+    print_summary(run, run.config(), found, Console(width=100))
+    assert "2.500 -> 2.500" in capsys.readouterr().out
+
+
 def test_examples_are_drawn_by_the_seed(tmp_path):
     drawn = []
     for name in ("one", "again"):

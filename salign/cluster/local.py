@@ -14,7 +14,7 @@ from rich.console import Console
 from salign.cluster.scheduler import Scheduler
 from salign.config import Config, LocalCluster
 from salign.errors import ConfigError, StageError, explain_os_error
-from salign.machine import share_out, visible_devices
+from salign.machine import multiplies_in_bfloat16, share_out, visible_devices
 from salign.markers import forget, read_failure
 from salign.plan import Unit, complete, servers_of, units
 from salign.run import RunDir
@@ -128,6 +128,13 @@ class _Servers:
                 raise _failure(unit, self._run, process.returncode)
 
 
+def _dtype(unit: Unit, config: Config) -> str | None:
+    """In what a unit trains or evaluates; None of another."""
+    if unit.stage == "train":
+        return config.stage(unit.argument).dtype
+    return config.evaluate.dtype if unit.stage == "evaluate" else None
+
+
 def _start(unit: Unit, run: RunDir, config: Config, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     with (run.logs / unit.log_name).open("wb") as log:
         return subprocess.Popen(
@@ -178,7 +185,15 @@ class LocalScheduler(Scheduler):
     def check(self, config: Config, left: Sequence[Unit]) -> list[str]:
         if any(_is_by_mpi(unit, config) for unit in left):
             _mpiexec()
-        return []
+        slow = [unit.name for unit in left if _dtype(unit, config) == "bfloat16"]
+        if not slow or multiplies_in_bfloat16() or visible_devices():
+            return []
+        others = f" and {len(slow) - 1} more" if slow[1:] else ""
+        return [
+            f"{slow[0]}{others}: dtype is bfloat16, and this processor has no instructions for it, which makes it some "
+            "forty times as slow as float32. Set dtype to float32 (train.stages, evaluate), which gives other figures "
+            "by rounding alone."
+        ]
 
     def submit(self, config: Config, left: Sequence[Unit], console: Console, after: Sequence[str] = ()) -> None:
         assert isinstance(config.cluster, LocalCluster)

@@ -109,7 +109,8 @@ def summarize(run: RunDir, config: Config) -> dict[str, Any]:
 
 def examples(run: RunDir, config: Config) -> list[dict[str, Any]]:
     """Questions, drawn by the run's seed and not by hand, with the answers of the first and the last model."""
-    ends = dict.fromkeys((config.compared_models[0], config.compared_models[-1]))
+    models = config.compared_models
+    ends = dict.fromkeys((*models[:1], *models[-1:]))  # nobody, where nothing is evaluated
     if any(read_done(run.evaluation(model)) is None for model in ends):
         return []
     answered: dict[str, dict[str, str | None]] = {}
