@@ -24,6 +24,7 @@ class Unit:
         folder: Where its results and its marker are.
         needs: Keys of the units whose results it reads.
         max_rounds: Of a shard: one that was simulated for fewer is not complete.
+        replayed: Datasets of earlier generations that it reads as well, by the names under which its marker knows them.
     """
 
     stage: str
@@ -31,6 +32,7 @@ class Unit:
     folder: Path
     needs: tuple[str, ...] = ()
     max_rounds: int = 0
+    replayed: tuple[tuple[str, Path], ...] = ()
 
     @property
     def key(self) -> str:
@@ -65,7 +67,9 @@ def units(run: RunDir, config: Config) -> list[Unit]:
         needs: tuple[str, ...] = () if start == "base" else (f"train/{start}",)
         if stage.uses_society:
             needs += ("dataset",)
-        plan.append(Unit("train", stage.name, run.stage(stage.name), needs))
+        parts = (part.replay for part in stage.parts if part.kind == "run")
+        replayed = {its.dataset_key: its.dataset for shares in parts for _, _, its in run.replayed(shares)}
+        plan.append(Unit("train", stage.name, run.stage(stage.name), needs, replayed=tuple(replayed.items())))
     for model in config.evaluated_models:
         needs = () if model == "base" else (f"train/{model}",)
         plan.append(Unit("evaluate", model, run.evaluation(model), needs))
@@ -123,7 +127,9 @@ def complete(everything: Sequence[Unit]) -> set[str]:
         if done is None or is_short(done, unit.max_rounds):
             continue
         # A unit whose inputs were made anew with another result is to be made anew as well.
-        if all(digests.get(need) == done.inputs.get(need) for need in unit.needs):
+        earlier = {key: read_done(folder) for key, folder in unit.replayed}
+        same = (found is not None and found.digest == done.inputs.get(key) for key, found in earlier.items())
+        if all(digests.get(need) == done.inputs.get(need) for need in unit.needs) and all(same):
             digests[unit.key] = done.digest
     return set(digests)
 

@@ -206,6 +206,12 @@ class AlignmentGroup(Record, frozen=True):
         return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
+class ReplayedGroup(AlignmentGroup, frozen=True):
+    """A group that an earlier generation made, `age` generations ago; it is in no file as such."""
+
+    age: int = 1
+
+
 # An interaction has some KB: the default buffer holds two of them.
 _BUFFER_BYTES = 1 << 18
 _encode = msgspec.json.Encoder().encode

@@ -113,6 +113,21 @@ class RunDir:
         """The run of the first generation."""
         return RunDir(self.path.parent) if self.number > 1 else self
 
+    def replayed(self, shares: Sequence[float]) -> Iterator[tuple[int, float, "RunDir"]]:
+        """The earlier generations of which a share is trained on, each with its age in generations and that share.
+
+        Args:
+            shares: Of the generation before, of the one before that, and so on, as far as there are some.
+        """
+        for age, share in enumerate(shares[: self.number - 1], start=1):
+            if share > 0:
+                yield age, share, self.first.generation(self.number - age)
+
+    @property
+    def dataset_key(self) -> str:
+        """By which the markers of a later generation know the dataset of this one."""
+        return f"{_GENERATION}{self.number}/dataset"
+
     def config(self) -> Config:
         """The run's resolved config; that of a later generation follows from the first's.
 

@@ -13,7 +13,7 @@ from salign.cache import cache_folder
 from salign.config import EverydaySource, GroupsData
 from salign.dataset.groups import read_groups
 from salign.errors import DataError, StageError
-from salign.records import AlignmentGroup, Message, to_line
+from salign.records import AlignmentGroup, Message, ReplayedGroup, to_line
 from salign.run import RunDir
 from salign.society import sources
 from salign.training.data import Order, build_tokens, context_length, shuffled, stage_groups
@@ -180,6 +180,14 @@ def test_the_longest_text_and_group_of_a_store_are_those_of_its_groups(tmp_path,
     assert store.longest(num_responses) == (text, max(query + sum(long[:num_responses]) for query, long in sizes))
 
 
+def test_the_store_knows_how_old_its_groups_are(tmp_path, tokenizer):
+    old = ReplayedGroup("q", ("a", "b"), (1.0, 7.0), age=2)
+    store = build(tmp_path / "s", [GROUPS[0], old, GROUPS[1]], tokenizer)
+    assert [group.age for group in store] == [0, 2, 0]
+    assert store[1].subset([1]).age == 2
+    assert store.num_replayed == 1
+
+
 def test_the_store_knows_what_was_left_out(tmp_path, tokenizer):
     rows = [{"query": "q", "responses": ["a", "long " * 600, "c", " a"], "scores": [3, 2, None, 3]}, {"text": "?"}]
     rows.append({"query": "long " * 600, "responses": ["a"], "scores": [1]})
@@ -276,7 +284,7 @@ def test_a_stages_data_is_tokenised_once(tmp_path, tokenizer, monkeypatch):
     assert [path.name for path in run.stage("a").iterdir()] == [other.name]  # the old one is gone
 
 
-@pytest.mark.parametrize("name", ["tokens", "bounds", "firsts", "scores", "done.json"])
+@pytest.mark.parametrize("name", ["tokens", "bounds", "firsts", "scores", "ages", "done.json"])
 def test_data_in_tokens_that_is_damaged_is_made_again(tmp_path, tokenizer, caplog, name):
     run, stage = make_stage(tmp_path)
     folder, _ = build_tokens(run, stage, 0, tokenizer, None)
@@ -305,7 +313,7 @@ def test_a_file_of_preferences_is_trained_on(tmp_path, tokenizer):
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps({"prompt": "Why?", "chosen": " Because.", "rejected": " No."}) + "\n")
     run, stage = make_stage(tmp_path, data={"kind": "groups", "path": str(path)})
-    groups, _, inputs = stage_groups(run, stage, Counter())
+    groups, _, inputs = stage_groups(run, stage, 0, Counter())
     assert (list(groups), inputs) == ([AlignmentGroup("Why?", ("Because.", "No."), (7.0, 1.0))], {})
     folder, _ = build_tokens(run, stage, 0, tokenizer, None)
     path.write_text(path.read_text() * 2)

@@ -87,6 +87,9 @@ class RunData(Section):
     kind: Literal["run"]
     kinds: tuple[Kind, ...] = KINDS
     """The kinds that are trained on; leaving one out shows what it contributes."""
+    replay: tuple[Share, ...] = ()
+    """With several generations: which shares of the groups of earlier ones are trained on again, drawn at random; the
+    first of the generation before, the next of the one before that, and so on."""
 
     @field_validator("kinds")
     @classmethod
@@ -274,6 +277,11 @@ class TrainStage(Section):
     def uses_society(self) -> bool:
         """Whether this run's society made any of its data."""
         return any(part.kind == "run" for part in self.parts)
+
+    @property
+    def num_replayed(self) -> int:
+        """How many generations before its own a stage trains on, at most."""
+        return max((len(part.replay) for part in self.parts if part.kind == "run"), default=0)
 
     @property
     def max_responses(self) -> int:

@@ -256,7 +256,12 @@ class Config(Section):
     def _mistakes_of_generations(self) -> list[str]:
         num, stage = self.generations.num, self.generations.stage
         if num == 1:
-            return []
+            return [
+                f"train.stages.{one.name}.data replays earlier generations, and generations.num is 1: raise it, or "
+                "leave `replay` out"
+                for one in self.train.stages
+                if one.num_replayed
+            ]
         names = [stage.name for stage in self.train.stages]
         mistakes = []
         if not (names and self.has_society):

@@ -265,6 +265,7 @@ _CURVES: tuple[tuple[str, str, dict[str, str], dict[str, Any]], ...] = (
         {"train/logps/chosen": ": chosen", "train/logps/rejected": ": rejected"},
         {},
     ),
+    ("replay", "Age of the groups trained on, in generations", {"train/replay/age": ""}, {"rangemode": "tozero"}),
     ("grad-norm", "Gradient norm", {"train/grad_norm": ""}, {}),
     ("learning-rate", "Learning rate", {"train/learning_rate": ""}, {"exponentformat": "e"}),
     ("mfu", "Share of the GPUs' peak (MFU)", {"perf/mfu": ""}, {"rangemode": "tozero"}),

@@ -12,6 +12,7 @@ from salign.config import Config
 from salign.evaluation.compare import compare_generations, write_tables
 from salign.evaluation.statistics import Estimate
 from salign.run import RunDir, generations
+from salign.tracking.metrics import mean, read_metrics
 
 NOTE = (
     "Observers, judges and questions are the same in all generations. Intervals are 95 % bootstrap intervals over "
@@ -46,6 +47,10 @@ def read_generations(run: RunDir, config: Config) -> GenerationsTable | None:
         (f"society: {name}, {role}s", (None, *(_number(one["means"].get(name, {}).get(role)) for one in means)))
         for name, role in series
     ]
+    if config.stage(config.stage_of_generation).num_replayed:
+        logs = (its.stage(own.stage_of_generation) / "metrics.jsonl" for its, own in everything)
+        ages = (mean(row.get("train/replay/age") for row in read_metrics(log)) for log in logs)
+        rows.append(("trained on: age of the groups, in generations", (None, *map(_number, ages))))
     folders = [run.evaluation("base"), *(its.evaluation(own.compared_models[-1]) for its, own in everything)]
     results = [_read(folder / "results.json").get("figures", {}) for folder in folders]
     for figure in dict.fromkeys(name for one in results for name in one):

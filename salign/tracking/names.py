@@ -45,6 +45,8 @@ LOGGED: dict[JobType, tuple[str, ...]] = {
         "train/steps_most",
         *(f"train/{name}" for name in _LOSSES),
         *(f"eval/{name}" for name in _LOSSES),
+        "train/replay/share",
+        "train/replay/age",
         "train/learning_rate",
         "train/grad_norm",
         "train/epoch",

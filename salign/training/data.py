@@ -6,20 +6,22 @@ import itertools
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from salign import architecture, models
-from salign.config import KINDS, AnswersData, DataPart, GroupsData, RunData, TrainStage
+from salign.config import KINDS, AnswersData, DataPart, GroupsData, Kind, RunData, TrainStage
+from salign.dataset.gathering import drawn
 from salign.dataset.groups import demonstrations, digest_of, read_groups
+from salign.documents import read_json
 from salign.errors import DataError
 from salign.markers import damaged, read_done, require_done
-from salign.records import AlignmentGroup
+from salign.records import AlignmentGroup, ReplayedGroup
 from salign.run import RunDir
 from salign.seeds import rng
 from salign.training.hindsight import HINDSIGHT_VERSION, chain_of_hindsight
@@ -31,23 +33,30 @@ logger = logging.getLogger(__name__)
 
 
 def stage_groups(
-    run: RunDir, stage: TrainStage, left_out: Counter[str]
+    run: RunDir, stage: TrainStage, seed: int, left_out: Counter[str]
 ) -> tuple[Iterable[AlignmentGroup], str, dict[str, str]]:
     """Reads the stage's groups while they are iterated.
 
     Args:
         run: The run's folder.
         stage: Whose data.
+        seed: The run's, by which what is replayed is drawn.
         left_out: See `read_groups`.
 
     Returns:
         The groups, a digest of what they are, and the digests of the stages that they come from.
 
     Raises:
-        StageError: The dataset of this run is not complete.
+        StageError: The dataset of this run, or of a generation that is replayed, is not complete.
         DataError: A file is missing or malformed (raised, for its rows, while they are iterated).
     """
     found = [_groups_of(run, part, left_out) for part in stage.parts]
+    found += [
+        _replayed(earlier, age, share, part.kinds, (seed, stage.name, "replay", number, age))
+        for number, part in enumerate(stage.parts)
+        if isinstance(part, RunData)
+        for age, share, earlier in run.replayed(part.replay)
+    ]
     groups, digests = [groups for groups, _, _ in found], [digest for _, digest, _ in found]
     inputs = {name: digest for _, _, inputs in found for name, digest in inputs.items()}
     digest = digests[0] if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()
@@ -65,6 +74,24 @@ def _groups_of(
     own = GroupsData(kind="groups", path=run.dataset / "groups.jsonl")
     digest = done.digest if set(data.kinds) == set(KINDS) else f"{done.digest} {sorted(data.kinds)}"
     return _of_kinds(read_groups(own, left_out), data), digest, {"dataset": done.digest}
+
+
+def _replayed(
+    run: RunDir, age: int, share: float, kinds: Sequence[Kind], place: tuple[int | str, ...]
+) -> tuple[Iterable[AlignmentGroup], str, dict[str, str]]:
+    """A share of an earlier generation's groups, each with the same chance, in their order."""
+    done = require_done(run.dataset, f"the dataset of generation {run.number}", f"Launch {run.first.path} again.")
+    card = read_json(run.dataset / "card.json", str(run.dataset / "card.json"), dict[str, Any])
+    num = sum(card["kinds"][kind]["num_groups"] for kind in set(kinds))
+
+    def groups() -> Iterator[AlignmentGroup]:
+        own = GroupsData(kind="groups", path=run.dataset / "groups.jsonl")
+        of_kinds = (group for group in read_groups(own, Counter()) if group.kind in kinds)
+        for group in itertools.compress(of_kinds, drawn(num, round(share * num), rng(*place))):
+            yield ReplayedGroup(**{name: getattr(group, name) for name in group.__struct_fields__}, age=age)
+
+    digest = hashlib.sha256(repr((done.digest, share, sorted(kinds), place)).encode()).hexdigest()
+    return groups(), digest, {run.dataset_key: done.digest}
 
 
 def _of_kinds(groups: Iterable[AlignmentGroup], data: RunData) -> Iterator[AlignmentGroup]:
@@ -111,12 +138,12 @@ def build_tokens(
         The folder for `TokenStore`, and the digests of the stages that the data comes from.
 
     Raises:
-        StageError: The dataset of this run is not complete.
+        StageError: As `stage_groups`.
         DataError: A file is missing or malformed, or nothing in it fits into `max_tokens`.
     """
     max_tokens = stage.max_tokens if context is None else min(stage.max_tokens, context)
     left_out: Counter[str] = Counter()
-    groups, digest, inputs = stage_groups(run, stage, left_out)
+    groups, digest, inputs = stage_groups(run, stage, seed, left_out)
     if stage.score_noise:
         deviation = stage.score_noise
         groups = (with_noise(group, deviation, seed, stage.name, number) for number, group in enumerate(groups))

@@ -247,6 +247,7 @@ def _counts(trainer: Trainer, data: TokenStore) -> dict[str, int]:
         "num_steps": trainer.num_steps,
         "num_tokens": trainer.num_tokens,
         "num_groups": len(data),
+        **({"num_replayed_groups": data.num_replayed} if trainer.replays else {}),
         **{f"num_{what}_left_out": count for what, count in data.left_out.items()},
     }
 

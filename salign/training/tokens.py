@@ -19,14 +19,14 @@ from transformers import PreTrainedTokenizerBase
 from salign.chat import ChatTemplate, chat_template, conversation
 from salign.errors import DataError, StageError
 from salign.markers import mark_done, read_done
-from salign.records import AlignmentGroup
+from salign.records import AlignmentGroup, ReplayedGroup
 from salign.storage import new_folder
 
-_VERSION = 3
+_VERSION = 4
 BATCH = 512  # groups that are tokenised together
 FLUSH = 1 << 20  # tokens in memory before they are written
 # Of each array the type in its file: everything in it is of the machine's own byte order.
-_TYPES = {"tokens": "i", "bounds": "q", "firsts": "q", "scores": "f"}
+_TYPES = {"tokens": "i", "bounds": "q", "firsts": "q", "scores": "f", "ages": "i"}
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,14 @@ class TokenGroup:
     """A group in tokens. `responses` end with the end token; there is a score for each.
 
     `references` are the mean negative log-likelihoods of the responses under the model that the stage starts from; None
-    where the objective does not measure from it.
+    where the objective does not measure from it. `age` says how many generations ago the group was made.
     """
 
     query: list[int]
     responses: list[list[int]]
     scores: list[float]
     references: list[float] | None = None
+    age: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -54,6 +55,7 @@ class TokenGroup:
             [self.responses[i] for i in positions],
             [self.scores[i] for i in positions],
             None if self.references is None else [self.references[i] for i in positions],
+            self.age,
         )
 
 
@@ -100,7 +102,8 @@ def stream_tokens(
             elif max(scores) < max(group.scores):
                 left_out["long_best_groups"] += 1
             else:
-                yield TokenGroup(query, [responses[i] for i in fitting], scores)
+                age = group.age if isinstance(group, ReplayedGroup) else 0
+                yield TokenGroup(query, [responses[i] for i in fitting], scores, age=age)
 
 
 def _encoded(
@@ -153,12 +156,12 @@ class TokenStore:
 
     `tokens` holds each group's query and then its responses; segment k of them, a query or a response, reaches from
     `bounds[k]` to `bounds[k + 1]`, and the segments of group i from `firsts[i]` to `firsts[i + 1]`. `scores` has one
-    for each response.
+    for each response, `ages` one for each group.
     """
 
     def __init__(self, folder: Path) -> None:
         arrays = {name: _mapped(folder / name, code) for name, code in _TYPES.items()}
-        self._tokens, self._bounds, self._firsts, self._scores = (arrays[name] for name in _TYPES)
+        self._tokens, self._bounds, self._firsts, self._scores, self._ages = (arrays[name] for name in _TYPES)
         done = read_done(folder)
         if done is None:
             raise StageError(
@@ -213,6 +216,11 @@ class TokenStore:
         """The number of responses of all groups."""
         return len(self._scores)
 
+    @property
+    def num_replayed(self) -> int:
+        """How many of its groups earlier generations made."""
+        return int(np.count_nonzero(self._ages))
+
     def responses_of(self, index: int) -> slice:
         """Returns where the responses of a group stand among those of all groups."""
         # There are as many queries before a group as groups.
@@ -241,7 +249,8 @@ class TokenStore:
         bounds = self._bounds[first : end + 1].tolist()
         tokens = self._tokens[bounds[0] : bounds[-1]].tolist()
         segments = [tokens[start - bounds[0] : stop - bounds[0]] for start, stop in itertools.pairwise(bounds)]
-        return TokenGroup(segments[0], segments[1:], self._scores[self.responses_of(index)].tolist())
+        scores = self._scores[self.responses_of(index)].tolist()
+        return TokenGroup(segments[0], segments[1:], scores, age=int(self._ages[index]))
 
 
 def _mapped(path: Path, code: str) -> NDArray[Any]:
@@ -276,6 +285,7 @@ def _write(folder: Path, groups: Iterable[TokenGroup]) -> int:
             num_segments += 1 + len(group.responses)
             arrays["firsts"].append(num_segments)
             arrays["scores"].extend(group.scores)
+            arrays["ages"].append(group.age)
             if len(arrays["tokens"]) >= FLUSH:
                 flush()
         flush()

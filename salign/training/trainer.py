@@ -65,6 +65,7 @@ class Trainer:
         self._ranks = ranks
         self.num_tokens = 0
         self.num_steps = num_steps
+        self.replays = stage.num_replayed > 0
         self._arithmetic = Arithmetic.of(model) if ranks.device.type == "cuda" else None
         if stage.gradient_checkpointing:
             recompute(model)
@@ -174,6 +175,7 @@ class Trainer:
             "train/global_step": step + 1,
             "train/steps_most": self.num_steps,
             **_losses("train", sums),
+            **(_replay([group for _, group in groups]) if self.replays else {}),
             "train/learning_rate": learning_rate,
             "train/grad_norm": None if norm is None else float(norm),
             "train/num_tokens": self.num_tokens,
@@ -252,6 +254,15 @@ def _policy(prefix: str, sums: dict[str, float]) -> dict[str, float]:
         f"{prefix}/policy/clipped_share": sums["clipped"] / sums["responses"],
         f"{prefix}/policy/divergence": sums["divergence"] / sums["responses"],
         f"{prefix}/policy/advantage_size": sums["advantage"] / sums["responses"],
+    }
+
+
+def _replay(groups: Sequence[TokenGroup]) -> dict[str, float]:
+    """How old a step's groups are: 0 where the generation's own society made them."""
+    ages = [group.age for group in groups]
+    return {
+        "train/replay/share": sum(age > 0 for age in ages) / len(ages),
+        "train/replay/age": sum(ages) / len(ages),
     }
 
 

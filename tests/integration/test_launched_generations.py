@@ -11,6 +11,7 @@ from salign.digests import identify
 from salign.markers import read_done
 from salign.plan import units
 from salign.run import RunDir, generations
+from salign.tracking.metrics import mean, read_metrics
 
 pytestmark = pytest.mark.integration
 
@@ -22,7 +23,8 @@ def looped_config(folder: Path, model: Path) -> Path:
     tree["society"]["audience_size"] = 2
     tree["society"] |= {name: {"max_tokens": 4} for name in ("draft", "feedback", "revision")}
     tree["dataset"] = {"keep_flagged": ["cut", "imitates_frame", "control_tokens", "repeats_prompt", "imitates_form"]}
-    tree["train"]["stages"] = [stage | {"max_steps": 2} for stage in tree["train"]["stages"][1:]]
+    replay = {"max_steps": 2, "data": {"kind": "run", "replay": [1.0]}}
+    tree["train"]["stages"] = [stage | replay for stage in tree["train"]["stages"][1:]]
     tree["generations"] = {"num": 2}
     path = folder / "looped.yaml"
     path.write_text(json.dumps(tree))
@@ -46,6 +48,21 @@ def test_the_second_society_speaks_through_what_the_first_trained(looped, tiny_m
     spoken, later = ({name.partition("@")[2][:12] for name in facts["models"]} for facts in (first, second))
     assert (spoken, later) == ({base}, {base, trained})  # the observer stays the base
     assert read_done(run.generation(2).stage("stable")).inputs["model"] == identify(str(run.model("stable"))).digest
+
+
+def test_what_was_trained_on_is_as_old_as_the_shares_of_replay_say(looped):
+    run, _, said = looped
+    ages = []
+    for number in (1, 2):
+        its = run.generation(number)
+        rows = [row for row in read_metrics(its.stage("stable") / "metrics.jsonl") if "train/global_step" in row]
+        assert [row["train/replay/age"] for row in rows] == [row["train/replay/share"] for row in rows]  # 0 or 1 each
+        ages.append(mean(row["train/replay/age"] for row in rows))
+    assert ages[0] == 0 < ages[1] < 1
+    done = read_done(run.generation(2).stage("stable"))
+    assert done.facts["num_replayed_groups"] == read_done(run.dataset).facts["num_groups"]
+    assert done.inputs["generation-1/dataset"] == read_done(run.dataset).digest
+    assert "trained on: age of the groups" in said
 
 
 def test_the_models_of_all_generations_are_compared_on_the_same_questions(looped):
