@@ -1,13 +1,15 @@
 """Models beside each other: which differences hold, and what the tables show."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from salign import compose
+from salign.commands import evaluate
 from salign.errors import ConfigError, StageError
-from salign.evaluation.compare import compare, write_tables
+from salign.evaluation.compare import compare, compare_folders, write_tables
 from salign.evaluation.figures import estimates
 from salign.evaluation.statistics import krippendorff_alpha, permutation_p, spearman
 from salign.markers import mark_done
@@ -101,6 +103,30 @@ def test_what_is_not_evaluated_or_not_known_is_named(run, config):
         compare(run, config, ["base", "sft"])
     with pytest.raises(ConfigError, match="no training stage is named 'dpo'"):
         compare(run, config, ["base", "dpo"])
+
+
+def test_evaluations_of_other_runs_are_seeds_of_one_name(run, config, tmp_path):
+    folders = {"base": [run.evaluation("base")], "mine": [run.evaluation("sft"), run.evaluation("stable_1")]}
+    found = compare_folders(folders, config)
+    alone = compare(run, config, ["sft", "stable_1"]).figures["a/acc"]
+    mine = found.figures["a/acc"]["mine"]
+    assert mine.mean == pytest.approx((alone["sft"].mean + alone["stable_1"].mean) / 2)
+    assert mine.num_seeds == 2
+    with pytest.raises(StageError, match=r"the evaluation of other in .*nowhere is not complete"):
+        compare_folders({"base": [run.evaluation("base")], "other": [tmp_path / "nowhere"]}, config)
+
+
+def test_the_command_takes_folders_by_a_name(run, monkeypatch, capsys):
+    def compared(names):
+        monkeypatch.setattr("sys.argv", ["evaluate", str(run.path), "--compare", names])
+        evaluate.main()
+
+    folders = os.pathsep.join(str(run.evaluation(name)) for name in ("sft", "stable_1"))
+    compared(f"base,mine={folders}")
+    assert "| figure | n | base | mine |" in capsys.readouterr().out
+    for wrong in ("base,mine=", f"base,base={folders}", "base,=x"):
+        with pytest.raises(ConfigError, match="give each name once, with its folders separated by ':'"):
+            compared(wrong)
 
 
 # --- statistics ----------------------------------------------------------------------------------

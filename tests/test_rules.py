@@ -1,18 +1,23 @@
 """Ratings by rules: exact values, and that they go where observers' ratings go."""
 
+import sys
 from collections import Counter
 
 import pytest
 from actors import QUESTIONS, SMALL, Actor, live
 from pydantic import TypeAdapter, ValidationError
 
+from salign import compose
 from salign.config import Criterion, DatasetSection, Gates, Rule, SocietySection
 from salign.config.effects import sections_in
 from salign.dataset.gathering import build_groups
 from salign.errors import ConfigError
 from salign.evaluation.figures import sample_row
 from salign.evaluation.judged import Item, Sample
+from salign.evaluation.versions import versions_of
 from salign.society import rules
+from salign.society.check import check_society
+from salign.society.functions import check_functions
 from salign.society.protocols import protocol_of
 from salign.society.rules import RULES, rating_by_rule
 
@@ -132,3 +137,79 @@ def test_rules_that_cannot_be_are_refused(criterion, said):
     with pytest.raises(ValidationError) as refused:
         Criterion(**criterion)
     assert said in str(refused.value)
+
+
+# --- functions of the user's own -----------------------------------------------------------------
+
+MODULE = """
+import itertools
+calls = itertools.count()
+def words(question, answer): return min(1, len(answer.split()) / 4)
+def counts(question, answer): return next(calls) % 2
+def too_much(question, answer): return 7
+def nothing(question, answer): return None
+def not_a_number(question, answer): return float("nan")
+def fails(question, answer): return 1 / len(answer)
+number = 3
+"""
+
+
+@pytest.fixture
+def function(tmp_path, monkeypatch):
+    """Makes criteria of the functions of a module of the user's own, which are allowed."""
+    name = f"mine_{tmp_path.name}"  # a module is imported once
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    others = ("words", "counts", "too_much", "nothing", "not_a_number", "fails", "number", "missing")
+    monkeypatch.setenv("SALIGN_RULES", ", ".join([*(f"{name}.{one}" for one in others), "no_such_package.rate"]))
+
+    def made(what: str) -> Criterion:
+        path = what if "." in what else f"{name}.{what}"
+        return Criterion(name="own", scale=(0, 8), rule={"kind": "function", "function": path})
+
+    return made
+
+
+def test_a_function_of_the_users_rates(function, tmp_path):
+    own = function("words")
+    assert [rating_by_rule(own, "q", answer) for answer in ("", "one", "one two three four five")] == [0, 2, 8]
+    (path,) = check_functions([own, own, Criterion(**SHORT)])
+    assert path.parent == tmp_path
+    config = compose.parse({"society": {"criteria": [own.model_dump()]}}, "test")
+    before = versions_of(config, {}, [], {})
+    path.write_text(MODULE + "# changed\n")
+    changed = {name for name, version in versions_of(config, {}, [], {}).items() if version != before[name]}
+    assert changed == {f"function {own.rule.function}"}
+
+
+def test_what_is_not_allowed_is_not_imported(function, monkeypatch):
+    own = function("words")
+    for allowed in ("", "other.words", f"{own.rule.function}_more"):
+        monkeypatch.setenv("SALIGN_RULES", allowed)
+        with pytest.raises(ConfigError, match=r"export SALIGN_RULES=.*mine_.*\.words"):
+            check_society(SocietySection(**{**SMALL, "criteria": [own]}), 0)
+    assert own.rule.function.partition(".")[0] not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("counts", r"gives 0 for the answer '', and 1 when it is asked again|depend on the two texts alone"),
+        ("too_much", "gives 7 for an answer of 0 characters: it must give a number from 0"),
+        ("nothing", "gives None for an answer"),
+        ("not_a_number", "gives nan for an answer"),
+        ("fails", "fails on an answer of 0 characters \\(ZeroDivisionError: division by zero\\)"),
+        ("number", "is int, and no function of a file of Python"),
+        ("missing", "cannot be imported \\(AttributeError: module"),
+        ("no_such_package.rate", "cannot be imported \\(ModuleNotFoundError: No module named 'no_such_package'"),
+    ],
+)
+def test_a_function_that_is_no_rule_is_named_before_anything_is_asked(function, what, said):
+    with pytest.raises(ConfigError, match=said):
+        check_functions([function(what)])
+
+
+@pytest.mark.parametrize("name", ["words", "os.system('true')", "a..b", ".a.b", "a.b ", "a.b\n", "a-b.c"])
+def test_what_is_no_dotted_path_is_no_function(name):
+    with pytest.raises(ValidationError, match="function"):
+        TypeAdapter(Rule).validate_python({"kind": "function", "function": name})

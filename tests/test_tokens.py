@@ -263,7 +263,7 @@ def make_stage(tmp_path, **changes):
 def test_a_stages_scores_have_noise_where_it_is_asked_for(tmp_path, tokenizer):
     answers = {"kind": "answers", "both_labels": True}
     run, stage = make_stage(tmp_path, data=answers, score_noise=2.0)
-    groups, _, _ = stage_groups(run, stage, Counter())
+    groups, _, _ = stage_groups(run, stage, 0, Counter())
     expected = [with_noise(group, 2.0, 0, "a", number).scores for number, group in enumerate(groups)]
     folder, _ = build_tokens(run, stage, 0, tokenizer, None)
     assert [tuple(group.scores) for group in TokenStore(folder)] == [pytest.approx(scores) for scores in expected]

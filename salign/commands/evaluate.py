@@ -3,9 +3,13 @@
 python jobs/evaluate.py RUN --model base                # `base`, or the name of a training stage
 torchrun --nproc-per-node 2 jobs/evaluate.py RUN --model base
 python jobs/evaluate.py RUN --compare base,sft,stable   # prints the table, writes evaluate/comparison.{md,tex,json}
+python jobs/evaluate.py RUN --compare base,on_policy=A/generation-3/evaluate/grpo:B/generation-3/evaluate/grpo
+                                                        # other runs' evaluations by a name; of several, its seeds
 python jobs/evaluate.py RUN --prefetch                  # on a node with internet: downloads models and data
 """
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from salign import work
@@ -17,13 +21,27 @@ from salign.shown import say
 
 
 def _compare(run: RunDir, names: str) -> None:
-    from salign.evaluation.compare import compare, write_tables
+    from salign.evaluation.compare import compare, compare_folders, write_tables
 
     models = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
     if len(models) < 2:
         raise ConfigError(f"--compare {names!r} names one model; give at least two, such as base,stable")
-    say(write_tables(run, compare(run, run.config(), models)))
+    if "=" in names:
+        say(write_tables(run, compare_folders(_folders(run, models), run.config())))
+    else:
+        say(write_tables(run, compare(run, run.config(), models)))
     say(f"written to {run.path / 'evaluate'}/comparison.md, .tex and .json")
+
+
+def _folders(run: RunDir, models: Sequence[str]) -> dict[str, list[Path]]:
+    """Where the evaluations of `NAME=FOLDER:FOLDER` are; a name alone is a model of the run."""
+    folders: dict[str, list[Path]] = {}
+    for model in models:
+        name, given, paths = model.partition("=")
+        if name in folders or not name or (given and not paths):
+            raise ConfigError(f"--compare {model!r}: give each name once, with its folders separated by {os.pathsep!r}")
+        folders[name] = [Path(path) for path in paths.split(os.pathsep)] if given else [run.evaluation(name)]
+    return folders
 
 
 def _prefetch(run: RunDir) -> None:

@@ -27,6 +27,7 @@ from salign.engines.kinds import kind_of
 from salign.engines.scorers import check_scorer
 from salign.errors import ConfigError
 from salign.shown import say
+from salign.society.functions import check_functions
 from salign.society.observer import in_words, share_interval
 from salign.storage import check_target
 
@@ -129,6 +130,7 @@ def main() -> None:
     kind_of(config.engine).check(config.engine, config.model, fetch=True, here=True)
     for place, scorer in config.scorers().items():
         check_scorer(place, scorer)
+    check_functions(config.society.observed_criteria)
     left_out: Counter[str] = Counter()
     groups = read_groups(data, left_out, unscored)
     groups = itertools.chain([next(groups)], groups)  # a file that cannot be read costs no call

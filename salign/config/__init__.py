@@ -57,7 +57,7 @@ from salign.config.protocols import (
     RelayProtocol,
     SampleProtocol,
 )
-from salign.config.rules import CopyRule, LengthRule, PatternRule, RefusalRule, Rule
+from salign.config.rules import CopyRule, FunctionRule, LengthRule, PatternRule, RefusalRule, Rule
 from salign.config.scorers import ImplicitReward, RewardModel, Scorer
 from salign.config.society import (
     LABELS,
@@ -164,6 +164,7 @@ __all__ = [
     "Flag",
     "Fleet",
     "FleetEngine",
+    "FunctionRule",
     "GRPOObjective",
     "GameProtocol",
     "Gates",

@@ -57,4 +57,15 @@ class CopyRule(Section):
     kind: Literal["copy"]
 
 
-Rule = Annotated[LengthRule | PatternRule | RefusalRule | CopyRule, Field(discriminator="kind")]
+class FunctionRule(Section):
+    """What a function of your own says of a question and an answer, from 0 (lowest) to 1 (highest).
+
+    It is imported only where the environment variable SALIGN_RULES of who launches names it.
+    """
+
+    kind: Literal["function"]
+    function: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+$")]
+    """`package.module.name`, as Python imports it; of the same texts it must always say the same."""
+
+
+Rule = Annotated[LengthRule | PatternRule | RefusalRule | CopyRule | FunctionRule, Field(discriminator="kind")]

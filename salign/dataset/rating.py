@@ -14,6 +14,7 @@ from salign.engines.journal import Journal
 from salign.errors import DataError
 from salign.records import MAX_SCORE, MIN_SCORE, AlignmentGroup, Observation, to_bytes
 from salign.society.calls import Calls
+from salign.society.functions import digests_of
 from salign.society.models import asked, meter_all, model_names, observing, open_engines
 from salign.society.observer import agreements
 from salign.society.prompts import PROMPTS_VERSION, Wording
@@ -126,6 +127,7 @@ def _header(config: Config, identities: Sequence[str], how: Mapping[str, Any]) -
         "seed": config.run.seed,
         "prompts": PROMPTS_VERSION,
         "rules": RULES_VERSION,
+        "functions": digests_of(society.observed_criteria),
     }
 
 

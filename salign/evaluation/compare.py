@@ -132,6 +132,18 @@ def compare(run: RunDir, config: Config, models: Sequence[str]) -> Comparison:
     return _compare(models, folders, config)
 
 
+def compare_folders(folders: Mapping[str, Sequence[Path]], config: Config) -> Comparison:
+    """Compares evaluations of any runs, by what they are to be called; several of one name are its seeds.
+
+    Raises:
+        StageError: One is not complete, or they were made with different versions of anything.
+    """
+    for name, seeds in folders.items():
+        for folder in seeds:
+            require_done(folder, f"the evaluation of {name} in {folder}", "Launch its run again.")
+    return _compare(list(folders), folders, config)
+
+
 def compare_generations(run: RunDir, config: Config) -> Comparison:
     """The run's first model, and each generation's last, beside each other: `base`, `1`, `2` ...
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from salign.config import Config, Effect, selected
 from salign.evaluation import judge as judging
 from salign.evaluation.judged import ATTACKS_VERSION, OVER_REFUSAL_VERSION
+from salign.society.functions import digests_of
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.refusals import REFUSALS_VERSION
 from salign.society.rules import RULES_VERSION
@@ -44,6 +45,7 @@ def versions_of(config: Config, tasks: "dict[str, Task]", rows: Sequence[Row], i
         **{f"settings of judge {name}": settings_of_judges(config)[name] for name in identities},
         "rating": config.society.rating,
         "rules": [RULES_VERSION, *(rule.model_dump(mode="json") for rule in rules)] if rules else None,
+        **{f"function {name}": digest[:16] for name, digest in digests_of(rules).items()},
         "answer": section.answer.model_dump(),
         "settings of answers": settings_of_answers(config),
         "chat_template": section.chat_template,

@@ -7,6 +7,7 @@ from salign.config import EdgesTopology, RelayProtocol, SocietySection, empty_pa
 from salign.errors import ConfigError
 from salign.society import sources
 from salign.society.casts import Casts
+from salign.society.functions import check_functions
 from salign.society.population import answers_by_label
 from salign.society.profiles import draw_profiles, files_of, load_profiles
 from salign.society.recall import check_recall
@@ -28,7 +29,7 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
     Raises:
         DataError: A file is missing or malformed, or has too little in it.
         ConfigError: A part of the mixture rounds to no agent, agents would hardly recall their initial memories, or
-            nobody has enough neighbours for the protocol.
+            nobody has enough neighbours for the protocol; a function that rates is not allowed, or none.
     """
     if len(society.populations) > society.num_worlds:
         logger.warning(
@@ -37,6 +38,7 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
             society.num_worlds,
             ", ".join(society.populations[society.num_worlds :]),
         )
+    functions = check_functions(society.observed_criteria)
     profiles = load_profiles(society)
     questions = sources.questions(society.questions)
     prior = sources.load(society.prior) if society.num_initial_memories else []
@@ -55,7 +57,8 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
     _check_studies(society)
     check_recall(society, seed, questions, prior)
     links = [society.topology.path] if isinstance(society.topology, EdgesTopology) else []
-    return [*sources.files_of(society.questions), *sources.files_of(society.prior), *files_of(society.profiles), *links]
+    asked = [*sources.files_of(society.questions), *sources.files_of(society.prior), *files_of(society.profiles)]
+    return [*asked, *links, *functions]
 
 
 def _check_casts(society: SocietySection, seed: int) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import regex
 
-from salign.config import CopyRule, Criterion, LengthRule, PatternRule, RefusalRule
+from salign.config import CopyRule, Criterion, FunctionRule, LengthRule, PatternRule, RefusalRule
 from salign.errors import ConfigError
+from salign.society.functions import share_by_function
 from salign.society.refusals import refusal_position
 
 RULES_VERSION = "1"
@@ -53,6 +54,7 @@ RULES: dict[type, Callable[[Any, str, str], float]] = {
     PatternRule: _pattern,
     RefusalRule: _refusal,
     CopyRule: _copy,
+    FunctionRule: share_by_function,
 }
 """How much of the scale an answer to a question earns, from 0 to 1, by the section of the rule."""
 
@@ -66,6 +68,6 @@ def rating_by_rule(criterion: Criterion, question: str, answer: str) -> float:
         answer: What is rated.
 
     Raises:
-        ConfigError: A pattern's search does not end.
+        ConfigError: A pattern's search does not end, or a function has no rating for it.
     """
     return criterion.at_share(RULES[type(criterion.rule)](criterion.rule, question, answer))
