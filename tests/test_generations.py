@@ -11,6 +11,9 @@ from salign.config import ScriptedEngine, TransformersEngine
 from salign.engines.check import check_engines
 from salign.errors import ConfigError
 from salign.markers import mark_done
+from salign.report.generations import read_generations
+from salign.report.judges import by_generation
+from salign.report.record import RunRecord
 from salign.run import RunDir, generations
 
 
@@ -178,3 +181,52 @@ def test_a_figure_that_nobody_computes_ends_no_loop(words, said):
 def test_a_rule_of_the_society_may_end_the_loop():
     rule = "society.criteria=[{name: alignment}, {name: short, rule: {kind: length, max_words: 9}}]"
     assert loaded(rule, "generations.stop={figure: short}").generations.stop.figure == "short"
+
+
+# --- who rates -----------------------------------------------------------------------------------
+
+
+def judged(own: float, anchor: float) -> dict:
+    """Results of an evaluation by two judges."""
+    agreement = {"means": {"own": own, "anchor": anchor}}
+    figures = {"alignment": {"mean": (own + anchor) / 2, "low": None, "high": None, "n": 2, "num_missing": 0}}
+    return {"figures": figures, "judging": {"questions": {"alignment": {"agreement": agreement}}}}
+
+
+def test_a_judge_that_nothing_was_trained_on_stands_beside_the_one_that_was(tmp_path):
+    engine = "{kind: scripted}"
+    judges = f"[{{name: own, engine: {engine}}}, {{name: anchor, engine: {engine}}}]"
+    config, run = loaded(f"evaluate.judges={judges}"), RunDir(tmp_path / "loop")
+    found = [(run.evaluation("base"), judged(3, 4)), (run.evaluation("stable"), judged(5, 4))]
+    found.append((run.generation(2).evaluation("stable"), judged(7, 2.5)))
+    for folder, results in found:
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(results))
+    for number, rating in enumerate((3.5, 4.5), start=1):
+        report = run.generation(number).report
+        report.mkdir()
+        means = {"alignment": {"draft": 1.0, "revision": rating}}
+        (report / "summary.json").write_text(json.dumps({"society": {"means": means}}))
+    table = read_generations(run, config)
+    shown = {who: values for who, values in table.curves.items() if any(values)}
+    assert shown == {
+        "society: alignment, revisions": (3.5, 4.5, None, None),  # a society speaks through the model before it
+        "judge own: alignment": (3, 5, 7, None),
+        "judge anchor: alignment": (4, 4, 2.5, None),
+    }
+    assert dict(table.rows)["judge anchor: alignment"] == ("4.000", "4.000", "2.500", None)
+    (plot,) = by_generation(RunRecord(run.path, config, None, {}, generations=table))
+    assert "judge own: alignment from 3 to 7; judge anchor: alignment from 4 to 2.5." in plot.alt
+    assert ["judge anchor: alignment", 2, 2.5] in plot.rows
+
+
+def test_one_judge_is_the_figure_itself(tmp_path):
+    config, run = loaded("society.criteria=[{name: short, rule: {kind: length, max_words: 9}}]"), RunDir(tmp_path / "r")
+    folder = run.evaluation("base")
+    folder.mkdir(parents=True)
+    results = judged(3, 4)
+    del results["judging"]
+    (folder / "results.json").write_text(json.dumps(results))
+    table = read_generations(run, config)
+    assert table.curves["judge engine: alignment"] == (3.5, None, None, None)
+    assert "judge engine: alignment" not in dict(table.rows)

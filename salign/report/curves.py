@@ -25,6 +25,7 @@ from salign.report.figures import (
     round_axis,
     society_path,
 )
+from salign.report.judges import by_generation
 from salign.report.record import Figure, OverTime, RunRecord
 from salign.report.studies import by_attributes, opinions
 from salign.society.protocols import protocol_of
@@ -376,4 +377,5 @@ def plots(record: RunRecord) -> dict[str, list[Plot]]:
         "data": list(there([data_scores(record)])),
         "training": training(record),
         "evaluation": evaluation(record),
+        "generations": by_generation(record),
     }

@@ -1,6 +1,7 @@
 """The generations of a run beside each other: what its societies said, and what its models came to."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from rich.table import Table
 
 from salign.config import Config
 from salign.evaluation.compare import compare_generations, write_tables
+from salign.evaluation.judged import AS_OBSERVERS
 from salign.evaluation.statistics import Estimate
 from salign.run import RunDir, generations
+from salign.society.protocols import protocol_of
 from salign.tracking.metrics import mean, read_metrics
 
 NOTE = (
@@ -27,10 +30,13 @@ class GenerationsTable:
     Attributes:
         columns: `base`, the model that the first society speaks through, then the numbers of the generations.
         rows: Each figure's name with its values, one a column; None where there is none.
+        curves: Mean ratings, on the scale from 1 to 7, by who rates and by what: of the first model, and of those
+            that the generations trained, in their order; None where there is none.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str | None, ...]], ...]
+    curves: dict[str, tuple[float | None, ...]]
 
 
 def read_generations(run: RunDir, config: Config) -> GenerationsTable | None:
@@ -52,11 +58,49 @@ def read_generations(run: RunDir, config: Config) -> GenerationsTable | None:
         ages = (mean(row.get("train/replay/age") for row in read_metrics(log)) for log in logs)
         rows.append(("trained on: age of the groups, in generations", (None, *map(_number, ages))))
     folders = [run.evaluation("base"), *(its.evaluation(own.compared_models[-1]) for its, own in everything)]
-    results = [_read(folder / "results.json").get("figures", {}) for folder in folders]
-    for figure in dict.fromkeys(name for one in results for name in one):
-        estimates = (one.get(figure) for one in results)
+    results = [_read(folder / "results.json") for folder in folders]
+    figures = [one.get("figures", {}) for one in results]
+    for figure in dict.fromkeys(name for one in figures for name in one):
+        estimates = (one.get(figure) for one in figures)
         rows.append((f"model: {figure}", tuple(None if one is None else str(Estimate(**one)) for one in estimates)))
-    return GenerationsTable(("base", *(str(its.number) for its, _ in everything)), tuple(rows))
+    judged = _by_judges(config, results)
+    if len(config.judges) > 1:
+        rows += [(name, tuple(map(_number, values))) for name, values in judged.items()]
+    curves = {**_by_observers(config, means), **judged}
+    return GenerationsTable(("base", *(str(its.number) for its, _ in everything)), tuple(rows), curves)
+
+
+def _by_observers(config: Config, means: Sequence[dict[str, Any]]) -> dict[str, tuple[float | None, ...]]:
+    """What observers say of the last turns that they rate; a society speaks through the model of the one before."""
+    role = protocol_of(config.society).observed[-1]
+    found = {}
+    for criterion in config.society.observed_criteria:
+        values = [one["means"].get(criterion.name, {}).get(role) for one in means]
+        if any(value is not None for value in values):
+            said = (None if value is None else criterion.on_common_scale(value) for value in values)
+            found[f"society: {criterion.name}, {role}s"] = (*said, None)
+    return found
+
+
+def _by_judges(config: Config, results: Sequence[dict[str, Any]]) -> dict[str, tuple[float | None, ...]]:
+    """What each judge says of the answers to the held-out questions, by the criteria of observers."""
+    found = {}
+    for criterion in AS_OBSERVERS if "questions" in config.evaluate.benchmarks else ():
+        for judge in config.judges:
+            values = tuple(_mean_of(one, judge.name, criterion) for one in results)
+            found[f"judge {judge.name}: {criterion}"] = values
+    return found
+
+
+def _mean_of(results: dict[str, Any], judge: str, criterion: str) -> float | None:
+    about = results.get("judging", {}).get("questions", {}).get(criterion, {})
+    if "agreement" in about:
+        return _as_number(about["agreement"]["means"].get(judge))
+    return _as_number(results.get("figures", {}).get(criterion, {}).get("mean"))
+
+
+def _as_number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _read(path: Path) -> dict[str, Any]:

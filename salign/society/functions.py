@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterable
 from numbers import Real
@@ -37,12 +38,13 @@ def share_by_function(rule: FunctionRule, question: str, answer: str) -> float:
             f"the rule's function {rule.function} fails on an answer of {len(answer):,} characters "
             f"({type(error).__name__}: {error}): it must have a value for every question and answer."
         ) from error
-    if not isinstance(share, Real) or not 0 <= share <= 1:
+    number = float(share) if isinstance(share, Real) else math.nan
+    if not 0 <= number <= 1:
         raise ConfigError(
             f"the rule's function {rule.function} gives {share!r} for an answer of {len(answer):,} characters: it must "
             "give a number from 0 (the lowest rating) to 1 (the highest)."
         )
-    return float(share)
+    return number
 
 
 def check_functions(criteria: Iterable[Criterion]) -> list[Path]:
