@@ -46,7 +46,7 @@ def places(folder: Path) -> list[Path]:
         "latin": "caf\xe9\n".encode("latin-1"),
         "bom": b"\xff\xfe",
         "random": random.Random(0).randbytes(4096),
-        "bomb.gz": gzip.compress(b"[" + b"\0" * 50_000_000),
+        "bomb.gz": gzip.compress(b"[" + b"\0" * 50_000_000, 1),
         "cut.gz": gzip.compress(b'{"question": "a"}\n' * 1000)[:-40],
         "fake.parquet": b"PAR1" + b"\xff" * 200 + b"PAR1",
         "long-line.jsonl": b'{"question": "' + b"x" * 10_000_000 + b'"}\n',

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 from actors import NO_DIGIT, QUESTIONS, SMALL, Actor, Life, live, metered, random_delay
@@ -26,6 +27,8 @@ ASKED = {"feed": {"questions": QUESTIONS[:1]}}
 """So few, that several posts are about one."""
 NEEDS = {"relay": {"topology": {"kind": "layers", "sizes": [3, 3, 3]}}}
 """What a society must be for a protocol."""
+FEW = {"relay": {"topology": {"kind": "layers", "sizes": [2, 2, 2]}}}
+"""The same of fewer agents."""
 NEVER_UNRATED = {"feed", "game"}
 """Those whose data is scored by what agents do, which is always known."""
 REMEMBERS_NOTHING = {"game"}
@@ -55,9 +58,13 @@ def held(kind: str, actor: Actor | None = None, **how) -> Life:
 
 
 @functools.cache
-def plainly_held(kind: str) -> bytes:
+def plain_life(kind: str) -> Life:
     """What nothing disturbs."""
-    return held(kind).file
+    return held(kind)
+
+
+def plainly_held(kind: str) -> bytes:
+    return plain_life(kind).file
 
 
 def test_each_is_in_the_registry_under_the_name_that_a_config_gives_it():
@@ -115,13 +122,18 @@ def test_the_bytes_are_the_same_however_the_work_is_cut(kind, how):
 @pytest.mark.parametrize("how", [{"delay": 1}, {"delay": 2, "num_ranks": 2}], ids=str)
 def test_the_bytes_are_the_same_also_where_calls_are_refused(kind, how):
     """Of several calls at once, all count that are made, however late they are answered after one that is refused."""
-
-    def say(call):
-        return CallRejectedError("refused") if call.seed % 7 == 0 else None
-
     given = dict(how)
-    slow = Actor(say, random_delay(given.pop("delay")))
-    assert held(kind, slow, **given).file == held(kind, Actor(say)).file
+    slow = Actor(_refused, random_delay(given.pop("delay")))
+    assert held(kind, slow, **given).file == refused_to(kind)
+
+
+def _refused(call):
+    return CallRejectedError("refused") if call.seed % 7 == 0 else None
+
+
+@functools.cache
+def refused_to(kind: str) -> bytes:
+    return held(kind, Actor(_refused)).file
 
 
 @every_protocol
@@ -144,7 +156,7 @@ def test_nobody_has_seen_the_marks_around_what_it_wrote(kind, rating, memory):
         return f"Rating: {1 + call.seed % 7} Reason: {text}" if call.prompt.form == "rating" else text
 
     actor = Actor(say)
-    held(kind, actor, rating=rating, max_rounds=2, memory={"kind": memory})
+    held(kind, actor, numbers=(0,), rating=rating, memory={"kind": memory})
     shown = 0
     for call in actor.calls:
         for text, known in said.get(call.place, ()):
@@ -164,11 +176,20 @@ def _keys(prompt) -> set[str]:
 @pytest.mark.parametrize("how", [{"delay": 1}, {"delay": 2, "num_ranks": 3}], ids=str)
 @pytest.mark.parametrize("importance", ["ratings", "asked"])
 def test_the_bytes_are_the_same_also_where_agents_keep_what_they_lived_through(kind, how, importance):
-    """Little is kept, so that what is forgotten matters."""
-    memory = {"kind": "stream", "max_kept": 5, "importance": importance}
     given = dict(how)
     slow = Actor(delay=random_delay(given.pop("delay")))
-    assert held(kind, slow, memory=memory, **given).file == held(kind, schedule="lockstep", memory=memory).file
+    there = held(kind, slow, numbers=(0,), memory=little_memory(importance), **given).file
+    assert there == in_lockstep(kind, importance)
+
+
+def little_memory(importance: str) -> dict[str, Any]:
+    """Little is kept, so that what is forgotten matters."""
+    return {"kind": "stream", "max_kept": 5, "importance": importance}
+
+
+@functools.cache
+def in_lockstep(kind: str, importance: str) -> bytes:
+    return held(kind, numbers=(0,), schedule="lockstep", memory=little_memory(importance)).file
 
 
 @every_protocol
@@ -181,7 +202,8 @@ def test_only_the_past_is_read(kind, memory):
             return None
         return f"Rating: {1 + call.seed % 7} Reason: of round {call.round}."
 
-    life = held(kind, Actor(say, random_delay(3)), rating="parse", max_rounds=4, memory={"kind": memory})
+    how = {"numbers": (0,), "rating": "parse", "max_rounds": 4, "memory": {"kind": memory}}
+    life = held(kind, Actor(say, random_delay(3)), **how)
     own = [
         (interaction.round, one.answer)
         for interaction in life.interactions
@@ -199,8 +221,16 @@ def test_only_the_past_is_read(kind, memory):
 def test_whatever_is_not_answered_ends_in_a_record_and_not_in_an_error(kind, ending):
     """One call after another, by its name, for all interactions of a world."""
     plain = Actor()
-    num_interactions = len(held(kind, plain, numbers=(0,), max_rounds=2).interactions)
-    names = sorted({call.step for call in plain.calls if call.agent == 4})
+    # Of two ranks: what another process says must not end the run either.
+    how = {
+        "numbers": (0,),
+        "max_rounds": 2,
+        "num_ranks": 2,
+        "audience_size": 2,
+        **FEW.get(kind, {"topology": {"size": 2}}),
+    }
+    num_interactions = len(held(kind, plain, **how).interactions)
+    names = sorted({call.step for call in plain.calls if call.agent == 1})
     assert names
     for name in names:
 
@@ -211,8 +241,7 @@ def test_whatever_is_not_answered_ends_in_a_record_and_not_in_an_error(kind, end
                 return CallRejectedError("refused")
             return NO_DIGIT if call.sampling is None else ""
 
-        # Of two ranks: what another process says must not end the run either.
-        life = held(kind, Actor(say), numbers=(0,), max_rounds=2, num_ranks=2)
+        life = held(kind, Actor(say), **how)
         assert len(life.interactions) == num_interactions
         for interaction in life.interactions:
             if interaction.failure is None:
@@ -222,7 +251,7 @@ def test_whatever_is_not_answered_ends_in_a_record_and_not_in_an_error(kind, end
 @every_protocol
 def test_a_survey_changes_nothing_of_what_agents_do(kind):
     trust = {"name": "trust", "wording": "How far do you trust others? Answer from 1 (not at all) to 7 (wholly)."}
-    asked, plain = held(kind, survey={"questions": [trust]}), held(kind)
+    asked, plain = held(kind, survey={"questions": [trust]}), plain_life(kind)
 
     def beside(life):
         return [
@@ -239,7 +268,7 @@ def test_a_survey_changes_nothing_of_what_agents_do(kind):
 def test_the_estimate_of_calls_is_an_upper_bound(kind):
     for settings in ({}, {"audience_size": 0}, {"without": ["feedback_text"]}, {"without": ["audience"]}):
         society = SocietySection(protocol={"kind": kind}, **{**SMALL, **NEEDS.get(kind, {}), **settings})
-        life = held(kind, num_rating_retries=0, **settings)
+        life = held(kind, numbers=(0,), num_rating_retries=0, **settings)
         most = max(interaction.num_calls for interaction in life.interactions)
         assert 0 < most <= protocol_of(society).max_calls
 

@@ -1,6 +1,7 @@
 """The report: its figures against the record, what is not there yet, what models say stays text, and bounds."""
 
 import base64
+import functools
 import html
 import json
 import re
@@ -21,8 +22,10 @@ from salign.errors import StageError
 from salign.evaluation.statistics import Estimate
 from salign.markers import Done, mark_done, read_done, record_failure
 from salign.records import read_interactions, to_bytes
+from salign.report import write
 from salign.report.curves import plots
 from salign.report.html import render
+from salign.report.paper import draw_figures
 from salign.report.record import read_run, thinned
 from salign.report.society import CellMap, Followed, Reservoir, Shard, SocietyReader
 from salign.report.write import write_report
@@ -63,6 +66,15 @@ def simulated(tmp_path_factory) -> RunDir:
         run_shard(run, run.config(), shard)
     collect(run, run.config())
     return run
+
+
+@pytest.fixture
+def _in_one_format(monkeypatch):
+    """Figures are drawn as SVG; that they are as PNG too is for one report to show."""
+    monkeypatch.setattr(write, "draw_figures", functools.partial(draw_figures, formats=["svg"]))
+
+
+one_format = pytest.mark.usefixtures("_in_one_format")
 
 
 def interactions_of(run: RunDir, num_shards: int = 2):
@@ -159,6 +171,7 @@ def test_the_cost_is_tokens_times_price_and_absent_without_one(simulated):
     assert "EUR" not in render(free).split("The resolved config")[0]
 
 
+@one_format
 def test_a_protocol_without_an_audience_is_shown_by_its_own_roles(tmp_path):
     protocol = {"kind": "sample", "num_answers": 3}
     run = create_run(config_of(tmp_path, {"protocol": protocol, "num_worlds": 1, "num_shards": 1, "max_rounds": 2}))
@@ -228,6 +241,7 @@ def test_the_figures_of_an_evaluation_are_those_that_have_a_mean(tmp_path):
 # --- what is not there yet -----------------------------------------------------------------------
 
 
+@one_format
 def test_a_run_of_which_nothing_is_there_has_a_report(tmp_path):
     run = create_run(config_of(tmp_path))
     page, record = write_report(run, run.config())
@@ -235,6 +249,7 @@ def test_a_run_of_which_nothing_is_there_has_a_report(tmp_path):
     assert "The run is not finished" in page.read_text()
 
 
+@one_format
 def test_a_half_finished_run_says_what_is_missing_and_what_failed(tmp_path):
     stage = {"name": "sft", "objective": {"kind": "sft"}, "data": {"kind": "run"}, "deepspeed": "zero.json"}
     config = config_of(tmp_path, train={"stages": [stage]})
@@ -328,6 +343,7 @@ CASTS = {"dialogue": "closing", "game": "move"}
 OPEN = {"min_rated_share": 0, "max_failed_share": 1, "max_repeated_share": 1, "max_flagged_share": 1}
 
 
+@one_format
 @pytest.mark.parametrize("kind", CASTS)
 def test_interactions_of_several_agents_are_reported_with_who_they_are(kind, tmp_path, monkeypatch):
     society = {"protocol": {"kind": kind}, "profiles": {"kind": "people"}, "audience_size": 0, "stopping": None}
@@ -402,7 +418,7 @@ def test_without_a_grid_agents_stand_by_their_numbers(tmp_path):
 
 def test_of_a_large_record_a_bounded_part_is_kept(tmp_path):
     reader = SocietyReader(config_of(tmp_path), [shard_of(2, 100, 9)])
-    text = "word " * 800
+    text = "word " * 500
     tracemalloc.start()
     for number in range(1800):
         reader.add(

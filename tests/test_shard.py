@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import random
 import re
+from collections.abc import Callable
+from typing import Any
 
 import journals
 import numpy as np
@@ -279,7 +282,7 @@ def test_a_journal_of_another_config_is_refused(tmp_path, asked, change, said):
         ),
     ],
 )
-def test_a_journal_of_calls_that_were_made_otherwise_is_refused(tmp_path, monkeypatch, one, other, said):
+def test_a_journal_of_calls_that_were_made_otherwise_is_refused(tmp_path, monkeypatch, tiny_model, one, other, said):
     """Its answers, also refusals, would stand in the place of those that the new settings give."""
 
     @contextlib.asynccontextmanager
@@ -287,7 +290,7 @@ def test_a_journal_of_calls_that_were_made_otherwise_is_refused(tmp_path, monkey
         yield OpenEngine(ScriptedEngine(), Gate(8, adaptive=False))
 
     monkeypatch.setattr("salign.society.models.open_unmetered", opened)
-    tree = config_of(tmp_path).model_dump(mode="json")
+    tree = config_of(tmp_path).model_dump(mode="json") | {"model": str(tiny_model)}  # whose weights are hashed
     simulate(compose.parse({**tree, "engine": one}, "test"))
     with pytest.raises(ConfigError, match=said):
         simulate(compose.parse({**tree, "engine": other}, "test"))
@@ -500,12 +503,24 @@ def test_agents_recall_their_own_answers_of_the_round_before(tmp_path):
     assert len(fresh) > 10
 
 
+@pytest.fixture(scope="module")
+def in_lockstep(tmp_path_factory) -> Callable[[str], tuple[dict[str, Any], dict[int, int], bytes]]:
+    """A society's settings, each world's last round and its record, by one process in lockstep; once a topology."""
+
+    @functools.cache
+    def simulated(topology: str) -> tuple[dict[str, Any], dict[int, int], bytes]:
+        folder = tmp_path_factory.mktemp(topology)
+        changes = {**asked_again(folder), "topology": TOPOLOGIES[topology]}
+        shard, content = simulate(config_of(folder, schedule="lockstep", **changes))
+        return changes, {int(world): last for world, last in read_done(shard).facts["rounds"].items()}, content
+
+    return simulated
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_no_timing_of_calls_and_messages_changes_the_bytes(tmp_path, topology, num_ranks):
-    changes = {**asked_again(tmp_path), "topology": TOPOLOGIES[topology]}
-    folder, content = simulate(config_of(tmp_path, schedule="lockstep", **changes))
-    rounds = {int(world): last for world, last in read_done(folder).facts["rounds"].items()}
+def test_no_timing_of_calls_and_messages_changes_the_bytes(tmp_path, in_lockstep, topology, num_ranks):
+    changes, rounds, content = in_lockstep(topology)
     ways = [("dependency", 1024), ("dependency", 3), ("lockstep", 1024), ("dependency", 1)]
     # Half of them each; the other half of the same topology with another number of ranks.
     for seed, (schedule, max_alive) in list(enumerate(ways))[(num_ranks + len(topology)) % 2 :: 2]:

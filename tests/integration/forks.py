@@ -3,15 +3,16 @@
 Importing them takes four seconds of processor time, a process of a small test much less. `python()` names a program
 that is called as Python is. Where it is to run a file or a module, it asks a server that has imported all that, and has
 started no thread, to fork. The fork has the caller's arguments, environment, folder and open files, and starts its own
-processes in the same way. The program stays in its place: it hands on the signals that it gets, ends as the fork does,
-and the fork ends with it. Everything else is done by Python itself.
+processes in the same way, and is listed by its words like any process. The program stays in its place: it hands on the
+signals that it gets, ends as the fork does, and the fork ends with it. Everything else is done by Python itself.
 
-What a test says of processes themselves (how they are killed, what they load) it says of `sys.executable`.
+What a test says of processes themselves (which signals they get, what they load) it says of `sys.executable`.
 """
 
 import array
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import functools
 import gc
@@ -33,10 +34,19 @@ from typing import Any
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _MAX_FILES = 200
 _HIGH = 512  # above any number of an open file of a caller
-# What a unit of any stage imports. None of it starts a thread or asks for a GPU.
+_ROOM = " " * 4096  # the server's last argument: where its forks write theirs
+# What a unit of any stage imports, at once or when it comes to it. None of it starts a thread or asks for a GPU.
 _IMPORTED = (
     "deepspeed",
+    "deepspeed.module_inject.auto_ep_layer",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "plotly.graph_objs._figure",
+    "scipy.stats",
+    "torch._inductor.compile_fx",
     "torch.distributed.run",
+    "torch.utils.cpp_extension",
     "transformers.models.llama.modeling_llama",
     "salign.commands.launch",
     "salign.dataset.collect",
@@ -93,7 +103,10 @@ def python() -> str:
     caller.write_text(_CALLER.format(python=sys.executable, address=address, forwarded=_FORWARDED))
     caller.chmod(0o755)
     server = subprocess.Popen(
-        [sys.executable, __file__, address, str(caller)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        [sys.executable, __file__, address, str(caller), _ROOM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
     )
     assert server.stdin is not None
     assert server.stdout is not None
@@ -193,8 +206,17 @@ def _import() -> None:
     gc.freeze()  # what no collection goes through is not copied
 
 
+def _show(words: Sequence[str]) -> None:
+    """Makes these the words of this process in /proc, and so in `ps`."""
+    of_arguments = slice(45, 47)  # arg_start and arg_end, fields 48 and 49 of proc_pid_stat(5), counted from the third
+    start, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[of_arguments])
+    said = b"\0".join(map(os.fsencode, words))[: end - start - 1]
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, said, len(said))
+
+
 def _main() -> None:
-    address, program = sys.argv[1:]
+    address, program, _ = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller's, in the same terminal
     ready = os.dup(1)
     os.dup2(2, 1)  # for whatever is printed by an import
@@ -205,6 +227,7 @@ def _main() -> None:
     words = server.serve()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.executable = program
+    _show([program, *words])
     if words[0] == "-m":
         module, sys.argv = words[1], words[1:]
         sys.path[0] = str(Path.cwd())

@@ -3,8 +3,9 @@
     python tests/integration/kill_runs.py [NUM_KILLS] [SEED] [FOLDER]
 
 A kill comes after a random number of changes to the run's files, so that it falls while something is written, and hits
-everything, the launcher alone, or one of its processes alone. A run that is done before all kills are made is followed
-by another. Interactions, groups, models and results must be those of a run that nobody disturbed.
+everything, the launcher alone, or one of its processes alone. They are forks (`forks`). A run that is done before all
+kills are made is followed by another. Interactions, groups, models and results must be those of a run that nobody
+disturbed.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 from conftest import ROOT, environment, small_config
+from forks import python
 from tiny import make_model
 
 from salign.plan import damaged_files, units
@@ -73,20 +75,22 @@ def digests(run: RunDir) -> dict[str, str]:
 
 def start(config: Path, name: str) -> subprocess.Popen[bytes]:
     output = (config.parent / f"{name}.log").open("wb")
-    command = [sys.executable, str(ROOT / "jobs" / "launch.py"), str(config), f"run.name={name}"]
+    command = [python(), str(ROOT / "jobs" / "launch.py"), str(config), f"run.name={name}"]
     return subprocess.Popen(command, env=environment(), stdout=output, stderr=output, start_new_session=True)
 
 
-def processes_of(run: RunDir) -> list[int]:
-    """The processes that work on a run's units."""
-    found = []
+def processes_of(config: Path, run: RunDir) -> tuple[list[int], list[int]]:
+    """The processes that launch a run, and those that work on its units."""
+    launchers, workers = [], []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if str(run.path).encode() in words and int(entry.name) != os.getpid():
-                    found.append(int(entry.name))
-    return found
+                if {str(config).encode(), f"run.name={run.path.name}".encode()} <= set(words):
+                    launchers.append(int(entry.name))
+                elif str(run.path).encode() in words:
+                    workers.append(int(entry.name))
+    return launchers, workers
 
 
 def _kill(processes: list[int]) -> None:
@@ -115,22 +119,21 @@ def wait_for_changes(process: subprocess.Popen[bytes], folder: Path, number: int
         now = _state(folder)
         number -= sum(before.get(path) != stat for path, stat in now.items()) + len(before.keys() - now.keys())
         before = now
-        time.sleep(0.002)
+        time.sleep(0.005)
     return True
 
 
-def end(process: subprocess.Popen[bytes], run: RunDir, whom: str, chance: random.Random) -> None:
+def end(process: subprocess.Popen[bytes], config: Path, run: RunDir, whom: str, chance: random.Random) -> None:
     """Kills, and waits until nothing of the run is at work."""
-    workers = processes_of(run)
+    launchers, workers = processes_of(config, run)
     if whom == "one" and workers:
         _kill([chance.choice(workers)])
-        process.wait()
     else:
-        _kill([process.pid, *(workers if whom == "all" else [])])
-        process.wait()
-    while processes_of(run):
+        _kill([process.pid, *launchers, *(workers if whom == "all" else [])])
+    process.wait()
+    while any(left := processes_of(config, run)):
         if whom == "all":
-            _kill(processes_of(run))
+            _kill([*left[0], *left[1]])
         time.sleep(0.01)
 
 
@@ -167,7 +170,7 @@ def kill_runs(num_kills: int, seed: int, folder: Path) -> None:
                 break
             time.sleep(chance.random() * 0.02)
             whom = chance.choice(["all", "all", "launcher", "one"])
-            end(process, run, whom, chance)
+            end(process, config, run, whom, chance)
             kills += 1
             check(config, run)
             print(f"kill {kills} of {name}: {whom}; {_standing(run)}", flush=True)
