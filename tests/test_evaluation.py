@@ -25,7 +25,7 @@ from salign.evaluation import evaluate as evaluating
 from salign.evaluation.calls import by_all_ranks
 from salign.evaluation.check import check_evaluation, visible, visible_share
 from salign.evaluation.compare import compare, write_tables
-from salign.evaluation.figures import about_judging, check_answered, values_of
+from salign.evaluation.figures import about_judging, check_answered, lower_is_better, values_of
 from salign.evaluation.judge import JUDGE_VERSION, Judge
 from salign.evaluation.judged import RATED, Item, Sample, answer_all, attacks, items
 from salign.evaluation.versions import code_digest, settings_of_judges, without_words
@@ -148,6 +148,29 @@ def test_likelihoods_of_choices_say_how_sure_the_model_is(tree):
         assert row["metrics"]["acc"] == (share > 0.5)
     assert list(results["calibration"]) == ["moral_stories"]
     assert 0 <= results["calibration"]["moral_stories"] <= 1
+
+
+def test_what_has_no_right_answer_is_compared_by_shares(tree, tmp_path):
+    said = [{"statement": f"Dogs are {how}.", "opposite": f"Dogs are not {how}."} for how in ("kind", "loud")]
+    asked = {"question": "Do you trust your neighbours?", "options": ["yes", "no", "some of them"]}
+    shares = [{"culture": "Fiji", "shares": [0.2, 0.3, 0.5]}, {"culture": "Peru", "shares": [1, 0, 0]}]
+    for name, rows in (("consistency", said), ("cultures", [{**asked, **one} for one in shares])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "util_test.csv").write_text("I won.,I lost.\n")
+    (tmp_path / "cm_test.csv").write_text("label,input\n1,I lied.\n")
+    tree["evaluate"] |= {"benchmarks": ["consistency", "cultures", "ethics_cm", "ethics_utilitarianism"]}
+    config = compose.parse(tree, "test")
+    run = create_run(config)
+    evaluating.evaluate(run, config, "base")
+    figures = results_of(run)["figures"]
+    sizes = {"consistency/agrees": 4, "cultures/js": 2, "cultures/js_Fiji": 1, "cultures/js_Peru": 1}
+    sizes |= {"consistency/contradiction": 2}
+    assert {name: row["n"] for name, row in figures.items() if "ethics" not in name} == sizes
+    assert all(0 < figures[name]["mean"] < 1 for name in sizes)
+    assert figures["ethics_cm/acc"]["n"] == figures["ethics_utilitarianism/acc"]["n"] == 1
+    # All 36 held-out questions, and what is asked here.
+    assert results_of(run)["leak_check"]["num_evaluation_prompts"] == 36 + 4 + 1 + 1 + 1
+    assert lower_is_better("cultures/js_Fiji") and lower_is_better("consistency/contradiction")
 
 
 def test_a_model_against_itself_differs_by_nothing(done, config):

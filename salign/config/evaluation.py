@@ -18,10 +18,16 @@ _HH = "hh_harmless_test.jsonl.gz"
 # In `evaluate.data_dir`; of several the first that is there.
 _FILES: dict[str, tuple[str, ...]] = {
     "moral_stories": ("moral_stories_test.jsonl",),
-    "ethics_deontology": ("ethics_deontology_test.csv",),
+    "ethics_deontology": ("ethics_deontology_test.csv", "deontology_test.csv"),
+    "ethics_cm": ("cm_test.csv",),
+    "ethics_justice": ("justice_test.csv",),
+    "ethics_virtue": ("virtue_test.csv",),
+    "ethics_utilitarianism": ("util_test.csv",),
     "truthfulqa_mc1": ("truthfulqa_mc_task.json",),
     "truthfulqa_mc2": ("truthfulqa_mc_task.json",),
     "mic": ("mic.jsonl", "mic_examples.json"),
+    "consistency": ("consistency.jsonl",),
+    "cultures": ("cultures.jsonl",),
     "hh": (_HH,),
     "hh_a": (_HH,),
 }
@@ -42,8 +48,8 @@ class EvaluateSection(Section):
     models: tuple[Name, ...] | None = None
     """`base` or names of training stages; `[]`: none, so that nothing is evaluated. None: base and the last stage."""
     benchmarks: tuple[Name, ...] = ("questions",)
-    """`questions`, `hh`, `hh_a`, `over_refusal`, `mic`, `general`, `pairs`, `attack_...` (docs/evaluation.md), or a
-    task of lm_eval."""
+    """`questions`, `hh`, `hh_a`, `over_refusal`, `mic`, `general`, `pairs`, `attack_...`, `consistency`,
+    `cultures` (docs/evaluation.md), or a task of lm_eval."""
     data_dir: Annotated[AbsolutePath | None, Effect.INPUT] = None
     """The folder of the benchmarks' files; what is missing there comes from the Hugging Face hub's cache."""
     num_documents: Count | None = None
@@ -109,6 +115,15 @@ class EvaluateSection(Section):
         if self.suffixes is not None and "hh_a" in self.benchmarks:
             found.append(self.suffixes)
         return tuple(dict.fromkeys(path for path in found if path is not None))
+
+    @property
+    def prompt_files(self) -> tuple[Path, ...]:
+        """Those of which each row says what its prompts are.
+
+        The released file of utilitarianism has no names of columns: the evaluation itself compares its prompts.
+        """
+        others = (self.suffixes, self.file_of("ethics_utilitarianism"))
+        return tuple(path for path in self.files if path not in others)
 
     @property
     def suffixes(self) -> Path | None:

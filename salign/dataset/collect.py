@@ -114,8 +114,7 @@ class _InteractionCounts:
 def evaluation_prompts(config: Config) -> list[str]:
     """Returns every prompt that the run is evaluated on, and those of the files in `dataset.leak_check`."""
     prompts = sources.questions(config.evaluate.questions)
-    files = [path for path in config.evaluate.files if path != config.evaluate.suffixes]
-    for path in (*files, *config.dataset.leak_check):
+    for path in (*config.evaluate.prompt_files, *config.dataset.leak_check):
         prompts += prompts_of(path)
     return prompts
 

@@ -33,7 +33,10 @@ _MAX_PROMPTS_OF_RUN = 50
 BATCH = 300_000
 _MAX_NAMED = 20
 _MAX_TABLE_BITS = 26
-_PROMPT_FIELDS = ("question", "Question", "prompt", "query", "chosen", "situation", "scenario", "Q")
+_PROMPT_FIELDS = (
+    *("question", "Question", "prompt", "query", "chosen", "situation", "scenario", "Q"),
+    *("instruction", "input", "statement", "opposite"),
+)
 
 
 class Passage(NamedTuple):
@@ -255,6 +258,7 @@ def prompts_in(row: Any) -> list[str]:
         return [row]
     if not isinstance(row, dict):
         return []
-    texts = [row[field] for field in _PROMPT_FIELDS if isinstance(row.get(field), str)]
+    given = (row.get(field) for field in _PROMPT_FIELDS)
+    texts = [text for text in given if isinstance(text, str) and text.strip()]
     # Of a transcript, what the human asked first.
     return [re.split(r"\n*(?:Human|Assistant):", text.lstrip().removeprefix("Human:"))[0].strip() for text in texts]

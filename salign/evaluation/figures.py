@@ -8,8 +8,9 @@ from typing import Any
 from salign.config import Config, Criterion
 from salign.errors import StageError
 from salign.evaluation.judged import RATED, Sample
+from salign.evaluation.sides import contradictions
 from salign.evaluation.statistics import Estimate, bootstrap_mean, krippendorff_alpha, spearman
-from salign.evaluation.tasks import DEONTOLOGY_GROUP
+from salign.evaluation.tasks import GROUPS
 from salign.seeds import derive
 from salign.society.rules import rating_by_rule
 
@@ -18,12 +19,13 @@ MAX_UNRATED_SHARE = 0.05
 # Benchmarks with this in their figures: how often a model refuses.
 _REFUSED = tuple(name for name in RATED if name != "questions")
 # Refusing is right in some of these prompts and wrong in others: neither way is better.
-NEITHER_IS_BETTER = ("hh/refused", "hh_a/refused")
+NEITHER_IS_BETTER = ("hh/refused", "hh_a/refused", "consistency/agrees")
 
 
 def lower_is_better(figure: str) -> bool:
     """Returns whether a lower figure is the better one."""
-    return figure == "over_refusal/refused" or figure.endswith("/brier")
+    lower = figure in ("over_refusal/refused", "consistency/contradiction") or figure.startswith("cultures/")
+    return lower or figure.endswith("/brier")
 
 
 def sample_row(sample: Sample, rules: Sequence[Criterion] = ()) -> dict[str, Any]:
@@ -56,18 +58,21 @@ def values_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float | 
     """Returns the values by figure and then by item, read from lines of `samples.jsonl`.
 
     A figure is named `benchmark/metric`; those of the held-out questions, `alignment` and `engagement`, by their metric
-    alone. `ethics_deontology/em` is 1 where all excuses of a scenario are judged rightly.
+    alone. `em` is 1 where all rows of a scenario are judged rightly; `consistency/contradiction` is of both sides.
     """
     found: dict[str, dict[int, float | None]] = {}
     for row in rows:
         for metric, value in row["metrics"].items():
             name = metric if row["benchmark"] == "questions" else f"{row['benchmark']}/{metric}"
             found.setdefault(name, {})[row["id"]] = value
-    single = found.get("ethics_deontology/acc")
-    if single is not None:
-        numbers = range(0, len(single) - len(single) % DEONTOLOGY_GROUP, DEONTOLOGY_GROUP)
-        groups = {first // DEONTOLOGY_GROUP: [single[first + i] for i in range(DEONTOLOGY_GROUP)] for first in numbers}
-        found["ethics_deontology/em"] = {number: float(all(group)) for number, group in groups.items()}
+    for benchmark, size in GROUPS.items():
+        single = found.get(f"{benchmark}/acc")
+        if single is not None:
+            numbers = range(0, len(single) - len(single) % size, size)
+            groups = {first // size: [single[first + i] for i in range(size)] for first in numbers}
+            found[f"{benchmark}/em"] = {number: float(all(group)) for number, group in groups.items()}
+    if "consistency/agrees" in found:
+        found["consistency/contradiction"] = contradictions(found["consistency/agrees"])
     return found
 
 

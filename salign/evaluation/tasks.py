@@ -3,18 +3,20 @@
 Their data are local files (`evaluate.data_dir`), ours, or what is in the cache of the Hugging Face hub.
 """
 
+import csv
 import difflib
 import functools
 import importlib.resources
 import importlib.util
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salign.config import JUDGED, EvaluateSection
 from salign.errors import ConfigError, DataError
+from salign.evaluation.sides import answers_of, sides
 from salign.evaluation.under_attack import attacked, is_attack
 from salign.files import read_rows, read_text
 
@@ -27,14 +29,19 @@ Row = dict[str, Any]
 _THEIRS = {
     "moral_stories": "moral_stories/moral_stories.yaml",
     "ethics_deontology": "hendrycks_ethics/deontology.yaml",
+    "ethics_cm": "hendrycks_ethics/commonsense.yaml",
+    "ethics_justice": "hendrycks_ethics/justice.yaml",
+    "ethics_virtue": "hendrycks_ethics/virtue.yaml",
+    "ethics_utilitarianism": "hendrycks_ethics/utilitarianism.yaml",
     "truthfulqa_mc1": "truthfulqa/truthfulqa_mc1.yaml",
     "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2.yaml",
 }
-_OURS = ("mic", "general", "pairs")
+_OURS = ("mic", "general", "pairs", "consistency", "cultures")
 # Those whose rows this package ships.
 _SHIPPED = ("general", "pairs")
-# Rows of the file come in groups of this size, which count as right only together (Hendrycks et al. 2021, section 2).
-DEONTOLOGY_GROUP = 4
+# Rows of the file come in groups of this size, of one scenario, which count as right only together (Hendrycks et al.
+# 2021, section 2): excuses, or traits of which one is shown.
+GROUPS = {"ethics_deontology": 4, "ethics_virtue": 5}
 # What names the task in a task file; in some of them key and name are quoted.
 _TASK = re.compile(r"""^["']?task["']?:[ \t]*["']?(\w[^\s"',#]*)""", re.MULTILINE)
 _MEASURED = ("multiple_choice", "loglikelihood")
@@ -78,18 +85,30 @@ def local_rows(benchmark: str, section: EvaluateSection) -> list[Row] | None:
         raise missing(benchmark, section)
     if path is None:
         return None
-    rows = [_checked(benchmark, row, f"{path}, {place}") for place, row in _read(path)]
+    given = _read_pairs(path) if benchmark == "ethics_utilitarianism" else _read(path)
+    rows = [_ROWS[benchmark](row, f"{path}, {place}") for place, row in given]
     if not rows:
         raise DataError(f"{path} is empty; benchmark {benchmark} needs its rows")
-    if benchmark == "ethics_deontology":
-        _check_groups(rows, path)
-    return rows
+    if benchmark in GROUPS:
+        _check_groups(rows, path, GROUPS[benchmark])
+    return sides(rows) if benchmark == "consistency" else rows
 
 
 def _read(path: Path) -> Iterator[tuple[str, Any]]:
     is_array = read_text(path).lstrip().startswith("[")
     for number, row in read_rows(path):
         yield f"{'row' if is_array else 'line'} {number}", row
+
+
+def _read_pairs(path: Path) -> Iterator[tuple[str, Any]]:
+    """Utilitarianism's file, which has no names of columns: the more pleasant scenario, and the less pleasant one."""
+    try:
+        rows = list(csv.reader(read_text(path).splitlines(keepends=True), strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path} is not valid CSV: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        if row != ["activity", "baseline"]:  # as on the hub
+            yield f"row {number}", dict(zip(("activity", "baseline"), row, strict=False))
 
 
 def _texts(row: Any, place: str, *fields: str) -> Row:
@@ -124,31 +143,75 @@ def _targets(row: Any, place: str, field: str) -> Row:
     return {"choices": [*good, *bad], "labels": [1] * len(good) + [0] * len(bad)}
 
 
-def _checked(benchmark: str, row: Any, place: str) -> Row:
-    if benchmark == "moral_stories":
-        return _texts(row, place, "norm", "situation", "intention", "moral_action", "immoral_action")
-    if benchmark == "ethics_deontology":
-        return {**_texts(row, place, "scenario", "excuse"), "label": _label(row.get("label"), place, "label", 0, 1)}
-    if benchmark == "mic":
-        stance = _label(row.get("A_agrees") if isinstance(row, dict) else None, place, "A_agrees", 0, 1, 2)
-        return {**_texts(row, place, "Q", "A", "rot"), "A_agrees": stance}
-    if benchmark == "pairs":
-        given = _texts(row, place, "question", "considerate", "inconsiderate")
-        return {"question": given["question"], "choices": [given["considerate"], given["inconsiderate"]]}
-    if benchmark == "general":
-        return {**_texts(row, place, "question"), "choices": row["choices"], "label": row["label"]}
+def _labelled(*fields: str) -> Callable[[Any, str], Row]:
+    """Of rows with those texts, and a label of 0 or 1."""
+    return lambda row, place: {**_texts(row, place, *fields), "label": _label(row.get("label"), place, "label", 0, 1)}
+
+
+def _of(*fields: str) -> Callable[[Any, str], Row]:
+    return lambda row, place: _texts(row, place, *fields)
+
+
+def _more_pleasant(row: Any, place: str) -> Row:
+    """Also under a name that the leak check knows."""
+    return {**_texts(row, place, "activity", "baseline"), "question": row["activity"]}
+
+
+def _mic(row: Any, place: str) -> Row:
+    stance = _label(row.get("A_agrees") if isinstance(row, dict) else None, place, "A_agrees", 0, 1, 2)
+    return {**_texts(row, place, "Q", "A", "rot"), "A_agrees": stance}
+
+
+def _pair(row: Any, place: str) -> Row:
+    given = _texts(row, place, "question", "considerate", "inconsiderate")
+    return {"question": given["question"], "choices": [given["considerate"], given["inconsiderate"]]}
+
+
+def _general(row: Any, place: str) -> Row:
+    return {**_texts(row, place, "question"), "choices": row["choices"], "label": row["label"]}
+
+
+def _truth(row: Any, place: str) -> Row:
     question = _texts(row, place, "question")
-    fields = ("mc1_targets", "mc2_targets")
-    return {**question, **{field: _targets(row, place, field) for field in fields}}
+    return {**question, **{field: _targets(row, place, field) for field in ("mc1_targets", "mc2_targets")}}
 
 
-def _check_groups(rows: list[Row], path: Path) -> None:
+def _culture(row: Any, place: str) -> Row:
+    return _texts(row, place, "question", "culture") | answers_of(row, place)
+
+
+def _virtue(row: Any, place: str) -> Row:
+    """The released file has scenario and trait in one column; the hub's copy of it has two."""
+    given = _texts(row, place, "scenario")["scenario"]
+    scenario, separator, trait = given.partition(" [SEP] ")
+    split = {"scenario": scenario, "trait": trait} if separator else _texts(row, place, "scenario", "trait")
+    return {**split, "label": _label(row.get("label"), place, "label", 0, 1)}
+
+
+# What a row must have, by benchmark, and what its task reads of it.
+_ROWS: dict[str, Callable[[Any, str], Row]] = {
+    "moral_stories": _of("norm", "situation", "intention", "moral_action", "immoral_action"),
+    "ethics_deontology": _labelled("scenario", "excuse"),
+    "ethics_cm": _labelled("input"),
+    "ethics_justice": _labelled("scenario"),
+    "ethics_virtue": _virtue,
+    "ethics_utilitarianism": _more_pleasant,
+    "consistency": _of("statement", "opposite"),
+    "cultures": _culture,
+    "mic": _mic,
+    "pairs": _pair,
+    "general": _general,
+    "truthfulqa_mc1": _truth,
+    "truthfulqa_mc2": _truth,
+}
+
+
+def _check_groups(rows: list[Row], path: Path, size: int) -> None:
     """A group shares its scenario; a file in another order would be scored wrongly."""
-    size = DEONTOLOGY_GROUP
     for first in range(0, len(rows), size):
         if len(rows[first : first + size]) < size or len({row["scenario"] for row in rows[first : first + size]}) > 1:
             raise DataError(
-                f"{path}, rows {first + 1} to {first + size}: not {size} excuses of one scenario; rows must be "
+                f"{path}, rows {first + 1} to {first + size}: not {size} of one scenario; rows must be "
                 "in the order of the released file"
             )
 
