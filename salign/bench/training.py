@@ -20,23 +20,40 @@ from typing import Any
 
 from salign.bench.figures import Figure, measure_parts
 from salign.bench.memory import memory_cost, memory_figures
-from salign.bench.workload import MODEL, NUM_GROUPS, NUM_RESPONSES, QUERY, RESPONSE, bench_groups
+from salign.bench.workload import (
+    MODEL,
+    NUM_GROUPS,
+    NUM_RESPONSES,
+    QUERY,
+    RESPONSE,
+    SHAPE,
+    Shape,
+    bench_groups,
+    read_shape,
+)
 from salign.config import GroupsData
 from salign.errors import StageError
 from salign.machine import peak_memory
 
 _MIB = 1 << 20
+_BOUND_THAT_COUNTS = 2.0
+"""Where a row has half the tokens of the naive layout or more, what packing costs hardly shows."""
 
 
 # --- in a process of its own ---------------------------------------------------------------------
 
 
-def layout_cost(layout: str) -> dict[str, float]:
+def layout_cost(
+    layout: str, shape: str = str(SHAPE), num_groups: int = NUM_GROUPS, num_passes: int = 3
+) -> dict[str, float]:
     """Seconds of a forward and backward pass over the groups, and the peak of memory (MiB).
 
     Args:
         layout: `packed`: a row a group, as training lays it out; `naive`: each response with its own query, padded,
             with logits everywhere.
+        shape: Of the groups, as `read_shape` reads it.
+        num_groups: That are gone through in a pass.
+        num_passes: After a first one, the fastest of which counts.
     """
     import torch
     from torch.nn import functional as F
@@ -52,7 +69,8 @@ def layout_cost(layout: str) -> dict[str, float]:
     on_gpu = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if on_gpu else "cpu"), "bfloat16" if on_gpu else "float32"
     model = models.load_model(MODEL, getattr(torch, dtype)).train().to(device)
-    groups = bench_groups()
+    lengths = read_shape(shape)
+    groups = bench_groups(lengths, num_groups)
     loaded = _peak_mib()
     objective = StableObjective(kind="stable")
     loss_of = GroupLoss(model, objective)
@@ -66,12 +84,12 @@ def layout_cost(layout: str) -> dict[str, float]:
     def naive() -> None:
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1].float()
         token_nll = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
-        nll = token_nll[:, QUERY - 1 :].mean(1).view_as(scores)
+        nll = token_nll[:, lengths.query - 1 :].mean(1).view_as(scores)
         objective_loss(objective, nll, scores).backward()
 
     run = packed if layout == "packed" else naive
     seconds, cpu = [], []
-    for _ in range(4):
+    for _ in range(1 + num_passes):
         model.zero_grad(set_to_none=True)
         start, used = time.perf_counter(), time.process_time()
         run()
@@ -269,6 +287,29 @@ def _layout() -> list[Figure]:
     ]
 
 
+def _curve(shapes: Sequence[Shape]) -> list[Figure]:
+    """Both layouts at each shape, one group each: by how much of the processors' time against how much fewer tokens."""
+    figures = []
+    for shape in shapes:
+        packed, naive = (_own_process("layout", name, str(shape), "1", "1") for name in ("packed", "naive"))
+        spent = "seconds" if "mfu" in packed else "cpu"  # a GPU's time is no processor's
+        gain = naive[spent] / packed[spent]
+        mfu = f"; MFU {packed['mfu']:.1%} and {naive['mfu']:.1%}" if "mfu" in packed else ""
+        figures.append(
+            Figure(
+                f"query {shape.query}, responses {shape.response}, K = {shape.num_responses}: speed as a share of the "
+                f"token bound {shape.bound:.2f}",
+                gain / shape.bound,
+                "",
+                ">= 0.95" if shape.bound >= _BOUND_THAT_COUNTS else "",
+                note=f"{gain:.2f}x the naive layout; {shape.num_tokens / packed[spent]:,.0f} tokens/s; peaks above the "
+                f"loaded model {packed['peak'] - packed['loaded']:,.0f} and {naive['peak'] - naive['loaded']:,.0f} "
+                f"MiB{mfu}",
+            )
+        )
+    return figures
+
+
 def _loop() -> list[Figure]:
     found = _own_process("loop", "stable")
     note = f"{found['loop']:.2f} s and {found['bare']:.2f} s a step"
@@ -318,11 +359,12 @@ def _tokens() -> list[Figure]:
     ]
 
 
-def measure(groups: Path, only: Sequence[str], say: Callable[[str], None]) -> list[Figure]:
+def measure(groups: Path, shapes: Sequence[Shape], only: Sequence[str], say: Callable[[str], None]) -> list[Figure]:
     """The figures of `python jobs/bench.py training`.
 
     Args:
         groups: A file of real groups.
+        shapes: Of the curve.
         only: Names of parts; empty for all.
         say: Told what is being measured.
 
@@ -331,6 +373,7 @@ def measure(groups: Path, only: Sequence[str], say: Callable[[str], None]) -> li
     """
     parts: dict[str, Callable[[], list[Figure]]] = {
         "layout": _layout,
+        "curve": lambda: _curve(shapes),
         "loop": _loop,
         "trl": _trl,
         "padding": lambda: _padding(groups),

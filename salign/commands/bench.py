@@ -5,7 +5,7 @@ python jobs/bench.py society [--json FILE] [--only PART ...] [--agents N ...]
 python jobs/bench.py protocols [--json FILE] [--only KIND ...]
 python jobs/bench.py engines [--json FILE] [--only PART ...]
 python jobs/bench.py streams [--json FILE] [--only PART ...] [--num N]
-python jobs/bench.py training [--json FILE] [--only PART ...]
+python jobs/bench.py training [--json FILE] [--only PART ...] [--shapes QUERYxRESPONSExK ...]
 python jobs/bench.py validity [--json FILE] [--only PART ...]
 """
 
@@ -51,6 +51,13 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--groups", type=Path, default=SHARED / "data" / "rated" / "cai_rated_groups.json", help="training: real groups"
     )
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        default=[],
+        metavar="QUERYxRESPONSExK",
+        help="training: shapes of the curve, such as 256x64x4 (default: 36, from 64x32x2 to 2048x512x8)",
+    )
     parser.add_argument("--data", type=Path, default=SHARED / "data", help="validity, journal: third-party data")
     return parser
 
@@ -89,9 +96,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="salign-validity-") as scratch:
             figures = parts.measure(Context(Path(scratch), args.data), args.only, say)
     else:
-        from salign.bench import training
+        from salign.bench import training, workload
 
-        figures = training.measure(args.groups, args.only, say)
+        shapes = [workload.read_shape(text) for text in args.shapes] or workload.CURVE
+        figures = training.measure(args.groups, shapes, args.only, say)
     table = Table(title=" ".join(f"{name}: {value}" for name, value in machine().items()), title_justify="left")
     for column in ("what", "figure", "to reach", "beside it", "note"):
         table.add_column(column, overflow="fold")
