@@ -12,6 +12,8 @@ from salign.evaluation.figures import estimates
 from salign.evaluation.statistics import bootstrap_mean, holm, means_over_seeds, nested_difference, nested_mean
 from salign.markers import mark_done
 from salign.plan import units
+from salign.report.curves import evaluation
+from salign.report.record import read_run
 from salign.run import create_run
 from salign.storage import write_atomic
 
@@ -175,5 +177,9 @@ def test_seeds_that_agree_do(tmp_path):
     for model, by in (("base", 0), ("sft", 0.2), ("sft-seed1", 0.18), ("sft-seed2", 0.22)):
         put(run, config, model, base + by)
     found = compare(run, config, ["base", "sft"])
+    (plot,) = evaluation(read_run(run, config))
+    mean, points = plot.figure["data"]
+    assert (mean["y"], points["y"]) == (["base", "sft"], ["sft"] * 3)
+    assert points["x"] == pytest.approx([base.mean() + by for by in (0.2, 0.18, 0.22)])
     assert found.differences["a/acc"][0].holds
     assert found.best("a/acc") == "sft"

@@ -322,6 +322,14 @@ def evaluation(record: RunRecord) -> list[Plot]:
             },
             hovertemplate="%{y}: %{x:.3f}<extra></extra>",
         )
+        seeds = [(model, value) for model, figure in rows for value in figure.seeds]
+        points = go.Scatter(
+            x=[value for _, value in seeds],
+            y=[model for model, _ in seeds],
+            mode="markers",
+            marker={"color": COLOURS[1], "size": 7, "symbol": "circle-open"},
+            hovertemplate="%{y}, one seed: %{x:.3f}<extra></extra>",
+        )
         plots.append(
             Plot(
                 f"evaluation-{len(plots)}",
@@ -329,10 +337,17 @@ def evaluation(record: RunRecord) -> list[Plot]:
                 "",
                 "; ".join(f"{model}: {figure.mean:.3f}" for model, figure in rows) + ".",
                 make_figure(
-                    [trace], "mean and 95 % interval", "", yaxis={"type": "category", "range": [len(rows) - 0.4, -0.6]}
+                    [trace, points] if seeds else [trace],
+                    "mean and 95 % interval" + (", each seed" if seeds else ""),
+                    "",
+                    yaxis={"type": "category", "range": [len(rows) - 0.4, -0.6]},
+                    showlegend=False,
                 ),
-                ("model", "mean", "low", "high", "n"),
-                [[model, figure.mean, figure.low, figure.high, figure.n] for model, figure in rows],
+                ("model", "mean", "low", "high", "n", "each seed"),
+                [
+                    [model, one.mean, one.low, one.high, one.n, ", ".join(f"{seed:.3f}" for seed in one.seeds)]
+                    for model, one in rows
+                ],
                 shape="low",
             )
         )

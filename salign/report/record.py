@@ -61,12 +61,13 @@ class OverTime:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of an evaluation: an accuracy, or a mean rating."""
+    """A figure of an evaluation: an accuracy, or a mean rating; of several seeds, each one's mean in `seeds`."""
 
     mean: float
     low: float | None
     high: float | None
     n: int | None
+    seeds: tuple[float, ...] = ()
 
 
 @dataclass
@@ -301,10 +302,12 @@ def _put_together(run: RunDir, config: Config, record: RunRecord) -> None:
     for model in whole:
         if len(members[model]) > 1:
             over = {figure: row[model] for figure, row in compare(run, config, [model]).figures.items()}
-            for name in members[model]:
-                del record.evaluation[name]
+            each = [record.evaluation.pop(name) for name in members[model]]
+            seeds = {name: tuple(one[name].mean for one in each if name in one) for name in over}
             record.evaluation[model] = {
-                name: Figure(row.mean, row.low, row.high, row.n) for name, row in over.items() if row.mean is not None
+                name: Figure(row.mean, row.low, row.high, row.n, seeds[name])
+                for name, row in over.items()
+                if row.mean is not None
             }
 
 
