@@ -1,5 +1,6 @@
 """The whole pipeline of a run: check, run what is left, close with a table."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ from salign.training.memory import print_memory
 
 # Of failed units, so many are named.
 _MAX_FAILURES = 3
+# Of shards that stand alike, so many have a line each.
+_MAX_ALIKE = 8
 
 
 def check_inputs(config: Config) -> dict[str, str]:
@@ -68,16 +71,32 @@ def _identify_models(config: Config) -> dict[str, ModelDigest]:
 
 
 def print_plan(run: RunDir, config: Config, console: Console) -> None:
-    """Every unit of the run and where it stands."""
+    """Every unit of the run and where it stands; of many shards that stand alike, the first and the last."""
     everything = units(run, config)
     done = complete(everything)
     table = Table(title=f"Run {run.path}", title_justify="left")
     for column in ("unit", "state", "needs"):
         table.add_column(column)
-    for unit in everything:
-        needs = ", ".join(unit.needs) if len(unit.needs) <= 3 else f"{unit.needs[0]} .. {unit.needs[-1]}"
-        table.add_row(unit.name, state(unit, done)[0], needs)
+    alike = itertools.groupby(everything, lambda unit: (unit.stage, unit.needs, state(unit, done)[0]))
+    for (_, needs, word), together in alike:
+        names = [unit.name for unit in together]
+        shown = names if len(names) <= _MAX_ALIKE else [f"{names[0]} .. {names[-1]} ({len(names):,})"]
+        for name in shown:
+            table.add_row(name, word, ", ".join(needs) if len(needs) <= 3 else f"{needs[0]} .. {needs[-1]}")
     console.print(table)
+
+
+def _print_plans(everything: Sequence[tuple[RunDir, Config]], options: "LaunchOptions", console: Console) -> None:
+    """The plan of each generation and its jobs; of those that have not begun, the first alone."""
+    num_alike = 0
+    for number, (run, config) in enumerate(everything, start=1):
+        if number > 2 and not run.path.exists():
+            num_alike += 1
+            continue
+        print_plan(run, config, console)
+        _show_jobs(scheduler_of(run, config), config, options.selected(to_run(units(run, config))), console)
+    if num_alike:
+        console.print(f"and {num_alike:,} more generations like the last of these", highlight=False)
 
 
 @dataclass(frozen=True)
@@ -127,9 +146,7 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
     check_engines(config, fetch=False)
     if options.dry_run:
         print_visible(config, console)
-        for one in everything:
-            print_plan(*one, console)
-            _show_jobs(scheduler_of(*one), one[1], options.selected(to_run(units(*one))), console)
+        _print_plans(everything, options, console)
         return
     _drop_answers(everything, left, options, console)
     if options.prepare:

@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
@@ -31,16 +32,47 @@ _MOST_OF_HOLDER = 200
 _leases: dict[Path, leases.Lease] = {}
 
 
+# Those that whoever runs here has claimed: a thread of its own has others.
+_claimed: ContextVar[frozenset[Path]] = ContextVar("claimed locks", default=frozenset())
+
+
 @contextlib.contextmanager
-def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+def claim(path: Path, what: str) -> Iterator[None]:
+    """Holds a lock for what is done in the block, which takes the lock itself.
+
+    Raises:
+        HeldError: Another process holds it.
+        StageError: The file system can keep no locks.
+    """
+    with lock(path, what, patience_s=PATIENCE_S):
+        before = _claimed.set(_claimed.get() | {path})
+        try:
+            yield
+        finally:
+            _claimed.reset(before)
+
+
+@contextlib.contextmanager
+def lock(path: Path, what: str, *, wait: bool = False, patience_s: float | None = None) -> Iterator[None]:
     """Holds a lock while the block runs; the system frees it however the process ends.
+
+    Args:
+        path: Of its file.
+        what: That is locked, for the error.
+        wait: As long as it takes.
+        patience_s: How long else; None: as one tries where a dead process may have had it.
 
     Raises:
         HeldError: Another process holds it, and `wait` is not set.
         StageError: The file system can keep no locks.
     """
+    if path in _claimed.get():
+        yield
+        return
+    if patience_s is None:
+        patience_s = PATIENCE_OF_JOB_S if is_in_job() else PATIENCE_S
+    patience_s = math.inf if wait else patience_s
     path.parent.mkdir(parents=True, exist_ok=True)
-    patience_s = math.inf if wait else PATIENCE_OF_JOB_S if is_in_job() else PATIENCE_S
     holder = f"process {os.getpid()} on {platform.node()}" + (f" (job {job_here()})" if is_in_job() else "")
     with _open(path, os.O_RDWR | os.O_CREAT) as file:
         if not _has_flock(file):

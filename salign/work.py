@@ -13,7 +13,7 @@ from salign.command_line import Parser
 from salign.config import Config
 from salign.errors import HeldError, SalignError, end_on_signals, exit_code_of, run_main
 from salign.launchers import is_first, stand_alone
-from salign.locks import holder_of, is_locked
+from salign.locks import claim, holder_of, is_locked
 from salign.machine import share_out, visible_devices
 from salign.markers import read_failure, record_failure
 from salign.plan import Unit, find_unit, is_complete, servers_of, units
@@ -36,7 +36,8 @@ def do_unit(run: RunDir, config: Config, unit: Unit) -> None:
     if not stage_of(unit).has_results:
         stage_of(unit).run(run, config, unit.argument)
         return
-    if is_complete(unit, units(run, config)):
+    # Of thousands of shards, which need nothing, each would list all of them.
+    if is_complete(unit, units(run, config) if unit.needs else [unit]):
         logger.info("%s of %s is complete; remove %s to redo it", unit.name, run.path, unit.folder)
         return
     if is_first():
@@ -135,13 +136,14 @@ def _beginning_with(own: Sequence[Unit], all_shards: Sequence[Unit]) -> Iterator
 
 
 def _do_if_free(run: RunDir, config: Config, unit: Unit) -> None:
-    """Does a unit unless another process has claimed it."""
+    """Does a unit unless another process has claimed it, or has done it by now."""
     lock = unit.folder / ".lock"
     if is_locked(lock):
         logger.info("%s is being worked on by %s", unit.name, holder_of(lock))
         return
-    with contextlib.suppress(HeldError):  # it was faster
-        _do(run, config, unit)
+    with contextlib.suppress(HeldError), claim(lock, unit.name):  # else it was faster
+        if not is_complete(unit, [unit]):
+            _do(run, config, unit)
 
 
 def begin() -> None:

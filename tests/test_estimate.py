@@ -1,5 +1,6 @@
 """What a run will cost, before it costs it."""
 
+import dataclasses
 import io
 import typing
 
@@ -210,3 +211,15 @@ def test_a_fleet_is_shared_by_the_shards_and_each_of_its_servers_reads_the_weigh
     assert two.hours == pytest.approx(alone.hours)
     assert one.gpu_hours == pytest.approx(one.hours)
     assert two.gpu_hours == pytest.approx(alone.gpu_hours)
+
+
+def test_generations_that_cost_the_same_are_shown_once_and_all_are_summed(tmp_path):
+    made = config(tmp_path, calls_per_s=10, tokens_per_call=300, train_tokens_per_s=1000)
+    run = RunDir(tmp_path / "quickstart")
+    first = estimate(run, made, units(run, made))
+    rows = [dataclasses.replace(one, generation=number) for number in range(1, 4) for one in first]
+    said = io.StringIO()
+    print_estimate(rows, Console(file=said, width=200))
+    assert "simulate, of generations 2 to 3 each" in said.getvalue()
+    assert said.getvalue().count("56,000 calls") == 2
+    assert f"{3 * sum(one.gpu_hours.low for one in first):,.1f}" in said.getvalue()

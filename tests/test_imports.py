@@ -31,8 +31,9 @@ training
 evaluation
 stages report
 work
-cluster bench
+cluster
 launch
+bench
 commands
 __main__
 """.split("\n")

@@ -13,6 +13,7 @@ from salign import compose, work
 from salign.cluster.status import print_status
 from salign.dataset.collect import collect
 from salign.errors import ConfigError, StageError
+from salign.launch import print_plan
 from salign.locks import lock
 from salign.markers import forget, mark_done, read_done, read_failure, recording_failure
 from salign.plan import Unit, complete, find_unit, require_needs, state, to_run, units
@@ -317,6 +318,19 @@ def test_what_another_process_has_claimed_or_failed_at_is_left_to_it(six, done_b
     assert done_by == [2, 5, 1, 3, 0]
 
 
+def test_what_another_task_did_while_it_was_looked_at_is_not_done_again(six, done_by, monkeypatch):
+    looked = work.is_locked
+
+    def done_meanwhile(path):
+        found = looked(path)
+        finish(six, six.config(), "simulate/4")
+        return found
+
+    monkeypatch.setattr(work, "is_locked", done_meanwhile)
+    work.do_all(six.path, words(4), shared=[(4, 5)])
+    assert done_by == []
+
+
 def test_a_shard_that_fails_ends_its_task_with_an_error_when_all_is_done(six, done_by, monkeypatch):
     simulate = STAGES["simulate"].run
 
@@ -336,3 +350,20 @@ def test_processes_of_one_task_take_what_is_left_too(six, done_by, monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "1")
     work.do_all(six.path, words(0, 1, 2), 2, [(0, 6)])
     assert done_by == [1, 2, 3, 4, 5, 0]
+
+
+def test_many_shards_that_stand_alike_have_one_line(tmp_path):
+    def printed(num):
+        society = {"num_worlds": num, "num_shards": num, "topology": {"size": 5}}
+        config = compose.parse({"run": {"root": str(tmp_path), "name": str(num)}, "society": society}, "test")
+        run, said = RunDir(tmp_path / str(num)), io.StringIO()
+        run.shard(2).mkdir(parents=True)
+        (run.shard(2) / "metrics.jsonl").touch()
+        print_plan(run, config, Console(file=said, width=120))
+        return [line.split() for line in said.getvalue().splitlines() if "simulate" in line and "collect" not in line]
+
+    assert [line[2] for line in printed(4)] == ["0", "1", "2", "3"]
+    rows = printed(400)
+    assert [line[2] for line in rows] == ["0", "1", "2", "3"]
+    assert rows[-1][3:6] == ["..", "simulate", "399"]
+    assert "(397)" in rows[-1]

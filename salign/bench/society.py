@@ -23,6 +23,7 @@ from typing import Any
 
 from salign import compose
 from salign.bench.figures import Figure
+from salign.bench.virtual import VirtualLoop
 from salign.config import Config, Sampling, SocietySection
 from salign.engines.base import Prompt, RatingReply, Reply
 from salign.engines.gate import Gate
@@ -228,22 +229,6 @@ def _latency(bench: Bench, script: Path) -> list[Figure]:
 # --- the bound: the same society in virtual time -------------------------------------------------
 
 
-class _VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop in which waiting takes no time: the clock jumps to when somebody wakes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._now = 0.0
-
-    def time(self) -> float:
-        return self._now
-
-    def _run_once(self) -> None:
-        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
-            self._now = max(self._now, self._scheduled[0].when())  # type: ignore[attr-defined]
-        super()._run_once()  # type: ignore[misc]
-
-
 class _TimedEngine:
     """The mock engine's replies and lengths, with any number of slots.
 
@@ -285,7 +270,7 @@ def critical_path(society: SocietySection, sigma: float) -> float:
             await Simulation(society, [world], spool).run()
         return asyncio.get_running_loop().time()
 
-    with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(simulate())
 
 

@@ -34,6 +34,7 @@ class Estimate:
         hours: On the wall.
         gpu_hours: Of all GPUs together.
         source: Where the rates come from.
+        generation: Of which it is a stage.
     """
 
     stage: str
@@ -42,6 +43,7 @@ class Estimate:
     hours: Range | None
     gpu_hours: Range | None
     source: str
+    generation: int = 1
 
 
 def _span(rows: Sequence[dict[str, Any]], name: str) -> tuple[float, float]:
@@ -174,9 +176,24 @@ def estimate(run: RunDir, config: Config, left: Sequence[Unit]) -> list[Estimate
     found = [_simulation(run, config, shards)] if shards else []
     keys = {unit.key for unit in left}
     found += [_training(run, config, stage) for stage in config.train.stages if f"train/{stage.name}" in keys]
-    if run.number == 1:
-        return found
-    return [dataclasses.replace(row, stage=f"generation {run.number}: {row.stage}") for row in found]
+    return [dataclasses.replace(row, generation=run.number) for row in found]
+
+
+def _named(estimates: Sequence[Estimate]) -> list[tuple[str, Estimate]]:
+    """The name and the figures of each; of generations that cost the same, once."""
+    alike = defaultdict[Estimate, list[int]](list)
+    for one in estimates:
+        alike[dataclasses.replace(one, generation=min(one.generation, 2))].append(one.generation)
+    found = []
+    for one, numbers in alike.items():
+        if one.generation == 1:
+            name = one.stage
+        elif len(numbers) == 1:
+            name = f"generation {numbers[0]}: {one.stage}"
+        else:
+            name = f"{one.stage}, of generations {numbers[0]} to {numbers[-1]} each"
+        found.append((name, one))
+    return found
 
 
 def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
@@ -185,16 +202,17 @@ def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
     for column, justify in (("stage", "left"), ("amount", "right"), ("tokens", "right"), ("hours", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     table.add_column("GPU hours", justify="right")
-    for one in estimates:
-        table.add_row(one.stage, one.amount, *_numbers(one.tokens, one.hours, one.gpu_hours))
+    named = _named(estimates)
+    for name, one in named:
+        table.add_row(name, one.amount, *_numbers(one.tokens, one.hours, one.gpu_hours))
     table.add_section()
     sums = [_sum([getattr(one, what) for one in estimates]) for what in ("tokens", "hours", "gpu_hours")]
     whole = "all" if all(one.hours is not None for one in estimates) else "all that is known"
     table.add_row(whole, "", *_numbers(*sums))
     console.print(table)
     stages = defaultdict[str, list[str]](list)
-    for one in estimates:
-        stages[one.source].append(one.stage)
+    for name, one in named:
+        stages[one.source].append(name)
     lines = [f"{', '.join(of)}: {source}." for source, of in stages.items()]
     if any(one.hours is None for one in estimates):
         lines.append(

@@ -4,6 +4,7 @@ python jobs/bench.py journal [--json FILE] [--only PART ...] [--num N] [--data F
 python jobs/bench.py society [--json FILE] [--only PART ...] [--agents N ...]
 python jobs/bench.py protocols [--json FILE] [--only KIND ...]
 python jobs/bench.py engines [--json FILE] [--only PART ...]
+python jobs/bench.py scale [--json FILE] [--only PART ...] [--num N]
 python jobs/bench.py streams [--json FILE] [--only PART ...] [--num N]
 python jobs/bench.py training [--json FILE] [--only PART ...] [--shapes QUERYxRESPONSExK ...]
 python jobs/bench.py validity [--json FILE] [--only PART ...]
@@ -26,7 +27,7 @@ def make_parser() -> Parser:
     """Makes the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "what", choices=["journal", "society", "protocols", "engines", "streams", "training", "validity"]
+        "what", choices=["journal", "society", "protocols", "engines", "scale", "streams", "training", "validity"]
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the figures and the machine's description to a file"
@@ -40,7 +41,10 @@ def make_parser() -> Parser:
         help="society: numbers of agents for the memory measurement",
     )
     parser.add_argument(
-        "--num", type=int, help="streams: interactions that are read (default 100000); journal: calls (5000000)"
+        "--num",
+        type=int,
+        help="streams: interactions that are read (default 100000); journal: calls (5000000); scale: calls a server "
+        "(300)",
     )
     parser.add_argument(
         "--mock-engine",
@@ -85,6 +89,10 @@ def main() -> None:
         from salign.bench import engines
 
         figures = engines.measure(args.mock_engine, args.only, say)
+    elif args.what == "scale":
+        from salign.bench import scale
+
+        figures = scale.measure(args.num or 300, args.only, say)
     elif args.what == "streams":
         from salign.bench import streams
 

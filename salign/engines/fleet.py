@@ -13,13 +13,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from salign.config import Fleet, OpenAIEngine, ServedEngine
 from salign.engines import openai
-from salign.engines.proxy import ProxyEngine
+from salign.engines.loads import Loads
+from salign.engines.proxy import Client, ProxyEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError
 from salign.storage import write_atomic
 
@@ -85,25 +86,35 @@ def agree_on(folder: Path, identity: str) -> str:
     return (folder / "identity").read_text(encoding="utf-8")
 
 
+class ServerClient(Client, Protocol):
+    """What asks one server."""
+
+    async def close(self) -> None:
+        """Asks it nothing more."""
+
+
+Connect = Callable[[ServedEngine, Registration, str], ServerClient]
+
+
 @dataclass(eq=False)
 class _Member:
     """A server that has registered, as one shard knows it.
 
     `state` is of its file: (inode, time of the last sign of life). `resting`: a call found it away when its file was in
-    this state; it is left alone until it shows another sign. `last`: when it was chosen, in calls of this process; by
-    chance before, as the shards of a run would all choose the same.
+    this state; it is left alone until it shows another sign. `seen`: when it showed one last, `looked`: when its file
+    was looked at last.
     """
 
     name: str
-    engine: openai.OpenAIEngine
+    engine: ServerClient
     state: tuple[int, int]
     seen: float
+    looked: float
     resting: tuple[int, int] | None = None
     is_gone: bool = False
-    last: float = field(default_factory=random.random)
     tasks: set["asyncio.Task[Any]"] = field(default_factory=set)
 
-    async def ask(self, call: Callable[[openai.OpenAIEngine], Awaitable[T]]) -> T:
+    async def ask(self, call: Callable[[ServerClient], Awaitable[T]]) -> T:
         task = asyncio.ensure_future(call(self.engine))
         self.tasks.add(task)
         try:
@@ -132,24 +143,26 @@ class FleetEngine(ProxyEngine):
     Args:
         fleet: Which.
         folder: Where its servers register.
+        connect: Makes what asks a server, of the fleet's section, its registration and its key; None: through HTTP.
     """
 
-    def __init__(self, fleet: Fleet, folder: Path) -> None:
+    def __init__(self, fleet: Fleet, folder: Path, connect: Connect | None = None) -> None:
         super().__init__()
         self.identity = ""  # until the first server is there
         self._section = fleet.section
         self._name = fleet.name
         self._folder = folder
+        self._connect = connect or _by_http
         self._members: dict[str, _Member] = {}
         self._refused: set[tuple[str, int]] = set()
         self._dead: dict[str, tuple[int, int]] = {}
+        self._there = Loads[_Member]()  # those that are not resting
         self._changed = asyncio.Event()
         self._lost_since: float | None = None
-        self._num_chosen = 0
 
     # --- the engine ---
 
-    def _clients(self) -> list[openai.OpenAIEngine]:
+    def _clients(self) -> list[ServerClient]:
         return [member.engine for member in self._members.values()]
 
     @property
@@ -157,17 +170,19 @@ class FleetEngine(ProxyEngine):
         """Since when no server is there; None while one is."""
         return self._lost_since
 
-    async def _call(self, call: Callable[[openai.OpenAIEngine], Awaitable[T]]) -> T:
+    async def _call(self, call: Callable[[ServerClient], Awaitable[T]]) -> T:
         num_failures = 0
         while True:
-            member = await self._least_loaded()
+            await self.first()
+            member = self._there.least()
             try:
-                return await member.ask(call)
+                with self._there.one_more(member):
+                    return await member.ask(call)
             except CallRejectedError:
                 raise
             except (EngineUnavailableError, ConfigError) as error:
                 # It ended, or somebody else listens there by now and refuses the key.
-                member.resting = member.state
+                self._rest(member)
                 if not member.is_gone:
                     logger.info("the server %s of the fleet %s does not answer: %s", member.name, self._name, error)
             except EngineError:  # of a server that answers
@@ -176,16 +191,20 @@ class FleetEngine(ProxyEngine):
                     raise
                 await asyncio.sleep(min(_FIRST_PAUSE_S * 2.0**num_failures, _LONGEST_PAUSE_S))
 
-    async def _least_loaded(self) -> _Member:
-        """The server with the fewest calls of this process in flight, waited for while there is none."""
-        while True:
-            there = [member for member in self._members.values() if member.resting is None]
-            if there:
-                self._lost_since = None
-                chosen = min(there, key=lambda member: (len(member.tasks), member.last))
-                self._num_chosen += 1
-                chosen.last = self._num_chosen
-                return chosen
+    def _rest(self, member: _Member) -> None:
+        """Asks a server nothing more until it shows another sign of life."""
+        member.resting = member.state
+        self._there.remove(member)
+        if not self._there:
+            self._changed.clear()
+
+    async def first(self) -> None:
+        """Waits for a server, if none is there.
+
+        Raises:
+            EngineUnavailableError: None came in time.
+        """
+        while not self._there:
             now = time.time()
             self._lost_since = now if self._lost_since is None else self._lost_since
             left_s = self._lost_since + self._section.patience_s - now
@@ -197,16 +216,9 @@ class FleetEngine(ProxyEngine):
                 )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left_s)
+        self._lost_since = None
 
     # --- who is there ---
-
-    async def first(self) -> None:
-        """Waits for the first server.
-
-        Raises:
-            EngineUnavailableError: None came in time.
-        """
-        await self._least_loaded()
 
     async def watch(self) -> None:
         """Looks again and again which servers are there, until it is cancelled."""
@@ -216,7 +228,8 @@ class FleetEngine(ProxyEngine):
 
     async def look(self) -> None:
         """Takes in servers that came, and lets go of those that went or showed no sign of life."""
-        now, there = time.monotonic(), self._signs_of_life()
+        now = asyncio.get_running_loop().time()
+        there = self._signs_of_life(now)
         for name, member in list(self._members.items()):
             state = there.get(name)
             if state is not None and state[0] == member.state[0]:
@@ -224,28 +237,43 @@ class FleetEngine(ProxyEngine):
                     member.state, member.seen = state, now
                 if member.resting not in (None, member.state):
                     member.resting = None
+                    self._there.add(member, len(member.tasks))
                 if now - member.seen < LIFE_S:
                     continue
                 self._dead[name] = state
             del self._members[name]
+            self._there.remove(member)
             logger.info("the server %s of the fleet %s is gone", name, self._name)
             await member.leave()
-        for name, state in there.items():
+        # Else all shards would begin with the same.
+        for name, state in random.sample(sorted(there.items()), len(there)):
             # One that shows no sign of life, or is of another model, may be a file that was left behind.
             if name not in self._members and self._dead.get(name) != state and (name, state[0]) not in self._refused:
                 self._register(name, state, now)
-        here = any(member.resting is None for member in self._members.values())
-        self._changed.set() if here else self._changed.clear()
+        self._changed.set() if self._there else self._changed.clear()
 
-    def _signs_of_life(self) -> dict[str, tuple[int, int]]:
-        """By name, what changes with each registration, and with each sign of life."""
+    def _signs_of_life(self, now: float) -> dict[str, tuple[int, int]]:
+        """By name, what changes with each registration, and with each sign of life.
+
+        Who is listed is known at each look. The files of those that answer are looked at three times in the time after
+        which a server without a sign counts as gone: with a thousand servers and a hundred shards, a shared file system
+        would have nothing else to do.
+        """
         found = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name.endswith(".json") and not entry.name.startswith("."):
-                    with contextlib.suppress(FileNotFoundError):
-                        status = Path(entry.path).stat()  # of a shared file system, not what the folder had of it
-                        found[entry.name.removesuffix(".json")] = status.st_ino, status.st_mtime_ns
+                if not entry.name.endswith(".json") or entry.name.startswith("."):
+                    continue
+                name = entry.name.removesuffix(".json")
+                member = self._members.get(name)
+                if member is not None and member.resting is None and now - member.looked < LIFE_S / 3:
+                    found[name] = member.state
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    status = Path(entry.path).stat()  # of a shared file system, not what the folder had of it
+                    found[name] = status.st_ino, status.st_mtime_ns
+                    if member is not None:
+                        member.looked = now
         return found
 
     def _register(self, name: str, state: tuple[int, int], now: float) -> None:
@@ -254,17 +282,17 @@ class FleetEngine(ProxyEngine):
             row = Registration.model_validate_json(file.read_text(encoding="utf-8"))
             key = _key_file(file).read_text(encoding="utf-8")
             identity = (self._folder / "identity").read_text(encoding="utf-8")
-            section = client_of(self._section, row)
+            engine = self._connect(self._section, row, key) if row.identity == identity else None
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             self._refuse(name, state, f"its registration {file} cannot be read ({str(error).splitlines()[0]})")
             return
-        if row.identity != identity:
+        if engine is None:
             self._refuse(name, state, f"it serves {row.identity}, and the first one {identity}")
             return
         self.identity = identity
-        engine = openai.OpenAIEngine(section, row.served, identity=identity, api_key=key)
         self._take_in(engine)
-        self._members[name] = _Member(name, engine, state, now)
+        member = self._members[name] = _Member(name, engine, state, now, now)
+        self._there.add(member)
 
     def _refuse(self, name: str, state: tuple[int, int], why: str) -> None:
         self._refused.add((name, state[0]))
@@ -286,14 +314,18 @@ def client_of(section: ServedEngine, row: Registration) -> OpenAIEngine:
     return OpenAIEngine(kind="openai", base_url=row.base_url, model=row.served, patience_s=0.0, num_retries=0, **of)
 
 
+def _by_http(section: ServedEngine, row: Registration, key: str) -> ServerClient:
+    return openai.OpenAIEngine(client_of(section, row), row.served, identity=row.identity, api_key=key)
+
+
 @contextlib.asynccontextmanager
-async def open_fleet(fleet: Fleet, folder: Path) -> AsyncIterator[FleetEngine]:
-    """The engine of a fleet, from when its first server is there.
+async def open_fleet(fleet: Fleet, folder: Path, connect: Connect | None = None) -> AsyncIterator[FleetEngine]:
+    """The engine of a fleet, from when its first server is there; the arguments are those of `FleetEngine`.
 
     Raises:
         EngineUnavailableError: No server came in time.
     """
-    engine = FleetEngine(fleet, folder)
+    engine = FleetEngine(fleet, folder, connect)
     watching = asyncio.create_task(engine.watch())
     try:
         await engine.first()

@@ -296,11 +296,19 @@ def test_an_array_of_1000_shards(slurm, slurm_config, tmp_path):
     assert "1x squeue" in said
 
 
-def test_a_shard_over_ranks_of_mpi(slurm, slurm_config):
+def test_a_shard_over_ranks_of_mpi_and_launches_of_parts(slurm, slurm_config):
     words = [str(slurm_config), "train.stages=[]", "evaluate.models=[base]", "run.name=mpi", "cluster.simulate.nodes=2"]
-    done = launch_afresh(*words, "--wait", "cluster.simulate.tasks_per_node=2")
+    done = launch_afresh(*words, "--wait", "cluster.simulate.tasks_per_node=2", "--until=simulate")
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDir(slurm_config.parent / "runs" / "mpi")
+    assert f"left in {run.path}: collect, evaluate" in done.stdout
+    assert list(tasks(run)) == ["simulate"]
+    assert "2 to do" in status(run)
+    done = launch_afresh(*words, "--wait", "--only=collect")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(tasks(run)) == ["simulate", "collect"]
+    assert f"left in {run.path}: evaluate" in done.stdout
+    assert read_done(run.dataset) is not None
     assert len(list(run.shard(0).glob("journal-*.packed"))) == 4
     assert status(run, "--digest").strip() == simulated_here(slurm_config, *words[1:3])
     # Without MPI's help they would be worlds of one.
