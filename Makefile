@@ -17,7 +17,10 @@ run: setup  ## the whole pipeline on the embedded model; ARGS="CONFIG.yaml key.s
 	$(BIN)/python jobs/launch.py $(ARGS)
 
 results: setup  ## the tables of docs/results.md, each a run that goes on where it stopped; ARGS="key.sub=value"
-	for config in configs/results/*.yaml; do $(BIN)/python jobs/launch.py $$config $(ARGS) || exit 1; done
+	for config in configs/results/*.yaml configs/results/society/*.yaml; do \
+		$(BIN)/python jobs/launch.py $$config $(ARGS) || exit 1; \
+	done
+	$(BIN)/python jobs/report.py runs/results-society-*
 
 test: setup  ## all tests, two files at a time: integration (real Slurm, DeepSpeed, engines) and unit
 	$(BIN)/python -m pytest $(TWO) $(ARGS)
