@@ -82,6 +82,18 @@ def test_what_a_journal_answers_at_once_is_no_rate(tmp_path, monkeypatch):
     assert simulate.tokens == Range.exact(200 * 8 * 100 * 5 * 14)
 
 
+def test_what_was_in_flight_at_the_first_answer_does_not_slow_the_rate(tmp_path, monkeypatch):
+    """16 calls are made at once; the first is answered after 40 s, and one a second from then on."""
+    made = config(tmp_path)
+    run = RunDir(tmp_path / "quickstart")
+    now = iter([100.0, 140.0, 145.0, 150.0])
+    monkeypatch.setattr("salign.tracking.metrics.time.time", lambda: next(now))
+    with MetricsLog(run.shard(0) / "metrics.jsonl") as log:
+        for calls in (0, 1, 6, 11):
+            log.log({"sim/calls": calls, "sim/calls_journaled": 0, "sim/tokens": 10 * calls})
+    assert "1.0 calls/s, measured in this run" in estimate(run, made, units(run, made))[0].source
+
+
 def test_what_is_unknown_is_said(tmp_path):
     made = config(tmp_path)
     run = RunDir(tmp_path / "quickstart")

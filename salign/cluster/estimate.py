@@ -46,10 +46,24 @@ class Estimate:
     generation: int = 1
 
 
-def _span(rows: Sequence[dict[str, Any]], name: str) -> tuple[float, float]:
-    """The last value of a metric, and seconds from the first row to it."""
-    having = [row for row in rows if row.get(name) is not None]
-    return (having[-1][name], having[-1]["time"] - rows[0]["time"]) if having else (0.0, 0.0)
+def _last(rows: Sequence[dict[str, Any]], name: str) -> float:
+    """The last value of a metric."""
+    return next((row[name] for row in reversed(rows) if row.get(name) is not None), 0.0)
+
+
+def _pace(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Calls that an engine answered, and in how many seconds: from the first answer on, where there are later ones.
+
+    Before it, as many calls as there may be are in flight and none is answered, which says nothing of the rate.
+    """
+    told = [row for row in rows if row.get("sim/calls") is not None]
+    found = [(row["time"], row["sim/calls"] - row.get("sim/calls_journaled", 0)) for row in told]
+    if not found:
+        return 0.0, 0.0
+    start = next((place for place, (_, answered) in enumerate(found) if answered), 0)
+    if found[-1][1] == found[start][1]:
+        start = 0
+    return found[-1][1] - found[start][1], found[-1][0] - found[start][0]
 
 
 def _measured_calls(run: RunDir, config: Config) -> tuple[float | None, float | None]:
@@ -57,10 +71,10 @@ def _measured_calls(run: RunDir, config: Config) -> tuple[float | None, float | 
     calls = answered = tokens = seconds = 0.0
     for shard in range(config.society.num_shards):
         rows = list(read_metrics(run.shard(shard) / "metrics.jsonl"))
-        made, took = _span(rows, "sim/calls")
-        calls, seconds = calls + made, seconds + took
-        answered += made - _span(rows, "sim/calls_journaled")[0]
-        tokens += _span(rows, "sim/tokens")[0]
+        made, took = _pace(rows)
+        answered, seconds = answered + made, seconds + took
+        calls += _last(rows, "sim/calls")
+        tokens += _last(rows, "sim/tokens")
     return (answered / seconds if answered and seconds else None), (tokens / calls if calls and tokens else None)
 
 
