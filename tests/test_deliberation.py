@@ -85,10 +85,10 @@ def test_voters_that_are_right_by_chance_reach_the_binomial_sum(rule):
         voter = voter_of(call)
         return None if voter is None else chooses(call, right=call.seed % 1000 < 650)
 
-    found = shares(deliberate(told, rule=rule, max_rounds=60), "accuracy_panel_share")
+    found = shares(deliberate(told, rule=rule, max_rounds=30), "accuracy_panel_share")
     expected = sum(comb(5, k) * 0.65**k * 0.35 ** (5 - k) for k in (3, 4, 5))
-    assert len(found) == 300
-    assert abs(sum(found) / 300 - expected) < 4 * (expected * (1 - expected) / 300) ** 0.5
+    assert len(found) == 150
+    assert abs(sum(found) / 150 - expected) < 4 * (expected * (1 - expected) / 150) ** 0.5
 
 
 @pytest.mark.parametrize("rule", RULES)

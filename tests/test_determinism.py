@@ -87,7 +87,7 @@ def test_a_run_measures_once_and_its_facts_say_it(tiny_model, tmp_path):
 
 def config_of(folder, model, **engine):
     society = {"num_worlds": 1, "topology": {"kind": "grid", "size": 2}, "max_rounds": 1, "audience_size": 2}
-    short = {name: {"max_tokens": 12} for name in ("draft", "feedback", "revision")}
+    short = {name: {"max_tokens": 6} for name in ("draft", "feedback", "revision")}
     engine = {"kind": "transformers", "device": "cpu", "dtype": "bfloat16", **engine}
     gates = {"min_digit_mass": 0, "min_rating_sd": 0, "max_flagged_share": 1, "max_cut_share": 1}
     gates |= {"max_repeated_share": 1, "min_initial_recall_share": 0, "max_failed_share": 1}

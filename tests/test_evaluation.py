@@ -30,7 +30,7 @@ from salign.evaluation.judge import JUDGE_VERSION, Judge
 from salign.evaluation.judged import RATED, Item, Sample, answer_all, attacks, items
 from salign.evaluation.versions import code_digest, settings_of_judges, without_words
 from salign.markers import mark_done, read_done
-from salign.run import create_run
+from salign.run import RunDir, create_run
 from salign.seeds import derive
 from salign.society.refusals import refusal_position
 from salign.training.distributed import Ranks
@@ -61,19 +61,23 @@ def write_data(folder) -> None:
         file.writelines(json.dumps(row) + "\n" for row in HH)
 
 
-@pytest.fixture
-def tree(tmp_path, tiny_model):
-    write_data(tmp_path)
+def tree_in(folder, model):
+    write_data(folder)
     section = {
         "models": ["base"],
         "benchmarks": ["moral_stories", "ethics_deontology", "questions", "hh", "hh_a", "over_refusal"],
-        "data_dir": str(tmp_path),
+        "data_dir": str(folder),
         "num_questions": 4,
         "answer": {"max_tokens": 6},
         "num_resamples": 200,
     }
-    run = {"root": str(tmp_path / "runs"), "name": "e"}
-    return {"run": run, "model": str(tiny_model), "engine": {"kind": "scripted"}, "evaluate": section}
+    run = {"root": str(folder / "runs"), "name": "e"}
+    return {"run": run, "model": str(model), "engine": {"kind": "scripted"}, "evaluate": section}
+
+
+@pytest.fixture
+def tree(tmp_path, tiny_model):
+    return tree_in(tmp_path, tiny_model)
 
 
 @pytest.fixture
@@ -81,8 +85,10 @@ def config(tree):
     return compose.parse(tree, "test")
 
 
-@pytest.fixture
-def done(config):
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, tiny_model):
+    """A run whose base is evaluated; nobody changes it."""
+    config = compose.parse(tree_in(tmp_path_factory.mktemp("done"), tiny_model), "test")
     run = create_run(config)
     evaluating.evaluate(run, config, "base")
     return run
@@ -92,7 +98,7 @@ def results_of(run, model="base"):
     return json.loads((run.evaluation(model) / "results.json").read_text())
 
 
-def test_results_have_figures_intervals_and_versions(done, config):
+def test_results_have_figures_intervals_and_versions(done):
     results = results_of(done)
     figures = results["figures"]
     sizes = {name: row["n"] for name, row in figures.items()}
@@ -173,8 +179,8 @@ def test_what_has_no_right_answer_is_compared_by_shares(tree, tmp_path):
     assert lower_is_better("cultures/js_Fiji") and lower_is_better("consistency/contradiction")
 
 
-def test_a_model_against_itself_differs_by_nothing(done, config):
-    found = compare(done, config, ["base", "base"])
+def test_a_model_against_itself_differs_by_nothing(done):
+    found = compare(done, done.config(), ["base", "base"])
     assert set(found.figures) == set(results_of(done)["figures"])
     for differences in found.differences.values():
         assert [(d.estimate.mean, d.estimate.low, d.estimate.high, d.p, d.holds) for d in differences] == [
@@ -468,18 +474,17 @@ def test_an_evaluation_prompt_in_the_training_data_is_refused(tree, tmp_path):
         evaluating.evaluate(create_run(config), config, "base")
 
 
-def test_results_of_other_versions_are_not_compared(done, config):
-    folder = done.evaluation("other")
-    (done.evaluation("base")).rename(folder)
-    evaluating.evaluate(done, config, "base")
-    row = results_of(done, "other")
+def test_results_of_other_versions_are_not_compared(done, tmp_path):
+    run = RunDir(shutil.copytree(done.path, tmp_path / "run"))
+    folder = shutil.copytree(run.evaluation("base"), run.evaluation("other"))
+    row = results_of(run, "other")
     row["versions"]["judge's prompt"] = "0"
     (folder / "results.json").write_text(json.dumps(row))
     mark_done(folder, ["results.json", "samples.jsonl"], {}, row["figures"])
     stage = {"name": "other", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "z.json"}
     both = compose.parse({"train": {"stages": [stage]}, "cluster": {"num_ranks": 1}}, "test")
     with pytest.raises(StageError, match=f"cannot be compared: they differ in judge's prompt: {JUDGE_VERSION} and 0"):
-        compare(done, both, ["base", "other"])
+        compare(run, both, ["base", "other"])
 
 
 # --- answers, refusals, attacks ------------------------------------------------------------------

@@ -17,7 +17,7 @@ from salign.engines.transformers import TransformersEngine
 from salign.errors import EngineError
 
 HELLO = Prompt("Hello, how are you?")
-LONG = (Prompt("Tell me about your day."), Sampling(max_tokens=400), 1)
+LONG = (Prompt("Tell me about your day."), Sampling(max_tokens=200), 1)
 MIXED = [
     (HELLO, Sampling(max_tokens=40), 7),
     (HELLO, Sampling(max_tokens=25), 8),
@@ -93,7 +93,7 @@ def alone(engine: TransformersEngine, *asked):
 
 def test_replies_that_join_a_running_batch_are_those_of_calls_alone(engine):
     expected = alone(engine, LONG, *MIXED)
-    assert expected[0].completion_tokens == 400
+    assert expected[0].completion_tokens == 200
     shapes = watch(engine)
 
     async def staggered():
@@ -118,7 +118,7 @@ def test_a_late_short_call_is_done_before_an_early_long_one(engine):
 
     short, long = asyncio.run(run())
     assert short.completion_tokens == 5
-    assert long.completion_tokens == 400
+    assert long.completion_tokens == 200
 
 
 def test_who_is_done_leaves_and_takes_his_padding_along(engine):
