@@ -139,3 +139,12 @@ def test_a_stage_is_trained_again_when_what_it_replayed_has_changed(tmp_path):
 def test_replay_needs_generations():
     with pytest.raises(ConfigError, match=r"train\.stages\.stable\.data replays earlier generations, and generations"):
         compose.load(compose.shipped("quickstart.yaml"), ["train.stages.stable.data={kind: run, replay: [0.5]}"])
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_a_policy_gradient_replays_nothing(kind):
+    data = {"kind": "run", "replay": [0.5]}
+    stage = {"name": "a", "objective": {"kind": kind}, "data": data, "deepspeed": "z.json"}
+    said = rf"train\.stages\.a\.data replays .* the one that {kind} takes them to be of: leave `replay` out"
+    with pytest.raises(ConfigError, match=said):
+        compose.parse({"train": {"stages": [stage]}, "generations": {"num": 2}}, "test")

@@ -18,6 +18,8 @@ class _Objective(Section):
     """Whether the loss sums over the tokens of a response, and so needs to know how many there are."""
     in_one_text: ClassVar[bool] = False
     """Whether a group's responses are put into one text, by `salign.training.hindsight`."""
+    on_policy: ClassVar[bool] = False
+    """Whether the responses are taken for samples of the model that the stage starts from."""
 
 
 class SFTObjective(_Objective):
@@ -95,6 +97,7 @@ class _PolicyGradient(_Objective):
 
     compares = True
     needs_reference = True
+    on_policy = True
 
     clip: Positive = 0.2
     """An answer counts no further once its ratio has gained or lost this share in the direction it is pushed to. Over

@@ -254,23 +254,28 @@ class Config(Section):
         ]
 
     def _mistakes_of_generations(self) -> list[str]:
-        num, stage = self.generations.num, self.generations.stage
+        num, speaker = self.generations.num, self.generations.stage
+        replaying = [stage for stage in self.train.stages if stage.num_replayed]
         if num == 1:
             return [
-                f"train.stages.{one.name}.data replays earlier generations, and generations.num is 1: raise it, or "
+                f"train.stages.{stage.name}.data replays earlier generations, and generations.num is 1: raise it, or "
                 "leave `replay` out"
-                for one in self.train.stages
-                if one.num_replayed
+                for stage in replaying
             ]
         names = [stage.name for stage in self.train.stages]
-        mistakes = []
+        mistakes = [
+            f"train.stages.{stage.name}.data replays earlier generations, whose answers other models sampled than the "
+            f"one that {stage.objective.kind} takes them to be of: leave `replay` out, or name another objective"
+            for stage in replaying
+            if stage.objective.on_policy
+        ]
         if not (names and self.has_society):
             mistakes.append(
                 f"generations.num {num} needs a training stage on data of kind `run`: a generation's society speaks "
                 "through what was trained on the one before"
             )
-        if stage is not None and stage not in names:
-            mistakes.append(f"generations.stage is {stage!r}; it may be: {', '.join(names) or 'none'}")
+        if speaker is not None and speaker not in names:
+            mistakes.append(f"generations.stage is {speaker!r}; it may be: {', '.join(names) or 'none'}")
         if self.generations.stop is not None:
             mistakes += self._mistakes_of_ending(self.generations.stop.figure)
         if (named := getattr(self.engine, "model", None)) is not None:
