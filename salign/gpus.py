@@ -42,13 +42,21 @@ GPUS: dict[str, Gpu] = {
 }
 
 
-def find_gpu(device: str) -> Gpu | None:
-    """A device by its name; None if it is not known.
+def name_of_gpu(device: str) -> str | None:
+    """The name in `GPUS` of a device; None if it is not known.
 
     Args:
-        device: As `torch.cuda.get_device_name` has it, such as "NVIDIA H100 80GB HBM3".
+        device: As `torch.cuda.get_device_name` has it, such as "NVIDIA H100 80GB HBM3", or as Slurm's administrators
+            name it, such as "a100_80gb".
     """
-    return next((gpu for name, gpu in GPUS.items() if re.search(rf"\b{name}\b", device)), None)
+    words = device.replace("_", " ")
+    return next((name for name in GPUS if re.search(rf"\b{name}\b", words, re.IGNORECASE)), None)
+
+
+def find_gpu(device: str) -> Gpu | None:
+    """A device by its name; None if it is not known."""
+    name = name_of_gpu(device)
+    return None if name is None else GPUS[name]
 
 
 def peak_flops(device: str, dtype: str) -> float | None:

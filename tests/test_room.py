@@ -6,7 +6,9 @@ import pytest
 from rich.console import Console
 
 from salign import compose
-from salign.cluster.room import check_room
+from salign.cluster.room import check_room, mistakes_of_room
+from salign.cluster.slurm.check import gpu_there
+from salign.cluster.slurm.commands import node_of
 from salign.errors import ConfigError
 from salign.launch import LaunchOptions, launch
 
@@ -75,6 +77,21 @@ def test_judges_and_observers_are_looked_at_where_they_run():
     made = {"evaluate": {"judges": [judge]}, "society": {"observer": observer}}
     with pytest.raises(ConfigError, match=r"(?s)society.observer: .*\nevaluate.judges.j.engine: .*evaluate.gpus_per_n"):
         check_room(compose.parse({**config({"kind": "fleet"}, evaluate=1).model_dump(mode="json"), **made}, "test"))
+
+
+def test_slurm_names_its_gpus_and_a_size_by_a_name_alone_is_not_refused_for_them():
+    here = {"kind": "server", "model": "Qwen/Qwen2.5-7B-Instruct", "context_length": 400_000}
+    made = config(here, simulate=1, gpu=None)
+    rows = ["g1 gpu 64 512000 gpu:l4:8(S:0-1) infinite idle", "g2 gpu 64 512000 gpu:nvidia_a30:8 infinite idle"]
+    nodes = [node_of(row.split()) for row in rows]
+    assert gpu_there("gpu", nodes) == "L4"  # as large as the other
+    [mistake] = mistakes_of_room(made, {"simulate": gpu_there("gpu", nodes)}, by_name=False)
+    assert "has 15 GB of weights, and one reply of engine.context_length 400000 needs 22.9 GB beside them" in mistake
+    by_name = config({"kind": "fleet", "model": BIG}, gpu=None)
+    assert mistakes_of_room(by_name, {"serve": "L4"}, by_name=False) == []
+    unknown = [*nodes, node_of("g3 gpu 64 512000 gpu:8 infinite idle".split())]
+    assert gpu_there("gpu", unknown) is None
+    assert gpu_there(None, nodes) is None
 
 
 def test_a_dry_run_says_so(tmp_path):

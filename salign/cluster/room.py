@@ -1,4 +1,4 @@
-"""Whether the GPUs of a server hold its model: known before a launch, where `cluster.throughput.gpu` names them.
+"""Whether the GPUs of a server hold its model: known before a launch, where the config or Slurm names them.
 
 Only what cannot be is refused: GPUs count with all the memory that they have, weights of unknown precision with four
 bits each, and a model whose size is not known is taken.
@@ -7,7 +7,7 @@ bits each, and a model whose size is not known is taken.
 import argparse
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from salign.cluster.rates import Size, size_of
@@ -129,19 +129,31 @@ def _mistake(server: Server, size: Size, gpu_name: str) -> str | None:
     )
 
 
+def mistakes_of_room(config: Config, gpus: Mapping[str, str | None], *, by_name: bool = True) -> list[str]:
+    """Models that their GPUs cannot hold, each with what would do.
+
+    Args:
+        config: The run's.
+        gpus: Of each stage the GPU, by its name in `GPUS`; None where it is not known.
+        by_name: Whether a size counts that is only known by a model's name.
+    """
+    found = []
+    for server in _servers(config):
+        gpu, size = gpus.get(server.stage), size_of(server.model)
+        if gpu is not None and size is not None and (by_name or not size.is_guessed):
+            found.append(_mistake(server, size, gpu))
+    return list(dict.fromkeys(mistake for mistake in found if mistake is not None))
+
+
 def check_room(config: Config) -> None:
-    """Compares the models that the run serves with the memory of the GPUs that they are to be on.
+    """Compares the models that the run serves with the memory of the GPUs that `cluster.throughput.gpu` names.
 
     Raises:
         ConfigError: Some do not fit; all of them are named, each with what would do.
     """
     gpu = config.cluster.throughput.gpu
-    if gpu is None:
-        return
-    sizes = ((server, size_of(server.model)) for server in _servers(config))
-    found = [_mistake(server, size, gpu) for server, size in sizes if size is not None]
-    if mistakes := [mistake for mistake in found if mistake is not None]:
+    if mistakes := mistakes_of_room(config, dict.fromkeys(("serve", "simulate", "evaluate"), gpu)):
         raise ConfigError(
-            "\n".join(dict.fromkeys(mistakes))
+            "\n".join(mistakes)
             + "\nIf the GPUs are others, say so or nothing: cluster.throughput.gpu=null is no check."
         )

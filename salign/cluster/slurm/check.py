@@ -7,11 +7,13 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from salign.cluster.room import mistakes_of_room
 from salign.cluster.slurm.batch import batch_file, notes_on_environment, sbatch_options
 from salign.cluster.slurm.commands import Node, Slurm
 from salign.cluster.slurm.jobs import Job
 from salign.config import Config, SlurmCluster, SlurmResources
 from salign.errors import ConfigError
+from salign.gpus import GPUS, name_of_gpu
 from salign.run import RunDir
 
 
@@ -29,6 +31,7 @@ def check_cluster(run: RunDir, config: Config, jobs: Sequence[Job], slurm: Slurm
     assert isinstance(cluster, SlurmCluster)
     nodes, notes, mistakes = slurm.nodes(), notes_on_environment(cluster), mistakes_of_setup(cluster.setup)
     kinds: dict[str, Job] = {}
+    gpus: dict[str, str | None] = {}
     for job in jobs:
         kinds.setdefault(job.stage.name, job)
     for stage in kinds:
@@ -36,9 +39,12 @@ def check_cluster(run: RunDir, config: Config, jobs: Sequence[Job], slurm: Slurm
         found, said = compare(stage, cluster.by_stage[stage], partition, nodes, cluster.shards_at_once)
         mistakes += found
         notes += said
+        gpus[stage] = gpu_there(partition, nodes)
         if stage == "serve" and not found:
             num_servers = sum(len(job.tasks) for job in jobs if job.stage.name == stage)
             mistakes += mistakes_of_fleets(num_servers, cluster.by_stage[stage], partition, nodes)
+    if cluster.throughput.gpu is None:  # else it was compared already
+        mistakes += mistakes_of_room(config, gpus, by_name=False)
     if not mistakes:  # Slurm knows accounts, QOS and features
         for stage, job in kinds.items():
             script = batch_file(run, config, job, code=Path("/"))
@@ -49,6 +55,21 @@ def check_cluster(run: RunDir, config: Config, jobs: Sequence[Job], slurm: Slurm
         listed = "".join(f"\n  - {mistake}" for mistake in dict.fromkeys(mistakes))
         raise ConfigError(f"the cluster cannot run this:{listed}")
     return notes
+
+
+def gpu_there(partition: str | None, nodes: Sequence[Node]) -> str | None:
+    """The largest GPU of a partition, by its name in `GPUS`; None where one of its nodes' is not known.
+
+    Args:
+        partition: As `compare` has it.
+        nodes: Of the cluster.
+    """
+    names = [] if partition is None else str(partition).split(",")
+    there = [node for node in nodes if (node.partition in names if names else node.is_default) and node.gpus]
+    found = {name_of_gpu(node.gpu) for node in there}
+    known = [name for name in found if name is not None]
+    largest = max(known, key=lambda name: (GPUS[name].memory, name), default=None)
+    return None if None in found else largest
 
 
 def mistakes_of_setup(setup: Sequence[str]) -> list[str]:

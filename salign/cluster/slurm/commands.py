@@ -28,7 +28,9 @@ _UNUSABLE = ("down", "drain", "fail", "maint", "unk", "power_down", "poweroff", 
 
 @dataclass(frozen=True)
 class Node:
-    """One node of one partition. `minutes` is the longest that a job may take there; None: no limit."""
+    """One node of one partition. `minutes` is the longest that a job may take there; None: no limit. `gpu` is what its
+    GPUs are called; "" where they have no name, or several.
+    """
 
     name: str
     partition: str
@@ -38,6 +40,7 @@ class Node:
     gpus: int
     minutes: int | None
     usable: bool
+    gpu: str = ""
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,7 @@ def node_of(row: Sequence[str]) -> Node:
         num_gpus_of(gres),
         minutes_of(time),
         not any(word in state.lower() for word in _UNUSABLE),
+        gpu_of(gres),
     )
 
 
@@ -252,6 +256,12 @@ def num_gpus_of(gres: str) -> int:
         if words[0] == "gpu":
             total += int(words[-1]) if words[-1].isdigit() else 1
     return total
+
+
+def gpu_of(gres: str) -> str:
+    """The name of a node's GPUs: of `gpu:a100:4(S:0-1)` it is "a100"; "" where there is none, or several."""
+    names = {words[1] for part in gres.split(",") if (words := part.split("(")[0].split(":"))[0] == "gpu" and words[2:]}
+    return names.pop() if len(names) == 1 else ""
 
 
 def minutes_of(limit: str) -> int | None:
