@@ -234,7 +234,7 @@ def test_killed_anywhere_the_next_launch_goes_on(finished, config_file, tmp_path
     """The launcher is killed at three moments; its processes end with it; the result is that of an undisturbed run."""
     run, undisturbed = RunDir(tmp_path / "runs" / "small"), finished[0]
     words = [str(config_file), "evaluate.models=[base]"]
-    command = [sys.executable, str(ROOT / "jobs" / "launch.py"), *words]
+    command = [python(), str(ROOT / "jobs" / "launch.py"), *words]
     for moment in (
         lambda: any(run.shard(0).glob("journal-*")),
         (run.stage("sft") / "metrics.jsonl").exists,
@@ -248,7 +248,7 @@ def test_killed_anywhere_the_next_launch_goes_on(finished, config_file, tmp_path
         _, said = process.communicate()
         assert "error" not in said
         assert read_done(run.stage("stable")) is None
-    last = launch_afresh(*words)
+    last = launch_afresh(*words)  # the one whole run that is not of forks
     assert last.returncode == 0, last.stdout + last.stderr
     for name in (
         "simulate/shard-00000/interactions.jsonl",
