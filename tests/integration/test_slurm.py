@@ -65,6 +65,9 @@ QUICKSTART = [
     "society.num_worlds=6",
     "society.topology.size=3",
     "society.audience_size=4",  # so that tasks are at work for a while
+    # A random model goes on to the last token.
+    *(f"society.{what}.max_tokens=24" for what in ("draft", "feedback", "revision")),
+    "evaluate.answer.max_tokens=16",
     "society.num_shards=6",
     OPEN_GATES,
     "train.stages.sft.learning_rate=1e-3",
