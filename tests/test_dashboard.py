@@ -57,13 +57,19 @@ def test_the_workspace_of_a_protocol_shows_what_its_rounds_log_and_nothing_of_ot
 
 def test_every_section_of_the_workspace_shows_something_that_is_logged():
     sections = json.loads(workspace.GOLDEN.read_text())["section"]["panelBankConfig"]["sections"]
-    for section in sections[:5]:
+    for section in sections[:6]:
         assert any(workspace.is_logged(name) for name in workspace.named_metrics(section)), section["name"]
 
 
 @pytest.mark.parametrize(
     ("name", "logged"),
-    [("eval/moral_stories/mean", True), ("eval/a/b/mean", False), ("train/loss", True), ("train/lossy", False)],
+    [
+        ("eval/moral_stories/mean", True),
+        ("eval/a/b/mean", False),
+        ("eval/judge/own/rating/agreement", True),
+        ("train/loss", True),
+        ("train/lossy", False),
+    ],
 )
 def test_the_task_of_an_evaluation_may_be_any(name, logged):
     assert workspace.is_logged(name) is logged

@@ -13,6 +13,7 @@ _LOSSES = (
     "rewards/margins",
     "rewards/accuracies",
 )
+_POLICY = ("policy/clipped_share", "policy/divergence", "policy/advantage_size")
 
 # Of each kind of run: what its rows and its summary hold. `*` stands for the task of an evaluation, or for what
 # observers rate and protocols measure.
@@ -45,6 +46,8 @@ LOGGED: dict[JobType, tuple[str, ...]] = {
         "train/steps_most",
         *(f"train/{name}" for name in _LOSSES),
         *(f"eval/{name}" for name in _LOSSES),
+        *(f"train/{name}" for name in _POLICY),
+        *(f"eval/{name}" for name in _POLICY),
         "train/replay/share",
         "train/replay/age",
         "train/learning_rate",
@@ -65,6 +68,7 @@ LOGGED: dict[JobType, tuple[str, ...]] = {
         "eval/*/high",
         "eval/*/n",
         "eval/*/num_missing",
+        "eval/judge/*/*/*",
         "eval/samples",
         "eval/over_seeds",
     ),

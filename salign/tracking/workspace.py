@@ -83,6 +83,13 @@ def _sections(wr: Any, curves: Curves) -> dict[str, list[Any]]:
             over_steps("Log-likelihood of a token", "train/logps/chosen", "train/logps/rejected"),
             over_steps("The loss's parts", "train/loss_best", "train/loss_contrast"),
         ],
+        "Generations": [
+            both("Answers that the policy gradient held back", "policy/clipped_share", range_y=(0, 1)),
+            both("Divergence from the model at the start", "policy/divergence"),
+            both("Size of an advantage", "policy/advantage_size"),
+            over_steps("Groups of earlier generations", "train/replay/share", range_y=(0, 1)),
+            over_steps("Age of groups, in generations", "train/replay/age"),
+        ],
         "Evaluation": [
             *(wr.BarPlot(title=task.replace("_", " ").capitalize(), metrics=[f"eval/{task}/mean"]) for task in _TASKS),
             wr.RunComparer(diff_only="split"),
