@@ -128,6 +128,24 @@ def test_the_implicit_reward_is_the_difference_of_log_probabilities_over_all_tok
         assert score == pytest.approx(expected[0] - expected[1], abs=1e-3)
 
 
+def test_the_map_onto_the_scale_is_made_once_in_a_run(rewarding, tmp_path, monkeypatch):
+    section = RewardModel(kind="reward_model", model=str(rewarding))
+
+    async def facts(pairs=PAIRS):
+        async with open_scorer(section, pairs, tmp_path / "kept") as engine:
+            return engine.facts(), (await engine.rate(Prompt("Why?", scale=SHARES, scored="Because."), 0)).expectation
+
+    first = asyncio.run(facts())
+    monkeypatch.setattr(scorers, "platt", None)  # which another map would need
+    assert asyncio.run(facts()) == first
+    with pytest.raises(TypeError):
+        asyncio.run(facts(PAIRS[1:]))  # other pairs
+    [file] = (tmp_path / "kept").iterdir()
+    file.write_text(file.read_text().replace('"slope": ', '"slope": -'))
+    with pytest.raises(ConfigError, match="is not a valid measurement of how scores are mapped onto the scale"):
+        asyncio.run(facts())
+
+
 def test_the_map_onto_the_scale_is_the_likeliest_of_its_form():
     generator = np.random.default_rng(0)
     good, bad = 40 + 3 * generator.normal(size=30), 37 + 3 * generator.normal(size=30)

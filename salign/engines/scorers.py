@@ -10,13 +10,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+
+from pydantic import Field
 
 from salign import architecture, models
 from salign.chat import chat_template, conversation
 from salign.config import ImplicitReward, RewardModel, Sampling, Scorer
 from salign.digests import name_of
 from salign.documents import read_json
+from salign.engines import kept
 from salign.engines.base import SHARES, Prompt, RatingReply, Reply
 from salign.errors import CallRejectedError, ConfigError, DataError
 
@@ -91,6 +95,22 @@ def _words_of(model: str) -> dict[str, int] | None:
     return words if isinstance(words, dict) else None
 
 
+class Calibration(kept.Measurement):
+    """A model's scores as a share of the scale, 1 / (1 + exp(-(slope * score + offset))), by labelled pairs.
+
+    Attributes:
+        num_pairs: Of which it had scores.
+        agreement: In which share of them the good answer has the higher score.
+    """
+
+    measured: ClassVar[str] = "how scores are mapped onto the scale"
+
+    slope: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    offset: Annotated[float, Field(allow_inf_nan=False)]
+    num_pairs: int
+    agreement: float
+
+
 class ScorerEngine(ABC):
     """An engine that rates what a prompt has as `scored`, on the scale `SHARES`, and says nothing.
 
@@ -107,8 +127,7 @@ class ScorerEngine(ABC):
         self._section = section
         self._device, self._dtype = torch.device(device), getattr(torch, section.dtype)
         self.identity = f"{' over '.join(map(name_of, models_of(section)))} ({section.kind}, {section.dtype})"
-        self._slope, self._offset = 1.0, 0.0
-        self._facts: dict[str, Any] = {}
+        self._map: Calibration | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
 
     @abstractmethod
@@ -134,7 +153,8 @@ class ScorerEngine(ABC):
         score, num_tokens = await self.score(prompt.user, prompt.scored or "")
         if not math.isfinite(score):
             return RatingReply(None, 0.0, num_tokens, 0, lowest=SHARES[0])
-        share = 1 / (1 + math.exp(-min(max(self._slope * score + self._offset, -700.0), 700.0)))
+        assert self._map is not None, "its scores are not mapped onto the scale"
+        share = 1 / (1 + math.exp(-min(max(self._map.slope * score + self._map.offset, -700.0), 700.0)))
         return RatingReply((1 - share, share), 1.0, num_tokens, 0, lowest=SHARES[0])
 
     async def score(self, question: str, answer: str) -> tuple[float, int]:
@@ -146,14 +166,33 @@ class ScorerEngine(ABC):
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, question, answer)
 
     def facts(self) -> dict[str, Any]:
-        return self._facts
+        if self._map is None:
+            return {}
+        return {
+            "calibration": [round(self._map.slope, 6), round(self._map.offset, 6)],
+            "num_calibration_pairs": self._map.num_pairs,
+            "calibration_agreement": round(self._map.agreement, 4),
+        }
 
-    async def calibrate(self, pairs: Sequence[tuple[str, str, str]]) -> None:
+    async def calibrate(self, pairs: Sequence[tuple[str, str, str]], folder: Path | None) -> None:
         """Maps scores onto the scale by pairs: each a question, a good and a bad answer.
 
+        Args:
+            pairs: Of which.
+            folder: Where a run keeps the map: it is one for all of its processes, whose arithmetic may differ. None for
+                nowhere.
+
         Raises:
-            ConfigError: Of too few of the pairs the model has scores, or it scores the bad answers as high.
+            ConfigError: Of too few of the pairs the model has scores, it scores the bad answers as high, or what is
+                kept is damaged.
         """
+        path = None if folder is None else folder / kept.file_name("scale", self.identity, {"pairs": list(pairs)}, None)
+        self._map = None if path is None else kept.read(path, Calibration)
+        if self._map is None:
+            found = await self._mapped(pairs)
+            self._map = found if path is None else kept.publish(path, found)
+
+    async def _mapped(self, pairs: Sequence[tuple[str, str, str]]) -> Calibration:
         found: list[tuple[float, float]] = []
         for question, *answers in pairs:
             with contextlib.suppress(CallRejectedError):
@@ -165,19 +204,15 @@ class ScorerEngine(ABC):
                 f"{self.identity} has scores of {len(found)} of the {len(pairs)} pairs by which they are mapped onto "
                 f"the scale, and {_FEWEST_PAIRS} are needed: give a scorer.pairs with more, or shorter answers."
             )
-        self._slope, self._offset = platt([good for good, _ in found], [bad for _, bad in found])
+        slope, offset = platt([good for good, _ in found], [bad for _, bad in found])
         agreement = sum((good > bad) + 0.5 * (good == bad) for good, bad in found) / len(found)
-        if self._slope <= 0:
+        if slope <= 0:
             raise ConfigError(
                 f"{self.identity} scores the bad answers of scorer.pairs as high as the good ones (it agrees with "
                 f"{agreement:.0%} of {len(found)} pairs): as a reward it would teach the reverse. Check the model and "
                 "its template, or name pairs that are about what it scores."
             )
-        self._facts = {
-            "calibration": [round(self._slope, 6), round(self._offset, 6)],
-            "num_calibration_pairs": len(found),
-            "calibration_agreement": round(agreement, 4),
-        }
+        return Calibration(slope=slope, offset=offset, num_pairs=len(found), agreement=agreement)
 
     def close(self) -> None:
         self._thread.shutdown()
@@ -300,13 +335,14 @@ def _conversation(tokenizer: "PreTrainedTokenizerBase", question: str, answer: s
 
 @contextlib.asynccontextmanager
 async def open_scorer(
-    section: Scorer, pairs: Sequence[tuple[str, str, str]] | None = None
+    section: Scorer, pairs: Sequence[tuple[str, str, str]] | None = None, folder: Path | None = None
 ) -> AsyncIterator[ScorerEngine]:
     """The scorer of a section, mapped onto the scale by pairs; closed at the end of the block.
 
     Args:
         section: Which.
         pairs: Each a question, a good and a bad answer; None: only its scores are wanted.
+        folder: As for `ScorerEngine.calibrate`.
 
     Raises:
         ConfigError: A model cannot be loaded, is no scorer, or does not tell the pairs apart.
@@ -314,7 +350,7 @@ async def open_scorer(
     engine = _RewardModel(section) if isinstance(section, RewardModel) else _Implicit(section)
     try:
         if pairs is not None:
-            await engine.calibrate(pairs)
+            await engine.calibrate(pairs, folder)
         yield engine
     finally:
         engine.close()

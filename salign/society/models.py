@@ -62,7 +62,8 @@ def _sections(config: Config) -> list[tuple[str, EngineSection | None, Ratings |
 async def open_engines(config: Config, logs: Path, kept: Path) -> AsyncIterator[list[OpenEngine]]:
     """The run's engine, the observer's, one for each part of a mixed society (the run's where none is named), scorers.
 
-    They are called through `meter_all`, once their journal is there: its header names them.
+    What is measured of them is kept in `kept`. They are called through `meter_all`, once their journal is there: its
+    header names them.
     """
     async with contextlib.AsyncExitStack() as stack:
         engines: list[OpenEngine] = []
@@ -74,7 +75,7 @@ async def open_engines(config: Config, logs: Path, kept: Path) -> AsyncIterator[
                 engines.append(await stack.enter_async_context(opened))
         for scorer in config.scorers().values():
             pairs = [(one.question, one.good, one.bad) for one in labelled_pairs(scorer)]
-            engine = await stack.enter_async_context(open_scorer(scorer, pairs))
+            engine = await stack.enter_async_context(open_scorer(scorer, pairs, kept))
             engines.append(OpenEngine(engine, Gate(scorer.max_in_flight, adaptive=False)))
         yield engines
 
