@@ -43,12 +43,13 @@ def main() -> None:
     args = make_parser().parse_args()
     if args.num < 1:
         raise ConfigError(f"--num {args.num} must be at least 1")
+    work.begin()
+    run = open_or_prepare(args.run)
+    # What takes seconds to import is not needed for a run that is none.
     from salign.evaluation.resistance import changes, copies_of, folder_of, measure, write_changes
     from salign.evaluation.tasks import check_known, local_rows
     from salign.evaluation.under_attack import names
 
-    work.begin()
-    run = open_or_prepare(args.run)
     config = run.config()
     models = args.models.split(",") if args.models else list(config.compared_models)
     copies = {model.strip(): copies_of(config, model.strip()) for model in models}
