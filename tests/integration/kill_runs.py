@@ -74,9 +74,9 @@ def digests(run: RunDir) -> dict[str, str]:
 
 
 def start(config: Path, name: str) -> subprocess.Popen[bytes]:
-    output = (config.parent / f"{name}.log").open("wb")
     command = [python(), str(ROOT / "jobs" / "launch.py"), str(config), f"run.name={name}"]
-    return subprocess.Popen(command, env=environment(), stdout=output, stderr=output, start_new_session=True)
+    with (config.parent / f"{name}.log").open("wb") as output:
+        return subprocess.Popen(command, env=environment(), stdout=output, stderr=output, start_new_session=True)
 
 
 def processes_of(config: Path, run: RunDir) -> tuple[list[int], list[int]]:

@@ -186,6 +186,15 @@ class Mock:
             return False
         return True
 
+    @contextlib.contextmanager
+    def paused(self):
+        """It answers nobody in the block."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def get(self, path):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"http://127.0.0.1:{self.port}/{path}", timeout=10) as answer:
@@ -583,15 +592,14 @@ def test_a_slow_rank_changes_nothing(tmp_path, served):
 
 
 def test_a_second_launch_of_a_shard_of_ranks_is_refused_and_disturbs_nothing(tmp_path, served):
-    # it takes longer than the second waits for it to end
-    slow = ("--ms-per-call", 40, "--slow-every", 2)
-    with two_ranks(tmp_path, *slow) as (run, mock), started(run, ranks=2) as process:
+    with two_ranks(tmp_path) as (run, mock), started(run, ranks=2) as process:
         assert wait_until(lambda: len(records(run)) > 20, process)
-        second = simulate(run, ranks=2)
+        with mock.paused():  # so that it is at work however long the second takes
+            second = simulate(run, ranks=2)
+            assert process.poll() is None
         assert second.returncode == 1
         assert "is already being worked on by process" in second.stderr
         assert "Traceback" not in second.stderr
-        assert process.poll() is None, "the first was to be at work still"
         said, _ = process.communicate(timeout=HANG_S)
         assert process.returncode == 0, said
         assert interactions(run) == served
