@@ -192,10 +192,16 @@ def test_the_quickstart_in_small(gguf, tmp_path):
         "society.audience_size=2",
         "society.max_rounds=1",
         "society.observer_check.num_pairs=4",
-        "train.stages.sft.max_steps=2",
-        "train.stages.stable.max_steps=1",
+        *(
+            f"train.stages.{stage}.{what}"
+            for stage in ("sft", "stable")
+            for what in ("max_steps=1", "groups_per_step=2")
+        ),
+        *("train.stages.sft.row_tokens=256", "train.stages.sft.max_tokens=128"),
+        "train.stages.stable.row_tokens=1024",
         "evaluate.num_questions=2",
         "evaluate.num_documents=4",
+        "evaluate.answer.max_tokens=16",
     ]
     env = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"}  # a user has none
     done = launch(f"run.root={tmp_path}", *less, env=env)
