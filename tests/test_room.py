@@ -98,3 +98,19 @@ def test_a_dry_run_says_so(tmp_path):
     made = config({"kind": "fleet", "model": BIG}, run={"root": str(tmp_path)})
     with pytest.raises(ConfigError, match="A100 would do"):
         launch(made, Console(file=io.StringIO()), LaunchOptions(dry_run=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tensor-parallel-size", "two"], "--tensor-parallel-size/-tp: 'two' is no number of GPUs"),
+        (["-pp", "0"], "--pipeline-parallel-size/-pp: '0' is no number of GPUs"),
+        (["--gpu-memory-utilization", "0"], "--gpu-memory-utilization: '0' is no share"),
+        (["--gpu-memory-utilization=nan"], "--gpu-memory-utilization: 'nan' is no share"),
+        (["--cpu-offload-gb", "x"], "--cpu-offload-gb: invalid float value: 'x'"),
+        (["--tensor-parallel-size"], "--tensor-parallel-size/-tp: expected one argument"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(arguments, said):
+    with pytest.raises(ConfigError, match=rf"engine\.arguments: argument {said}"):
+        check_room(config({"kind": "fleet", "model": BIG, "arguments": arguments}))

@@ -5,6 +5,7 @@ bits each, and a model whose size is not known is taken.
 """
 
 import argparse
+import contextlib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -25,17 +26,40 @@ _QUANTISED = re.compile(
 )
 
 
-def _parser() -> argparse.ArgumentParser:
-    """Of the arguments of `vllm serve` that say how a model is spread over GPUs."""
+def _count(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GPUs")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no share of the memory, above 0 and up to 1")
+
+
+def _arguments(place: str, section: ServedEngine) -> argparse.Namespace:
+    """What a section's arguments of `vllm serve` say of how its model is spread over GPUs.
+
+    Raises:
+        ConfigError: One of them has no value, or one that vLLM would end at.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--tensor-parallel-size", "-tp", type=int)
-    parser.add_argument("--pipeline-parallel-size", "-pp", type=int)
-    parser.add_argument("--gpu-memory-utilization", type=float, default=_USED)
+    parser.add_argument("--tensor-parallel-size", "-tp", type=_count)
+    parser.add_argument("--pipeline-parallel-size", "-pp", type=_count)
+    parser.add_argument("--gpu-memory-utilization", type=_share, default=_USED)
     parser.add_argument("--cpu-offload-gb", type=float, default=0.0)
     parser.add_argument("--quantization", "-q")
     parser.add_argument("--dtype")
-    parser.add_argument("--kv-cache-dtype")
-    return parser
+    parser.add_argument("--kv-cache-dtype", default="auto")
+    try:
+        return parser.parse_known_args(section.arguments)[0]
+    except argparse.ArgumentError as error:
+        wrong = (
+            str(error).replace("invalid _count value", "no number from 1").replace("invalid _share value", "no share")
+        )
+        raise ConfigError(f"{place}.arguments: {wrong}") from None
 
 
 class Server(NamedTuple):
@@ -45,6 +69,7 @@ class Server(NamedTuple):
         place: Of its section in the config.
         section: The section.
         model: What it serves.
+        given: By the section's arguments.
         stage: Whose GPUs it gets: `serve`, `simulate` or `evaluate`.
         num_gpus: That it uses.
     """
@@ -52,6 +77,7 @@ class Server(NamedTuple):
     place: str
     section: ServedEngine
     model: str
+    given: argparse.Namespace
     stage: str
     num_gpus: int
 
@@ -85,33 +111,31 @@ def _servers(config: Config) -> Iterator[Server]:
         if not isinstance(section, ServedEngine) or section.program != "vllm":
             continue
         stage = stage_of_server(place, section)
-        given, _ = _parser().parse_known_args(section.arguments)
+        given = _arguments(place, section)
         share = gpus_of_server(config, section, stage)
         there = max(1, math.floor(share)) if share else 0
         asked = (given.tensor_parallel_size or 1) * (given.pipeline_parallel_size or 1)
         if isinstance(section, FleetEngine) and not given.tensor_parallel_size and not given.pipeline_parallel_size:
             asked = there
         if there >= 1:
-            yield Server(place, section, section.model or config.model, stage, min(asked, there))
+            yield Server(place, section, section.model or config.model, given, stage, min(asked, there))
 
 
-def _weight_bytes(server: Server, quantisation: str | None, dtype: str | None) -> float:
+def _weight_bytes(server: Server) -> float:
     """The bytes of one weight, at least."""
-    if quantisation or _QUANTISED.search(server.model):
+    if server.given.quantization or _QUANTISED.search(server.model):
         return _LEAST_BYTES
-    return 4.0 if dtype in ("float32", "float") else 2.0
+    return 4.0 if server.given.dtype in ("float32", "float") else 2.0
 
 
 def _mistake(server: Server, size: Size, gpu_name: str) -> str | None:
     """What is wrong with a server on its GPUs, and what would fit."""
-    given, _ = _parser().parse_known_args(server.section.arguments)
+    given = server.given
     if given.cpu_offload_gb:
         return None
-    of_weight = _weight_bytes(server, given.quantization, given.dtype)
+    of_weight = _weight_bytes(server)
     weights = of_weight * size.num_parameters
-    cache = (
-        server.section.context_length * size.key_bytes / (2 if (given.kv_cache_dtype or "").startswith("fp8") else 1)
-    )
+    cache = server.section.context_length * size.key_bytes / (2 if given.kv_cache_dtype.startswith("fp8") else 1)
     usable = GPUS[gpu_name].memory * _MOST_OF_A_GB * given.gpu_memory_utilization
     if weights + cache <= server.num_gpus * usable:
         return None
@@ -136,6 +160,9 @@ def mistakes_of_room(config: Config, gpus: Mapping[str, str | None], *, by_name:
         config: The run's.
         gpus: Of each stage the GPU, by its name in `GPUS`; None where it is not known.
         by_name: Whether a size counts that is only known by a model's name.
+
+    Raises:
+        ConfigError: The arguments of a server make no sense.
     """
     found = []
     for server in _servers(config):
