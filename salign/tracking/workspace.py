@@ -60,9 +60,7 @@ def _sections(wr: Any, curves: Curves) -> dict[str, list[Any]]:
             over_rounds("Interactions that failed", "sim/failed"),
             over_rounds(
                 "What agents recall first, by source",
-                "sim/recalled_initial_share",
-                "sim/recalled_own_share",
-                "sim/recalled_heard_share",
+                *(f"sim/recalled_{source}_share" for source in ("initial", "own", "heard")),
                 range_y=(0, 1),
             ),
             wr.BarPlot(title="Groups of alignment data", metrics=[f"data/{kind}" for kind in KINDS]),
