@@ -15,7 +15,7 @@ from salign.errors import ConfigError, DataError
 from salign.evaluation.figures import values_of
 from salign.evaluation.lm import RowLM
 from salign.evaluation.resume import Scores, forget_measured, open_measured
-from salign.evaluation.sides import of_shares
+from salign.evaluation.sides import METRICS_OF_SHARES
 from salign.evaluation.tasks import check_known, load_task, local_rows, task_files
 from salign.training.distributed import Ranks
 
@@ -169,7 +169,7 @@ def test_both_sides_of_a_statement_are_asked_and_compared(tmp_path):
     asked = [task.doc_to_text(row) for row in task.eval_docs]
     assert ["not" in text.split("\n")[1] for text in asked] == [False, True, False, True]
     rows = [
-        {"benchmark": "consistency", "id": number, "metrics": of_shares["consistency"]({}, [share, 1 - share])}
+        {"benchmark": "consistency", "id": number, "metrics": METRICS_OF_SHARES["consistency"]({}, [share, 1 - share])}
         for number, share in enumerate([0.9, 0.2, 0.8, 0.8, 0.5])  # the last without its other side
     ]
     assert values_of(rows)["consistency/contradiction"] == {0: pytest.approx(0.1), 1: pytest.approx(0.6)}
@@ -181,9 +181,9 @@ def test_the_distance_from_a_cultures_answers(tmp_path):
     (row,) = task.eval_docs
     assert "people in Fiji" in task.doc_to_text(row) and "a; b" in task.doc_to_text(row)
     assert task.doc_to_choice(row) == ["a", "b"]
-    assert of_shares["cultures"](row, [0.25, 0.75]) == {"js": 0.0, "js_Fiji": 0.0}
+    assert METRICS_OF_SHARES["cultures"](row, [0.25, 0.75]) == {"js": 0.0, "js_Fiji": 0.0}
     # To base 2, of two answers that exclude each other it is 1.
-    assert of_shares["cultures"]({**row, "shares": [0.0, 1.0]}, [1.0, 0.0])["js_Fiji"] == pytest.approx(1.0)
+    assert METRICS_OF_SHARES["cultures"]({**row, "shares": [0.0, 1.0]}, [1.0, 0.0])["js_Fiji"] == pytest.approx(1.0)
 
 
 def test_a_benchmark_that_is_not_known(tmp_path):

@@ -24,7 +24,7 @@ from salign.evaluation.compare import compare
 from salign.evaluation.figures import about_answers, about_judging, check_answered, check_rated, estimates, sample_row
 from salign.evaluation.judged import RATED, Item, Sample, items
 from salign.evaluation.resume import forget_measured, open_measured
-from salign.evaluation.sides import of_shares
+from salign.evaluation.sides import METRICS_OF_SHARES
 from salign.evaluation.tasks import MissingDataError, load_task
 from salign.evaluation.trial import trial_figures
 from salign.evaluation.under_attack import is_attack
@@ -165,8 +165,8 @@ def _row(task: "Task", name: str, sample: Row, lm: "RowLM") -> Row:
         first, second = zip(loglikelihoods, map(lm.num_tokens, texts), strict=True)
         unsafe = {"unsafe_nll": -second[0] / second[1]} if is_attack(name) else {}
         return {**row, "metrics": choices.preference(first, second) | unsafe}
-    if name in of_shares:
-        return {**row, "metrics": of_shares[name](sample["doc"], choices.probabilities(loglikelihoods))}
+    if name in METRICS_OF_SHARES:
+        return {**row, "metrics": METRICS_OF_SHARES[name](sample["doc"], choices.probabilities(loglikelihoods))}
     if isinstance(right, str) and right in texts:
         right = texts.index(right)
     if isinstance(right, int) and 0 <= right < len(texts):

@@ -13,7 +13,7 @@ from salign.evaluation.statistics import Estimate, nested_mean
 from salign.evaluation.under_attack import is_attack, plain
 from salign.evaluation.versions import code_digest
 from salign.files import read_rows
-from salign.markers import read_done
+from salign.markers import DONE, read_done
 from salign.run import RunDir
 from salign.seeds import derive
 from salign.shown import neutral
@@ -64,7 +64,7 @@ def measure(run: RunDir, config: Config, models: Sequence[str], benchmarks: Sequ
         if read_done(folder) is not None and note.is_file() and note.read_text(encoding="utf-8") == of:
             continue
         yield name
-        (folder / "done.json").unlink(missing_ok=True)
+        (folder / DONE).unlink(missing_ok=True)
         evaluate(run, asked, name, folder=folder)
         write_atomic(note, of)
 
@@ -96,20 +96,22 @@ def changes(folders: Mapping[str, Sequence[Path]], config: Config) -> list[Attac
         for benchmark in benchmarks:
             for metric in METRICS:
                 here = [list(one[f"{benchmark}/{metric}"].values()) for one in values]
-                before = [list(one.get(f"{plain(benchmark)}/{metric}", {}).values()) for one in values]
-                moved = [
-                    [None if a is None or b is None else b - a for a, b in zip(first, second, strict=True)]
-                    for first, second in zip(before, here, strict=True)
-                    if first
-                ]
                 place = (config.evaluation_seed, "attack", benchmark, metric)
                 num = config.evaluate.num_resamples
-                estimate = nested_mean(here, num_resamples=num, seed=derive(*place))
-                change = nested_mean(moved, num_resamples=num, seed=derive(*place, "change")) if moved else None
-                found.append(
-                    Attacked(model, benchmark, metric, estimate, None if plain(benchmark) == benchmark else change)
-                )
+                value = nested_mean(here, num_resamples=num, seed=derive(*place))
+                change = None
+                if plain(benchmark) != benchmark and f"{plain(benchmark)}/{metric}" in values[0]:
+                    before = [list(one[f"{plain(benchmark)}/{metric}"].values()) for one in values]
+                    moved = [
+                        [_moved(*item) for item in zip(*both, strict=True)] for both in zip(before, here, strict=True)
+                    ]
+                    change = nested_mean(moved, num_resamples=num, seed=derive(*place, "change"))
+                found.append(Attacked(model, benchmark, metric, value, change))
     return found
+
+
+def _moved(before: float | None, here: float | None) -> float | None:
+    return None if before is None or here is None else here - before
 
 
 def markdown(found: Sequence[Attacked]) -> str:

@@ -52,7 +52,7 @@ def _distance(document: Row, shares: Sequence[float]) -> dict[str, float]:
     return {"js": distance, f"js_{document['culture']}": distance}
 
 
-of_shares: dict[str, Callable[[Row, Sequence[float]], dict[str, float]]] = {
+METRICS_OF_SHARES: dict[str, Callable[[Row, Sequence[float]], dict[str, float]]] = {
     "consistency": lambda _, shares: {"agrees": shares[0]},
     "cultures": _distance,
 }
