@@ -22,6 +22,9 @@ results: setup  ## the tables of docs/results.md, each a run that goes on where 
 	done
 	$(BIN)/python jobs/report.py runs/results-society-*
 
+# Hundreds of processes are started, and what they import is compiled once.
+test test-unit test-repeat coverage: export PYTHONDONTWRITEBYTECODE :=
+
 test: setup  ## all tests, two files at a time: integration (real Slurm, DeepSpeed, engines) and unit
 	$(BIN)/python -m pytest $(TWO) $(ARGS)
 

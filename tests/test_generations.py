@@ -5,16 +5,18 @@ import logging
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from salign import compose, work
 from salign.config import ScriptedEngine, TransformersEngine
 from salign.engines.check import check_engines
 from salign.errors import ConfigError
 from salign.markers import mark_done
-from salign.report.generations import read_generations
+from salign.report.generations import print_generations, read_generations
 from salign.report.judges import by_generation
 from salign.report.record import RunRecord
-from salign.run import RunDir, generations
+from salign.run import RunDir, create_run, generations
+from salign.storage import write_atomic
 
 
 def loaded(*words: str):
@@ -230,3 +232,13 @@ def test_one_judge_is_the_figure_itself(tmp_path):
     table = read_generations(run, config)
     assert table.curves["judge engine: alignment"] == (3.5, None, None, None)
     assert "judge engine: alignment" not in dict(table.rows)
+
+
+def test_generations_whose_models_nobody_evaluates_have_a_table_of_their_societies(tmp_path, capsys):
+    config = loaded("evaluate.models=[]", f"run.root={tmp_path}")
+    run = create_run(config)
+    summary = {"society": {"means": {"alignment": {"draft": 4.0}}}}
+    for its, _ in generations(create_run(config), config):
+        write_atomic(its.report / "summary.json", json.dumps(summary))
+    print_generations(create_run(config), config, Console(width=100))
+    assert "society: alignment, drafts" in capsys.readouterr().out

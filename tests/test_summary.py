@@ -11,6 +11,7 @@ from salign.evaluation.statistics import bootstrap_mean
 from salign.evaluation.trial import poor_judges
 from salign.markers import mark_done
 from salign.report.summary import examples, print_summary, summarize
+from salign.report.write import write_report
 from salign.run import create_run
 from salign.storage import write_atomic
 
@@ -83,11 +84,14 @@ def test_a_run_that_evaluates_nothing_has_a_closing_table_too(tmp_path, capsys):
     stage = {"name": "a", "objective": {"kind": "sft"}, "data": {"kind": "answers"}, "deepspeed": "z.json"}
     tree = {"run": {"root": str(tmp_path), "name": "r"}, "train": {"stages": [stage]}, "evaluate": {"models": []}}
     run = create_run(compose.parse({**tree, "cluster": {"num_ranks": 1}}, "test"))
-    write_atomic(run.stage("a") / "metrics.jsonl", json.dumps({"time": 1.0, "train/loss": 2.5}) + "\n")
+    row = {"time": 1.0, "train/loss": 2.5, "train/global_step": 1, "train/steps_most": 1}
+    write_atomic(run.stage("a") / "metrics.jsonl", json.dumps(row) + "\n")
     found = summarize(run, run.config())
     assert (found["evaluation"], found["examples"]) == ({}, [])
     print_summary(run, run.config(), found, Console(width=100))
     assert "2.500 -> 2.500" in capsys.readouterr().out
+    page, _ = write_report(run, run.config())
+    assert "loss" in page.read_text()
 
 
 def test_examples_are_drawn_by_the_seed(tmp_path):

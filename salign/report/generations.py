@@ -57,7 +57,7 @@ def read_generations(run: RunDir, config: Config) -> GenerationsTable | None:
         logs = (its.stage(own.stage_of_generation) / "metrics.jsonl" for its, own in everything)
         ages = (mean(row.get("train/replay/age") for row in read_metrics(log)) for log in logs)
         rows.append(("trained on: age of the groups, in generations", (None, *map(_number, ages))))
-    folders = [run.evaluation("base"), *(its.evaluation(own.compared_models[-1]) for its, own in everything)]
+    folders = [run.evaluation("base"), *(its.evaluation(name) for its, own in everything for name in own.compared_models[-1:])]
     results = [_read(folder / "results.json") for folder in folders]
     figures = [one.get("figures", {}) for one in results]
     for figure in dict.fromkeys(name for one in figures for name in one):
@@ -126,5 +126,7 @@ def print_generations(run: RunDir, config: Config, console: Console) -> None:
     for name, values in found.rows:
         table.add_row(name, *(value or "-" for value in values))
     console.print(table)
+    if not config.compared_models:
+        return
     write_tables(run, compare_generations(run, config), "generations")
     console.print(f"differences: {run.path / 'evaluate' / 'generations.md'}", highlight=False, soft_wrap=True)

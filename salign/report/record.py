@@ -295,7 +295,7 @@ def _put_together(run: RunDir, config: Config, record: RunRecord) -> None:
     models = config.compared_models
     members = {model: (model,) if model == "base" else config.train.copies(model) for model in models}
     whole = [model for model in models if set(members[model]) <= set(record.evaluation)]
-    ends = [model for model in dict.fromkeys((models[0], models[-1])) if model in whole]
+    ends = [model for model in dict.fromkeys(models[:1] + models[-1:]) if model in whole]
     if len(ends) == 2:
         compared = compare(run, config, ends)
         record.differences = {figure: difference.estimate for figure, (difference,) in compared.differences.items()}
