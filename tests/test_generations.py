@@ -238,7 +238,7 @@ def test_generations_whose_models_nobody_evaluates_have_a_table_of_their_societi
     config = loaded("evaluate.models=[]", f"run.root={tmp_path}")
     run = create_run(config)
     summary = {"society": {"means": {"alignment": {"draft": 4.0}}}}
-    for its, _ in generations(create_run(config), config):
+    for its, _ in generations(run, config):
         write_atomic(its.report / "summary.json", json.dumps(summary))
-    print_generations(create_run(config), config, Console(width=100))
+    print_generations(run, config, Console(width=100))
     assert "society: alignment, drafts" in capsys.readouterr().out

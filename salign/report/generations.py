@@ -57,8 +57,8 @@ def read_generations(run: RunDir, config: Config) -> GenerationsTable | None:
         logs = (its.stage(own.stage_of_generation) / "metrics.jsonl" for its, own in everything)
         ages = (mean(row.get("train/replay/age") for row in read_metrics(log)) for log in logs)
         rows.append(("trained on: age of the groups, in generations", (None, *map(_number, ages))))
-    folders = [run.evaluation("base"), *(its.evaluation(name) for its, own in everything for name in own.compared_models[-1:])]
-    results = [_read(folder / "results.json") for folder in folders]
+    trained = (its.evaluation(name) for its, own in everything for name in own.compared_models[-1:])
+    results = [_read(folder / "results.json") for folder in (run.evaluation("base"), *trained)]
     figures = [one.get("figures", {}) for one in results]
     for figure in dict.fromkeys(name for one in figures for name in one):
         estimates = (one.get(figure) for one in figures)
