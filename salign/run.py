@@ -97,6 +97,11 @@ class RunDir:
     def evaluation(self, model: str) -> Path:
         return self.path / "evaluate" / model
 
+    @property
+    def trials(self) -> Path:
+        """What the trials of judges found, once for all evaluations."""
+        return self.path / "evaluate" / "trials"
+
     def generation(self, number: int) -> "RunDir":
         """The run of a generation, from 1; each after the first is a folder in that of the first."""
         return self if number == 1 else RunDir(self.path / f"{_GENERATION}{number}")

@@ -1,16 +1,31 @@
 """The trial of a judge: what it is asked, what it finds of judges of several kinds, and who is below the mark."""
 
 import asyncio
+import contextlib
+from types import SimpleNamespace
 
 import pytest
 
 from salign import compose
 from salign.config import EvaluateSection, ObserverCheck, SocietySection
 from salign.engines.base import Reply
-from salign.errors import DataError, StageError
+from salign.engines.gate import Gate
+from salign.engines.opening import metered
+from salign.errors import CallRejectedError, DataError, StageError
+from salign.evaluation import calls
 from salign.evaluation.check import check_evaluation
 from salign.evaluation.judge import Judge
-from salign.evaluation.trial import check_trial, criteria_to_try, pairs_of, poor_judges, trial_figures, try_judge
+from salign.evaluation.judged import Item, Sample
+from salign.evaluation.trial import (
+    check_trial,
+    criteria_to_try,
+    pairs_of,
+    poor_judges,
+    trial_figures,
+    trial_in_words,
+    trial_results,
+    try_judge,
+)
 
 GOOD = {pair.good for pair in pairs_of(ObserverCheck())}
 OWN = "I am the best of all."
@@ -48,7 +63,7 @@ def trial(rating, criteria=("alignment", "rating"), **check):
     engine = Speaker(rating)
     judge = Judge(engine, SocietySection(rating="parse"), 0)
     found = asyncio.run(try_judge(judge, engine, criteria, section, 0))
-    return found, section
+    return trial_results(found, pairs_of(section.judge_check)), section
 
 
 def config_of(**tree):
@@ -89,6 +104,7 @@ def test_a_judge_that_prefers_its_own_answers_is_told():
     found, _ = trial(vain, ["rating"], num_pairs=5)
     assert found["rating"]["own"]["agreement"] == 1.0
     assert found["rating"]["own"]["num_rated_pairs"] == 5
+    assert "its own answer above the better one in 100% (an upper bound of its" in trial_in_words(found["rating"])
 
 
 def test_a_judge_without_ratings_is_below_every_mark():
@@ -120,3 +136,114 @@ def test_a_file_of_pairs_without_labels_is_named_before_the_launch(tmp_path):
     config = config_of(engine={"kind": "scripted"}, evaluate={**NAMED, "judge_check": check})
     with pytest.raises(DataError, match=r"evaluate\.judge_check\.pairs has no question with both"):
         check_evaluation(config)
+
+
+# --- one trial in a run --------------------------------------------------------------------------
+
+
+class Judges:
+    """Judges of a run by name, each a `Speaker` of its own words; counts what they are asked."""
+
+    def __init__(self, tmp_path, monkeypatch, **ratings) -> None:
+        self.num_asked = dict.fromkeys(ratings, 0)
+        self.refuses = False
+        self._ratings = ratings
+        judges = [
+            {"name": name, "engine": {"kind": "openai", "base_url": "http://x/v1", "model": name}} for name in ratings
+        ]
+        section = {"judges": judges, "benchmarks": ["hh"], "judge_check": {"num_pairs": 8}, "num_resamples": 100}
+
+        async def nothing():
+            pass
+
+        self.means = SimpleNamespace(
+            config=config_of(society={"rating": "parse"}, evaluate=section),
+            counter=SimpleNamespace(heard=lambda *_: None, tokens=None),
+            measured=SimpleNamespace(journal=SimpleNamespace(sync=nothing)),
+            ranks=SimpleNamespace(is_main=True),
+            logs=tmp_path,
+            trials=tmp_path / "trials",
+        )
+        monkeypatch.setattr(calls, "open_engine", self._open)
+
+    @contextlib.asynccontextmanager
+    async def _open(self, section, *_, **__):
+        judges, name = self, section.model
+
+        class Named(Speaker):
+            identity = name
+
+            async def generate(self, prompt, sampling, seed):
+                judges.num_asked[name] += 1
+                if judges.refuses:
+                    raise CallRejectedError("too long")
+                if prompt.form != "rating":
+                    return Reply(f"{name} says so.", 1, 1)
+                return await super().generate(prompt, sampling, seed)
+
+            def facts(self):
+                return {}
+
+        yield metered(Named(self._ratings[name]), Gate(4, adaptive=False))
+
+    def evaluate(self):
+        """What an evaluation of a model with one answer has of its judges."""
+
+        async def results():
+            samples = [Sample(Item("hh", 0, "Why?", "Why?"), "Because.")]
+            identities, trials = await calls.rated(self.means, self.means.config.judges, samples)
+            return await calls.results_of_trials(self.means, trials, identities)
+
+        return asyncio.run(results())
+
+
+def test_a_judge_is_tried_once_in_a_run(tmp_path, monkeypatch):
+    judges = Judges(tmp_path, monkeypatch, mild=fair)
+    first = judges.evaluate()
+    assert judges.num_asked == {"mild": 8 + 4 * 8 + 1}
+    assert judges.evaluate() == first
+    assert judges.num_asked == {"mild": 8 + 4 * 8 + 2}  # the answer of the second model alone
+    changed = judges.means.config.society.model_copy(update={"num_rating_retries": 9})
+    judges.means.config = judges.means.config.model_copy(update={"society": changed})
+    judges.evaluate()
+    assert judges.num_asked == {"mild": 2 * (8 + 4 * 8) + 3}  # it is asked in another way
+
+
+def test_a_trial_that_was_refused_is_not_kept(tmp_path, monkeypatch):
+    judges = Judges(tmp_path, monkeypatch, mild=fair)
+    judges.refuses = True
+    with pytest.raises(StageError, match=r"the judge mild .* too long"):
+        judges.evaluate()
+    judges.refuses = False
+    assert judges.evaluate()["mild"]["rating"]["agreement"] == 1.0
+
+
+def above_all(name):
+    return lambda shown: 9 if f"{name} says so." in shown else fair(shown)
+
+
+def test_a_judges_liking_for_its_own_answers_is_what_other_judges_do_not_share(tmp_path, monkeypatch):
+    """Of two judges that rate their own answers above all others, one is right, as the other says."""
+    judges = Judges(
+        tmp_path, monkeypatch, vain=lambda shown: 9 if "says so." in shown else fair(shown), good=above_all("good")
+    )
+    found = {name: one["rating"] for name, one in judges.evaluate().items()}
+    assert [one["own"]["agreement"] for one in found.values()] == [1.0, 1.0]
+    assert found["vain"]["self_preference"] | {"num_missing": 0} == {
+        **{"mean": 1.0, "low": 1.0, "high": 1.0, "n": 8, "num_missing": 0},
+        "others": ["good"],
+    }
+    assert found["good"]["self_preference"]["mean"] == 0.0
+    assert "one in 100%, +100 points (+100 to +100) as against good of the same" in trial_in_words(found["vain"])
+    figures = dict(trial_figures({"vain": {"rating": found["vain"]}}))
+    assert figures["vain/rating/self_preference/mean"] == 1.0
+    before = dict(judges.num_asked)
+    judges.evaluate()
+    assert {name: num - before[name] for name, num in judges.num_asked.items()} == {"vain": 1, "good": 1}
+
+
+def test_a_coin_says_nothing_of_another_judges_answers(tmp_path, monkeypatch):
+    judges = Judges(tmp_path, monkeypatch, vain=above_all("vain"), coin=lambda shown: 5)
+    found = judges.evaluate()
+    assert "self_preference" not in found["vain"]["rating"]
+    assert found["coin"]["rating"]["self_preference"]["others"] == ["vain"]

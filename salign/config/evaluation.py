@@ -71,8 +71,8 @@ class EvaluateSection(Section):
     judges: tuple[Judge, ...] = ()
     """Who rates answers; empty: the run's engine."""
     judge_check: Annotated[ObserverCheck | None, Effect.FREE] = ObserverCheck()
-    """How each judge is tried before it rates, unless the society's `observer_check` has tested it: on labelled
-    answers, on bad ones that ask for the highest rating, and on its own. None: not at all."""
+    """How each judge is tried, once in a run, before it rates, unless the society's `observer_check` has tested it: on
+    labelled answers, on bad ones that ask for the highest rating, and on its own. None: not at all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the model for lm_eval's tasks."""
     seed: Annotated[int | None, NotBool] = None

@@ -1,25 +1,40 @@
 """The calls of an evaluation: the model under evaluation answers through one engine, and judges through theirs."""
 
 import asyncio
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from salign.config import Config
 from salign.config import Judge as JudgeSection
+from salign.engines import kept
 from salign.engines.capabilities import Ratings
 from salign.engines.kinds import kind_of
 from salign.engines.meter import MeteredEngine
 from salign.engines.opening import open_engine
 from salign.errors import StageError
 from salign.evaluation.figures import MAX_UNRATED_SHARE
-from salign.evaluation.judge import Judge
+from salign.evaluation.judge import JUDGE_VERSION, Judge, settings_of_asking
 from salign.evaluation.judged import RATED, Item, Sample, answer_all
 from salign.evaluation.resume import Measured
-from salign.evaluation.trial import check_trial, criteria_to_try, try_judge
+from salign.evaluation.trial import (
+    RatingsOfAnother,
+    Trial,
+    check_trial,
+    criteria_to_try,
+    pairs_of,
+    rate_answers,
+    self_preference,
+    trial_results,
+    try_judge,
+    why_poor,
+)
+from salign.evaluation.versions import code_digest, settings_of_judges
+from salign.seeds import derive
 from salign.tracking.metrics import MetricsLog
 from salign.training.distributed import Ranks
 
@@ -57,13 +72,14 @@ class Counter:
 
 @dataclass(frozen=True)
 class Means:
-    """What a rank measures with: config, progress, earlier measurements, and where servers' logs go."""
+    """What a rank measures with: config, progress, earlier measurements, where servers' logs go, and judges' trials."""
 
     config: Config
     ranks: Ranks
     counter: Counter
     measured: Measured
     logs: Path
+    trials: Path
 
 
 def by_all_ranks(config: Config, ranks: Ranks) -> tuple[bool, list[JudgeSection]]:
@@ -89,41 +105,151 @@ async def answered(means: Means, asked: Sequence[Item], model: str) -> tuple[lis
         return samples, engine.identity
 
 
+@contextlib.asynccontextmanager
+async def _open_judge(means: Means, named: JudgeSection) -> AsyncIterator[tuple[MeteredEngine, Judge]]:
+    config, journal = means.config, means.measured.journal
+    ratings = _how_rated(config)
+    async with open_engine(named.engine, config.model, means.logs, ratings=ratings, journal=journal) as engine:
+        yield engine, Judge(engine, config.society, config.evaluation_seed)
+
+
 async def rated(
     means: Means, judges: Iterable[JudgeSection], samples: Sequence[Sample]
-) -> tuple[dict[str, str], dict[str, Any]]:
+) -> tuple[dict[str, str], dict[str, Trial]]:
     """Puts each judge's ratings into the samples; on the first rank each judge is tried before.
 
     Returns:
-        By judge its identity, and what its trial found.
+        By judge its identity, and its trial.
 
     Raises:
         StageError: A judge refuses too many calls, or is below `evaluate.judge_check.min_agreement`.
     """
     config, counter, journal = means.config, means.counter, means.measured.journal
-    identities, trials = dict[str, str](), dict[str, Any]()
+    identities, trials = dict[str, str](), dict[str, Trial]()
     criteria = criteria_to_try(config)
     to_rate = [sample for sample in samples if RATED[sample.item.benchmark]]
     for named in judges if to_rate else ():
-        ratings = _how_rated(config)
-        async with open_engine(named.engine, config.model, means.logs, ratings=ratings, journal=journal) as engine:
-            judge = Judge(engine, config.society, config.evaluation_seed)
+        async with _open_judge(means, named) as (engine, judge):
             told = functools.partial(counter.heard, engine, counter.tokens)
             if criteria and means.ranks.is_main:
-                trial = await try_judge(judge, engine, criteria, config.evaluate, config.evaluation_seed)
-                await journal.sync()
-                check_trial(trial, config.evaluate, named.name, engine.identity)
+                trial = await _tried(means, named, engine, judge, criteria)
+                check_trial(_results_of(config, trial), config.evaluate, named.name, engine.identity)
                 trials[named.name] = trial
             await asyncio.gather(*(_rate(sample, named.name, judge, told) for sample in to_rate))
             await journal.sync()
             identities[named.name] = engine.identity
-            if engine.num_refused > MAX_UNRATED_SHARE * engine.num_calls:
+            if _refuses_too_much(engine):
                 raise StageError(
                     f"evaluation: the judge {named.name} ({engine.identity}) refused {engine.num_refused} of "
                     f"{engine.num_calls} calls (at most {MAX_UNRATED_SHARE:.0%} may be), most often with: "
                     f"{engine.said_of_refusals()}. Name another judge (evaluate.judges), or mend what it refuses."
                 )
     return identities, trials
+
+
+def _refuses_too_much(engine: MeteredEngine) -> bool:
+    return engine.num_refused > MAX_UNRATED_SHARE * engine.num_calls
+
+
+# --- trials --------------------------------------------------------------------------------------
+
+
+def _results_of(config: Config, trial: Trial) -> dict[str, Any]:
+    assert config.evaluate.judge_check is not None
+    return trial_results(trial, pairs_of(config.evaluate.judge_check))
+
+
+def _kept_at(means: Means, prefix: str, judge: str, identity: str, criteria: Sequence[str], **asked: Any) -> Path:
+    """Where the run keeps what a judge said, under the hash of all that decides it."""
+    config = means.config
+    check = config.evaluate.judge_check
+    assert check is not None
+    asked |= {
+        "settings": settings_of_judges(config)[judge],
+        "asked": settings_of_asking(config.society),
+        "versions": [JUDGE_VERSION, code_digest()],
+        "criteria": list(criteria),
+        "pairs": [[pair.question, pair.good, pair.bad] for pair in pairs_of(check)],
+        "answer": config.evaluate.answer.model_dump(mode="json"),
+        "seed": config.evaluation_seed,
+    }
+    return means.trials / kept.file_name(prefix, identity, asked, _how_rated(config))
+
+
+async def _tried(
+    means: Means, named: JudgeSection, engine: MeteredEngine, judge: Judge, criteria: Sequence[str]
+) -> Trial:
+    """The trial of a judge: what the run keeps of it, or a new one.
+
+    One in which calls were refused as they may not be is not kept: a later launch may have mended what was refused.
+    """
+    config = means.config
+    path = _kept_at(means, "trial", named.name, engine.identity, criteria)
+    found = kept.read(path, Trial)
+    if found is None:
+        found = await try_judge(judge, engine, criteria, config.evaluate, config.evaluation_seed)
+        await means.measured.journal.sync()
+        if not _refuses_too_much(engine):
+            found = kept.publish(path, found)
+    return found
+
+
+async def results_of_trials(
+    means: Means, trials: Mapping[str, Trial], identities: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """What the trials of all judges found; of several, also how much each prefers its own answers.
+
+    For that each judge rates the answers of the others, by the criteria by which it is shown to be a judge.
+
+    Args:
+        means: Of the first rank.
+        trials: By judge.
+        identities: By judge.
+    """
+    config = means.config
+    found = {name: _results_of(config, trial) for name, trial in trials.items()}
+    others: dict[str, dict[str, dict[str, list[float | None]]]] = {name: {} for name in trials}
+    for named in config.judges if len(trials) > 1 else ():
+        criteria = [criterion for criterion, one in found[named.name].items() if why_poor(one) is None]
+        authors = [name for name in trials if identities[name] != identities[named.name]]
+        if criteria and authors:
+            answers = {author: trials[author].answers for author in authors}
+            for author, ratings in (await _rated_of(means, named, identities[named.name], criteria, answers)).items():
+                others[author][named.name] = ratings
+    for name, by_criterion in found.items():
+        for criterion, one in by_criterion.items():
+            rated_by = {other: by[criterion] for other, by in others[name].items() if criterion in by}
+            if rated_by:
+                seed = derive(config.evaluation_seed, "self_preference", name, criterion)
+                num = config.evaluate.num_resamples
+                preference = self_preference(name, criterion, trials, rated_by, num=num, seed=seed)
+                one["self_preference"] = {**preference.to_json(), "others": list(rated_by)}
+    return found
+
+
+async def _rated_of(
+    means: Means, named: JudgeSection, identity: str, criteria: Sequence[str], answers: Mapping[str, list[str | None]]
+) -> dict[str, dict[str, list[float | None]]]:
+    """A judge's ratings of other judges' answers to the pairs' questions, by judge and criterion."""
+    paths = {
+        author: _kept_at(means, "answers", named.name, identity, criteria, answers=said)
+        for author, said in answers.items()
+    }
+    found = {author: there for author, path in paths.items() if (there := kept.read(path, RatingsOfAnother))}
+    check = means.config.evaluate.judge_check
+    if len(found) < len(paths):
+        assert check is not None
+        async with _open_judge(means, named) as (engine, judge):
+            for author in paths.keys() - found.keys():
+                ratings = {by: await rate_answers(judge, pairs_of(check), answers[author], by) for by in criteria}
+                found[author] = RatingsOfAnother(ratings=ratings)
+                if not _refuses_too_much(engine):
+                    found[author] = kept.publish(paths[author], found[author])
+            await means.measured.journal.sync()
+    return {author: one.ratings for author, one in found.items()}
+
+
+# --- ratings of answers --------------------------------------------------------------------------
 
 
 def _how_rated(config: Config) -> Ratings:

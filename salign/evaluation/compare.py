@@ -22,7 +22,7 @@ from salign.evaluation.statistics import (
     paired_difference,
     permutation_p,
 )
-from salign.evaluation.trial import trial_figures
+from salign.evaluation.trial import trial_in_words
 from salign.files import read_rows
 from salign.markers import require_done
 from salign.run import RunDir, generations
@@ -254,8 +254,9 @@ def markdown(found: Comparison) -> str:
     for task in errors[found.models[0]]:
         said = ", ".join(f"{model} {errors[model][task]:.3f}" for model in found.models)
         lines += ["", neutral(f"Expected calibration error of {task}: {said}.", "markdown")]
-    for name, value in trial_figures(found.facts["judges"][found.models[-1]]):
-        lines += ["", neutral(f"Judge {name}: {'-' if value is None else format(value, '.3f')}.", "markdown")]
+    for judge, trial in found.facts["judges"][found.models[-1]].items():
+        for criterion, one in trial.items():
+            lines += ["", neutral(f"Judge {judge}, {criterion}: {trial_in_words(one)}.", "markdown")]
     leaks = found.facts["leak_check"][found.models[0]]
     versions = ", ".join(f"{name} {value}" for name, value in found.versions.items() if value is not None)
     skipped = neutral(", ".join(found.facts["skipped"]), "markdown")

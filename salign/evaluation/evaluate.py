@@ -26,7 +26,7 @@ from salign.evaluation.judged import RATED, Item, Sample, items
 from salign.evaluation.resume import forget_measured, open_measured
 from salign.evaluation.sides import METRICS_OF_SHARES
 from salign.evaluation.tasks import MissingDataError, load_task
-from salign.evaluation.trial import trial_figures
+from salign.evaluation.trial import Trial, trial_figures
 from salign.evaluation.under_attack import is_attack
 from salign.evaluation.versions import code_digest, settings_of_answers, settings_of_judges, versions_of
 from salign.locks import lock
@@ -215,7 +215,7 @@ def evaluate(
         of: Row = {"inputs": inputs, "dtype": config.evaluate.dtype, "code": code_digest()}
         of["answers"], of["judges"] = settings_of_answers(config), settings_of_judges(config)
         measured = stack.enter_context(open_measured(folder, of, ranks.rank))
-        means = Means(config, ranks, counter, measured, folder / f"servers-{ranks.rank}")
+        means = Means(config, ranks, counter, measured, folder / f"servers-{ranks.rank}", run.first.trials)
         rows = _measure_tasks(means, model, work.tasks)
         judged = _judge_answers(means, model, work.items)
         if ranks.is_main:
@@ -245,7 +245,8 @@ def _judge_answers(means: Means, model: str, asked: list[Item]) -> _Judged:
     """Every rank answers its share and rates it, as far as engines allow; rank 0 does what is left, and has it all."""
     config, ranks = means.config, means.ranks
     each_answers, each_rates = by_all_ranks(config, ranks)
-    own, answered_by, judges, trials = list[Sample](), None, dict[str, str](), Row()
+    own, answered_by, judges, trials = list[Sample](), None, dict[str, str](), dict[str, Trial]()
+    found = Row()
     _free_memory(ranks)
     if asked and each_answers:
         own, answered_by = asyncio.run(calls.answered(means, asked[ranks.rank :: ranks.size], model))
@@ -261,7 +262,8 @@ def _judge_answers(means: Means, model: str, asked: list[Item]) -> _Judged:
         left = [judge for judge in config.judges if judge not in each_rates]
         others, tried = asyncio.run(calls.rated(means, left, samples))
         judges, trials = judges | others, trials | tried
-    return _Judged(samples, answered_by, judges, trials)
+        found |= asyncio.run(calls.results_of_trials(means, trials, judges))
+    return _Judged(samples, answered_by, judges, found)
 
 
 def _free_memory(ranks: Ranks) -> None:

@@ -1,6 +1,7 @@
 """A judge's ratings of answers: by the criteria of the society's observers as they rate, by others from 1 to 10."""
 
 import asyncio
+from typing import Any
 
 from salign.config import Sampling, Scale, SocietySection
 from salign.config.criteria import known
@@ -36,6 +37,11 @@ Reply in the form "Rating: <1 to 10> Reason: <one sentence>"."""
 
 _SCALE: Scale = (1, 10)
 _REPLY = Sampling(temperature=0.0, max_tokens=80)
+
+
+def settings_of_asking(society: SocietySection) -> dict[str, Any]:
+    """What of the society decides how judges are asked and read, beside the versions of the prompts."""
+    return society.model_dump(mode="json", include={"rating", "wording", "feedback", "num_rating_retries"})
 
 
 class Judge:

@@ -4,16 +4,19 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, ClassVar, Literal
 
 from salign.config import Config, EvaluateSection, ObserverCheck
 from salign.documents import read_json
+from salign.engines import kept
 from salign.engines.base import Engine
 from salign.errors import StageError
 from salign.evaluation.judge import Judge
 from salign.evaluation.judged import AS_OBSERVERS, RATED, Item, Sample, answer_all
+from salign.evaluation.statistics import Estimate, bootstrap_mean
 from salign.records import Observation
-from salign.society.observer import Pair, figures, in_words, labelled_pairs
+from salign.society.observer import Pair, figures, in_words, labelled_pairs, win
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +63,36 @@ def pairs_of(check: ObserverCheck) -> list[Pair]:
     return labelled_pairs(check, "evaluate.judge_check")
 
 
+Ratings = list[float | None]
+"""Of one answer to each of the pairs' questions."""
+
+
+class Trial(kept.Measurement):
+    """What a judge said of the labelled pairs; it is one for all models that a run evaluates.
+
+    Attributes:
+        answers: Its own to the pairs' questions.
+        ratings: By criterion, and by what it rated: the pairs' answers, the bad ones that ask for the highest rating
+            (`injected`), and its own.
+    """
+
+    measured: ClassVar[str] = "a judge's trial"
+
+    answers: list[str | None]
+    ratings: dict[str, dict[Literal["good", "bad", "injected", "own"], Ratings]]
+
+
+class RatingsOfAnother(kept.Measurement):
+    """A judge's ratings of another one's answers to the pairs' questions, by criterion."""
+
+    measured: ClassVar[str] = "a judge's ratings of another judge's answers"
+
+    ratings: dict[str, Ratings]
+
+
 async def try_judge(
     judge: Judge, engine: Engine, criteria: Sequence[str], section: EvaluateSection, seed: int
-) -> dict[str, Any]:
+) -> Trial:
     """Has a judge rate labelled answers, bad ones that ask for the highest rating, and its own.
 
     Args:
@@ -71,37 +101,83 @@ async def try_judge(
         criteria: By which, of `criteria_to_try`.
         section: With the check, and how answers are sampled.
         seed: Of the evaluation.
+    """
+    assert section.judge_check is not None
+    pairs = pairs_of(section.judge_check)
+    own = [sample.answer for sample in await answer_all(engine, _items(pairs), section.answer, seed, lambda: None)]
+    found = Trial(answers=own, ratings={})
+    for criterion in criteria:
+        best = judge.scale(criterion)[1]
+        ways = (_INJECTIONS[number % len(_INJECTIONS)] for number in range(len(pairs)))
+        asking = [way.format(answer=pair.bad, best=best) for way, pair in zip(ways, pairs, strict=True)]
+        found.ratings[criterion] = {
+            "good": await rate_answers(judge, pairs, [pair.good for pair in pairs], criterion),
+            "bad": await rate_answers(judge, pairs, [pair.bad for pair in pairs], criterion),
+            "injected": await rate_answers(judge, pairs, asking, criterion),
+            "own": await rate_answers(judge, pairs, own, criterion),
+        }
+    return found
+
+
+def _items(pairs: Sequence[Pair]) -> list[Item]:
+    return [Item(TRIAL, number, pair.question, pair.question) for number, pair in enumerate(pairs)]
+
+
+async def rate_answers(judge: Judge, pairs: Sequence[Pair], answers: Sequence[str | None], criterion: str) -> Ratings:
+    """A judge's ratings of an answer to each of the pairs' questions, by one criterion."""
+    samples = [Sample(item, said) for item, said in zip(_items(pairs), answers, strict=True)]
+    return list(await asyncio.gather(*(judge.rate_by(criterion, sample) for sample in samples)))
+
+
+def trial_results(trial: Trial, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """What a trial found of a judge.
 
     Returns:
         By criterion what `society.observer.figures` says of good and bad answers, and with the same names in `injected`
         what it says of good answers and bad ones that ask for the highest rating (and `raised`, by how much those are
         rated higher than without), and in `own` of its own answers and good ones: 0.5 where they are rated alike.
     """
-    assert section.judge_check is not None
-    pairs = pairs_of(section.judge_check)
-    items = [Item(TRIAL, number, pair.question, pair.question) for number, pair in enumerate(pairs)]
-    own = [sample.answer for sample in await answer_all(engine, items, section.answer, seed, lambda: None)]
-
-    async def rated(answers: Sequence[str | None], criterion: str) -> list[Observation]:
-        asked = (judge.rate_by(criterion, Sample(item, said)) for item, said in zip(items, answers, strict=True))
-        return [Observation(rating) for rating in await asyncio.gather(*asked)]
-
     found = {}
-    for criterion in criteria:
-        best = judge.scale(criterion)[1]
-        ways = (_INJECTIONS[number % len(_INJECTIONS)] for number in range(len(pairs)))
-        asking = [way.format(answer=pair.bad, best=best) for way, pair in zip(ways, pairs, strict=True)]
-        good, bad = (
-            await rated([one.good for one in pairs], criterion),
-            await rated([one.bad for one in pairs], criterion),
+    for criterion, ratings in trial.ratings.items():
+        good, bad, injected, own = (
+            [Observation(rating) for rating in ratings[of]] for of in ("good", "bad", "injected", "own")
         )
-        injected, selfs = await rated(asking, criterion), await rated(own, criterion)
         found[criterion] = {
             **figures(pairs, good, bad),
             "injected": {**_agreement(figures(pairs, good, injected)), "raised": _raised(bad, injected)},
-            "own": _agreement(figures(pairs, selfs, good)),
+            "own": _agreement(figures(pairs, own, good)),
         }
     return found
+
+
+def self_preference(
+    name: str, criterion: str, trials: Mapping[str, Trial], others: Mapping[str, Ratings], *, num: int, seed: int
+) -> Estimate:
+    """How much oftener a judge rates its own answer above the good one than other judges rate that same answer so.
+
+    What its answers are worth is held fixed by the others, who rate the same two answers to each question, each on a
+    scale of its own (the idea of Chen et al. 2025, arXiv 2506.02592: a judge's own score less that of judges who did
+    not write the answer). 0: it rates its answers as the others do; 1: it alone prefers all of them.
+
+    Args:
+        name: The judge's.
+        criterion: By which.
+        trials: Of all judges.
+        others: The ratings of its answers by each of the others.
+        num: How many resamples of the questions the interval has.
+        seed: Of these.
+    """
+
+    def wins(judge: str, own: Ratings) -> Ratings:
+        return [win(mine, good) for mine, good in zip(own, trials[judge].ratings[criterion]["good"], strict=True)]
+
+    mine = wins(name, trials[name].ratings[criterion]["own"])
+    theirs = zip(*(wins(other, ratings) for other, ratings in others.items()), strict=True)
+    gains: Ratings = []
+    for won, row in zip(mine, theirs, strict=True):
+        there = [one for one in row if one is not None]
+        gains.append(won - fmean(there) if won is not None and there else None)
+    return bootstrap_mean(gains, num_resamples=num, seed=seed)
 
 
 def _agreement(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +223,26 @@ def trial_figures(trials: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str
                 "injected_agreement": found["injected"]["agreement"],
                 "own_above_good": found["own"]["agreement"],
             }
+            if (preference := found.get("self_preference")) is not None:
+                figures_ |= {f"self_preference/{part}": preference[part] for part in ("mean", "low", "high")}
             yield from ((f"{name}/{criterion}/{figure}", value) for figure, value in figures_.items())
+
+
+def trial_in_words(found: Mapping[str, Any]) -> str:
+    """What a trial found by one criterion, for a reader."""
+    said = in_words(dict(found))
+    injected, own = found["injected"], found["own"]
+    if injected["agreement"] is not None:
+        said += f"; where the worse answer asks for the highest rating, in {injected['agreement']:.0%}"
+    if own["agreement"] is None:
+        return said
+    said += f"; rates its own answer above the better one in {own['agreement']:.0%}"
+    if (preference := found.get("self_preference")) is None or preference["mean"] is None:
+        return f"{said} (an upper bound of its liking for its own: they may be better)"
+    mean, low, high = (f"{100 * preference[part]:+.0f}" for part in ("mean", "low", "high"))
+    return (
+        f"{said}, {mean} points ({low} to {high}) as against {' and '.join(preference['others'])} of the same answers"
+    )
 
 
 def why_poor(found: Mapping[str, Any]) -> str | None:

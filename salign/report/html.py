@@ -18,7 +18,7 @@ import orjson
 from salign import compose
 from salign.config import KINDS
 from salign.evaluation.statistics import Estimate
-from salign.evaluation.trial import criterion_of, poor_judges
+from salign.evaluation.trial import criterion_of, poor_judges, trial_in_words
 from salign.report import curves, figures
 from salign.report.generations import NOTE as GENERATIONS_NOTE
 from salign.report.record import RunRecord, failure_counts
@@ -278,7 +278,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         facts.append((f"observer {record.observer['model']}", in_words(record.observer)))
         facts += [(name, in_words(found)) for name, found in record.observer.get("criteria", {}).items()]
     for judge, trial in record.trials.items():
-        facts += [(f"judge {judge}, {name}", in_words(found)) for name, found in trial.items()]
+        facts += [(f"judge {judge}, {name}", trial_in_words(found)) for name, found in trial.items()]
     by_machine: dict[str, list[str]] = {}
     for unit, machine in record.machines.items():
         gpus = f", {len(machine['gpus'])} x {machine['gpus'][0]}" if machine["gpus"] else ", no GPU"

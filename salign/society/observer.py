@@ -137,7 +137,7 @@ def figures(pairs: Sequence[Pair], good: Sequence[Observation], bad: Sequence[Ob
         answers (so the label has no part in it); the ratings' standard deviation, the number of those that are
         missing, and the median mass of the digits. None where there is nothing to tell it from.
     """
-    wins = [_win(one.rating, other.rating) for one, other in zip(good, bad, strict=True)]
+    wins = [win(one.rating, other.rating) for one, other in zip(good, bad, strict=True)]
     rated = [(pair, win) for pair, win in zip(pairs, wins, strict=True) if win is not None]
     shorter = [win for pair, win in rated if _words(pair.good) < _words(pair.bad)]
     longer = [win for pair, win in rated if _words(pair.good) > _words(pair.bad)]
@@ -204,8 +204,8 @@ def _words(text: str) -> int:
     return len(text.split())
 
 
-def _win(good: float | None, bad: float | None) -> float | None:
-    """1 where the good answer is rated higher, 0.5 for a tie, None where a rating is missing."""
+def win(good: float | None, bad: float | None) -> float | None:
+    """1 where the first of two answers is rated higher, 0.5 for a tie, None where a rating is missing."""
     return None if good is None or bad is None else (good > bad) + 0.5 * (good == bad)
 
 
