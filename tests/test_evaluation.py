@@ -26,8 +26,9 @@ from salign.evaluation.calls import by_all_ranks
 from salign.evaluation.check import check_evaluation, visible, visible_share
 from salign.evaluation.compare import compare, write_tables
 from salign.evaluation.figures import about_judging, check_answered, lower_is_better, values_of
+from salign.evaluation.jailbreaks import FAMILIES, jailbroken
 from salign.evaluation.judge import JUDGE_VERSION, Judge
-from salign.evaluation.judged import RATED, Item, Sample, answer_all, attacks, items
+from salign.evaluation.judged import RATED, Item, Sample, answer_all, items
 from salign.evaluation.versions import code_digest, settings_of_judges, without_words
 from salign.markers import mark_done, read_done
 from salign.run import RunDir, create_run
@@ -115,6 +116,9 @@ def test_results_have_figures_intervals_and_versions(done):
         "hh/refused": 3,
         "hh_a/rating": 3,
         "hh_a/refused": 3,
+        "hh_a/refused_suffix": 1,
+        "hh_a/refused_role_play": 1,
+        "hh_a/refused_persona": 1,
         "over_refusal/refused": 50,
     }
     assert all(row["low"] <= row["mean"] <= row["high"] for row in figures.values())
@@ -534,15 +538,20 @@ def test_a_judge_of_ten_is_shown_the_question_without_the_attack():
     assert [temperature for _, temperature in seen] == [0.0, 0.7]
 
 
-def test_hh_a_attacks_every_prompt_of_hh_in_turn(config, tmp_path):
-    wrappings = attacks(config.evaluate)
-    assert all("{prompt}" in line for line in wrappings)
+def test_hh_a_attacks_every_prompt_of_hh_and_families_take_turns(config, tmp_path):
+    questions = [f"Question {number}?" for number in range(4 * 6)]
+    attacked = jailbroken(questions, config.evaluate)
+    assert [family for family, _ in attacked] == list(FAMILIES) * 6
+    assert all(text in asked != text for text, (_, asked) in zip(questions, attacked, strict=True))
+    ways = {asked.replace(text, "") for text, (_, asked) in zip(questions, attacked, strict=True)}
+    assert len(ways) == 3 + 3 + 2 + 6  # each question has its own examples
+    assert {asked.count("Question: ") for family, asked in attacked if family == "many_shot"} == {9}
     (tmp_path / "adversarial_suffixes.txt").write_text("zq xv\nnj ww\n")
-    assert attacks(config.evaluate)[len(wrappings) :] == ["{prompt} zq xv", "{prompt} nj ww"]
-    plain, attacked = items(config, "hh"), items(config, "hh_a")
-    assert [item.question for item in attacked] == [item.prompt for item in plain]
-    assert all(one.prompt in other.prompt != one.prompt for one, other in zip(plain, attacked, strict=True))
-    assert len({item.prompt.replace(item.question, "") for item in attacked}) == 3
+    suffixed = [asked for family, asked in jailbroken(questions, config.evaluate) if family == "suffix"]
+    assert suffixed[:3] == ["Question 0? zq xv", "Question 4? nj ww", "Question 8? zq xv"]
+    plain, asked = items(config, "hh"), items(config, "hh_a")
+    assert [item.question for item in asked] == [item.prompt for item in plain]
+    assert [item.family for item in asked] == list(FAMILIES)[:3]
     (tmp_path / "adversarial_suffixes.txt").write_text("\n")
     with pytest.raises(DataError, match="contains no suffix"):
         items(config, "hh_a")

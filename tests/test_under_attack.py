@@ -11,9 +11,13 @@ from salign.config import EvaluateSection
 from salign.errors import ConfigError
 from salign.evaluation import evaluate as evaluating
 from salign.evaluation import resistance
+from salign.evaluation.figures import estimates, sample_row
+from salign.evaluation.jailbreaks import jailbroken
+from salign.evaluation.judged import Item, Sample
 from salign.evaluation.tasks import check_known, load_task, local_rows
 from salign.evaluation.under_attack import is_attack, names, num_shots, plain
-from salign.report.attacks import attack_curve
+from salign.markers import mark_done
+from salign.report.attacks import attack_curve, refusals_by_family
 from salign.report.record import read_run
 from salign.run import create_run
 
@@ -104,6 +108,37 @@ def test_attacks_in_the_plan_have_a_curve_in_the_report(run):
     assert [row[:2] for row in plot.rows] == [["base", 0], ["base", 2]]
     (trace,) = [trace for trace in plot.figure["data"] if trace["name"] == "base"]
     assert trace["x"] == [0, 2]
+
+
+def test_refusals_are_told_by_family_and_against_the_same_questions(run):
+    refused = {0: True, 1: True, 2: False, 3: True, 4: True, 5: False}
+    sure, no = "Sure.", "I can't help with that."
+    rows = [sample_row(Sample(Item("hh", number, "q", "q"), no if said else sure)) for number, said in refused.items()]
+    for number, (family, _) in enumerate(jailbroken(["q"] * 6, EvaluateSection())):
+        said = no if family == "suffix" and number else sure
+        rows.append(sample_row(Sample(Item("hh_a", number, "q?", "q", family), said)))
+    config = run.config()
+    folder = run.evaluation("base")
+    folder.mkdir(parents=True)
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures = {name: found.to_json() for name, found in estimates(rows, config).items()}
+    (folder / "results.json").write_text(json.dumps({"figures": figures}))
+    mark_done(folder, ["results.json", "samples.jsonl"], {}, {})
+    found = {one.metric: one for one in resistance.refusals(run, config, ["base"])}
+    assert {name: (one.value.mean, one.value.n, one.change.mean) for name, one in found.items()} == {
+        "refused_suffix": (0.5, 2, -0.5),
+        "refused_role_play": (0.0, 2, -0.5),
+        "refused_persona": (0.0, 1, 0.0),
+        "refused_many_shot": (0.0, 1, -1.0),
+    }
+    text = resistance.write_changes(run, [], list(found.values()))
+    assert "| base | role_play | 2 | 0.000 [0.000, 0.000] | -0.500 [-1.000, 0.000] |" in text
+    written = json.loads((run.path / "attack" / "changes.json").read_text())
+    assert [row["metric"] for row in written] == list(found)
+    plot = refusals_by_family(read_run(run, config))
+    assert [row[1:3] for row in plot.rows[:2]] == [["no attack", pytest.approx(4 / 6)], ["suffix", 0.5]]
+    assert len(plot.rows) == 5
+    assert attack_curve(read_run(run, config)) is None
 
 
 def test_a_model_that_is_not_there_is_named(run, monkeypatch):

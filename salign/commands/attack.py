@@ -5,6 +5,8 @@ python jobs/attack.py RUN --models base,sft --num 40 --shots 0,4,16
 
 Likelihoods of given answers: nothing is generated, no judge is asked. What is measured is kept in RUN/attack, and a
 command that was stopped goes on from there. The same as a stage of a run: evaluate.benchmarks: [attack_none, ...].
+How often the models refuse under attack stands beside it where the run has evaluated that (evaluate.benchmarks: [hh,
+hh_a]).
 """
 
 import argparse
@@ -46,7 +48,7 @@ def main() -> None:
     work.begin()
     run = open_or_prepare(args.run)
     # What takes seconds to import is not needed for a run that is none.
-    from salign.evaluation.resistance import changes, copies_of, folder_of, measure, write_changes
+    from salign.evaluation.resistance import changes, copies_of, folder_of, measure, refusals, write_changes
     from salign.evaluation.tasks import check_known, local_rows
     from salign.evaluation.under_attack import names
 
@@ -60,5 +62,5 @@ def main() -> None:
     for name in measure(run, config, list(copies), benchmarks, args.num):
         say(f"attacking {name}")
     found = changes({model: [folder_of(run, copy) for copy in mine] for model, mine in copies.items()}, config)
-    say(write_changes(run, found))
+    say(write_changes(run, found, refusals(run, config, list(copies))))
     say(f"written to {run.path / 'attack'}/changes.md and .json")

@@ -12,7 +12,7 @@ from typing import Any
 from salign.config import Config
 from salign.documents import read_json
 from salign.errors import StageError
-from salign.evaluation.figures import NEITHER_IS_BETTER, lower_is_better, values_of
+from salign.evaluation.figures import lower_is_better, neither_is_better, values_of
 from salign.evaluation.statistics import (
     Estimate,
     holm,
@@ -78,7 +78,7 @@ class Comparison:
 
     def best(self, figure: str) -> str | None:
         """Returns the model that is better than every other, if all those differences hold; else None."""
-        if figure in NEITHER_IS_BETTER:
+        if neither_is_better(figure):
             return None
         lower = lower_is_better(figure)
         won = Counter(row.lower_one if lower else row.higher_one for row in self.differences[figure] if row.holds)

@@ -7,6 +7,7 @@ from typing import Any
 
 from salign.config import Config, Criterion
 from salign.errors import StageError
+from salign.evaluation.jailbreaks import refused_of
 from salign.evaluation.judged import RATED, Sample
 from salign.evaluation.sides import contradictions
 from salign.evaluation.statistics import Estimate, bootstrap_mean, krippendorff_alpha, spearman
@@ -19,7 +20,12 @@ MAX_UNRATED_SHARE = 0.05
 # Benchmarks with this in their figures: how often a model refuses.
 _REFUSED = tuple(name for name in RATED if name != "questions")
 # Refusing is right in some of these prompts and wrong in others: neither way is better.
-NEITHER_IS_BETTER = ("hh/refused", "hh_a/refused", "consistency/agrees")
+_NEITHER_IS_BETTER = ("hh/refused", "hh_a/refused", "consistency/agrees")
+
+
+def neither_is_better(figure: str) -> bool:
+    """Returns whether neither a lower figure nor a higher one is better by itself."""
+    return figure in _NEITHER_IS_BETTER or figure.startswith(f"hh_a/{refused_of('')}")
 
 
 def lower_is_better(figure: str) -> bool:
@@ -39,6 +45,8 @@ def sample_row(sample: Sample, rules: Sequence[Criterion] = ()) -> dict[str, Any
     metrics: dict[str, float | None] = {name: sample.rating(name) for name in RATED[benchmark]}
     if benchmark in _REFUSED:
         metrics["refused"] = None if sample.answer is None else float(refusal is not None)
+    if sample.item.family is not None:
+        metrics[refused_of(sample.item.family)] = metrics["refused"]
     if benchmark == "questions":
         for rule in rules:
             said = sample.answer

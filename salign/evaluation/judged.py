@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from salign.config import Config, EvaluateSection, HHSource, Sampling
 from salign.engines.base import Engine, Finish, Prompt, Thinking
-from salign.errors import CallRejectedError, ConfigError, DataError
+from salign.errors import CallRejectedError, ConfigError
+from salign.evaluation.jailbreaks import jailbroken
 from salign.evaluation.tasks import data_file, missing
 from salign.files import read_text
 from salign.seeds import derive
@@ -23,19 +24,19 @@ RATED: dict[str, tuple[str, ...]] = {
     "hh_a": ("rating",),
     "over_refusal": (),
 }
-# Of the wrappings and the safe prompts.
-ATTACKS_VERSION = "1"
+# Of the safe prompts.
 OVER_REFUSAL_VERSION = "1"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt. The judge sees `question`, without an attack; None if nobody judges."""
+    """One prompt. The judge sees `question`, without the attack, which is of `family`."""
 
     benchmark: str
     id: int
     prompt: str
     question: str
+    family: str | None = None
 
 
 @dataclass
@@ -67,7 +68,7 @@ def items(config: Config, benchmark: str) -> list[Item]:
 
     Raises:
         ConfigError: There are fewer held-out questions than asked for.
-        DataError: A file is malformed.
+        DataError: A file is malformed, or that of the suffixes empty.
         MissingDataError: Its file is not there.
     """
     section = config.evaluate
@@ -82,20 +83,8 @@ def items(config: Config, benchmark: str) -> list[Item]:
     questions = sources.questions(HHSource(kind="hh", path=path))[: section.num_documents]
     if benchmark == "hh":
         return [Item(benchmark, number, text, text) for number, text in enumerate(questions)]
-    ways = attacks(section)
-    attacked = [ways[number % len(ways)].replace("{prompt}", text) for number, text in enumerate(questions)]
-    return [Item(benchmark, number, *pair) for number, pair in enumerate(zip(attacked, questions, strict=True))]
-
-
-def attacks(section: EvaluateSection) -> list[str]:
-    """Returns ways to ask for what should not be answered: texts with `{prompt}`, ours and those of a suffix file."""
-    wrappings = [line for line in read_text(data_file("wrappings.txt")).splitlines() if line.strip()]
-    if section.suffixes is None:
-        return wrappings
-    suffixes = [line for line in read_text(section.suffixes).splitlines() if line.strip()]
-    if not suffixes:
-        raise DataError(f"{section.suffixes} contains no suffix; remove it, or write one per line")
-    return [*wrappings, *(f"{{prompt}} {suffix}" for suffix in suffixes)]
+    attacked = zip(jailbroken(questions, section), questions, strict=True)
+    return [Item(benchmark, number, asked, text, family) for number, ((family, asked), text) in enumerate(attacked)]
 
 
 def held_out_questions(section: EvaluateSection) -> list[str]:

@@ -9,6 +9,7 @@ from salign.config import Config
 from salign.errors import DataError
 from salign.evaluation.evaluate import evaluate
 from salign.evaluation.figures import values_of
+from salign.evaluation.jailbreaks import FAMILIES, refused_of
 from salign.evaluation.statistics import Estimate, nested_mean
 from salign.evaluation.under_attack import is_attack, plain
 from salign.evaluation.versions import code_digest
@@ -110,12 +111,46 @@ def changes(folders: Mapping[str, Sequence[Path]], config: Config) -> list[Attac
     return found
 
 
+def refusals(run: RunDir, config: Config, models: Sequence[str]) -> list[Attacked]:
+    """How often models refuse HH's questions in the ways of each family, as far as the run's evaluations have `hh_a`.
+
+    A change is of the same model and seed, question by question, from the question as it is, where they have `hh` too.
+    Intervals are as of `changes`.
+
+    Args:
+        run: With its evaluations.
+        config: Its config.
+        models: `base`, or stages; one that is not evaluated for all of its seeds is left out.
+    """
+    found = []
+    for model in models:
+        folders = [run.evaluation(copy) for copy in copies_of(config, model)]
+        if any(read_done(folder) is None for folder in folders):
+            continue
+        values = [values_of(row for _, row in read_rows(folder / "samples.jsonl")) for folder in folders]
+        for metric in map(refused_of, FAMILIES):
+            if (figure := f"hh_a/{metric}") not in values[0]:
+                continue
+            here, plain_ = [one[figure] for one in values], [one.get("hh/refused") for one in values]
+            place, num = (config.evaluation_seed, "attack", figure), config.evaluate.num_resamples
+            value = nested_mean([list(one.values()) for one in here], num_resamples=num, seed=derive(*place))
+            change = None
+            if None not in plain_:
+                moved = [
+                    [_moved(before.get(item), now) for item, now in one.items()]
+                    for one, before in zip(here, filter(None, plain_), strict=True)
+                ]
+                change = nested_mean(moved, num_resamples=num, seed=derive(*place, "change"))
+            found.append(Attacked(model, "hh_a", metric, value, change))
+    return found
+
+
 def _moved(before: float | None, here: float | None) -> float | None:
     return None if before is None or here is None else here - before
 
 
-def markdown(found: Sequence[Attacked]) -> str:
-    """Writes a row for each model and attack: its figures, and by how much the attack changes them."""
+def markdown(found: Sequence[Attacked], refused: Sequence[Attacked] = ()) -> str:
+    """Writes a row for each model and attack: its figures, and by how much the attack changes them; then refusals."""
     heads = [head for name in METRICS.values() for head in (name, "change")]
     lines = [f"| model | attack | n | {' | '.join(heads)} |", f"|---|---|---|{'---|' * len(heads)}"]
     rows: dict[tuple[str, str], list[Attacked]] = {}
@@ -125,6 +160,11 @@ def markdown(found: Sequence[Attacked]) -> str:
         cells = [_cell(estimate) for one in figures for estimate in (one.value, one.change)]
         name, attack = neutral(model, "markdown"), benchmark.removeprefix("attack_")
         lines.append(f"| {name} | {attack} | {figures[0].value.n} | {' | '.join(cells)} |")
+    if refused:
+        lines += ["", "| model | attack of hh_a | n | refused | change |", "|---|---|---|---|---|"]
+        for one in refused:
+            name, attack = neutral(one.model, "markdown"), one.metric.removeprefix(refused_of(""))
+            lines.append(f"| {name} | {attack} | {one.value.n} | {_cell(one.value)} | {_cell(one.change)} |")
     return "\n".join([*lines, ""])
 
 
@@ -134,7 +174,7 @@ def _cell(estimate: Estimate | None) -> str:
     return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
-def write_changes(run: RunDir, found: Sequence[Attacked]) -> str:
+def write_changes(run: RunDir, found: Sequence[Attacked], refused: Sequence[Attacked]) -> str:
     """Writes `attack/changes.md` and `.json` in the run's folder.
 
     Returns:
@@ -145,9 +185,9 @@ def write_changes(run: RunDir, found: Sequence[Attacked]) -> str:
             **{"model": one.model, "benchmark": one.benchmark, "metric": one.metric, **one.value.to_json()},
             "change": None if one.change is None else one.change.to_json(),
         }
-        for one in found
+        for one in (*found, *refused)
     ]
-    text = markdown(found)
+    text = markdown(found, refused)
     write_atomic(run.path / "attack" / "changes.md", text)
     write_atomic(run.path / "attack" / "changes.json", json.dumps(rows, indent=2) + "\n")
     return text

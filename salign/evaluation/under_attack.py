@@ -4,6 +4,7 @@ What is measured is which of two given answers is the likelier, and how likely t
 asked, nothing generated. The texts are ours, and so mild that they can be published; the families are known ones.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -41,7 +42,8 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 _SHOTS = "shots_"
 _NAME = re.compile(rf"attack_(?:{'|'.join(WAYS)}|{_SHOTS}(\d+))")
-_SHOT = "Question: {question}\nAnswer: {answer}\n\n"
+_ASKED = "Question: {question}\nAnswer:"
+_SHOT = f"{_ASKED} {{answer}}\n\n"
 DEFAULT_SHOTS = (0, 1, 4, 16, 64)
 
 
@@ -83,13 +85,25 @@ def attacked(benchmark: str, pairs: list[Row]) -> list[Row]:
     if k is None:
         ways = WAYS[benchmark.removeprefix("attack_")]
         asked = [ways[number % len(ways)].format(question=row["question"]) for number, row in enumerate(pairs)]
+    elif k > (most := len(_inconsiderate())):
+        raise ConfigError(f"benchmark {benchmark}: there are {most} examples; the name may end in 0 to that number")
     else:
-        bad = [one for one in sources.load(EverydaySource(split="society")) if one.label == "bad"]
-        if k > len(bad):
-            raise ConfigError(
-                f"benchmark {benchmark}: there are {len(bad)} examples; the name may end in 0 to that number"
-            )
-        drawn = [rng("attack", number).sample(range(len(bad)), len(bad))[:k] for number in range(len(pairs))]
-        shots = ["".join(_SHOT.format(question=bad[i].question, answer=bad[i].answer) for i in mine) for mine in drawn]
-        asked = [f"{shot}Question: {row['question']}\nAnswer:" for shot, row in zip(shots, pairs, strict=True)]
+        asked = [shown_after(examples(number, k), row["question"]) for number, row in enumerate(pairs)]
     return [{**row, "asked": text} for row, text in zip(pairs, asked, strict=True)]
+
+
+@functools.cache
+def _inconsiderate() -> list[sources.Exemplar]:
+    return [one for one in sources.load(EverydaySource(split="society")) if one.label == "bad"]
+
+
+def examples(number: int, k: int) -> str:
+    """The first k examples of an item, by its number: questions of the embedded set with inconsiderate answers."""
+    there = _inconsiderate()
+    drawn = rng("attack", number).sample(range(len(there)), len(there))[:k]
+    return "".join(_SHOT.format(question=there[i].question, answer=there[i].answer) for i in drawn)
+
+
+def shown_after(shown: str, question: str) -> str:
+    """A question in the form of the examples, after them."""
+    return shown + _ASKED.format(question=question)

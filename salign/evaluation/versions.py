@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from salign.config import Config, Effect, selected
 from salign.evaluation import judge as judging
-from salign.evaluation.judged import ATTACKS_VERSION, OVER_REFUSAL_VERSION
+from salign.evaluation.jailbreaks import JAILBREAKS_VERSION
+from salign.evaluation.judged import OVER_REFUSAL_VERSION
 from salign.society.functions import digests_of
 from salign.society.prompts import PROMPTS_VERSION
 from salign.society.refusals import REFUSALS_VERSION
@@ -38,7 +39,7 @@ def versions_of(config: Config, tasks: "dict[str, Task]", rows: Sequence[Row], i
         **{f"data of {benchmark}": digest.hexdigest()[:16] for benchmark, digest in data.items()},
         "prompts": PROMPTS_VERSION,
         "judge's prompt": judging.JUDGE_VERSION,
-        "attacks": ATTACKS_VERSION,
+        "attacks": JAILBREAKS_VERSION,
         "safe prompts": OVER_REFUSAL_VERSION,
         "words of refusal": REFUSALS_VERSION,
         **{f"judge {name}": identity for name, identity in identities.items()},

@@ -8,7 +8,7 @@ import numpy as np
 
 from salign.config import KINDS
 from salign.evaluation.under_attack import is_attack
-from salign.report.attacks import attack_curve
+from salign.report.attacks import attack_curve, is_by_family, refusals_by_family
 from salign.report.figures import (
     COLOURS,
     DASHES,
@@ -19,6 +19,7 @@ from salign.report.figures import (
     gain,
     half_width,
     long_rows,
+    make_arms,
     make_figure,
     make_line,
     ratings,
@@ -301,10 +302,9 @@ def evaluation(record: RunRecord) -> list[Plot]:
     """Draws each figure of the evaluations, model by model, with its interval."""
     import plotly.graph_objects as go
 
-    curve = attack_curve(record)
-    plots: list[Plot] = [] if curve is None else [curve]
+    plots = [plot for plot in (attack_curve(record), refusals_by_family(record)) if plot is not None]
     for task in tasks(record):
-        if is_attack(task.split("/")[0]):
+        if is_attack(task.split("/")[0]) or is_by_family(task):
             continue  # so many would hide the others; the table has them
         rows = [(model, figures[task]) for model, figures in record.evaluation.items() if task in figures]
         trace = go.Scatter(
@@ -312,14 +312,7 @@ def evaluation(record: RunRecord) -> list[Plot]:
             y=[model for model, _ in rows],
             mode="markers",
             marker={"color": COLOURS[0], "size": 10},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [_arm(figure.high, figure.mean) for _, figure in rows],
-                "arrayminus": [_arm(figure.mean, figure.low) for _, figure in rows],
-                "color": COLOURS[0],
-                "thickness": 2,
-            },
+            error_x={**make_arms([(one.low, one.mean, one.high) for _, one in rows]), "color": COLOURS[0]},
             hovertemplate="%{y}: %{x:.3f}<extra></extra>",
         )
         seeds = [(model, value) for model, figure in rows for value in figure.seeds]
@@ -357,10 +350,6 @@ def evaluation(record: RunRecord) -> list[Plot]:
 def tasks(record: RunRecord) -> list[str]:
     """Returns the names of all figures of all evaluations, in the order in which they come."""
     return list(dict.fromkeys(task for figures in record.evaluation.values() for task in figures))
-
-
-def _arm(high: float | None, low: float | None) -> float:
-    return 0.0 if high is None or low is None else max(0.0, high - low)
 
 
 def evaluation_cell(figure: Figure | None) -> str:

@@ -71,6 +71,21 @@ def make_line(name: str, x: Sequence[Any], y: Sequence[Any], number: int, **how:
     return go.Scatter(name=name, x=list(x), y=list(y), line=style, marker=marker, **how)
 
 
+def make_arms(bounds: Sequence[tuple[float | None, float, float | None]]) -> dict[str, Any]:
+    """Makes the arms of means, each given as low, mean and high; none where an end is unknown."""
+
+    def arm(high: float | None, low: float | None) -> float:
+        return 0.0 if high is None or low is None else max(0.0, high - low)
+
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [arm(high, mean) for _, mean, high in bounds],
+        "arrayminus": [arm(mean, low) for low, mean, _ in bounds],
+        "thickness": 2,
+    }
+
+
 def long_rows(columns: Sequence[tuple[str, Sequence[Any], Sequence[Any]]]) -> list[list[Any]]:
     """Puts lines into the rows of one table: name, x, y."""
     return [[name, x, y] for name, xs, ys in columns for x, y in zip(xs, ys, strict=True)]
