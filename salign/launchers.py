@@ -5,6 +5,10 @@ Known from the environment, before any library is loaded that makes them know ea
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from submitit.core.job_environment import JobEnvironment
 
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE")
 # Set in a job of a scheduler that starts it again: its id, and how often it was started again.
@@ -44,6 +48,20 @@ def is_in_job() -> bool:
 def job_here() -> str:
     """Returns the id of the scheduler's job that this process is part of; "" outside of jobs."""
     return next((os.environ[name] for name in _JOB_IDS if name in os.environ), "")
+
+
+def step_here() -> "JobEnvironment":
+    """The processes that a scheduler's job started together, of which this is one: its rank, and their nodes."""
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    class Step(SlurmJobEnvironment):  # which may be on some of the job's nodes alone
+        _env: ClassVar = {
+            **SlurmJobEnvironment._env,
+            "nodes": "SLURM_STEP_NODELIST",
+            "num_nodes": "SLURM_STEP_NUM_NODES",
+        }
+
+    return Step()
 
 
 def stand_alone() -> int:

@@ -1,12 +1,17 @@
 """Describes this machine: its name, cores and GPUs, and the memory that this process has used."""
 
+import contextlib
 import os
 import platform
+import random
 import re
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from salign.errors import ConfigError
 
 
 def this_machine() -> dict[str, Any]:
@@ -59,3 +64,17 @@ def share_out(devices: Sequence[str], num_parts: int) -> list[list[str]]:
         list(devices[index::num_parts] or devices[index % len(devices) :][:1]) if devices else []
         for index in range(num_parts)
     ]
+
+
+def free_port(address: str) -> int:
+    """A port that nobody uses, and that no connection of another process is given before it is used here.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    # Linux takes the ports of connections from 32768 on; the last one is whatever is free.
+    for port in [*random.SystemRandom().sample(range(20_000, 32_768), 50), 0]:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind((address, port))
+            return int(listener.getsockname()[1])
+    raise ConfigError(f"no port of {address} is free")

@@ -390,6 +390,12 @@ def test_a_fleet_that_is_larger_than_its_partition_is_refused():
     assert mistakes_of_fleets(4, asked, None, nodes) == []
     [mistake] = mistakes_of_fleets(5, asked, "debug", nodes)
     assert "5 servers are asked for in all, and the 2 nodes of the partition have room for 4 at a time" in mistake
+    over_two = SlurmResources(nodes=2, cpus_per_task=1, gpus_per_node=1)
+    assert mistakes_of_fleets(2, over_two, "debug", nodes) == []
+    [mistake] = mistakes_of_fleets(3, over_two, "debug", nodes)
+    assert "room for 2 at a time (cluster.serve asks for 1 CPUs and 1 GPUs on each of 2 nodes)" in mistake
+    [mistake] = mistakes_of_fleets(1, SlurmResources(nodes=3, gpus_per_node=1), "debug", nodes)
+    assert "room for 0 at a time" in mistake
 
 
 # --- batch files ---------------------------------------------------------------------------------

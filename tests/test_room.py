@@ -16,11 +16,11 @@ BIG = "Qwen/Qwen2.5-72B-Instruct"  # 72e9 weights of two bytes by its name: 144 
 MIDDLE = "org/model-34B"
 
 
-def config(engine, *, serve=1, simulate=0, evaluate=0, gpu="A100", **tree):
+def config(engine, *, serve=1, nodes=1, simulate=0, evaluate=0, gpu="A100", **tree):
     cluster = {
         "kind": "slurm",
         "throughput": {"gpu": gpu},
-        "serve": {"gpus_per_node": serve},
+        "serve": {"gpus_per_node": serve, "nodes": nodes},
         "simulate": {"gpus_per_node": simulate},
         "evaluate": {"gpus_per_node": evaluate},
     }
@@ -31,6 +31,13 @@ def config(engine, *, serve=1, simulate=0, evaluate=0, gpu="A100", **tree):
     ("engine", "gpus", "remedy"),
     [
         ({"kind": "fleet"}, {"serve": 1}, r"2 x A100 would do \(cluster.serve.gpus_per_node=2\)"),
+        ({"kind": "fleet"}, {"serve": 4, "gpu": "L4"}, r"8 x L4 would do \(cluster.serve.gpus_per_node=8\)"),
+        ({"kind": "fleet"}, {"serve": 1, "nodes": 2, "gpu": "L4"}, r"\(cluster.serve.nodes=2 and .*gpus_per_node=4\)"),
+        (
+            {"kind": "fleet", "arguments": ["--gpu-memory-utilization=0.5"]},
+            {"gpu": "L4"},
+            r"\(cluster.serve.nodes=2 and",
+        ),
         ({"kind": "fleet", "arguments": ["--gpu-memory-utilization=0.5"]}, {"serve": 2}, "4 x A100 would do"),
         # a server of a shard uses one GPU unless it is told to use more
         ({"kind": "server"}, {"simulate": 4}, r"cluster.simulate.gpus_per_node=2 and engine.arguments='\[--tensor"),
@@ -48,6 +55,7 @@ def test_what_its_gpus_cannot_hold_is_refused_with_what_would_do(engine, gpus, r
     ("engine", "gpus"),
     [
         ({"kind": "fleet", "model": BIG}, {"serve": 2}),
+        ({"kind": "fleet", "model": BIG}, {"serve": 1, "nodes": 2}),
         ({"kind": "fleet", "model": BIG}, {"serve": 1, "gpu": "B200"}),
         ({"kind": "fleet", "model": BIG}, {"serve": 1, "gpu": None}),  # nothing is known of them
         ({"kind": "fleet", "model": BIG}, {"serve": 0}),  # on CPUs

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from salign.cluster.rates import Size, size_of
-from salign.config import Config, FleetEngine, ServedEngine
+from salign.config import Config, FleetEngine, LocalCluster, ServedEngine
 from salign.errors import ConfigError
 from salign.gpus import GPUS
 from salign.machine import visible_devices
@@ -20,6 +20,7 @@ from salign.machine import visible_devices
 # A data sheet's GB are GiB, or up to 6 % less: what a device has at most.
 _MOST_OF_A_GB = (1 << 30) / 1e9
 _USED = 0.9  # of the memory, by vLLM's own default
+_OF_A_NODE = 8  # GPUs, at most, of those that are sold
 _LEAST_BYTES = 0.5  # a weight's, however it is quantised
 _QUANTISED = re.compile(
     r"awq|gptq|gpt-oss|gguf|bnb|quant|exl\d|w[48]a\d|(int|fp|nvfp|mxfp)[48]|[48][-_]?bit", re.IGNORECASE
@@ -71,7 +72,8 @@ class Server(NamedTuple):
         model: What it serves.
         given: By the section's arguments.
         stage: Whose GPUs it gets: `serve`, `simulate` or `evaluate`.
-        num_gpus: That it uses.
+        num_gpus: That it uses, on all of its nodes.
+        num_nodes: That it has.
     """
 
     place: str
@@ -80,17 +82,18 @@ class Server(NamedTuple):
     given: argparse.Namespace
     stage: str
     num_gpus: int
+    num_nodes: int
 
 
 def gpus_of_server(config: Config, section: ServedEngine, stage: str) -> float:
-    """The GPUs that each server of a section may use; less than 1 where several share one.
+    """The GPUs that each server of a section may use, on all of its nodes; less than 1 where several share one.
 
     Args:
         config: The run's.
         section: The section.
         stage: In whose jobs they run.
     """
-    if config.cluster.kind == "local":
+    if isinstance(config.cluster, LocalCluster):
         there = float(len(visible_devices()))
         return there / section.num_servers
     if stage == "serve":
@@ -107,6 +110,7 @@ def stage_of_server(place: str, section: ServedEngine) -> str:
 
 def _servers(config: Config) -> Iterator[Server]:
     """Those of vLLM that the run starts on GPUs."""
+    num_nodes = 1 if isinstance(config.cluster, LocalCluster) else config.cluster.serve.nodes
     for place, section in config.engines().items():
         if not isinstance(section, ServedEngine) or section.program != "vllm":
             continue
@@ -118,7 +122,8 @@ def _servers(config: Config) -> Iterator[Server]:
         if isinstance(section, FleetEngine) and not given.tensor_parallel_size and not given.pipeline_parallel_size:
             asked = there
         if there >= 1:
-            yield Server(place, section, section.model or config.model, given, stage, min(asked, there))
+            of_stage = num_nodes if stage == "serve" else 1
+            yield Server(place, section, section.model or config.model, given, stage, min(asked, there), of_stage)
 
 
 def _weight_bytes(server: Server) -> float:
@@ -145,6 +150,8 @@ def _mistake(server: Server, size: Size, gpu_name: str) -> str | None:
     remedy = f"cluster.{server.stage}.gpus_per_node={enough}"
     if server.stage != "serve":
         remedy += f" and {server.place}.arguments='[--tensor-parallel-size, \"{enough}\"]'"
+    elif (num_nodes := max(server.num_nodes, math.ceil(enough / _OF_A_NODE))) > 1:
+        remedy = f"cluster.serve.nodes={num_nodes} and cluster.serve.gpus_per_node={math.ceil(enough / num_nodes)}"
     return (
         f"{server.place}: {server.model} has {weights / 1e9:,.0f} GB of weights{guessed}, and one reply of "
         f"{server.place}.context_length {server.section.context_length} needs {cache / 1e9:,.1f} GB beside them; "

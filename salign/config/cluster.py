@@ -121,7 +121,8 @@ class _BatchCluster(_Cluster):
     simulate: Resources = Resources()
     """For each task of the array."""
     serve: Resources = Resources()
-    """For each server of a fleet (`engine.kind: fleet`), which is one task on one node."""
+    """For each server of a fleet (`engine.kind: fleet`), which is one task on each of its nodes: with several, vLLM
+    divides tensors among the GPUs of a node, and layers among nodes."""
     collect: Resources = Resources()
     """One task."""
     train: Resources = Resources()
@@ -177,9 +178,9 @@ class _BatchCluster(_Cluster):
         if self.collect.num_tasks > 1:
             tasks = self.collect.num_tasks
             mistakes.append(f"collect: runs in one process, not {tasks}; leave out nodes and tasks_per_node")
-        if self.serve.num_tasks > 1:
+        if self.serve.tasks_per_node > 1:
             mistakes.append(
-                f"serve: a server is one task on one node, not {self.serve.num_tasks} tasks; leave out nodes and "
+                f"serve: a server is one task on each of its nodes, not {self.serve.tasks_per_node}; leave out "
                 "tasks_per_node, and set engine.num_servers"
             )
         if self.shards_at_once > self.shards_per_task:
@@ -241,7 +242,8 @@ class SlurmCluster(_BatchCluster):
     simulate: SlurmResources = SlurmResources()
     """For each task of the array."""
     serve: SlurmResources = SlurmResources()
-    """For each server of a fleet (`engine.kind: fleet`), which is one task on one node."""
+    """For each server of a fleet (`engine.kind: fleet`), which is one task on each of its nodes: with several, vLLM
+    divides tensors among the GPUs of a node, and layers among nodes."""
     collect: SlurmResources = SlurmResources()
     """One task."""
     train: SlurmResources = SlurmResources()

@@ -182,6 +182,7 @@ class FleetEngine(ServedEngine):
 
 # Where a server is reached, and by whom, is for salign to say; a key has no place in a config.
 _OF_OUR_OWN = {"--host", "--port", "--uds", "--api-key", "--served-model-name", "--ssl-keyfile", "--ssl-certfile"}
+_OF_OUR_OWN |= {"--nnodes", "--node-rank", "--master-addr", "--master-port", "--headless"}  # cluster.serve.nodes
 
 
 EngineSection = Annotated[

@@ -229,6 +229,7 @@ class Config(Section):
             if stage.groups_per_step < ranks
         ]
         mistakes += self._mistakes_of_generations() + self._mistakes_of_dialects()
+        mistakes += self._mistakes_of_fleets()
         fewest = self.cluster.min_shards
         if fewest is not None and fewest > self.society.num_shards:
             mistakes.append(f"cluster.min_shards {fewest} exceeds society.num_shards {self.society.num_shards}")
@@ -251,6 +252,17 @@ class Config(Section):
             for place, engine in self.engines().items()
             if isinstance(engine, OpenAIEngine) and engine.speaks.max_top_logprobs == 0
             if asked.get(place, "parse") != "parse"
+        ]
+
+    def _mistakes_of_fleets(self) -> list[str]:
+        """Servers over several nodes whose program has no way to be one."""
+        if isinstance(self.cluster, LocalCluster) or (num_nodes := self.cluster.serve.nodes) == 1:
+            return []
+        return [
+            f"cluster.serve.nodes is {num_nodes}, and the fleet of {fleet.model} is of {fleet.section.program}, whose "
+            "servers are on one node each: leave it out, or set program=vllm"
+            for fleet in self.fleets
+            if fleet.section.program != "vllm"
         ]
 
     def _mistakes_of_generations(self) -> list[str]:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -126,16 +127,25 @@ _VLLM_LOOKS_UP = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup
 S = TypeVar("S", bound=ServedEngine)
 
 
-def on_gpus(section: S, num_gpus: int) -> S:
+def on_gpus(section: S, num_gpus: int, num_nodes: int = 1) -> S:
     """The section of a fleet's servers, so that each spreads its model over all of its GPUs unless told otherwise.
+
+    Tensors are divided within a node, where GPUs are joined by fast links, and layers among nodes.
 
     Args:
         section: Of the fleet.
-        num_gpus: That each of its servers sees.
+        num_gpus: That each of its servers sees on a node.
+        num_nodes: That each of them has.
     """
-    if section.program != "vllm" or num_gpus <= 1 or any("parallel-size" in word for word in section.arguments):
+    spread = {"tensor": num_gpus, "pipeline": num_nodes}
+    words = [word for kind, num in spread.items() if num > 1 for word in (f"--{kind}-parallel-size", str(num))]
+    if section.program != "vllm" or any(_SAYS_HOW.match(word) for word in section.arguments):
         return section
-    return section.model_copy(update={"arguments": (*section.arguments, "--tensor-parallel-size", str(num_gpus))})
+    return section.model_copy(update={"arguments": (*section.arguments, *words)})
+
+
+# Words of `vllm serve` by which a model is spread over GPUs.
+_SAYS_HOW = re.compile(r"--\w+[-_]parallel[-_]size|-(tp|pp)\b")
 
 
 _PROGRAMS = {"llama_cpp": _llama_cpp, "vllm": _vllm}

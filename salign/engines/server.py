@@ -9,10 +9,7 @@ import contextlib
 import json
 import logging
 import secrets
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -24,15 +21,14 @@ import aiohttp
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import ServedEngine
 from salign.digests import name_of
-from salign.engines import keeper
 from salign.engines.http import TooLongError, read_bounded
+from salign.engines.keeping import KeptProcess, explain, start
 from salign.engines.least_loaded import LeastLoaded
 from salign.engines.openai import OpenAIEngine, with_body
 from salign.engines.programs import Program, program_of, server_environment
 from salign.engines.proxy import ProxyEngine
 from salign.errors import CallRejectedError, EngineError, SalignError
 from salign.machine import share_out, visible_devices
-from salign.shown import redact
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +44,6 @@ SEEN_DEAD_S = 2.0
 """By when the end of a server is known after its connections broke."""
 ANSWER_S = 10.0
 """For an answer to whether a server is ready."""
-_NUM_LAST_LINES = 12
 _MOST_BYTES = 1 << 20
 """Of a list of models."""
 
@@ -94,42 +89,19 @@ class _PortTakenError(EngineError):
 
 
 @dataclass
-class _Running:
+class _Running(KeptProcess):
     """A server as it was started: on a port, with a key."""
 
-    process: subprocess.Popen[bytes]
     port: int
     reserved: socket.socket
-    key: str
-    log: Path
-    log_start: int
 
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def quote(self) -> str:
-        """The end of what it wrote, without its key."""
-        with self.log.open("rb") as file:
-            file.seek(max(self.log_start, self.log.stat().st_size - 16_000))
-            lines = file.read().decode("utf-8", "replace").replace(self.key, "<key>").splitlines()
-        last = "\n".join(f"  {line}" for line in lines[-_NUM_LAST_LINES:])
-        return f"Its log {self.log} ends:\n{redact(last) or '  (it is empty)'}"
-
-    async def exit_code(self, timeout_s: float) -> int | None:
-        """None if it still lives after a while."""
-        until = time.monotonic() + timeout_s
-        while self.process.poll() is None and time.monotonic() < until:
-            await asyncio.sleep(_POLL_S / 4)
-        return self.process.poll()
-
     async def end(self) -> None:
-        """Lets the keeper end the server, and waits until both are gone."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
         self.reserved.close()
-        if await self.exit_code(keeper.GRACE_S + 10) is None:
-            logger.warning("the keeper of server %s does not exit; its process id is %d", self.log, self.process.pid)
+        await super().end()
 
 
 def reserve_port() -> socket.socket:
@@ -225,7 +197,7 @@ class KeptServer(ProxyEngine):
         code = await self.running.exit_code(SEEN_DEAD_S)
         if code is None:
             raise error
-        ended = f"{self._name} ended by itself ({_explain(code)}). {self.running.quote()}"
+        ended = f"{self._name} ended by itself ({explain(code)}). {self.running.quote()}"
         if self._num_starts > NUM_RESTARTS:
             raise EngineError(f"{ended}\nIt was started {self._num_starts} times; what is complete is kept.") from error
         logger.warning("%s\nIt is being restarted.", ended)
@@ -238,13 +210,8 @@ class KeptServer(ProxyEngine):
         env = server_environment(self._section) | self._program.environment(port, key)
         if self._devices:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
-        command = [sys.executable, "-m", "salign.engines.keeper", *self._program.command(port)]
-        with self._log.open("ab") as log:
-            # A session of its own: Ctrl-C reaches the shard, which ends the server in its own time.
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, start_new_session=True
-            )
-            self.running = _Running(process, port, reserved, key, self._log, log.tell())
+        process, log_start = start(self._program.command(port), env, self._log)
+        self.running = _Running(process, key, self._log, log_start, port, reserved)
         await self._ready(self.running)
         shared = (OpenAISection.model_fields.keys() & ServedEngine.model_fields.keys()) - {"kind", "model"}
         client = OpenAISection(
@@ -280,7 +247,7 @@ class KeptServer(ProxyEngine):
                 await asyncio.sleep(_POLL_S)
         if _somebody_listens(running.port):
             raise _PortTakenError(f"{self._name} ended: another process listens on its port {running.port}.")
-        raise EngineError(f"{self._name} ended before it was ready ({_explain(code)}). {running.quote()}")
+        raise EngineError(f"{self._name} ended before it was ready ({explain(code)}). {running.quote()}")
 
     async def _serves(self, session: aiohttp.ClientSession, base_url: str) -> bool:
         """Whether our server answers and serves the model; False while it is loading."""
@@ -308,12 +275,6 @@ class KeptServer(ProxyEngine):
             self._engine = None
         if running is not None:
             await running.end()
-
-
-def _explain(code: int) -> str:
-    if code == 128 + signal.SIGKILL:
-        return "signal 9, as where memory runs out"
-    return f"exit code {code}" if code <= 128 else f"signal {code - 128}"
 
 
 def _somebody_listens(port: int) -> bool:

@@ -1,14 +1,12 @@
 """The rank of a training process, and where all ranks meet, as torchrun, deepspeed, srun or mpiexec define it."""
 
-import contextlib
 import os
-import random
 import socket
 from dataclasses import dataclass
-from typing import ClassVar
 
 from salign.errors import ConfigError
-from salign.launchers import MPI_SIZES, number_in
+from salign.launchers import MPI_SIZES, number_in, step_here
+from salign.machine import free_port
 
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -30,28 +28,9 @@ class Place:
         return int(self.variables.get("WORLD_SIZE", "1"))
 
 
-def _free_port(address: str) -> int:
-    """A port that nobody uses, and that no connection of another process is given before it is used here."""
-    # Linux takes the ports of connections from 32768 on; the last one is whatever is free.
-    for port in [*random.SystemRandom().sample(range(20_000, 32_768), 50), 0]:
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind((address, port))
-            return int(listener.getsockname()[1])
-    raise ConfigError(f"no port of {address} is free")
-
-
 def _from_slurm() -> Place:
     """Of a step that srun started: all meet on its first node, at a port that follows from the job's number."""
-    from submitit.slurm.slurm import SlurmJobEnvironment
-
-    class Step(SlurmJobEnvironment):  # which may be on some of the job's nodes alone
-        _env: ClassVar = {
-            **SlurmJobEnvironment._env,
-            "nodes": "SLURM_STEP_NODELIST",
-            "num_nodes": "SLURM_STEP_NUM_NODES",
-        }
-
-    job = Step()
+    job = step_here()
     # Two jobs on one node do not meet, and one that is requeued finds the same.
     port = 20_000 + int(job.raw_job_id) % 10_000
     address, port_said = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
@@ -71,7 +50,7 @@ def _from_mpi(num_ranks: int) -> Place:
         )
     here = comm.Split_type(MPI.COMM_TYPE_SHARED)
     address = "127.0.0.1" if here.size == comm.size else socket.gethostname()
-    address, port = comm.bcast((address, _free_port("")) if comm.rank == 0 else None)
+    address, port = comm.bcast((address, free_port("")) if comm.rank == 0 else None)
     values = (comm.rank, here.rank, comm.size, address, port)
     return Place(dict(zip(_NAMES, map(str, values), strict=True)))
 
@@ -86,7 +65,7 @@ def find_place() -> Place:
         return _from_slurm()
     if by_mpi > 1:
         return _from_mpi(by_mpi)
-    return Place(dict(zip(_NAMES, ("0", "0", "1", "127.0.0.1", str(_free_port("127.0.0.1"))), strict=True)))
+    return Place(dict(zip(_NAMES, ("0", "0", "1", "127.0.0.1", str(free_port("127.0.0.1"))), strict=True)))
 
 
 def is_launched() -> bool:

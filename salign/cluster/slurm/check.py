@@ -154,18 +154,23 @@ def mistakes_of_fleets(
     """
     names = [] if partition is None else str(partition).split(",")
     there = {node.name: node for node in nodes if (node.partition in names if names else node.is_default)}
-    places = sum(_num_places(node, asked) for node in there.values())
-    if num_servers <= places:
+    places = [_num_places(node, asked) for node in there.values()]
+    # So many servers have room together if each finds all of its nodes; of one node, each takes one place.
+    most = next(
+        num for num in range(sum(places), -1, -1) if sum(min(place, num) for place in places) >= num * asked.nodes
+    )
+    if num_servers <= most:
         return []
+    over = f" on each of {asked.nodes} nodes" if asked.nodes > 1 else " each"
     return [
         f"engine.num_servers: {num_servers} servers are asked for in all, and the {len(there)} nodes of the partition "
-        f"have room for {places} at a time (cluster.serve asks for {asked.cpus_per_task} CPUs and "
-        f"{asked.gpus_per_node} GPUs each). Set fewer"
+        f"have room for {most} at a time (cluster.serve asks for {asked.cpus_per_task} CPUs and "
+        f"{asked.gpus_per_node} GPUs{over}). Set fewer"
     ]
 
 
 def _num_places(node: Node, asked: SlurmResources) -> int:
-    """How many servers a node takes at a time."""
+    """How many servers a node takes at a time, or parts of servers over several nodes."""
     places = [node.cpus // asked.cpus_per_task]
     if asked.gpus_per_node:
         places.append(node.gpus // asked.gpus_per_node)
