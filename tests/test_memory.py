@@ -114,6 +114,15 @@ def test_retrieval_is_that_of_a_search_through_all_known_questions(max_product, 
     assert 0 < found_nothing < 300
 
 
+@pytest.mark.parametrize("max_kept", [10**6, 1])
+def test_distances_from_questions_in_words_are_those_from_their_numbers(max_kept, monkeypatch):
+    monkeypatch.setattr(module, "MAX_KEPT", max_kept)
+    table = table_of(SISTER, BROTHER, TAXES)
+    by_number = table.distances(0, np.asarray([2, 0, 1], np.int32))
+    assert table.between(0, [TAXES, SISTER, BROTHER]) == by_number.tolist()
+    assert table.between(0, []) == []
+
+
 def test_embeddings_of_a_model_are_had_once_for_all_that_start_in_a_folder(tmp_path, monkeypatch):
     asked = []
 

@@ -64,8 +64,12 @@ class QuestionTable:
     def between(self, question: int, others: Sequence[str]) -> list[float]:
         """The cosine distances from a question to others, to five decimals."""
         numbers = np.asarray([self.number[one] for one in others], np.int32)
-        found: list[float] = self.distances(question, numbers).tolist()
-        return found
+        units: list[int]
+        if self._rows is None:
+            units = self._between(question, numbers).tolist()
+        else:  # they are few, so that arithmetic on arrays would take longer than on each number
+            units = [code >> _BITS for code in self._row(question).take(numbers).tolist()]
+        return [unit / _UNITS for unit in units]
 
     def nearest(self, question: int, others: NDArray[np.int32]) -> tuple[float, int]:
         """Of some questions (at least one) the nearest with its distance; of those equally near, the first."""

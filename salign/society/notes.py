@@ -33,9 +33,11 @@ class Notes:
 
     def read(self, name: str, after_round: int) -> Any:
         """The note of a name as it stood after a round; None where there was none."""
-        for round_, value in reversed(self._versions.get(name, ())):
-            if round_ <= after_round:
-                return value
+        versions = self._versions.get(name)
+        if versions is not None:
+            for round_, value in reversed(versions):
+                if round_ <= after_round:
+                    return value
         return None
 
     def after(self, round_: int) -> dict[str, Any]:

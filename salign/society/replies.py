@@ -124,6 +124,8 @@ def _unquoted(reply: str) -> str:
 
 def _without_judged(reply: str, judged: str) -> str:
     """A reply in which what is judged, where it is repeated word for word, is a quotation."""
+    if not judged:
+        return reply
     # Nearly no reply does, and most lack its last word already: a pattern of its own for each text that is judged would
     # cost more than all else.
     *_, last = judged.rsplit(None, 1) or [""]
@@ -326,6 +328,8 @@ def flags_of(reply: Reply, said: str | None = None) -> tuple[Flag, ...]:
         flags.append("cut")
     if reply.thinking != "none":
         flags.append("thinking" if reply.thinking == "whole" else "thinking_cut")
+    if not text:  # as of who only acts
+        return tuple(flags)
     if _speaks_of_rating(text):
         flags.append("imitates_form")
     if imitates_frame(text):

@@ -51,6 +51,7 @@ class World:
         self.topology = make_topology(society.topology, seed, number)
         self.num_agents = self.topology.num_agents
         self.owners = self.topology.owners(num_ranks)
+        self._is_here = (self.owners == rank).tobytes()  # a byte for each agent, which is read faster than an array
         self._questions = QuestionOrder(setting.num_questions, seed, number)
         self.casts = Casts(self.topology, society.protocol.cast_size, seed, number)
         self._parts = parts(society.mixture, self.num_agents, seed, number)
@@ -251,13 +252,14 @@ class World:
         """Each member's note of a name as it stood before a round; None where it had none."""
         found, after_round = [], round_ - 1
         for member in members:
-            if self.owners[member] != self._rank:
+            if not self._is_here[member]:
                 found.append(await elsewhere.ask(Look(self.number, round_, member, note)))
                 continue
             # Nearly all are there already: that alone is asked for, since a feed reads many.
             if self._there_after[member] < after_round:
                 await self._is_there(member, after_round)
-            found.append(self._note(member, note, after_round))
+            notes = self._notes.get(member)
+            found.append(None if notes is None else notes.read(note, after_round))
         return found
 
     def _note(self, member: int, note: str, after_round: int) -> Any:
@@ -278,11 +280,11 @@ class World:
         Raises:
             EngineError: An engine is at fault.
         """
-        phase, number, here = self._at(round_), self.question(agent, round_), self.owners[agent]
+        phase, number = self._at(round_), self.question(agent, round_)
         setting = phase.setting
 
         def ask(request: Ask | Look | Join) -> Coroutine[Any, Any, Any]:
-            return self.respond(request) if self.owners[request.member] == here else elsewhere.ask(request)
+            return self.respond(request) if self._is_here[request.member] else elsewhere.ask(request)
 
         cast = self.casts.cast(agent, round_)
         question = setting.table.questions[number]
@@ -297,7 +299,7 @@ class World:
                 if reflected and (note := reflected[place].note) is not None:
                     update = dataclasses.replace(update, notes={**update.notes, SELF: note})  # noqa: PLW2901
                 news = Published(self.number, round_, member, number, update)
-                if self.owners[member] == here:
+                if self._is_here[member]:
                     self.take(news)
                     published(member, round_)
                 else:
@@ -305,7 +307,7 @@ class World:
 
         observer = self._calls(setting.observer or setting.speakers[0], round_, agent)
         calls = [self._calls_of(state, round_, agent) for state in states]
-        reflected = list[Reflected]()
+        reflected: list[Reflected] = []
         if setting.society.reflection is not None and round_ % setting.society.reflection.every == 0:
             pairs = zip(calls, states, strict=True)
             reflected = await together(*(reflect(one, observer, state, question) for one, state in pairs))

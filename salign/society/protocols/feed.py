@@ -1,5 +1,6 @@
 """Feed (OASIS, arXiv 2411.11581): agents read what those whom they follow posted, and others, and act on it."""
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import log2
@@ -69,12 +70,12 @@ class Feed(Protocol[FeedProtocol]):
         follows: Sequence[int] = seat.topology.neighbours(seat.leader.agent) if noted is None else noted
         posts = await self._read(conversation, follows)
         for post in posts:
-            conversation.quote(
-                Turn(post["author"], SHOWN, post["text"], flags=tuple(post["flags"]), data=_without_text(post))
-            )
+            conversation.quote(Turn(post["author"], SHOWN, post["text"], flags=tuple(post["flags"]), data=post["data"]))
         act = await self._act(conversation, posts)
         target = None if act.post is None else posts[act.post]
-        data = {"action": act.action} | ({} if target is None else {"of": target["id"], "hops": target["hops"]})
+        data: dict[str, Any] = {"action": act.action}
+        if target is not None:
+            data |= {"of": target["data"]["id"], "hops": target["data"]["hops"]}
         recalled = seat.recalled if act.action == "post" else None
         text = conversation.say(ACTION, act.written, recalled, data=data)
         notes: dict[str, Any] = {FEED: _noted(seat, act, target)}
@@ -90,37 +91,33 @@ class Feed(Protocol[FeedProtocol]):
             return []
         leader, chance = seat.leader.agent, conversation.agent.draw(FEED)
         sources = chance.sample(follows, section.num_followed) if len(follows) > section.num_followed else list(follows)
-        met = {leader, *sources}
-        size = min(section.num_strangers, seat.topology.num_agents - len(met))
-        while size > 0:  # those that are drawn again are few
-            stranger = chance.randrange(seat.topology.num_agents)
-            if stranger not in met:
-                met.add(stranger)
-                sources.append(stranger)
-                size -= 1
-        reactions = Counter[str]()
+        sources += _strangers(chance, section.num_strangers, seat.topology.num_agents, {leader, *sources})
+        num_reactions: dict[str, int] = {}
         found: dict[str, dict[str, Any]] = {}
         for note in await conversation.read(sources, FEED):
             if note is None or note["round"] != seat.round - 1:
                 continue
             if "reacted" in note:
-                reactions[note["reacted"]] += 1
+                num_reactions[note["reacted"]] = num_reactions.get(note["reacted"], 0) + 1
             post = note.get("post")
             # Nobody reads what it wrote itself, and each post comes the shortest way.
             if post is not None and post["author"] != leader:
-                known = found.get(post["id"])
-                if known is None or post["hops"] < known["hops"]:
-                    found[post["id"]] = post
+                data = post["data"]
+                known = found.get(data["id"])
+                if known is None or data["hops"] < known["data"]["hops"]:
+                    found[data["id"]] = post
         names = sorted(found)
         apart = [1.0] * len(names)
         if names and section.interest_weight:
-            apart = conversation.distances([found[name]["topic"] for name in names])
-        ranks = {}
+            apart = conversation.distances([found[name]["data"]["topic"] for name in names])
+        ranked = []
         for name, distance in zip(names, apart, strict=True):
-            ranks[name] = section.hot_weight * log2(1 + reactions[name]) + section.interest_weight * (1.0 - distance)
-            ranks[name] += section.chance_weight * chance.random()
-        ranked = sorted(found, key=lambda name: (-ranks[name], name))
-        return [found[name] for name in ranked[: section.feed_size]]
+            rank = section.hot_weight * log2(1 + num_reactions.get(name, 0))
+            rank += section.interest_weight * (1.0 - distance)
+            rank += section.chance_weight * chance.random()
+            ranked.append((-rank, name))
+        ranked.sort()
+        return [found[name] for _, name in ranked[: section.feed_size]]
 
     async def _act(self, conversation: Conversation, posts: Sequence[Mapping[str, Any]]) -> Act:
         """What the agent does."""
@@ -206,24 +203,40 @@ def cascades(interactions: Iterable[Interaction]) -> list[Cascade]:
     return [Cascade(post, counts.total(), max(counts), max(counts.values())) for post, counts in hops.items()]
 
 
+def _strangers(chance: random.Random, num: int, num_agents: int, met: set[int]) -> list[int]:
+    """Agents that are not among those met, drawn at random; all of these, if they are fewer than asked for."""
+    strangers: list[int] = []
+    num = min(num, num_agents - len(met))
+    bits = num_agents.bit_length()
+    while len(strangers) < num:  # what is drawn in vain is drawn again
+        stranger = chance.getrandbits(bits)
+        if stranger < num_agents and stranger not in met:
+            met.add(stranger)
+            strangers.append(stranger)
+    return strangers
+
+
 def _noted(seat: Seat, act: Act, target: Mapping[str, Any] | None) -> dict[str, Any]:
     """What others can read of what an agent did; `target` is the post to which it did it."""
     noted: dict[str, Any] = {"round": seat.round}
     author = seat.leader.agent
     if act.action in ("post", "comment"):
         noted["post"] = {
-            "id": f"{author}:{seat.round}",
             "author": author,
             "text": act.written.text,
-            "topic": seat.question if target is None else target["topic"],
-            "on": None if target is None else target["text"],
-            "hops": 0,
             "flags": list(flags_of(act.written)),
+            # As it stands in the record of each who reads it.
+            "data": {
+                "id": f"{author}:{seat.round}",
+                "topic": seat.question if target is None else target["data"]["topic"],
+                "on": None if target is None else target["text"],
+                "hops": 0,
+            },
         }
     elif target is not None and act.action == "repost":
-        noted["post"] = {**target, "hops": target["hops"] + 1}
+        noted["post"] = {**target, "data": {**target["data"], "hops": target["data"]["hops"] + 1}}
     if target is not None and act.action in ("comment", "like", "repost"):
-        noted["reacted"] = target["id"]
+        noted["reacted"] = target["data"]["id"]
     return noted
 
 
@@ -232,7 +245,3 @@ async def _chosen(agent: Calls, asked: Prompt, name: str) -> int:
     if number is None:
         raise UnansweredError("what the agent does could not be read")
     return number
-
-
-def _without_text(post: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in post.items() if name not in ("text", "flags", "author")}

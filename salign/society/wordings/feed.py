@@ -1,5 +1,6 @@
 """What a reader of a feed is shown and asked."""
 
+import functools
 from collections.abc import Sequence
 
 from salign.society.frames import frame
@@ -44,12 +45,14 @@ def feed(posts: Sequence[tuple[int, str]], key: str) -> str:
     return _FEED.format(key=key, posts="\n".join(listed))
 
 
+@functools.cache  # of few numbers
 def what(num_posts: int, *, in_words: bool) -> tuple[str, int]:
     """Asks what a reader does; and of how many actions."""
     ask, num = (_ACTIONS, len(ACTIONS)) if num_posts else (_ACTIONS_ALONE, len(ACTIONS_ALONE))
     return f"{ask} {_GIVE.format(num=num)}{_FORM.format(num=num) if in_words else ''}", num
 
 
+@functools.cache
 def which(action: str, num_posts: int, *, in_words: bool) -> str:
     """Asks for the post to which an action is done."""
     ask = _WHICH.format(action=action, num=num_posts)
