@@ -19,7 +19,7 @@ from salign.errors import ConfigError
 from salign.locks import lock
 from salign.markers import DONE
 from salign.models import find_local, resolve
-from salign.run import RunDir
+from salign.run import RunDir, claim_run
 from salign.storage import new_folder, write_atomic
 
 
@@ -157,6 +157,13 @@ def write_manifest(
     for name, model in (models or {}).items():
         manifest["models"].setdefault(name, _note_of(model))
     write_atomic(run.manifest, json.dumps(manifest, indent=2) + "\n")
+
+
+def create_run(config: Config) -> RunDir:
+    """Makes a run's folder without starting or checking anything; see `salign.run.claim_run`."""
+    with claim_run(config) as run:
+        write_manifest(run, config, {})
+    return run
 
 
 def require_model(run: RunDir, model: str) -> ModelDigest:

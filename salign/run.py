@@ -233,10 +233,16 @@ def open_run(path: Path, *, to_work: bool = False) -> RunDir:
         to_work: Code and checkpoints in it will be used: it must be trusted.
 
     Raises:
-        ConfigError: There is none, or it is not trusted.
+        ConfigError: There is none, as where a config waits for its launch, or it is not trusted.
     """
     run = RunDir(Path(os.path.abspath(path)))
     config = run.config()
+    if not (first := run.first).manifest.is_file():
+        raise ConfigError(
+            f"{first.path} is no run's folder: it has a config.yaml and no manifest.json, which a launch writes. "
+            f"`python jobs/launch.py {first.config_file}` launches the config; give the folder that this makes "
+            "(runs/NAME)."
+        )
     if to_work:
         check_trusted(run)
     _keep_private(run, config)
@@ -342,9 +348,3 @@ def claim_run(config: Config, *, wait: bool = False) -> Iterator[RunDir]:
                 "run.root elsewhere."
             ) from error
         yield run
-
-
-def create_run(config: Config) -> RunDir:
-    """Makes the run's folder without starting anything; see `claim_run`."""
-    with claim_run(config) as run:
-        return run

@@ -8,8 +8,9 @@ from actors import SMALL_RUN, Asked
 from salign import compose
 from salign.engines.scripted import ScriptedEngine
 from salign.errors import CallRejectedError, ConfigError
+from salign.manifest import create_run
 from salign.markers import read_done
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.society.branch import check_branch
 from salign.society.headers import journal_header
 from salign.society.shard import run_shard

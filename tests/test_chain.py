@@ -39,10 +39,11 @@ from salign.commands import status
 from salign.config import SlurmCluster, SlurmResources
 from salign.errors import ConfigError, HeldError, StageError, exit_code_of
 from salign.locks import lock
+from salign.manifest import create_run
 from salign.markers import mark_done
 from salign.plan import servers_of, to_run, units
 from salign.restarts import check_restart
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.work import begin
 
 ROOT = Path(__file__).parents[1]

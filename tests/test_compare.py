@@ -12,8 +12,8 @@ from salign.errors import ConfigError, StageError
 from salign.evaluation.compare import compare, compare_folders, write_tables
 from salign.evaluation.figures import estimates
 from salign.evaluation.statistics import krippendorff_alpha, permutation_p, spearman
+from salign.manifest import create_run
 from salign.markers import mark_done
-from salign.run import create_run
 from salign.storage import write_atomic
 
 

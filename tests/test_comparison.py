@@ -9,6 +9,7 @@ import pytest
 
 from salign import compose
 from salign.errors import ConfigError
+from salign.manifest import create_run
 from salign.report.comparison import (
     Interval,
     by_round,
@@ -19,7 +20,6 @@ from salign.report.comparison import (
     to_json,
     write_comparison,
 )
-from salign.run import create_run
 from salign.society.shard import run_shard
 
 

@@ -12,9 +12,8 @@ from salign.engines.check import models_of, models_of_society
 from salign.errors import ConfigError, StageError
 from salign.evaluation.evaluate import model_path
 from salign.launch import prepare
-from salign.manifest import noted_model, require_model, write_manifest
+from salign.manifest import create_run, noted_model, require_model, write_manifest
 from salign.markers import mark_done
-from salign.run import create_run
 from salign.society.shard import run_shard
 from salign.training.loop import base_model
 

@@ -10,8 +10,8 @@ from salign import compose
 from salign.config import NOT_FREE, Config, Effect, EngineSection, SocietySection, TrainStage, selected, settings_of
 from salign.config.effects import mark_of, sections_in
 from salign.errors import ConfigError
+from salign.manifest import create_run
 from salign.markers import mark_done
-from salign.run import create_run
 from salign.society.headers import journal_header
 
 SETTINGS = list(settings_of(Config))

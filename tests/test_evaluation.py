@@ -30,8 +30,9 @@ from salign.evaluation.jailbreaks import FAMILIES, jailbroken
 from salign.evaluation.judge import JUDGE_VERSION, Judge
 from salign.evaluation.judged import RATED, Item, Sample, answer_all, items
 from salign.evaluation.versions import code_digest, settings_of_judges, without_words
+from salign.manifest import create_run
 from salign.markers import mark_done, read_done
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.seeds import derive
 from salign.society.refusals import refusal_position
 from salign.training.distributed import Ranks

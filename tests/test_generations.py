@@ -11,11 +11,12 @@ from salign import compose, work
 from salign.config import ScriptedEngine, TransformersEngine
 from salign.engines.check import check_engines
 from salign.errors import ConfigError
+from salign.manifest import create_run
 from salign.markers import mark_done
 from salign.report.generations import print_generations, read_generations
 from salign.report.judges import by_generation
 from salign.report.record import RunRecord
-from salign.run import RunDir, create_run, generations
+from salign.run import RunDir, generations
 from salign.storage import write_atomic
 
 
@@ -151,9 +152,7 @@ def test_a_figure_that_no_evaluation_has_is_told_with_those_that_there_are(tmp_p
 
 def test_a_job_of_a_generation_after_the_last_does_nothing(tmp_path, caplog):
     config = loaded(f"run.root={tmp_path}", "run.name=loop", STOP)
-    run = RunDir(tmp_path / "loop")
-    run.path.mkdir()
-    run.config_file.write_text(compose.dump(config))
+    run = create_run(config)
     assert evaluated(run, config, [5, 4, 4]) == 2
     run.generation(3).path.mkdir()
     with caplog.at_level(logging.INFO):

@@ -29,10 +29,10 @@ from salign import compose
 from salign.commands import main
 from salign.dataset.collect import collect
 from salign.errors import exit_code_of
-from salign.manifest import write_manifest
+from salign.manifest import create_run, write_manifest
 from salign.report import write
 from salign.report.paper import draw_figures
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.society.shard import run_shard
 from salign.tracking.metrics import MetricsLog
 
@@ -167,12 +167,9 @@ def test_any_words_on_a_command_line(tree, config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config.write_text(json.dumps(tree))
     commands = [name for name in main.COMMANDS if name != "bench"]
-    # A launch of a config that is right would run it, and an attack on a folder that `init` made evaluate a model.
-    cases = [
-        (name, word) for name in [*commands, "nothing"] if name not in ("launch", "attack") for word in hostile.WORDS
-    ]
+    # A launch of a config that is right would run it.
+    cases = [(name, word) for name in [*commands, "nothing"] if name != "launch" for word in hostile.WORDS]
     cases += [("launch", word, "--dry-run") for word in hostile.WORDS]
-    cases += [("attack", word, "--num", "0") for word in hostile.WORDS]
     cases += [(name, str(config), word, "--dry-run") for name in commands for word in hostile.WORDS]
     wrong = {words: ending(*words) for words in drawn(cases, 100)}
     assert {case: why for case, why in wrong.items() if why} == {}

@@ -6,8 +6,8 @@ from salign import compose
 from salign.cluster import local
 from salign.cluster.local import LocalScheduler
 from salign.machine import multiplies_in_bfloat16
+from salign.manifest import create_run
 from salign.plan import units
-from salign.run import create_run
 
 
 @pytest.mark.parametrize(

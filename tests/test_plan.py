@@ -15,9 +15,10 @@ from salign.dataset.collect import collect
 from salign.errors import ConfigError, StageError
 from salign.launch import print_plan
 from salign.locks import lock
+from salign.manifest import create_run
 from salign.markers import forget, mark_done, read_done, read_failure, recording_failure
 from salign.plan import Unit, complete, find_unit, require_needs, state, to_run, units
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.stages import STAGES
 from salign.tracking.metrics import MetricsLog
 from salign.tracking.progress import watch_simulation, watching
@@ -34,11 +35,8 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, config):
-    run = RunDir(tmp_path / config.run.name)
-    run.logs.mkdir(parents=True)
-    run.config_file.write_text(compose.dump(config))
-    return run
+def run(config):
+    return create_run(config)
 
 
 def finish(run, config, key: str, text: str = "result") -> None:
@@ -285,10 +283,7 @@ def done_by(monkeypatch):
 @pytest.fixture
 def six(tmp_path, config):
     config = config.model_copy(update={"society": config.society.model_copy(update={"num_worlds": 6, "num_shards": 6})})
-    run = RunDir(tmp_path / config.run.name)
-    run.logs.mkdir(parents=True)
-    run.config_file.write_text(compose.dump(config))
-    return run
+    return create_run(config)
 
 
 def words(*shards):

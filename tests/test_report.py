@@ -20,6 +20,7 @@ from salign.config import Config
 from salign.dataset.collect import collect
 from salign.errors import StageError
 from salign.evaluation.statistics import Estimate
+from salign.manifest import create_run
 from salign.markers import Done, mark_done, read_done, record_failure
 from salign.records import read_interactions, to_bytes
 from salign.report import write
@@ -29,7 +30,7 @@ from salign.report.paper import draw_figures
 from salign.report.record import read_run, thinned
 from salign.report.society import CellMap, Followed, Reservoir, Shard, SocietyReader
 from salign.report.write import write_report
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.seeds import rng
 from salign.society.shard import run_shard
 from salign.storage import write_atomic

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from salign import compose, locks
+from salign.commands import attack, init, status
 from salign.config import Config
 from salign.errors import ConfigError, DataError, StageError, explain_os_error
 from salign.locks import is_locked, lock
-from salign.manifest import write_manifest
+from salign.manifest import create_run, write_manifest
 from salign.markers import DONE, FAILED, Done, mark_done, read_done, read_failure, recording_failure, require_done
-from salign.run import RunDir, claim_run, create_run, open_run
+from salign.run import RunDir, claim_run, open_run
 from salign.shown import redact
 from salign.storage import new_folder, noticing_full_disk, sha256, write_atomic
 
@@ -392,6 +393,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="exists and is no run's folder"):
         create_run(config(tmp_path))
     assert names_in(tmp_path / "mine") == ["thesis.tex"]
+
+
+def test_a_config_that_waits_for_its_launch_is_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["salign init", str(tmp_path / "mine")])
+    init.main()
+    monkeypatch.setattr(sys, "argv", ["salign", str(tmp_path / "mine")])
+    for command in (status, attack):
+        with pytest.raises(ConfigError, match=r"mine is no run's folder: .* no manifest\.json.*launch\.py .*\.yaml"):
+            command.main()
+    assert names_in(tmp_path / "mine") == ["config.yaml"]
 
 
 def test_an_empty_folder_becomes_a_run(tmp_path):

@@ -20,7 +20,8 @@ from salign.engines.openai import OpenAIEngine as Engine
 from salign.engines.openai import connect
 from salign.engines.programs import server_environment
 from salign.errors import ConfigError, DataError, EngineError
-from salign.run import check_trusted, create_run, open_run
+from salign.manifest import create_run
+from salign.run import check_trusted, open_run
 from salign.shown import redact
 from salign.society.embedders import embed
 from salign.storage import write_atomic

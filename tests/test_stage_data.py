@@ -9,10 +9,11 @@ import pytest
 from salign import compose
 from salign.config import KINDS
 from salign.errors import ConfigError, DataError
+from salign.manifest import create_run
 from salign.markers import mark_done
 from salign.plan import complete, find_unit, units
 from salign.records import ReplayedGroup
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.training.data import stage_groups
 
 STORY = {"norm": "n", "situation": "S.", "intention": "I.", "moral_action": "good", "immoral_action": "bad"}

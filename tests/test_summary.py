@@ -9,10 +9,10 @@ from rich.console import Console
 from salign import compose
 from salign.evaluation.statistics import bootstrap_mean
 from salign.evaluation.trial import poor_judges
+from salign.manifest import create_run
 from salign.markers import mark_done
 from salign.report.summary import examples, print_summary, summarize
 from salign.report.write import write_report
-from salign.run import create_run
 from salign.storage import write_atomic
 
 SCRIPTED = {"name": "other", "engine": {"kind": "scripted"}}

@@ -10,11 +10,11 @@ from salign.errors import ConfigError
 from salign.evaluation.compare import compare, markdown
 from salign.evaluation.figures import estimates
 from salign.evaluation.statistics import bootstrap_mean, holm, means_over_seeds, nested_difference, nested_mean
+from salign.manifest import create_run
 from salign.markers import mark_done
 from salign.plan import units
 from salign.report.curves import evaluation
 from salign.report.record import read_run
-from salign.run import create_run
 from salign.storage import write_atomic
 
 

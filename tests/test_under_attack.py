@@ -16,10 +16,10 @@ from salign.evaluation.jailbreaks import jailbroken
 from salign.evaluation.judged import Item, Sample
 from salign.evaluation.tasks import check_known, load_task, local_rows
 from salign.evaluation.under_attack import is_attack, names, num_shots, plain
+from salign.manifest import create_run
 from salign.markers import mark_done
 from salign.report.attacks import attack_curve, refusals_by_family
 from salign.report.record import read_run
-from salign.run import create_run
 
 PLAIN = local_rows("pairs", EvaluateSection())
 

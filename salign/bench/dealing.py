@@ -25,8 +25,9 @@ from salign.cluster.status import Board
 from salign.config import Config
 from salign.launch import LaunchOptions, launch
 from salign.locks import lock
+from salign.manifest import create_run
 from salign.markers import mark_done
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.stages import STAGES
 
 NUM_SHARDS, NUM_TASKS = 10_000, 100

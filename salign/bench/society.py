@@ -30,9 +30,10 @@ from salign.engines.gate import Gate
 from salign.engines.opening import metered
 from salign.errors import ConfigError, StageError
 from salign.machine import peak_memory
+from salign.manifest import create_run
 from salign.markers import read_done
 from salign.records import read_interactions
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.society import sources
 from salign.society.calls import Speaker
 from salign.society.phases import Setting

@@ -17,8 +17,9 @@ from salign.bench.figures import Figure, measure_parts
 from salign.config import Config
 from salign.errors import StageError
 from salign.machine import peak_memory
+from salign.manifest import create_run
 from salign.markers import Done, mark_done, read_done
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.society.shard import run_shard
 from salign.tracking.metrics import read_metrics
 

@@ -23,7 +23,7 @@ from salign.engines.server import servers
 from salign.errors import ConfigError, EngineError
 from salign.evaluation.check import check_evaluation
 from salign.evaluation.evaluate import evaluate
-from salign.run import create_run
+from salign.manifest import create_run
 
 pytestmark = pytest.mark.integration
 

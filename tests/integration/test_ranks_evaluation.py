@@ -11,8 +11,9 @@ from vllm_stand_in import path_with_vllm
 from waits import HANG_S
 
 from salign import compose
+from salign.manifest import create_run
 from salign.markers import mark_done
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 
 pytestmark = pytest.mark.integration
 
@@ -114,10 +115,10 @@ def test_what_is_there_is_prefetched_and_what_is_not_is_named(run):
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"benchmark moral_stories: {NUM_STORIES} documents" in done.stdout
     assert "benchmark questions: 5 prompts" in done.stdout
-    missing = RunDir(run.path.with_name("missing"))
-    missing.path.mkdir()
-    text = run.config_file.read_text().replace("- general", "- truthfulqa_mc1")
-    missing.config_file.write_text(text)
+    tree = run.config().model_dump(mode="json")
+    tree["run"]["name"] = "missing"
+    tree["evaluate"]["benchmarks"][2] = "truthfulqa_mc1"
+    missing = create_run(compose.parse(tree, "test"))
     done = evaluate(missing, "--model", "base")
     assert done.returncode == 1
     assert "benchmark truthfulqa_mc1 has no data here" in done.stderr
@@ -129,12 +130,10 @@ def test_what_is_there_is_prefetched_and_what_is_not_is_named(run):
 
 def test_the_first_rank_alone_starts_the_servers_that_answer(run, tmp_path):
     """Of any number of ranks, for all prompts; every other judge then rates them there."""
-    served = RunDir(run.path.with_name("served"))
-    served.path.mkdir()
     tree = run.config().model_dump(mode="json")
-    tree["run"]["name"] = served.path.name
+    tree["run"]["name"] = "served"
     tree["evaluate"] |= {"benchmarks": ["general", "questions"], "engine": {"kind": "server", "program": "vllm"}}
-    served.config_file.write_text(json.dumps(tree))
+    served = create_run(compose.parse(tree, "test"))
     path, samples = path_with_vllm(tmp_path / "bin"), []
     for num_ranks in (1, 2):
         (served.evaluation("base") / "done.json").unlink(missing_ok=True)

@@ -24,9 +24,10 @@ from salign.cluster import status
 from salign.config import Sampling
 from salign.engines.base import Prompt
 from salign.engines.journal import CallKeys
+from salign.manifest import create_run
 from salign.markers import read_done, read_failure
 from salign.records import read_interactions
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.society.shard import run_shard
 
 pytestmark = pytest.mark.integration

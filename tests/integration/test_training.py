@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from waits import HANG_S, wait_until
 
 from salign import compose, models
+from salign.manifest import create_run
 from salign.markers import read_done
-from salign.run import RunDir, create_run
+from salign.run import RunDir
 from salign.tracking.metrics import read_metrics
 from salign.training.data import Order, build_tokens, split
 from salign.training.objectives import stable_losses

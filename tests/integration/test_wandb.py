@@ -19,7 +19,8 @@ from wandb_job import STAGE
 from wandb_server import ENTITY, KEY, WandbServer
 
 from salign import compose
-from salign.run import RunDir, create_run
+from salign.manifest import create_run
+from salign.run import RunDir
 from salign.tracking.metrics import read_metrics
 from salign.tracking.sync import find_fragments
 from salign.tracking.workspace import is_logged
