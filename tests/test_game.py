@@ -224,6 +224,57 @@ def test_the_other_game_is_played_with_its_own_points_and_is_for_its_figure_alon
     assert max(interaction.num_calls for interaction in life.interactions) == protocol.max_calls == 20
 
 
+@pytest.mark.parametrize("rating", ["logprob", "parse"])
+@pytest.mark.parametrize("partner", ["tit_for_tat", "always_cooperate", "always_defect"])
+def test_against_a_partner_of_a_fixed_policy_moves_and_points_are_exact(partner, rating):
+    """Each agent plays by itself: nobody rests, and a partner's move is no call."""
+    named = {"always_cooperate": "cooperates", "always_defect": "defects"}.get(partner, partner)
+    policies = ("cooperates", "defects", "tit_for_tat", "grim")
+    life, protocol = played(*policies, partner=partner, num_turns=5, num_agents=4, max_rounds=2, rating=rating)
+    assert len(life.interactions) == 8
+    for interaction in life.interactions:
+        [member] = interaction.agents
+        moves, points = expected([member.part, named], 5, PD)
+        turns = interaction.turns
+        assert [[turn.data["move"], *turn.data["partners"]] for turn in turns] == moves
+        assert [turn.data["payoff"] for turn in turns] == [point for point, _ in points]
+        assert interaction.num_calls == 5
+        rows = list(protocol.rows(interaction, LEARNING))
+        assert [seen(row.query)[1] for row in rows] == [
+            [(own, [other]) for own, other in moves[:number]] for number in range(5)
+        ]
+    assert protocol.max_calls == (5 if rating == "logprob" else 5 * protocol.society.num_rating_tries(in_words=True))
+
+
+def test_who_always_defects_gets_the_first_turn_alone_from_tit_for_tat():
+    """The totals of ten turns against it, by the known equilibria: 4 + 9 x 1 points, and 30 for one who cooperates."""
+    life, _ = played("cooperates", "defects", partner="tit_for_tat", num_agents=2, max_rounds=1)
+    totals = {one.agents[0].part: sum(turn.data["payoff"] for turn in one.turns) for one in life.interactions}
+    assert totals == {"cooperates": 30, "defects": 13}
+
+
+def test_a_partner_at_random_cooperates_in_half_of_its_moves_and_the_same_whenever_it_is_asked():
+    life, _ = played("cooperates", partner="random", num_turns=20, num_agents=10)
+    again, _ = played("cooperates", partner="random", num_turns=20, num_agents=10)
+    assert life.file == again.file
+    turns = [turn for one in life.interactions for turn in one.turns]
+    share = sum(turn.data["partners"] == [C] for turn in turns) / len(turns)
+    assert abs(share - 0.5) < 4 * sqrt(0.25 / len(turns))
+    assert {(turn.data["partners"][0], turn.data["payoff"]) for turn in turns} == {(C, 3), (D, 0)}
+
+
+def test_in_a_game_of_many_all_others_are_partners_who_play_the_other_game_as_well():
+    """Two who play tit-for-tat and one who defects: they give once, in the pot of three."""
+    section = {"game": "public_goods", "num_players": 3, "multiplier": 1.5}
+    life, _ = played("defects", partner="tit_for_tat", num_turns=3, num_agents=2, max_rounds=1, **section)
+    for interaction in life.interactions:
+        assert [turn.data["partners"] for turn in interaction.turns] == [[C, C], [D, D], [D, D]]
+        assert [turn.data["payoff"] for turn in interaction.turns] == [2, 1, 1]
+    life, _ = played("defects", partner="tit_for_tat", transfer="stag_hunt", num_turns=2, num_agents=2, max_rounds=1)
+    for interaction in life.interactions:
+        assert [turn.data["partners"] for turn in interaction.turns_of("transfer")] == [[C], [D]]
+
+
 def test_another_game_that_cannot_be_read_leaves_the_game_as_it_is():
     def told(call):
         return "who knows" if "into the pot" in call.prompt.user else None
@@ -269,6 +320,8 @@ def test_a_move_in_words_is_the_one_number_that_it_names(text, number):
             "transfer stag_hunt is a game of 2, and num_players is 3",
         ),
         ({"num_players": 3}, "prisoners_dilemma is a game of 2"),
+        ({"num_players": 3, "partner": "random"}, "prisoners_dilemma is a game of 2"),
+        ({"partner": "tit_for_two_tats"}, "'tit_for_tat', 'always_cooperate', 'always_defect' or 'random'"),
         ({"game": "public_goods", "num_players": 3, "multiplier": 3}, "multiplier 3 makes no dilemma of 3 players"),
         ({"game": "public_goods", "num_players": 3, "payoffs": [[3, 0], [4, 1]]}, "payoffs are of a game of two"),
     ],

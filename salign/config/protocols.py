@@ -250,10 +250,14 @@ class GameProtocol(_Protocol):
     transfer: Literal["prisoners_dilemma", "stag_hunt", "public_goods"] | None = None
     """Another game, which the same players play afterwards with its usual points: for a figure alone, and nothing of it
     is learnt. It says what of a behaviour carries over. None: none."""
+    partner: Literal["tit_for_tat", "always_cooperate", "always_defect", "random"] | None = None
+    """By which fixed policy all other players move, without a call: each agent then plays by itself against it.
+    Tit-for-tat cooperates unless another player defected the turn before; random moves are drawn by seed, each as
+    often. None: agents play with neighbours."""
 
     @property
     def cast_size(self) -> int:
-        return self.num_players
+        return self.num_players if self.partner is None else 1
 
     @property
     def other(self) -> "GameProtocol | None":

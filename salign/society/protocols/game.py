@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
@@ -17,11 +18,13 @@ from salign.society.wordings import game
 MOVE, REWARD, TRANSFER = "move", "reward", "transfer"
 COOPERATE, DEFECT = 0, 1
 MOVES = ("cooperate", "defect")
+PARTNERS = "partners"
 
 
 class Game(Protocol[GameProtocol]):
     """The cast plays one game `num_turns` times. Each turn all choose at once, out of what was played before.
 
+    With a `partner`, all others move by a fixed policy: the cast is one agent, and their moves stand in its data.
     Moves are called 1 and 2, in an order drawn for each player, and have no other names. By `society.rating: logprob` a
     move is drawn by seed with the probabilities of both numbers; by `parse` it is read from a reply. The question has
     no part in it, and nothing is remembered from game to game. Audience, feedback and revision have no effect.
@@ -53,10 +56,15 @@ class Game(Protocol[GameProtocol]):
     async def _play(self, conversation: Conversation, role: str) -> None:
         """Plays the game, each move a turn of a role."""
         players = [_Player(self, calls, place, role) for place, calls in enumerate(conversation.agents)]
+        partners = [
+            _Partner(self.section.partner, place, conversation.agent.draw(f"partner:{role}:{place}"))
+            for place in range(len(players), self.section.num_players)
+        ]
         played: list[list[int]] = []
         for number in range(self.section.num_turns):
             chosen = await together(*(player.choose(played, number) for player in players))
-            moves = [move for move, _ in chosen]
+            theirs = [partner.choose(played) for partner in partners]
+            moves = [*(move for move, _ in chosen), *theirs]
             for player, (move, probability) in zip(players, chosen, strict=True):
                 before = played[-1] if played else []
                 reward = self._reward(moves, before, player.place)
@@ -72,6 +80,7 @@ class Game(Protocol[GameProtocol]):
                         "payoff": self.payoff(moves, player.place),
                         "reward": reward,
                         **({} if probability is None else {"probability": round(probability, 6)}),
+                        **({PARTNERS: [MOVES[move] for move in theirs]} if theirs else {}),
                     },
                     scores={REWARD: self._score(reward)} if role == MOVE else None,
                 )
@@ -81,7 +90,7 @@ class Game(Protocol[GameProtocol]):
         """What a player is told of the game, where `first` is the move that is called 1."""
         section = self.section
         if section.matrix is None:
-            return game.pot(section.multiplier, section.cast_size, first, section.num_turns)
+            return game.pot(section.multiplier, section.num_players, first, section.num_turns)
         return game.matrix(section.matrix, first, section.num_turns)
 
     def payoff(self, moves: Sequence[int], place: int) -> float:
@@ -112,7 +121,7 @@ class Game(Protocol[GameProtocol]):
     @functools.cached_property
     def _bounds(self) -> tuple[float, float]:
         """The lowest and the highest reward."""
-        size = self.section.cast_size
+        size = self.section.num_players
         everybody = [[int(number < defecting) for number in range(size)] for defecting in range(size + 1)]
         rewards = [
             self._reward(moves, before, place)
@@ -127,7 +136,10 @@ class Game(Protocol[GameProtocol]):
         turns = interaction.turns_of(MOVE)
         size = len(interaction.agents)
         flat = [MOVES.index(turn.data["move"]) for turn in turns]
-        played = [flat[start : start + size] for start in range(0, len(turns), size)]
+        played = [
+            flat[start : start + size] + [MOVES.index(move) for move in turns[start].data.get(PARTNERS, ())]
+            for start in range(0, len(turns), size)
+        ]
         for number, moves in enumerate(played):
             for place, turn in enumerate(turns[number * size : (number + 1) * size]):
                 first, before = turn.data["first"], played[number - 1] if number else []
@@ -184,6 +196,31 @@ class _Player:
                 if chosen is not None:
                     return chosen - 1 if self.first == COOPERATE else 2 - chosen, None
         raise UnansweredError("no move could be read")
+
+
+class _Partner:
+    """One who moves by a fixed policy.
+
+    Args:
+        policy: As `GameProtocol.partner` names it.
+        place: Its own among the players.
+        chance: What random moves are drawn from.
+    """
+
+    def __init__(self, policy: str | None, place: int, chance: random.Random) -> None:
+        self._policy = policy
+        self._place = place
+        self._chance = chance
+
+    def choose(self, played: Sequence[Sequence[int]]) -> int:
+        """Its move after what was played."""
+        if self._policy == "random":
+            return self._chance.randrange(len(MOVES))
+        if self._policy == "tit_for_tat":
+            last = played[-1] if played else []
+            others = [move for place, move in enumerate(last) if place != self._place]
+            return DEFECT if DEFECT in others else COOPERATE
+        return DEFECT if self._policy == "always_defect" else COOPERATE
 
 
 def _number(move: int, first: int) -> int:
