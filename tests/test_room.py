@@ -16,12 +16,12 @@ BIG = "Qwen/Qwen2.5-72B-Instruct"  # 72e9 weights of two bytes by its name: 144 
 MIDDLE = "org/model-34B"
 
 
-def config(engine, *, serve=1, nodes=1, simulate=0, evaluate=0, gpu="A100", **tree):
+def config(engine, *, serve=1, nodes=1, simulate=0, tasks_per_node=1, evaluate=0, gpu="A100", **tree):
     cluster = {
         "kind": "slurm",
         "throughput": {"gpu": gpu},
         "serve": {"gpus_per_node": serve, "nodes": nodes},
-        "simulate": {"gpus_per_node": simulate},
+        "simulate": {"gpus_per_node": simulate, "tasks_per_node": tasks_per_node},
         "evaluate": {"gpus_per_node": evaluate},
     }
     return compose.parse({"engine": {"program": "vllm", **engine}, "cluster": cluster, **tree}, "test")
@@ -41,6 +41,8 @@ def config(engine, *, serve=1, nodes=1, simulate=0, evaluate=0, gpu="A100", **tr
         ({"kind": "fleet", "arguments": ["--gpu-memory-utilization=0.5"]}, {"serve": 2}, "4 x A100 would do"),
         # a server of a shard uses one GPU unless it is told to use more
         ({"kind": "server"}, {"simulate": 4}, r"cluster.simulate.gpus_per_node=2 and engine.arguments='\[--tensor"),
+        # of a shard over ranks, each starts its own
+        ({"kind": "server", "arguments": ["-tp", "2"]}, {"simulate": 2, "tasks_per_node": 2}, "1 x A100 have"),
         ({"kind": "server", "num_servers": 4, "arguments": ["-tp", "4"]}, {"simulate": 4}, "1 x A100 have"),
     ],
 )

@@ -98,7 +98,10 @@ def gpus_of_server(config: Config, section: ServedEngine, stage: str) -> float:
         return there / section.num_servers
     if stage == "serve":
         return config.cluster.num_gpus(stage)
-    return config.cluster.num_gpus(stage) / section.num_servers
+    # Of a shard, each rank starts its own; of an evaluation, the first does.
+    asked = config.cluster.by_stage[stage]
+    num_places = asked.num_tasks if stage == "simulate" else asked.nodes
+    return config.cluster.num_gpus(stage) / num_places / section.num_servers
 
 
 def stage_of_server(place: str, section: ServedEngine) -> str:
