@@ -1,5 +1,7 @@
 """What sites do to jobs, on a real cluster: nodes that see nothing, controllers that go, jobs that are held."""
 
+import collections
+import json
 import os
 import re
 import subprocess
@@ -112,11 +114,16 @@ def test_several_shards_at_once_in_a_task_and_no_login_for_any(slurm, slurm_conf
 
 
 def test_shards_go_on_with_the_servers_of_a_fleet_that_are_there(slurm, slurm_config, tmp_path):
-    """One is put back into the queue in mid-run, and started again; both end with the last shard."""
+    """Each has two nodes. One is put back into the queue, and started again; both end with the last shard."""
     env = {**environment(), "PATH": path_with_vllm(tmp_path / "bin"), "VLLM_STAND_IN_S": "0.2"}
+    env["VLLM_STAND_IN_TOLD"] = str(tmp_path)
     words = [*SHORT, "engine={kind: fleet, program: vllm, num_servers: 2, max_in_flight: 4}", "society.rating=parse"]
-    words += [OPEN_GATES, "society.observer_check=null", "cluster.more_environment=[VLLM_STAND_IN_S]"]
-    words += ["cluster.serve={cpus_per_task: 1, timeout_min: 20}", "--only", "simulate"]
+    words += [
+        OPEN_GATES,
+        "society.observer_check=null",
+        "cluster.more_environment=[VLLM_STAND_IN_S, VLLM_STAND_IN_TOLD]",
+    ]
+    words += ["cluster.serve={nodes: 2, cpus_per_task: 1, timeout_min: 20}", "--only", "simulate"]
     done = launch_afresh(str(slurm_config), *words, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     run = run_of(slurm_config)
@@ -131,6 +138,10 @@ def test_shards_go_on_with_the_servers_of_a_fleet_that_are_there(slurm, slurm_co
     assert log.count("Starting with JobEnvironment") == 2, log
     assert "is served at http://n" in log
     assert "Job completed successfully" in log
+    told = [json.loads(line) for rank in (0, 1) for line in (tmp_path / f"told-by-{rank}").read_text().splitlines()]
+    starts = collections.Counter((part["--master-addr"], part["--master-port"]) for part in told)
+    assert list(starts.values()) == [2, 2, 2]  # each has a part on both nodes
+    assert {part["address"] == part["--master-addr"] for part in told if part["--node-rank"] == "1"} == {False}
 
 
 STATUS_AS_NOBODY = """
