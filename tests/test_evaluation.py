@@ -24,8 +24,8 @@ from salign.evaluation import calls
 from salign.evaluation import evaluate as evaluating
 from salign.evaluation.calls import by_all_ranks
 from salign.evaluation.check import check_evaluation, visible, visible_share
-from salign.evaluation.compare import compare, write_tables
-from salign.evaluation.figures import about_judging, check_answered, lower_is_better, values_of
+from salign.evaluation.compare import compare, markdown, write_tables
+from salign.evaluation.figures import about_judging, check_answered, lower_is_better, neither_is_better, values_of
 from salign.evaluation.jailbreaks import FAMILIES, jailbroken
 from salign.evaluation.judge import JUDGE_VERSION, Judge
 from salign.evaluation.judged import RATED, Item, Sample, answer_all, items
@@ -192,6 +192,13 @@ def test_a_model_against_itself_differs_by_nothing(done):
             (0, 0, 0, 1.0, False)
         ]
     assert all(found.best(figure) is None for figure in found.figures)
+    said = [line for line in markdown(found).splitlines() if line.startswith("Judge engine, rating: ")]
+    assert len(said) == 1 and "rates its own answer above the better one in" in said[0]
+    assert len(list(done.trials.iterdir())) == 1
+
+
+def test_neither_way_of_refusing_is_better():
+    assert neither_is_better("hh_a/refused_many_shot") and not neither_is_better("over_refusal/refused")
 
 
 def test_every_benchmark_with_answers_says_what_is_rated():
