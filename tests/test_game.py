@@ -8,12 +8,13 @@ from math import sqrt
 import pytest
 from actors import QUESTIONS, Actor, live, metered
 
-from salign.config import DatasetSection, GameProtocol, SocietySection
+from salign.config import DatasetSection, GameProtocol, Gates, SocietySection
 from salign.dataset.gathering import build_groups
 from salign.engines.base import RatingReply
 from salign.society.calls import Speaker
 from salign.society.protocols import protocol_of
 from salign.society.protocols.learning import Learning
+from salign.society.rounds import Validity
 from salign.society.wordings.game import read_number
 
 C, D = "cooperate", "defect"
@@ -282,6 +283,16 @@ def test_another_game_that_cannot_be_read_leaves_the_game_as_it_is():
     life, _ = played("defects", rating="parse", transfer="public_goods", num_turns=2, told=told)
     assert {interaction.failure for interaction in life.interactions} == {None}
     assert {len(interaction.turns) for interaction in life.interactions} == {4}
+
+
+def test_moves_that_are_alike_are_no_answers_that_repeat_each_other():
+    """All moves are a 1 or a 2, whatever the question: by default that would end the shard."""
+    life, protocol = played("random", num_agents=4, max_rounds=1)
+    [round_] = life.rounds
+    validity = Validity.of(protocol)
+    validity.add(round_)
+    assert (validity.num_repeated, validity.num_interactions) == (0, 2)
+    validity.check(Gates(), 0, {"num_calls": 40, "num_refused_calls": 0, "served": {}, "recall": {}})
 
 
 def test_a_move_that_cannot_be_read_fails_the_game():

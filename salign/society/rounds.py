@@ -49,7 +49,7 @@ class Round:
     observed: dict[tuple[str, str], dict[int, tuple[float | None, ...]]] = field(default_factory=dict)
     """Observers' ratings by the turn's role and the criterion, then by the agent; None where one is missing."""
     answers: list[tuple[int, int]] = field(default_factory=list)
-    """Checksums of each observed turn, and of the topic."""
+    """Checksums of each turn that is rated as an answer to the topic, and of the topic."""
     masses: list[float] = field(default_factory=list)
     """Of the digits, for each rating by probabilities."""
     flags: Counter[tuple[str, ...]] = field(default_factory=Counter)
@@ -91,7 +91,7 @@ class Round:
                 by_agent[turn.agent] = (*by_agent.get(turn.agent, ()), observation.rating)
                 if observation.mass is not None:
                     self.masses.append(observation.mass)
-            if turn.observed:
+            if turn.observed.keys() - protocol.scored:  # what the protocol itself rates, such as a move, is no answer
                 self.answers.append((crc32(turn.text.encode()), topic))
 
     def merge(self, other: "Round") -> None:
