@@ -1,6 +1,6 @@
 """Interactions on their way to the shard's file: kept on disk as they end, then put into canonical order."""
 
-import mmap
+import contextlib
 import os
 from array import array
 from collections import defaultdict
@@ -70,8 +70,10 @@ def write_sorted(path: Path, spools: Sequence[tuple[Path, Index]], rounds: Itera
         spools: Each rank's file and index.
         rounds: Numbers of world and round, in order; what is not named is left out.
     """
-    mapped = [_map(spool) for spool, _ in spools]
-    with new_file(path) as file:
+    with contextlib.ExitStack() as stack:
+        # Not mapped into memory: pages that were read would count as the process's until it ends them all.
+        files = [stack.enter_context(spool.open("rb", buffering=0)).fileno() for spool, _ in spools]
+        file = stack.enter_context(new_file(path))
         for key in rounds:
             held = [(number, *index[key]) for number, (_, index) in enumerate(spools) if key in index]
             sources = np.concatenate([np.full(len(agents), number) for number, agents, _, _ in held])
@@ -79,10 +81,4 @@ def write_sorted(path: Path, spools: Sequence[tuple[Path, Index]], rounds: Itera
                 np.concatenate([np.asarray(entry[column]) for entry in held]) for column in (1, 2, 3)
             )
             for place in np.argsort(agents):
-                start = int(offsets[place])
-                file.write(mapped[sources[place]][start : start + int(lengths[place])])
-
-
-def _map(path: Path) -> mmap.mmap | bytes:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+                file.write(os.pread(files[sources[place]], int(lengths[place]), int(offsets[place])))
