@@ -4,12 +4,14 @@ import contextlib
 import itertools
 import random
 import resource
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from actors import interaction
 
+from salign.machine import peak_memory
 from salign.records import to_bytes
 from salign.society.spool import Spool, write_sorted
 
@@ -96,3 +98,17 @@ def test_a_spool_that_cannot_be_written_out_is_removed_all_the_same(tmp_path):
     with full_disk(10), pytest.raises(OSError, match="File too large"), spool:
         spool.flush()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_read_of_a_spool_is_no_memory_of_the_process(tmp_path):
+    """A file that is mapped into memory is, as long as its pages are there: 32 MiB of it."""
+    num, size = 32, 1 << 20
+    path = tmp_path / "spool"
+    path.write_bytes(bytes(num * size))
+    offsets = array("q", range(0, num * size, size))
+    index = {(0, 1): (array("q", range(num)), offsets, array("q", [size] * num))}
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is measured from here
+    before = peak_memory()
+    write_sorted(tmp_path / "sorted", [(path, index)], [(0, 1)])
+    assert peak_memory() - before < 8 * size
+    assert (tmp_path / "sorted").stat().st_size == num * size
