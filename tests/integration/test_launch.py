@@ -187,7 +187,7 @@ def test_each_stage_by_itself(config_file, tmp_path):
     assert "evaluate stable" in plan.stdout
     assert not (tmp_path / "runs").exists()
     from salign import compose
-    from salign.run import create_run
+    from salign.manifest import create_run
 
     run = create_run(compose.load(config_file))
 
