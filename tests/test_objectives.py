@@ -527,6 +527,11 @@ def test_listwise_dpo_by_hand():
     assert listwise_dpo_losses(rewards, tied).item() == pytest.approx(-math.log(block))
 
 
+def test_listwise_dpo_of_a_pair_is_dpo():
+    rewards, scores = tensors([[0.7, -1.2], [0.1, 0.4]], [[5.0, 1.0], [6.0, 2.0]])
+    torch.testing.assert_close(listwise_dpo_losses(rewards, scores), dpo_losses(rewards, scores), rtol=1e-12, atol=0)
+
+
 def test_listwise_dpo_gives_the_rankings_without_ties_a_probability_of_one_in_all():
     rewards = torch.tensor([[0.7, -1.2, 0.1, 2.0]], dtype=torch.float64)
     rankings = [torch.tensor([order], dtype=torch.float64) for order in itertools.permutations([1, 2, 3, 4])]
