@@ -298,6 +298,33 @@ def test_a_server_registers_for_the_user_alone_and_ends_with_the_last_shard(serv
     assert not (file.exists() or key.exists())
 
 
+def test_a_registration_whose_file_has_the_inode_of_the_one_before_is_another(tmp_path, monkeypatch):
+    """Where nothing else is written meanwhile, a file system gives what was freed to the next."""
+    gone, back = Server(), Server(key="another key")
+    file = tmp_path / "fleet" / "0.json"
+
+    async def run():
+        async with open_fleet(*fleet_of(tmp_path)) as engine:
+            await engine.look()
+            await engine.generate(Prompt("Hello."), SAMPLING, 1)
+            gone.end()
+            said = Registration(base_url=f"http://127.0.0.1:{back.port}/v1", identity="m@1", served="m")
+            inode = file.stat().st_ino
+            file.write_text(said.model_dump_json())  # in place
+            file.with_suffix(".key").write_text(back.key)
+            assert file.stat().st_ino == inode
+            asking = asyncio.create_task(engine.generate(Prompt("Hello."), SAMPLING, 2))
+            while not asking.done():
+                os.utime(file)
+                await engine.look()
+                await asyncio.sleep(0.01)
+            return await asking
+
+    gone.register(tmp_path / "fleet", "0")
+    asyncio.run(run())
+    assert (gone.answered.total(), back.answered.total()) == (1, 1)
+
+
 def test_a_server_of_other_weights_ends_before_it_serves(served):
     run, config = served
     agree_on(run.fleet(config.fleets[0].name), "another@1234 (vllm)")

@@ -101,12 +101,12 @@ def test_its_parts_meet_start_again_and_end_together(served, monkeypatch):
     assert (other["--node-rank"], other["headless"]) == ("1", True)
     assert first["--master-addr"] == first["address"] == "127.0.0.1"
 
-    began = server.file.stat().st_ino
+    key = server.file.with_suffix(".key").read_text()
     os.kill(other["pid"], signal.SIGKILL)
     wait_until(lambda: len(told(0)) == len(told(1)) == 2 or server.errors)
     assert not server.errors
     assert told(0)[1]["--master-port"] == told(1)[1]["--master-port"] != first["--master-port"]
-    wait_until(lambda: (server.file.exists() and server.file.stat().st_ino != began) or server.errors)
+    wait_until(lambda: (server.file.exists() and server.file.with_suffix(".key").read_text() != key) or server.errors)
     assert not lives(first["pid"])
 
     os.kill(told(0)[1]["pid"], signal.SIGKILL)

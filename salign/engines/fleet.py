@@ -94,19 +94,21 @@ class ServerClient(Client, Protocol):
 
 
 Connect = Callable[[ServedEngine, Registration, str], ServerClient]
+_Said = tuple[Registration, str]
 
 
 @dataclass(eq=False)
 class _Member:
     """A server that has registered, as one shard knows it.
 
-    `state` is of its file: (inode, time of the last sign of life). `resting`: a call found it away when its file was in
-    this state; it is left alone until it shows another sign. `seen`: when it showed one last, `looked`: when its file
-    was looked at last.
+    `said`: its registration and its key. `state` is of its file: (inode, time of the last sign of life). `resting`: a
+    call found it away when its file was in this state; it is left alone until it shows another sign. `seen`: when it
+    showed one last, `looked`: when its file was looked at last.
     """
 
     name: str
     engine: ServerClient
+    said: "_Said"
     state: tuple[int, int]
     seen: float
     looked: float
@@ -154,7 +156,7 @@ class FleetEngine(ProxyEngine):
         self._folder = folder
         self._connect = connect or _by_http
         self._members: dict[str, _Member] = {}
-        self._refused: set[tuple[str, int]] = set()
+        self._refused: dict[str, _Said | None] = {}
         self._dead: dict[str, tuple[int, int]] = {}
         self._there = Loads[_Member]()  # those that are not resting
         self._changed = asyncio.Event()
@@ -235,12 +237,15 @@ class FleetEngine(ProxyEngine):
             if state is not None and state[0] == member.state[0]:
                 if state != member.state:
                     member.state, member.seen = state, now
-                if member.resting not in (None, member.state):
-                    member.resting = None
-                    self._there.add(member, len(member.tasks))
-                if now - member.seen < LIFE_S:
-                    continue
-                self._dead[name] = state
+                wakes = member.resting not in (None, member.state)
+                # Another registration's file may have the inode that the one before left.
+                if not wakes or self._read(name) == member.said:
+                    if wakes:
+                        member.resting = None
+                        self._there.add(member, len(member.tasks))
+                    if now - member.seen < LIFE_S:
+                        continue
+                    self._dead[name] = state
             del self._members[name]
             self._there.remove(member)
             logger.info("the server %s of the fleet %s is gone", name, self._name)
@@ -248,7 +253,7 @@ class FleetEngine(ProxyEngine):
         # Else all shards would begin with the same.
         for name, state in random.sample(sorted(there.items()), len(there)):
             # One that shows no sign of life, or is of another model, may be a file that was left behind.
-            if name not in self._members and self._dead.get(name) != state and (name, state[0]) not in self._refused:
+            if name not in self._members and self._dead.get(name) != state:
                 self._register(name, state, now)
         self._changed.set() if self._there else self._changed.clear()
 
@@ -276,26 +281,41 @@ class FleetEngine(ProxyEngine):
                         member.looked = now
         return found
 
-    def _register(self, name: str, state: tuple[int, int], now: float) -> None:
+    def _read(self, name: str) -> _Said | None:
+        """What a server says of itself; None if it cannot be read."""
         file = self._folder / f"{name}.json"
         try:
-            row = Registration.model_validate_json(file.read_text(encoding="utf-8"))
-            key = _key_file(file).read_text(encoding="utf-8")
-            identity = (self._folder / "identity").read_text(encoding="utf-8")
-            engine = self._connect(self._section, row, key) if row.identity == identity else None
-        except (OSError, UnicodeDecodeError, ValidationError) as error:
-            self._refuse(name, state, f"its registration {file} cannot be read ({str(error).splitlines()[0]})")
+            return Registration.model_validate_json(file.read_text("utf-8")), _key_file(file).read_text("utf-8")
+        except (OSError, UnicodeDecodeError, ValidationError):
+            return None
+
+    def _register(self, name: str, state: tuple[int, int], now: float) -> None:
+        said = self._read(name)
+        if name in self._refused and self._refused[name] == said:
             return
-        if engine is None:
-            self._refuse(name, state, f"it serves {row.identity}, and the first one {identity}")
+        if said is None:
+            self._refuse(name, said, f"its registration {self._folder / name}.json cannot be read")
+            return
+        row, key = said
+        try:
+            identity = (self._folder / "identity").read_text(encoding="utf-8")
+        except FileNotFoundError:  # not to be seen from this node yet
+            return
+        if row.identity != identity:
+            self._refuse(name, said, f"it serves {row.identity}, and the first one {identity}")
+            return
+        try:
+            engine = self._connect(self._section, row, key)
+        except ValidationError:
+            self._refuse(name, said, f"{row.base_url!r} in {self._folder / name}.json is no address")
             return
         self.identity = identity
         self._take_in(engine)
-        member = self._members[name] = _Member(name, engine, state, now, now)
+        member = self._members[name] = _Member(name, engine, said, state, now, now)
         self._there.add(member)
 
-    def _refuse(self, name: str, state: tuple[int, int], why: str) -> None:
-        self._refused.add((name, state[0]))
+    def _refuse(self, name: str, said: _Said | None, why: str) -> None:
+        self._refused[name] = said
         logger.warning("the server %s of the fleet %s is left out: %s", name, self._name, why)
 
     async def close(self) -> None:

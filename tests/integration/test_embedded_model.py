@@ -140,12 +140,12 @@ def llama_config(llama_cpp, tmp_path, tiny_model):
     """One world of four agents that speak through llama.cpp."""
     config = small_config(tmp_path, tiny_model)
     config["engine"] = {"kind": "openai", "base_url": llama_cpp}
-    short = {"max_tokens": 48, "max_sentences": 1, "temperature": 0.7}
+    short = {"max_tokens": 16, "max_sentences": 1, "temperature": 0.7}
     config["society"] |= {"topology": {"size": 2}, "audience_size": 2, "max_rounds": 1}
     config["society"] |= {"num_worlds": 1, "num_shards": 1, "populations": ["mixed_half_half"]}
     config["society"] |= {"draft": short, "feedback": short, "revision": short, "observer_check": None}
     config["society"] |= {"gates": {"max_failed_share": 0.5, "max_cut_share": 1, "max_flagged_share": 1}}
-    config["evaluate"] |= {"num_questions": 2}
+    config["evaluate"] |= {"num_questions": 2, "judge_check": {"num_pairs": 4}}
     return config
 
 
@@ -192,6 +192,8 @@ def test_the_quickstart_in_small(gguf, tmp_path):
         "society.audience_size=2",
         "society.max_rounds=1",
         "society.observer_check.num_pairs=4",
+        *(f"society.{what}.max_tokens=16" for what in ("draft", "feedback", "revision")),
+        "society.gates.max_cut_share=1",
         *(
             f"train.stages.{stage}.{what}"
             for stage in ("sft", "stable")
