@@ -108,19 +108,22 @@ def _steadiness(bench: Bench) -> list[Figure]:
 # --- memory and start: in processes of their own -------------------------------------------------
 
 
-def resident_after(num_agents: int, kind: str, folder: Path) -> dict[str, float]:
+def resident_after(num_agents: int, kind: str, protocol: str, folder: Path) -> dict[str, float]:
     """Simulates one round of this many agents in this process; its memory (bytes) and the text that agents remember.
 
     Args:
         num_agents: As many as a square has that is as large.
         kind: Of `society.memory`.
+        protocol: Of `society.protocol`.
         folder: Where the run is.
     """
     bench = Bench(folder)
     side = round(num_agents**0.5)
-    config = bench.config(topology={"size": side, "radius": 2}, max_rounds=1, audience_size=1, memory={"kind": kind})
+    society: dict[str, Any] = {"topology": {"size": side, "radius": 2}, "max_rounds": 1, "memory": {"kind": kind}}
+    society |= {"audience_size": 1} if protocol == "back_scatter" else {"protocol": {"kind": protocol}}
+    config = bench.config(**society)
     _, run, facts = bench.run(config)
-    remembered = ("revision",) if kind == "answers" else ("revision", "feedback")
+    remembered = ("revision", "action") if kind == "answers" else ("revision", "feedback")
     interactions = read_interactions(run.shard(0) / "interactions.jsonl")
     text = sum(len(turn.text) for one in interactions for turn in one.turns if turn.role in remembered)
     peak = peak_memory()
@@ -128,17 +131,21 @@ def resident_after(num_agents: int, kind: str, folder: Path) -> dict[str, float]
 
 
 def _memory(sizes: Sequence[int], folder: Path) -> list[Figure]:
-    def measured(num_agents: int, kind: str) -> dict[str, float]:
+    def measured(num_agents: int, kind: str, protocol: str) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=folder) as own:
-            words = [sys.executable, "-m", "salign.bench.society", str(num_agents), kind, own]
+            words = [sys.executable, "-m", "salign.bench.society", str(num_agents), kind, protocol, own]
             found: dict[str, float] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
             return found
 
     figures = []
-    for kind, note in (("answers", ""), ("stream", "society.memory: {kind: stream}")):
-        least = measured(100, kind)
+    for kind, protocol, note in (
+        ("answers", "back_scatter", ""),
+        ("stream", "back_scatter", "society.memory: {kind: stream}"),
+        ("answers", "feed", "society.protocol: {kind: feed}"),
+    ):
+        least = measured(100, kind, protocol)
         for size in sizes:
-            found = measured(size, kind)
+            found = measured(size, kind, protocol)
             num = found["agents"] - least["agents"]
             each = (found["peak"] - least["peak"] - (found["text"] - least["text"])) / num / _KIB
             name = f"memory an agent beyond its text, {size:,} agents, one round"
@@ -330,4 +337,4 @@ def measure(script: Path, sizes: Sequence[int], only: Sequence[str], say: Callab
 
 
 if __name__ == "__main__":
-    print(json.dumps(resident_after(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))))
+    print(json.dumps(resident_after(int(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]))))
