@@ -108,7 +108,7 @@ class _Member:
 
     name: str
     engine: ServerClient
-    said: "_Said"
+    said: _Said
     state: tuple[int, int]
     seen: float
     looked: float
@@ -156,7 +156,7 @@ class FleetEngine(ProxyEngine):
         self._folder = folder
         self._connect = connect or _by_http
         self._members: dict[str, _Member] = {}
-        self._refused: dict[str, _Said | None] = {}
+        self._refused: dict[str, _Said | str] = {}
         self._dead: dict[str, tuple[int, int]] = {}
         self._there = Loads[_Member]()  # those that are not resting
         self._changed = asyncio.Event()
@@ -281,20 +281,20 @@ class FleetEngine(ProxyEngine):
                         member.looked = now
         return found
 
-    def _read(self, name: str) -> _Said | None:
-        """What a server says of itself; None if it cannot be read."""
+    def _read(self, name: str) -> _Said | str:
+        """What a server says of itself, or why that cannot be read."""
         file = self._folder / f"{name}.json"
         try:
             return Registration.model_validate_json(file.read_text("utf-8")), _key_file(file).read_text("utf-8")
-        except (OSError, UnicodeDecodeError, ValidationError):
-            return None
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            return str(error).splitlines()[0]
 
     def _register(self, name: str, state: tuple[int, int], now: float) -> None:
         said = self._read(name)
-        if name in self._refused and self._refused[name] == said:
+        if self._refused.get(name) == said:
             return
-        if said is None:
-            self._refuse(name, said, f"its registration {self._folder / name}.json cannot be read")
+        if isinstance(said, str):
+            self._refuse(name, said, f"its registration {self._folder / name}.json cannot be read ({said})")
             return
         row, key = said
         try:
@@ -314,7 +314,7 @@ class FleetEngine(ProxyEngine):
         member = self._members[name] = _Member(name, engine, said, state, now, now)
         self._there.add(member)
 
-    def _refuse(self, name: str, said: _Said | None, why: str) -> None:
+    def _refuse(self, name: str, said: _Said | str, why: str) -> None:
         self._refused[name] = said
         logger.warning("the server %s of the fleet %s is left out: %s", name, self._name, why)
 

@@ -138,17 +138,17 @@ def figures(pairs: Sequence[Pair], good: Sequence[Observation], bad: Sequence[Ob
         missing, and the median mass of the digits. None where there is nothing to tell it from.
     """
     wins = [win(one.rating, other.rating) for one, other in zip(good, bad, strict=True)]
-    rated = [(pair, win) for pair, win in zip(pairs, wins, strict=True) if win is not None]
-    shorter = [win for pair, win in rated if _words(pair.good) < _words(pair.bad)]
-    longer = [win for pair, win in rated if _words(pair.good) > _words(pair.bad)]
+    rated = [(pair, won) for pair, won in zip(pairs, wins, strict=True) if won is not None]
+    shorter = [won for pair, won in rated if _words(pair.good) < _words(pair.bad)]
+    longer = [won for pair, won in rated if _words(pair.good) > _words(pair.bad)]
     ratings = [given.rating for given in (*good, *bad) if given.rating is not None]
     masses = [given.mass for given in (*good, *bad) if given.mass is not None]
     return {
         "num_pairs": len(pairs),
         "num_rated_pairs": len(rated),
         "num_missing": 2 * len(pairs) - len(ratings),
-        "agreement": _share([win for _, win in rated]),
-        "agreement_interval": _interval([win for _, win in rated]),
+        "agreement": _share([won for _, won in rated]),
+        "agreement_interval": _interval([won for _, won in rated]),
         "chance": _CHANCE,
         "num_good_shorter": len(shorter),
         "agreement_good_shorter": _share(shorter),
