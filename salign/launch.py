@@ -12,6 +12,7 @@ from salign import compose
 from salign.cluster.estimate import estimate, print_estimate
 from salign.cluster.follow import follow
 from salign.cluster.live import cancel_live_jobs, not_at_work, refuse_another_config, refuse_live_jobs
+from salign.cluster.measured import Earlier
 from salign.cluster.room import check_room
 from salign.cluster.scheduler import Scheduler
 from salign.cluster.schedulers import scheduler_of
@@ -138,7 +139,8 @@ def launch(config: Config, console: Console, options: LaunchOptions = LaunchOpti
     _verify(everything, options, console)
     scheduler = scheduler_of(run, config)
     if options.dry_run:  # also where the files are not there yet
-        rows = [row for one in everything for row in estimate(*one, options.selected(to_run(units(*one))))]
+        earlier = Earlier(run, config)
+        rows = [row for one in everything for row in estimate(*one, options.selected(to_run(units(*one))), earlier)]
         print_estimate(rows, console)
         print_memory(config, console)
     hashes = check_inputs(config)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,18 +24,29 @@ FAILED = "failed.json"
 class Done:
     """The marker of a complete stage: facts, its files (bytes, sha256) and the digests of its inputs.
 
-    `machine` is where it was made.
+    `machine` is where it was made, `took_s` how many seconds its process took for it, or the last one of several; None
+    where nobody measured.
     """
 
     facts: dict[str, Any]
     files: dict[str, dict[str, Any]]
     inputs: dict[str, str]
     machine: dict[str, Any] = field(default_factory=dict)
+    took_s: float | None = None
 
     @property
     def digest(self) -> str:
         """One hash for all of the stage's files."""
         return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
+
+
+# When this process began a unit, by its folder.
+_begun = dict[Path, float]()
+
+
+def begin_unit(folder: Path) -> None:
+    """Notes the time, for the marker of a unit that this process is about to do."""
+    _begun[folder] = time.monotonic()
 
 
 class _Failure(TypedDict):
@@ -56,7 +68,9 @@ def mark_done(folder: Path, names: list[str], inputs: Mapping[str, str], facts: 
     """
     require_held(folder / ".lock")
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
-    done = Done(dict(facts), files, dict(inputs), this_machine())
+    begun = _begun.pop(folder, None)
+    took_s = None if begun is None else round(time.monotonic() - begun, 1)
+    done = Done(dict(facts), files, dict(inputs), this_machine(), took_s)
     row = json.loads(json.dumps(dataclasses.asdict(done)))  # as it is read: the keys of objects are strings
     write_atomic(folder / DONE, json.dumps({**row, "check": _check(row)}, indent=2) + "\n")
     (folder / FAILED).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from salign.errors import HeldError, SalignError, end_on_signals, exit_code_of, 
 from salign.launchers import is_first, stand_alone
 from salign.locks import claim, holder_of, is_locked
 from salign.machine import share_out, visible_devices
-from salign.markers import read_failure, record_failure
+from salign.markers import begin_unit, read_failure, record_failure
 from salign.plan import Unit, find_unit, is_complete, servers_of, units
 from salign.restarts import check_restart
 from salign.run import RunDir, last_generation, open_run
@@ -42,6 +42,7 @@ def do_unit(run: RunDir, config: Config, unit: Unit) -> None:
         return
     if is_first():
         check_restart(unit)
+    begin_unit(unit.folder)
     stage_of(unit).run(run, config, unit.argument)
 
 

@@ -1,27 +1,27 @@
 """What a run will cost: model calls, tokens, hours. At most, for a world may stop before its last round.
 
-By rates that were measured in the run; else by stated ones (`cluster.throughput`); else by a GPU's data sheet, as a
-range.
+By rates that were measured in the run; else by stated ones (`cluster.throughput`); else by those of an earlier run that
+is alike (`salign.cluster.measured`); else by a GPU's data sheet, as a range.
 """
 
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from salign.cluster.rates import Range, calls_of, tokens_of_data, trained_per_s
+from salign.cluster.measured import Earlier, calls_in, evaluation_in, training_in
+from salign.cluster.rates import Range, calls_of, tokens_of_calls, tokens_of_data, trained_per_s
 from salign.config import Config, TrainStage, num_agents_of
 from salign.plan import Unit
 from salign.run import RunDir
 from salign.society.protocols import protocol_of
 from salign.society.shard import worlds_of
 from salign.society.topology import make_topology
-from salign.tracking.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -46,83 +46,76 @@ class Estimate:
     generation: int = 1
 
 
-def _last(rows: Sequence[dict[str, Any]], name: str) -> float:
-    """The last value of a metric."""
-    return next((row[name] for row in reversed(rows) if row.get(name) is not None), 0.0)
-
-
-def _pace(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Calls that an engine answered, and in how many seconds: from the first answer on, where there are later ones.
-
-    Before it, as many calls as there may be are in flight and none is answered, which says nothing of the rate.
-    """
-    told = [row for row in rows if row.get("sim/calls") is not None]
-    found = [(row["time"], row["sim/calls"] - row.get("sim/calls_journaled", 0)) for row in told]
-    if not found:
-        return 0.0, 0.0
-    start = next((place for place, (_, answered) in enumerate(found) if answered), 0)
-    if found[-1][1] == found[start][1]:
-        start = 0
-    return found[-1][1] - found[start][1], found[-1][0] - found[start][0]
-
-
-def _measured_calls(run: RunDir, config: Config) -> tuple[float | None, float | None]:
-    """A shard's calls a second, without those that its journal answered, and tokens a call, as this run has them."""
-    calls = answered = tokens = seconds = 0.0
-    for shard in range(config.society.num_shards):
-        rows = list(read_metrics(run.shard(shard) / "metrics.jsonl"))
-        made, took = _pace(rows)
-        answered, seconds = answered + made, seconds + took
-        calls += _last(rows, "sim/calls")
-        tokens += _last(rows, "sim/tokens")
-    return (answered / seconds if answered and seconds else None), (tokens / calls if calls and tokens else None)
-
-
-def _simulation(run: RunDir, config: Config, shards: int) -> Estimate:
+def _simulation(run: RunDir, config: Config, shards: int, earlier: Earlier) -> Estimate:
     society, cluster = config.society, config.cluster
     num_agents = num_agents_of(society.topology) or make_topology(society.topology).num_agents
     worlds = max(len(worlds_of(society, shard)) for shard in range(society.num_shards))
     rounds = society.max_rounds - (0 if society.branch is None else society.branch.after_round)
     per_shard = worlds * protocol_of(society).most_calls(num_agents) * rounds
     at_once = cluster.num_shards_at_once(shards)
-    rate, tokens_per_call, source = _rate_of_calls(run, config, num_agents * worlds, at_once)
-    tokens = None if tokens_per_call is None else tokens_per_call.times(per_shard * shards)
+    of = _rate_of_calls(run, config, earlier) or _stated_calls(config, num_agents * worlds, at_once)
+    tokens = None if of.tokens is None else of.tokens.times(per_shard * shards)
     hours = gpu_hours = None
-    if rate is not None:
-        shard_hours = _hours(Range.exact(per_shard), rate)
+    if of.per_s is not None:
+        shard_hours = _hours(Range.exact(per_shard), of.per_s, of.start_s)
         hours = shard_hours.times(math.ceil(shards / at_once))
         gpu_hours = shard_hours.times(shards * cluster.num_gpus("simulate"))
         of_fleets = cluster.num_gpus("serve") * sum(fleet.section.num_servers for fleet in config.fleets)
         gpu_hours = gpu_hours.plus(hours.times(of_fleets))
     return Estimate(
-        "simulate", f"{per_shard * shards:,} calls", tokens, hours, gpu_hours, _said(source, rate, "calls/s")
+        "simulate", f"{per_shard * shards:,} calls", tokens, hours, gpu_hours, _said(of.source, of.per_s, "calls/s")
     )
 
 
-def _rate_of_calls(
-    run: RunDir, config: Config, num_agents: int, at_once: int
-) -> tuple[Range | None, Range | None, str]:
-    """A shard's calls a second, tokens a call, and where both are from; None for what cannot be known."""
-    rate, tokens = _measured_calls(run, config)
+class _Rate(NamedTuple):
+    """Of one shard's calls, as far as it is known: how many a second, tokens of each, and seconds beside them."""
+
+    per_s: Range | None
+    tokens: Range | None
+    source: str
+    start_s: float = 0.0
+
+
+def _rate_of_calls(run: RunDir, config: Config, earlier: Earlier) -> _Rate | None:
+    """As this run has measured it; else, unless the user states one, as an earlier run has; None where none has."""
+    if (own := calls_in(run, config)) is not None:
+        return _Rate(Range.exact(own.per_s), _exact(own.tokens), "measured in this run", own.start_s)
     stated = config.cluster.throughput
-    if rate is not None:
-        return Range.exact(rate), _exact(tokens), "measured in this run"
+    if stated.calls_per_s is not None or (found := earlier.calls(run.number)) is None:
+        return None
+    calls, there, source = found
+    prompt, reply = tokens_of_calls(config, protocol_of(config.society).max_calls)
+    prompt_there, reply_there = tokens_of_calls(there, protocol_of(there.society).max_calls)
+    # What a model writes takes the time, and how long replies become is between what is usual and what they may.
+    longer = Range(*sorted((reply.low / reply_there.low, reply.high / reply_there.high)))
+    tokens = _exact(stated.tokens_per_call)
+    if tokens is None and calls.tokens is not None:
+        more = [(prompt + one) / (prompt_there + other) for one, other in zip(reply, reply_there, strict=True)]
+        tokens = Range(min(more), max(more)).times(calls.tokens)
+    if longer != Range.exact(1.0):
+        source += ", allowing for other lengths of replies"
+    return _Rate(Range(calls.per_s / longer.high, calls.per_s / longer.low), tokens, source, calls.start_s)
+
+
+def _stated_calls(config: Config, num_agents: int, at_once: int) -> _Rate:
+    """By what is stated of the cluster: a rate, or which GPUs it has."""
+    stated = config.cluster.throughput
+    tokens = _exact(stated.tokens_per_call)
     if stated.calls_per_s is not None or stated.gpu is None:
-        return _exact(stated.calls_per_s), _exact(stated.tokens_per_call), "cluster.throughput"
-    protocol = protocol_of(config.society)
-    found = calls_of(config, stated.gpu, protocol.max_calls, num_agents, at_once)
+        return _Rate(_exact(stated.calls_per_s), tokens, "cluster.throughput")
+    found = calls_of(config, stated.gpu, protocol_of(config.society).max_calls, num_agents, at_once)
     if isinstance(found, str):
-        return None, _exact(stated.tokens_per_call), found
-    return found.per_s, found.tokens, found.source
+        return _Rate(None, tokens, found)
+    return _Rate(found.per_s, found.tokens, found.source)
 
 
 def _exact(value: float | None) -> Range | None:
     return None if value is None else Range.exact(value)
 
 
-def _hours(amount: Range, rate: Range) -> Range:
-    """From the least at the best rate to the most at the worst."""
-    return Range(amount.low / rate.high / 3600, amount.high / rate.low / 3600)
+def _hours(amount: Range, rate: Range, start_s: float) -> Range:
+    """From the least at the best rate to the most at the worst, each with the seconds beside that."""
+    return Range((amount.low / rate.high + start_s) / 3600, (amount.high / rate.low + start_s) / 3600)
 
 
 def _step_tokens(stage: TrainStage) -> int:
@@ -147,26 +140,26 @@ def least_steps(stage: TrainStage) -> int:
     return least if stage.max_steps is None else min(least, stage.max_steps)
 
 
-def _training(run: RunDir, config: Config, stage: TrainStage) -> Estimate:
+def _training(run: RunDir, config: Config, stage: TrainStage, earlier: Earlier) -> Estimate:
     cluster = config.cluster
-    rows = list(read_metrics(run.stage(stage.name) / "metrics.jsonl"))
-    last: dict[str, Any] = next((row for row in reversed(rows) if "train/global_step" in row), {})
-    steps = last.get("train/steps_most") or stage.max_steps
-    tokens, rate, source = (
-        _exact(most_tokens(stage)),
-        _exact(cluster.throughput.train_tokens_per_s),
-        "cluster.throughput",
-    )
-    if last and last.get("train/num_tokens"):
-        tokens = Range.exact(last["train/num_tokens"] / last["train/global_step"] * last["train/steps_most"])
-        if measured := last.get("perf/tokens_per_s"):
-            rate, source = Range.exact(measured), "measured in this run"
+    steps = stage.max_steps
+    rate, source, start_s = _exact(cluster.throughput.train_tokens_per_s), "cluster.throughput", 0.0
+    tokens = _exact(most_tokens(stage))
+    if (own := training_in(run, config, stage)) is not None:
+        rate, source, start_s = Range.exact(own.per_s), "measured in this run", own.start_s
+        steps, tokens = own.num_steps, Range.exact(own.step_tokens * own.num_steps)
+    elif (found := earlier.training(stage.name, run.number)) is not None:
+        there, its, named = found
+        if rate is None:
+            rate, source, start_s = Range.exact(there.per_s), named, there.start_s
+        if stage.max_steps is not None and its.data == stage.data:
+            tokens = _exact(min(most_tokens(stage) or math.inf, there.step_tokens * stage.max_steps))
     gpu = cluster.throughput.gpu
     if rate is None and gpu is not None:
         rate, source = trained_per_s(config, stage, gpu, cluster.num_gpus("train")), f"{gpu} by its data sheet"
     if tokens is None:
         tokens = tokens_of_data(config, stage)
-    hours = None if tokens is None or rate is None else _hours(tokens, rate)
+    hours = None if tokens is None or rate is None else _hours(tokens, rate, start_s)
     gpu_hours = None if hours is None else hours.times(cluster.num_gpus("train"))
     if steps is not None:
         amount = f"{steps:,} steps"
@@ -184,12 +177,33 @@ def _said(source: str, rate: Range | None, unit: str) -> str:
     return f"{_shown(rate, '{:,.1f}'.format)} {unit}, {source}"
 
 
-def estimate(run: RunDir, config: Config, left: Sequence[Unit]) -> list[Estimate]:
-    """What is left of a run, stage by stage; evaluations are left out, for they are small."""
+def _evaluation(run: RunDir, config: Config, model: str, earlier: Earlier) -> Iterator[Estimate]:
+    """Of one model, where the same was evaluated before; nobody knows how long another benchmark takes."""
+    own = evaluation_in(run, config, model)
+    found = earlier.evaluation(model, run.number) if own is None else (own, "measured in this run")
+    if found is not None:
+        seconds, source = found
+        hours = Range.exact(seconds / 3600)
+        gpu_hours = hours.times(config.cluster.num_gpus("evaluate"))
+        yield Estimate(f"evaluate {model}", "1 model", None, hours, gpu_hours, f"{seconds:,.0f} s, {source}")
+
+
+def estimate(run: RunDir, config: Config, left: Sequence[Unit], earlier: Earlier | None = None) -> list[Estimate]:
+    """What is left of a run, stage by stage; evaluations only where one like them has been measured.
+
+    Args:
+        run: The run, or a generation of one.
+        config: Its config.
+        left: What is to do.
+        earlier: Whose measurements may stand in; None: those of the runs beside this one.
+    """
+    earlier = Earlier(run, config) if earlier is None else earlier
     shards = sum(unit.stage == "simulate" for unit in left)
-    found = [_simulation(run, config, shards)] if shards else []
+    found = [_simulation(run, config, shards, earlier)] if shards else []
     keys = {unit.key for unit in left}
-    found += [_training(run, config, stage) for stage in config.train.stages if f"train/{stage.name}" in keys]
+    found += [_training(run, config, stage, earlier) for stage in config.train.stages if f"train/{stage.name}" in keys]
+    for model in config.evaluated_models:
+        found += _evaluation(run, config, model, earlier) if f"evaluate/{model}" in keys else ()
     return [dataclasses.replace(row, generation=run.number) for row in found]
 
 
@@ -230,8 +244,8 @@ def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
     lines = [f"{', '.join(of)}: {source}." for source, of in stages.items()]
     if any(one.hours is None for one in estimates):
         lines.append(
-            "Rates come from the run itself once it has started, from cluster.throughput, or from the data sheet of "
-            "the GPU that cluster.throughput.gpu names."
+            "Rates come from the run itself once it has started, from cluster.throughput, from an earlier run in the "
+            "same folder that is alike, or from the data sheet of the GPU that cluster.throughput.gpu names."
         )
     if any("data sheet" in one.source for one in estimates):
         lines.append(
@@ -243,7 +257,12 @@ def print_estimate(estimates: Sequence[Estimate], console: Console) -> None:
 
 
 def _numbers(tokens: Range | None, hours: Range | None, gpu_hours: Range | None) -> tuple[str, str, str]:
-    return _shown(tokens, _short), _shown(hours, "{:,.2f}".format), _shown(gpu_hours, "{:,.1f}".format)
+    return _shown(tokens, _short), _shown(hours, _of_a_clock), _shown(gpu_hours, "{:,.1f}".format)
+
+
+def _of_a_clock(hours: float) -> str:
+    """Hours to about half a minute, and to seconds where there are few minutes."""
+    return f"{hours:,.2f}" if hours >= 0.1 else f"{hours:.3f}"
 
 
 def _short(amount: float) -> str:

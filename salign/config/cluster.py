@@ -34,7 +34,7 @@ _ENVIRONMENT = (
 
 
 class Throughput(Section):
-    """Rates for the estimate of `--dry-run`; rates measured in the run itself take precedence."""
+    """Rates for the estimate of `--dry-run`: after those that the run itself measures, before those of earlier runs."""
 
     calls_per_s: Positive | None = None
     """Model calls of one shard."""
