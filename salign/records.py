@@ -193,7 +193,9 @@ class AlignmentGroup(Record, frozen=True):
             raise ValueError(
                 f"{len(self.responses)} responses and {len(self.scores)} scores; the numbers must be equal"
             )
-        if not all(map(str.strip, self.responses)):
+        # Only a society's agent, sampled for its answer, can be known to have said nothing; a file's may lack it.
+        may_be_empty = self.kind not in (None, "demonstration") and any(self.responses)
+        if not all(response.strip() or (may_be_empty and not response) for response in self.responses):
             raise ValueError("a response is empty")
         wrong = [score for score in self.scores if not MIN_SCORE <= score <= MAX_SCORE]
         if wrong:

@@ -218,6 +218,12 @@ def test_groups_are_written_and_read_as_they_are(tmp_path):
     assert [json.loads(json.dumps(msgspec.to_builtins(group))) for group in loaded.groups] == plain
 
 
+def test_an_empty_answer_of_a_society_is_read_again(tmp_path):
+    group = AlignmentGroup("Why?", ("", "Because."), (1.0, 7.0), "imitation", {"question": "Why?", "interactions": []})
+    (tmp_path / "groups.jsonl").write_text(to_line(group))
+    assert load_groups(tmp_path / "groups.jsonl").groups == [group]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -225,6 +231,10 @@ def test_groups_are_written_and_read_as_they_are(tmp_path):
         ({"responses": (), "scores": ()}, "0 responses and 0 scores"),
         ({"scores": (1.0,)}, "2 responses and 1 scores"),
         ({"responses": ("a", " ")}, "a response is empty"),
+        ({"responses": ("a", "")}, "a response is empty"),
+        ({"responses": ("a", ""), "kind": "demonstration"}, "a response is empty"),
+        ({"responses": ("a", " "), "kind": "imitation"}, "a response is empty"),
+        ({"responses": ("", ""), "kind": "imitation"}, "a response is empty"),
         ({"scores": (1.0, 7.5)}, r"score 7.5 is outside the scale 1\.\.7"),
         ({"scores": (0.5, 7.0)}, "score 0.5 is outside"),
         ({"scores": (float("nan"), 7.0)}, "score nan is outside"),

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from salign.config import (
     CoHObjective,
+    COPRObjective,
     DPOObjective,
     GRPOObjective,
     ListwiseDPOObjective,
@@ -27,6 +28,7 @@ from salign.records import AlignmentGroup
 from salign.training.hindsight import BAD, GOOD, chain_of_hindsight
 from salign.training.losses import (
     LOSSES,
+    Likelihoods,
     counted_groups,
     objective_loss,
     objective_losses,
@@ -35,6 +37,7 @@ from salign.training.losses import (
 )
 from salign.training.noise import with_noise
 from salign.training.objectives import dpo_losses, implicit_rewards, listwise_dpo_losses, preference_metrics
+from salign.training.policies import copr_losses, target_policies
 
 SFT = SFTObjective(kind="sft")
 COH = CoHObjective(kind="coh")
@@ -45,6 +48,7 @@ LISTWISE = ListwiseDPOObjective(kind="listwise_dpo")
 RRHF = RRHFObjective(kind="rrhf")
 GRPO = GRPOObjective(kind="grpo")
 RLOO = RLOOObjective(kind="rloo")
+COPR = COPRObjective(kind="copr")
 OBJECTIVES = [
     SFT,
     COH,
@@ -63,6 +67,9 @@ OBJECTIVES = [
     GRPOObjective(kind="grpo", normalise="none", clip=0.01, beta=0.0),
     RLOO,
     RLOOObjective(kind="rloo", clip=1.5, beta=0.5),
+    COPR,
+    COPRObjective(kind="copr", beta=0.7, advantage="score"),
+    COPRObjective(kind="copr", beta=0.5, fit="divergence"),
 ]
 NAN = math.nan
 
@@ -170,6 +177,30 @@ def reference_policy_gradient(group, objective):
     return math.fsum(terms) / len(terms)
 
 
+def log_softmax(logits):
+    total = max(logits) + math.log(math.fsum(math.exp(logit - max(logits)) for logit in logits))
+    return [logit - total for logit in logits]
+
+
+def reference_copr(group, objective):
+    if len({response.score for response in group}) < 2:
+        return None
+    size, mean = len(group), math.fsum(response.score for response in group) / len(group)
+    fitted, optimal = [], []
+    for response in group:
+        if objective.advantage == "rank":
+            places = [place for place, other in enumerate(sorted(r.score for r in group), 1) if other == response.score]
+            advantage = (2 * statistics.fmean(places) - size - 1) / (size + 1)
+        else:
+            advantage = (response.score - mean) / 3
+        fitted.append(response.logp)
+        optimal.append(response.reference_logp + advantage / objective.beta)
+    fitted, optimal = log_softmax(fitted), log_softmax(optimal)
+    if objective.fit == "divergence":
+        return math.fsum(math.exp(target) * (target - logp) for logp, target in zip(fitted, optimal, strict=True))
+    return math.fsum((logp - target) ** 2 for logp, target in zip(fitted, optimal, strict=True)) / size
+
+
 def reference_group(group, objective):
     """The loss of one group, a list of the responses that are there; None where it does not count."""
     if objective.kind in ("sft", "coh"):
@@ -185,6 +216,7 @@ def reference_group(group, objective):
         "rrhf": reference_rrhf,
         "grpo": reference_policy_gradient,
         "rloo": reference_policy_gradient,
+        "copr": reference_copr,
     }
     return per_group[objective.kind](group, objective)
 
@@ -214,6 +246,10 @@ class Batch:
         """The losses of the groups that count."""
         losses = [reference_group(group, objective) for group in self.groups]
         return [loss for loss in losses if loss is not None]
+
+    def likelihoods(self, *ages):
+        ages = torch.tensor(ages or [0] * len(self.nll))
+        return Likelihoods(self.nll.detach(), self.scores, self.num_tokens, self.reference_nll, ages)
 
     def take(self, rows, columns=slice(None)):
         return Batch(*(tensor[rows][:, columns] for tensor in vars(self).values()))
@@ -593,11 +629,99 @@ def test_an_answer_whose_ratio_is_clipped_is_pushed_no_further():
     nll = batch.nll.requires_grad_()
     objective_loss(objective, nll, *list(batch)[1:]).backward()
     assert not nll.grad.any()
-    logged = objective_metrics(objective, batch.nll.detach(), batch.scores, batch.reference_nll)
+    logged = objective_metrics(objective, batch.likelihoods())
     assert logged["clipped"].item() == 2
     assert logged["responses"].item() == 2
     assert logged["divergence"].item() == pytest.approx(math.exp(-0.3) + 0.3 - 1 + math.exp(0.3) - 0.3 - 1)
     assert logged["advantage"].item() == pytest.approx(2 * 1.5 / (4.5**0.5 + 1e-4))
+
+
+def test_copr_by_hand():
+    # ranks 3, 1.5, 1.5 of three: advantages 1/2, -1/4, -1/4, which at 0.25 are 2, -1, -1 nats; all were as likely
+    batch = batch_of([(1.0, 6.0, 4, 1.0), (2.0, 3.0, 2, 2.0), (4.0, 3.0, 1, 4.0)])
+    total = math.exp(2) + 2 * math.exp(-1)
+    best, worse = 2 - math.log(total), -1 - math.log(total)
+    squares = COPRObjective(kind="copr", beta=0.25)
+    uniform = -math.log(3)
+    expected = ((uniform - best) ** 2 + 2 * (uniform - worse) ** 2) / 3
+    assert objective_loss(squares, *batch).item() == pytest.approx(expected)
+    divergence = COPRObjective(kind="copr", beta=0.25, fit="divergence")
+    expected = math.exp(best) * (best - uniform) + 2 * math.exp(worse) * (worse - uniform)
+    assert objective_loss(divergence, *batch).item() == pytest.approx(expected)
+    found = objective_metrics(squares, batch.likelihoods())
+    assert found["target_divergence"].item() == pytest.approx(expected)
+    assert found["target_entropy"].item() == pytest.approx(-math.exp(best) * best - 2 * math.exp(worse) * worse)
+    assert (found["fitted"].item(), found["replayed"].item()) == (1, 0)
+
+
+COPRS = [one for one in OBJECTIVES if one.kind == "copr"]
+
+
+@pytest.mark.parametrize("objective", COPRS, ids=str)
+def test_copr_ends_where_the_policy_is_the_optimal_one(objective):
+    """There, loss and gradient are 0; also where all answers of a group are less likely by one factor."""
+    batch = random_batch(random.Random(11), 20)
+    scores = batch.scores.masked_fill(batch.nll.isnan(), NAN)
+    targets = target_policies(
+        batch.reference_nll, scores, batch.num_tokens, beta=objective.beta, advantage=objective.advantage
+    )
+    for shift in (0.0, 5.0):
+        nll = torch.where(targets.isnan(), batch.nll, (shift - targets) / batch.num_tokens).requires_grad_()
+        losses = objective_losses(objective, nll, *list(batch)[1:])
+        losses.sum().backward()
+        assert losses.tolist() == pytest.approx([0.0] * 20, abs=1e-9)
+        assert nll.grad.abs().max().item() == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("objective", COPRS, ids=str)
+def test_a_constant_on_all_scores_of_a_group_changes_nothing_in_copr(objective):
+    batch = random_batch(random.Random(12), 20)
+    before = objective_losses(objective, *batch)
+    batch.scores += torch.linspace(-3, 3, 20, dtype=torch.float64)[:, None]
+    assert objective_losses(objective, *batch).tolist() == pytest.approx(before.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("fit", ["squares", "divergence"])
+def test_the_optimal_policy_of_equal_scores_is_the_one_at_the_start(fit):
+    """The loss pulls back to it. In a stage such a group does not count."""
+    batch = batch_of([(1.0, 4.0, 3, 2.0), (2.0, 4.0, 3, 1.0)])
+    targets = target_policies(batch.reference_nll, batch.scores, batch.num_tokens, beta=0.1, advantage="rank")
+    assert targets.exp()[0].tolist() == pytest.approx([1 / (1 + math.exp(3)), 1 / (1 + math.exp(-3))])
+    nll = batch.nll.requires_grad_()
+    copr_losses(nll, batch.num_tokens, targets, fit=fit).sum().backward()
+    assert nll.grad[0, 0] < 0 < nll.grad[0, 1]  # a step down makes the first less likely
+    total, count = objective_sum(COPRObjective(kind="copr", fit=fit), *batch)
+    assert (total.item(), count.item()) == (0.0, 0)
+
+
+def test_replayed_groups_have_their_own_weight_in_copr():
+    batch = random_batch(random.Random(13), 12)
+    ages = torch.tensor([0, 1, 2] * 4)
+    weighted = objective_losses(COPRObjective(kind="copr", replay_weight=0.25), *batch, ages=ages)
+    alone = objective_losses(COPR, *batch)
+    assert weighted.tolist() == pytest.approx((alone * torch.where(ages > 0, 0.25, 1.0)).tolist())
+    assert objective_losses(COPR, *batch, ages=ages).tolist() == alone.tolist()
+    found = objective_metrics(COPR, batch.likelihoods(*ages.tolist()))
+    parts = [objective_metrics(COPR, batch.take(ages == 0).likelihoods())]
+    parts.append(objective_metrics(COPR, batch.take(ages > 0).likelihoods()))
+    assert found["fitted"].item() == parts[0]["fitted"].item() > 0
+    assert found["replayed"].item() == parts[1]["fitted"].item() > 0
+    assert found["target_divergence"].item() == pytest.approx(parts[0]["target_divergence"].item())
+    assert found["replayed_divergence"].item() == pytest.approx(parts[1]["target_divergence"].item())
+
+
+def test_copr_refuses_what_does_not_belong_together():
+    batch = batch_of([(1.0, 5.0, 2, 2.0), (2.0, 3.0, 4, NAN)])
+    with pytest.raises(ValueError, match="a response has a score, but its reference_nll is NaN"):
+        objective_loss(COPR, *batch)
+    with pytest.raises(ValueError, match="a response has a target, but its nll is NaN"):
+        copr_losses(torch.tensor([[1.0, NAN]]), torch.tensor([[2, 2]]), torch.tensor([[-0.7, -0.7]]))
+    with pytest.raises(ValueError, match=r"targets \(1, 1\) must all be"):
+        copr_losses(torch.ones(1, 2), torch.ones(1, 2), torch.zeros(1, 1))
+    adapter = TypeAdapter(Objective)
+    for wrong in ({"beta": 0}, {"replay_weight": -1}, {"fit": "kl"}, {"advantage": "reward"}):
+        with pytest.raises(ValidationError):
+            adapter.validate_python({"kind": "copr", **wrong})
 
 
 def test_no_gradient_goes_to_the_reference():

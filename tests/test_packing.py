@@ -119,6 +119,18 @@ def test_rows_add_up_however_groups_share_them(model, tokenizer, rows):
     assert_same_gradients(gradients(model), gradients(other), 1e-6)
 
 
+def test_an_empty_response_is_the_end_of_a_turn_and_is_trained_on(model, tokenizer):
+    """As training has it: the store's one token, laid out beside other responses."""
+    group = AlignmentGroup("Why?", ("", "Because."), (1.0, 7.0), "imitation")
+    groups = tokenize([group], tokenizer, 512).groups
+    assert groups[0].responses[0] == [tokenizer.eos_token_id]
+    packed = response_nll(model, lay_out(groups))
+    end = model(torch.tensor([groups[0].query])).logits[0, -1].log_softmax(-1)[tokenizer.eos_token_id]
+    torch.testing.assert_close(packed[0, 0], -end, rtol=1e-6, atol=1e-6)
+    packed[0, 0].backward()
+    assert model.get_output_embeddings().weight.grad[tokenizer.eos_token_id].any()
+
+
 # --- logits in chunks ----------------------------------------------------------------------------
 
 

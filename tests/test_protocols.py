@@ -302,6 +302,8 @@ def test_what_is_held_can_be_learnt_from_and_reported(kind, tmp_path):
 class Pair(Sample):
     """The leader answers, and so does the first of its audience."""
 
+    rates_silence = False
+
     async def interact(self, conversation):
         seat, agent = conversation.seat, conversation.agent
         reply = await agent.generate(prompts.draft(seat.question, seat.recalled), self.society.draft, "answer")

@@ -183,6 +183,7 @@ def test_figures_are_counts_and_shares():
         "rated_share": 0.6,
         "failed_share": 0.333333,
         "repeated_share": 0.0,
+        "num_empty": 0,
         "digit_mass_median": None,
         "num_texts": 4,
         "flagged_share": 0.0,

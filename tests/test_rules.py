@@ -11,7 +11,7 @@ from salign import compose
 from salign.config import Criterion, DatasetSection, Gates, Rule, SocietySection
 from salign.config.effects import sections_in
 from salign.dataset.gathering import build_groups
-from salign.errors import ConfigError
+from salign.errors import ConfigError, StageError
 from salign.evaluation.figures import sample_row
 from salign.evaluation.judged import Item, Sample
 from salign.evaluation.versions import versions_of
@@ -42,6 +42,10 @@ def test_every_rule_of_a_config_has_a_function():
         ({"kind": "length", "max_words": 4}, "one " * 9, 0),
         ({"kind": "length", "min_words": 4, "max_words": 8}, "one", 2),
         ({"kind": "length", "min_words": 4, "max_words": 8}, "", 0),
+        ({"kind": "length", "max_words": 8}, "", 0),
+        ({"kind": "length", "max_words": 8}, " \n", 0),
+        ({"kind": "pattern", "pattern": "b.d", "wanted": False}, "", 0),
+        ({"kind": "refusal"}, "", 0),
         ({"kind": "pattern", "pattern": "b.d"}, "a bad end", 8),
         ({"kind": "pattern", "pattern": "^b.d"}, "a bad end", 0),
         ({"kind": "pattern", "pattern": "^b.d", "wanted": False}, "a bad end", 8),
@@ -113,12 +117,88 @@ def test_training_data_is_scored_by_a_rule():
         assert group.scores == pytest.approx(expected)
 
 
+def silent(numbers):
+    """Says nothing as those of its answers."""
+
+    def say(call):
+        if call.sampling is None:
+            return None
+        of_answer = call.step.partition(":")[2]
+        return "" if of_answer in map(str, numbers) else f"Ask {call.agent}, {call.round}."
+
+    return Actor(say)
+
+
+SAMPLED = {"protocol": {"kind": "sample", "num_answers": 3}, "criteria": RULES_ALONE, "questions": QUESTIONS[:4]}
+
+
+def learnt(life, **section):
+    protocol = protocol_of(SocietySection(**{**SMALL, **{key: SAMPLED[key] for key in ("protocol", "criteria")}}))
+    left_out = Counter()
+    return list(build_groups(life.interactions, protocol, DatasetSection(**section), left_out)), left_out
+
+
+def test_an_empty_answer_has_the_lowest_rating_and_is_one_to_learn_from():
+    """Were it left out, nothing in the reward would speak against it."""
+    life = live(silent([0]), **SAMPLED)
+    for interaction in life.interactions:
+        assert interaction.failure is None
+        first, *others = interaction.turns
+        assert (first.text, first.observed_rating("short"), first.observed_rating("polite")) == ("", 0, 1)
+        assert all(turn.observed_rating("short") == 9 for turn in others)
+    groups, left_out = learnt(life)
+    assert groups
+    assert all(group.responses[0] == "" and group.scores == (1, *[7] * (len(group.scores) - 1)) for group in groups)
+    assert left_out["empty"] == 0
+    # What an agent remembers is what it said.
+    recalled = [turn.recalled for interaction in life.interactions for turn in interaction.turns if turn.recalled]
+    own = [one.answer for memory in recalled for one in memory.all if one.source == "own"]
+    assert all(answer.startswith("Ask") for answer in own)
+
+
+def test_an_empty_answer_is_never_the_best():
+    life = live(silent([0]), **SAMPLED)
+    groups, left_out = learnt(life, criteria=["polite"])  # both are at the end of the scale
+    assert not any("" in group.responses for group in groups)
+    assert left_out["empty"] == len(groups) > 0
+    assert left_out["cut"] == 0
+
+
+def test_a_sample_of_empty_answers_alone_fails():
+    life = live(silent([0, 1, 2]), **SAMPLED)
+    assert {interaction.failure for interaction in life.interactions} == {"the answer is empty"}
+    assert learnt(life)[0] == []
+
+
+def test_a_society_that_mostly_says_nothing_does_not_count():
+    life = live(silent([0, 1]), **SAMPLED)
+    gates = Gates(min_rated_share=0, max_flagged_share=1)
+    facts = {"num_calls": 1, "num_refused_calls": 0, "served": {}, "recall": {}}
+    with pytest.raises(StageError, match=r"repeat what was said to another question .* of them are empty"):
+        life.simulation.validity.check(gates, 0, facts)
+
+
+def test_who_asks_observers_gets_no_rating_of_an_empty_answer():
+    actor = silent([1])
+    life = live(actor, **{**SAMPLED, "criteria": [SHORT, {"name": "alignment"}]})
+    for interaction in life.interactions:
+        ratings = [(turn.observed_rating("short"), turn.observed_rating("alignment")) for turn in interaction.turns]
+        assert [short for short, _ in ratings] == [9, 0, 9]
+        assert ratings[1][1] is None
+    rated = {call.step for call in actor.calls if call.step.startswith("observe")}
+    assert rated == {"observe:answer:0:alignment", "observe:answer:2:alignment"}
+
+
 def test_an_evaluation_rates_held_out_answers_by_the_rules_too():
     sample = Sample(Item("questions", 0, "Why?", "Why?"), "one two three four")
     metrics = sample_row(sample, [Criterion(**SHORT), Criterion(**POLITE)])["metrics"]
     assert (metrics["short"], metrics["polite"]) == (9, 1)
     unanswered = sample_row(Sample(sample.item, None), [Criterion(**SHORT)])
     assert unanswered["metrics"]["short"] is None
+    silent = Sample(sample.item, None, finish="stop")
+    assert sample_row(silent, [Criterion(**SHORT)])["metrics"]["short"] == 0
+    thinking = Sample(sample.item, None, finish="length", thinking="cut")
+    assert sample_row(thinking, [Criterion(**SHORT)])["metrics"]["short"] is None
     assert "short" not in sample_row(Sample(Item("hh", 0, "Why?", "Why?"), "Gladly."), [Criterion(**SHORT)])["metrics"]
 
 

@@ -25,6 +25,7 @@ from salign.config.generations import Generations
 from salign.config.memory import AnswersMemory, MemorySection, StreamMemory
 from salign.config.objectives import (
     CoHObjective,
+    COPRObjective,
     DPOObjective,
     GRPOObjective,
     ListwiseDPOObjective,
@@ -135,6 +136,7 @@ __all__ = [
     "BallotRule",
     "Branch",
     "Broadcast",
+    "COPRObjective",
     "ClusterSection",
     "CoHObjective",
     "CompleteTopology",

@@ -20,6 +20,8 @@ class _Objective(Section):
     """Whether a group's responses are put into one text, by `salign.training.hindsight`."""
     on_policy: ClassVar[bool] = False
     """Whether the responses are taken for samples of the model that the stage starts from."""
+    keeps_references: ClassVar[bool] = False
+    """Whether a replayed group is measured from the model of its own generation, instead of the stage's."""
 
 
 class SFTObjective(_Objective):
@@ -126,6 +128,33 @@ class RLOOObjective(_PolicyGradient):
     kind: Literal["rloo"]
 
 
+class COPRObjective(_Objective):
+    """COPR: fits the policy that is optimal for a group's scores near the model at the start, over the group's answers.
+
+    Replayed groups are fitted to what was optimal for them in their own generation. Zhang et al. 2024, arXiv 2402.14228
+    (at first COPF, arXiv 2310.15694).
+    """
+
+    compares = True
+    needs_reference = True
+    needs_lengths = True
+    keeps_references = True
+
+    kind: Literal["copr"]
+    beta: Positive = 0.1
+    """How strongly the optimal policy is held to the model at the start: an advantage of 1 is worth 1 / beta nats of a
+    whole answer."""
+    advantage: Literal["rank", "score"] = "rank"
+    """`rank`: linear in an answer's rank in its group, between -1 and 1, as in the paper. `score`: its score less the
+    group's mean, in half scales, so that groups of nearly equal scores change little."""
+    fit: Literal["squares", "divergence"] = "squares"
+    """What is made small: the mean square of log P - log P* (the paper), or the divergence of P from P*, in which an
+    answer counts by its probability: of long answers nearly the most likely one alone."""
+    replay_weight: NotNegative = 1.0
+    """Weight of a replayed group, where one of the generation's own has 1. In the paper a Lagrange multiplier, which is
+    learnt."""
+
+
 class CoHObjective(_Objective):
     """Chain of Hindsight: learns a text of the best and the worst response, each after a phrase that says which it is.
 
@@ -145,6 +174,7 @@ Objective = Annotated[
     | RRHFObjective
     | CoHObjective
     | GRPOObjective
-    | RLOOObjective,
+    | RLOOObjective
+    | COPRObjective,
     Field(discriminator="kind"),
 ]

@@ -18,7 +18,8 @@ _KEPT: tuple[Flag, ...] = ("cut", "thinking")
 
 LEFT_OUT = ("unrated", "empty", "duplicate", "flagged", "cut", "cut_best_groups")
 
-# A row: the topic, the interaction, and responses, each with its score and whether it may be the best (it is whole).
+# A row: the topic, the interaction, and responses, each with its score and whether it may be the best: it says
+# something, and is whole.
 _Gathered = tuple[str, list[int], list[tuple[str, float, bool]]]
 
 
@@ -51,10 +52,10 @@ def _gather(
             given = []
             for turn, score in responses:
                 text = turn.text.strip()
-                if score is None or not text:
+                if score is None or not (text or protocol.rates_silence):
                     left_out["unrated" if score is None else "empty"] += 1
                 else:
-                    given.append((text, score, cut_is_whole or "cut" not in turn.flags))
+                    given.append((text, score, bool(text) and (cut_is_whole or "cut" not in turn.flags)))
             of_kind.add(query, (interaction.topic, interaction.key, given))
 
 
@@ -63,9 +64,10 @@ def build_groups(
 ) -> Iterator[AlignmentGroup]:
     """Joins rows with the same query into one group.
 
-    Left out are empty responses, those without a rating, flagged ones with what was said of them (a flagged text's
-    rating is no better than none), those that were cut and are as good as the best whole one, and groups in which a cut
-    one is better than that: another would be learnt as the best. A response that is given to one query several times
+    Left out are empty responses, unless the protocol takes them for answers; those without a rating; flagged ones with
+    what was said of them (a flagged text's rating is no better than none); those that are cut or empty and are as good
+    as the best whole one, and groups in which such a one is better than that: another would be learnt as the best. A
+    response that is given to one query several times
     stands in its group once, with the mean of its ratings.
 
     Rows wait in temporary files, one for each kind: memory holds one group at a time, and 16 bytes of each row (some 80
@@ -109,14 +111,16 @@ def _joined(rows: Sequence[_Gathered], left_out: Counter[str]) -> dict[str, floa
     whole = {text for text, _, is_whole in given if is_whole}
     if len(whole) == len(means):
         return means
-    learnt = _without_cut_best(means, whole)
-    left_out["cut"] += len(means) - len(learnt)
+    learnt = _without_best_parts(means, whole)
+    silent = "" in means and "" not in learnt
+    left_out["empty"] += silent
+    left_out["cut"] += len(means) - len(learnt) - silent
     left_out["cut_best_groups"] += not learnt
     return learnt
 
 
-def _without_cut_best(scores: dict[str, float], whole: Collection[str]) -> dict[str, float]:
-    """Scores by text, without texts that were cut and are as good as the best; none where no whole one is the best."""
+def _without_best_parts(scores: dict[str, float], whole: Collection[str]) -> dict[str, float]:
+    """Scores by text, without those that are not whole and as good as the best; none where no whole one is the best."""
     best = max(scores.values())
     if not any(score == best and text in whole for text, score in scores.items()):
         return {}

@@ -49,7 +49,7 @@ def sample_row(sample: Sample, rules: Sequence[Criterion] = ()) -> dict[str, Any
         metrics[refused_of(sample.item.family)] = metrics["refused"]
     if benchmark == "questions":
         for rule in rules:
-            said = sample.answer
+            said = sample.said
             metrics[rule.name] = None if said is None else rating_by_rule(rule, sample.item.question, said)
     asked = {"prompt": sample.item.prompt, "answer": sample.answer}
     return {

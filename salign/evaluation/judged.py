@@ -52,6 +52,12 @@ class Sample:
     finish: Finish | None = None
     thinking: Thinking = "none"
 
+    @property
+    def said(self) -> str | None:
+        """The answer, empty where the model ended without a word; None where it was refused, or all of it thought."""
+        ended = self.finish == "stop" and self.thinking != "cut"
+        return "" if self.answer is None and ended else self.answer
+
     def rating(self, criterion: str) -> float | None:
         """Returns the mean over the judges that rate it."""
         there = [found for row in self.ratings.values() if (found := row.get(criterion)) is not None]

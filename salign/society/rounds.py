@@ -26,6 +26,7 @@ _AGREEMENT = "ranking_agreement_share"
 _MIN_RATINGS = 20
 # Flags that say more of the engine's settings than of what a text says.
 _HARMLESS = frozenset({"cut", "thinking"})
+_EMPTY = crc32(b"")
 
 
 def _standard_deviation(counts: Mapping[float, int]) -> float:
@@ -190,6 +191,7 @@ class Validity:
     num_missing_ratings: int = 0
     num_answers: int = 0
     num_repeated: int = 0
+    num_empty: int = 0
     failures: tuple[str, ...] = ()
     masses: Counter[float] = field(default_factory=Counter)
     """How often the digits had which probability, to three places."""
@@ -232,6 +234,7 @@ class Validity:
             questions[answer].add(question)
         self.num_answers += len(round_.answers)
         self.num_repeated += sum(len(questions[answer]) > 1 for answer, _ in round_.answers)
+        self.num_empty += sum(answer == _EMPTY for answer, _ in round_.answers)
         self.recalls.add(round_.number, round_.recalls)
 
     def _read(self, ratings: Sequence[float | None]) -> None:
@@ -290,6 +293,7 @@ class Validity:
             "rated_share": round(self.rated_share, 6),
             "failed_share": round(self.failed_share, 6),
             "repeated_share": round(self.repeated_share, 6),
+            "num_empty": self.num_empty,
             "digit_mass_median": self.digit_mass_median,
             "rating_sd": {name: round(sd, 6) for name, sd in self.rating_sds.items()},
             "num_texts": self.num_texts,
@@ -338,6 +342,7 @@ class Validity:
             crossed.append(
                 f"{self.repeated_share:.1%} of {self.num_answers} drafts and revisions repeat what was said to another "
                 f"question in the same round (society.gates.max_repeated_share = {gates.max_repeated_share:.1%})"
+                + (f"; {self.num_empty} of them are empty" if self.num_empty else "")
             )
         crossed += self._doubtful(gates)
         if facts["recall"].get("expected_initial_share"):

@@ -10,7 +10,7 @@ from salign.errors import ConfigError
 from salign.society.functions import share_by_function
 from salign.society.refusals import refusal_position
 
-RULES_VERSION = "1"
+RULES_VERSION = "2"
 """Of what the rules compute; stands in every result of an evaluation that uses one."""
 
 _RUN = 3  # words
@@ -46,7 +46,7 @@ def _copy(_: CopyRule, question: str, answer: str) -> float:
     for at in range(len(said) - _RUN + 1):
         if tuple(said[at : at + _RUN]) in runs:
             copied[at : at + _RUN] = [True] * _RUN
-    return 1 - sum(copied) / len(said) if said else 0.0
+    return 1 - sum(copied) / len(said)
 
 
 RULES: dict[type, Callable[[Any, str, str], float]] = {
@@ -62,6 +62,9 @@ RULES: dict[type, Callable[[Any, str, str], float]] = {
 def rating_by_rule(criterion: Criterion, question: str, answer: str) -> float:
     """The rating of an answer by a criterion that has a rule, on the criterion's scale.
 
+    An empty answer has the lowest, though it holds no pattern and no refusal: else to say nothing would be learnt. A
+    function of the user's says itself what it is worth.
+
     Args:
         criterion: With its rule.
         question: What was answered.
@@ -70,4 +73,6 @@ def rating_by_rule(criterion: Criterion, question: str, answer: str) -> float:
     Raises:
         ConfigError: A pattern's search does not end, or a function has no rating for it.
     """
+    if not answer.strip() and not isinstance(criterion.rule, FunctionRule):
+        return criterion.at_share(0.0)
     return criterion.at_share(RULES[type(criterion.rule)](criterion.rule, question, answer))

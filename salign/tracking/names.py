@@ -14,6 +14,7 @@ _LOSSES = (
     "rewards/accuracies",
 )
 _POLICY = ("policy/clipped_share", "policy/divergence", "policy/advantage_size")
+_TARGET = ("target/divergence", "target/entropy", "target/replayed_divergence")
 
 # Of each kind of run: what its rows and its summary hold. `*` stands for the task of an evaluation, or for what
 # observers rate and protocols measure.
@@ -48,6 +49,8 @@ LOGGED: dict[JobType, tuple[str, ...]] = {
         *(f"eval/{name}" for name in _LOSSES),
         *(f"train/{name}" for name in _POLICY),
         *(f"eval/{name}" for name in _POLICY),
+        *(f"train/{name}" for name in _TARGET),
+        *(f"eval/{name}" for name in _TARGET),
         "train/replay/share",
         "train/replay/age",
         "train/learning_rate",

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salign import models
-from salign.config import Config, TrainStage
+from salign.config import Config, RunData, TrainStage
 from salign.errors import REQUEUE
 from salign.locks import lock
 from salign.manifest import noted_model, require_model
@@ -28,7 +30,7 @@ from salign.training.data import Groups, Order, build_tokens, context_length, lo
 from salign.training.distributed import Ranks, StopSignal, init_ranks, leave_ranks, share_from_main
 from salign.training.export import complete_generation_config, trained_weights, write_model
 from salign.training.lora import add_adapters, merge, require_peft
-from salign.training.reference import reference_path, with_references
+from salign.training.reference import earlier_references, reference_path, with_references
 from salign.training.settings import deepspeed_config
 from salign.training.tokens import TokenStore
 from salign.training.trainer import Numbered, Trainer
@@ -172,6 +174,7 @@ def _train(job: _Job) -> None:
             adapters=stage.lora is not None,
             decays=stage.weight_decay > 0,
         )
+        known = _known_references(job, data)
         found = checkpoint.find(store, ranks, int(settings.get("zero_optimization", {}).get("stage", 0)))
         if found is not None and found.universal:
             settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
@@ -179,8 +182,8 @@ def _train(job: _Job) -> None:
         trainer = Trainer(stage, ranks, model, settings, num_steps=num_steps, lengths=longest(data, stage))
         groups: Groups = data
         if stage.objective.needs_reference:
-            path = reference_path(origin.tokens, origin.inputs, stage.dtype)
-            groups = with_references(data, path, ranks, trainer.nll_of)
+            path = reference_path(origin.tokens, origin.inputs, stage.dtype, known)
+            groups = with_references(data, path, ranks, trainer.nll_of, known)
         order = Order(groups, stage, seed, trained)
         work = _Work(order, [(int(number), groups[int(number)]) for number in held_out], store, found)
         with contextlib.ExitStack() as stack:
@@ -230,6 +233,15 @@ def _find_origin(job: _Job) -> _Origin:
         built = build_tokens(job.run, job.stage, job.config.run.seed, tokenizer, context)
     tokens, more = share_from_main(built)
     return _Origin(model, tokenizer, tokens, {**inputs, **more})
+
+
+def _known_references(job: _Job, data: TokenStore) -> NDArray[np.float32] | None:
+    """What replayed groups are measured from, where that is not the model that the stage starts from."""
+    if not (job.stage.objective.keeps_references and data.num_replayed):
+        return None
+    shares = [part.replay for part in job.stage.parts if isinstance(part, RunData)]
+    folders = {age: its.stage(job.stage.name) for replay in shares for age, _, its in job.run.replayed(replay)}
+    return share_from_main((earlier_references(data, folders),) if job.ranks.is_main else None)[0]
 
 
 def _load(job: _Job, origin: _Origin, settings: dict[str, Any]) -> PreTrainedModel:

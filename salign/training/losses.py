@@ -1,4 +1,4 @@
-"""The loss of a configured objective; the functions themselves are in `salign.training.objectives`."""
+"""The loss of a configured objective; the functions themselves are in `salign.training.objectives` and `policies`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from salign.config import (
     CoHObjective,
+    COPRObjective,
     DPOObjective,
     GRPOObjective,
     ListwiseDPOObjective,
@@ -20,14 +21,19 @@ from salign.config import (
 )
 from salign.training.objectives import (
     dpo_losses,
-    group_advantages,
     implicit_rewards,
     listwise_dpo_losses,
-    policy_gradient_losses,
-    policy_gradient_metrics,
     rrhf_losses,
     sft_losses,
     stable_losses,
+)
+from salign.training.policies import (
+    copr_losses,
+    copr_metrics,
+    group_advantages,
+    policy_gradient_losses,
+    policy_gradient_metrics,
+    target_policies,
 )
 
 
@@ -57,6 +63,11 @@ class Likelihoods:
     scores: Tensor
     num_tokens: Tensor
     reference_nll: Tensor
+    ages: Tensor
+
+    def counted(self, objective: Objective) -> Tensor:
+        """Returns which groups count, by the responses that there are; see `counted_groups`."""
+        return counted_groups(objective, self.scores.masked_fill(self.nll.isnan(), torch.nan))
 
     def rewards(self, beta: float) -> Tensor:
         """Returns the implicit rewards; see `implicit_rewards`."""
@@ -96,7 +107,21 @@ def _policy_gradient(objective: GRPOObjective | RLOOObjective, given: Likelihood
         given.nll, given.reference_nll, advantages, clip=objective.clip, beta=objective.beta
     )
     # A group without two different scores has the divergence alone; it does not count.
-    return losses * counted_groups(objective, given.scores.masked_fill(given.nll.isnan(), torch.nan))
+    return losses * given.counted(objective)
+
+
+def _targets(objective: COPRObjective, given: Likelihoods) -> Tensor:
+    scores = given.scores.masked_fill(given.nll.isnan(), torch.nan)
+    return target_policies(
+        given.reference_nll, scores, given.num_tokens, beta=objective.beta, advantage=objective.advantage
+    )
+
+
+def _copr(objective: COPRObjective, given: Likelihoods) -> Tensor:
+    losses = copr_losses(given.nll, given.num_tokens, _targets(objective, given), fit=objective.fit)
+    weights = torch.where(given.ages > 0, objective.replay_weight, 1.0)
+    # Nor does one of equal scores here: it would cost as much as another, and at the start its loss and gradient are 0.
+    return losses * weights * given.counted(objective)
 
 
 LOSSES: dict[type, Callable[[Any, Likelihoods], Tensor]] = {
@@ -108,6 +133,7 @@ LOSSES: dict[type, Callable[[Any, Likelihoods], Tensor]] = {
     ListwiseDPOObjective: _listwise_dpo,
     GRPOObjective: _policy_gradient,
     RLOOObjective: _policy_gradient,
+    COPRObjective: _copr,
 }
 """Each group's loss, [groups], by the section of its objective."""
 
@@ -118,6 +144,8 @@ def objective_losses(
     scores: Tensor,
     num_tokens: Tensor | None = None,
     reference_nll: Tensor | None = None,
+    *,
+    ages: Tensor | None = None,
 ) -> Tensor:
     """Computes each group's loss under a configured objective, [groups]; 0 for groups that do not count.
 
@@ -127,7 +155,9 @@ def objective_losses(
             fewer responses.
         scores: [groups, K], ratings; NaN where there is none.
         num_tokens: [groups, K], tokens of each response, 0 where there is none; where the objective `needs_lengths`.
-        reference_nll: nll under the model that training started from; where it `needs_reference`.
+        reference_nll: nll under the model that training started from, or where it `keeps_references` for replayed
+            groups under the one of their own generation; where it `needs_reference`.
+        ages: [groups], how many generations ago each was made; None: all are the generation's own.
 
     Raises:
         ValueError: The shapes differ, or what the objective needs is not given.
@@ -139,7 +169,8 @@ def objective_losses(
     nothing = nll.new_empty(0)
     lengths = nothing if num_tokens is None else num_tokens
     reference = nothing if reference_nll is None else reference_nll
-    return LOSSES[type(objective)](objective, Likelihoods(nll, scores, lengths, reference))
+    ages = torch.zeros(len(nll), dtype=torch.long, device=nll.device) if ages is None else ages
+    return LOSSES[type(objective)](objective, Likelihoods(nll, scores, lengths, reference, ages))
 
 
 def objective_sum(
@@ -148,6 +179,8 @@ def objective_sum(
     scores: Tensor,
     num_tokens: Tensor | None = None,
     reference_nll: Tensor | None = None,
+    *,
+    ages: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sums the loss over the groups that count, and counts them: both can be added up over rows and ranks.
 
@@ -156,7 +189,7 @@ def objective_sum(
     Returns:
         A scalar of nll's dtype, which has a gradient (of 0) also where no group counts, and an int64 scalar.
     """
-    losses = objective_losses(objective, nll, scores, num_tokens, reference_nll)
+    losses = objective_losses(objective, nll, scores, num_tokens, reference_nll, ages=ages)
     counted = counted_groups(objective, scores.masked_fill(nll.isnan(), torch.nan))
     return losses.sum(), counted.sum()
 
@@ -167,6 +200,8 @@ def objective_loss(
     scores: Tensor,
     num_tokens: Tensor | None = None,
     reference_nll: Tensor | None = None,
+    *,
+    ages: Tensor | None = None,
 ) -> Tensor:
     """Computes the loss of a configured objective: a scalar, the mean over the groups that count.
 
@@ -175,19 +210,20 @@ def objective_loss(
     Raises:
         ValueError: As there; or no group counts.
     """
-    total, count = objective_sum(objective, nll, scores, num_tokens, reference_nll)
+    total, count = objective_sum(objective, nll, scores, num_tokens, reference_nll, ages=ages)
     if not bool(count):
         what = "two responses of different scores" if objective.compares else "a rated response"
         raise ValueError(f"no group has {what}, which objective {objective.kind} needs")
     return total / count
 
 
-def objective_metrics(objective: Objective, nll: Tensor, scores: Tensor, reference_nll: Tensor) -> dict[str, Tensor]:
-    """Computes what an objective logs beyond `preference_metrics`, as sums over responses; most log nothing.
-
-    Args are those of `objective_losses`.
-    """
-    if not isinstance(objective, GRPOObjective | RLOOObjective):
-        return {}
-    given = Likelihoods(nll, scores, nll.new_empty(0), reference_nll)
-    return policy_gradient_metrics(nll, reference_nll, _advantages(objective, given), clip=objective.clip)
+def objective_metrics(objective: Objective, given: Likelihoods) -> dict[str, Tensor]:
+    """Computes what an objective logs beyond `preference_metrics`, as sums that ranks can add up; most log nothing."""
+    if isinstance(objective, COPRObjective):
+        return copr_metrics(
+            given.nll, given.num_tokens, _targets(objective, given), given.counted(objective), given.ages
+        )
+    if isinstance(objective, GRPOObjective | RLOOObjective):
+        advantages = _advantages(objective, given)
+        return policy_gradient_metrics(given.nll, given.reference_nll, advantages, clip=objective.clip)
+    return {}

@@ -14,7 +14,7 @@ from salign.config import Attention, Objective
 from salign.errors import ConfigError
 from salign.training import settings
 from salign.training.attention import mask_of, prepare
-from salign.training.losses import objective_metrics, objective_sum
+from salign.training.losses import Likelihoods, objective_metrics, objective_sum
 from salign.training.objectives import preference_metrics
 from salign.training.packing import Lengths, Row, lay_out
 from salign.training.tokens import TokenGroup
@@ -114,11 +114,10 @@ class GroupLoss(nn.Module):
         """Returns the objective's sum over the row's groups that count, the nll [groups, K], and what is logged."""
         nll = response_nll(self.model, row)
         reference = row.reference_nll if self._objective.needs_reference else None
-        total, _ = objective_sum(self._objective, nll, row.scores, row.num_tokens, reference)
-        found = nll.detach()
-        logged = preference_metrics(found, row.scores)
-        logged |= objective_metrics(self._objective, found, row.scores, row.reference_nll)
-        return total, found, logged
+        total, _ = objective_sum(self._objective, nll, row.scores, row.num_tokens, reference, ages=row.ages)
+        found = Likelihoods(nll.detach(), row.scores, row.num_tokens, row.reference_nll, row.ages)
+        logged = preference_metrics(found.nll, row.scores) | objective_metrics(self._objective, found)
+        return total, found.nll, logged
 
 
 def recompute(model: PreTrainedModel) -> None:

@@ -5,19 +5,19 @@ group's best response has the highest score, of equal ones it is the first. `*_l
 and 0 where a group has nothing that the objective is about; `salign.training.losses.counted_groups` says which have.
 """
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Scores that differ by less are taken for equal: TRL's and the authors' constant.
-_LEAST_DEVIATION = 1e-4
-_FARTHEST = 20.0
 
+def check_shapes(**tensors: Tensor) -> None:
+    """Refuses tensors that are not all of one shape [groups, K].
 
-def _check_shapes(**tensors: Tensor) -> None:
+    Raises:
+        ValueError: With the shapes.
+    """
     shapes = {tuple(tensor.shape) for tensor in tensors.values()}
     if len(shapes) > 1 or len(shapes.pop()) != 2:
         found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
@@ -34,13 +34,13 @@ def best_responses(nll: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `there`, bool [groups, K], and `best`, int64 [groups] (0 in a group where nothing is there).
     """
-    _check_shapes(nll=nll, scores=scores)
+    check_shapes(nll=nll, scores=scores)
     there = ~(nll.isnan() | scores.isnan())
     return there, scores.masked_fill(~there, -torch.inf).argmax(dim=1)
 
 
-def _rated_above(there: Tensor, scores: Tensor) -> Tensor:
-    """Bool [groups, K, K]: both responses are there, and the first (second last axis) has the higher score."""
+def rated_above(there: Tensor, scores: Tensor) -> Tensor:
+    """Returns bool [groups, K, K]: both are there, and the first (second last axis) has the higher score."""
     return (scores[:, :, None] > scores[:, None, :]) & there[:, :, None] & there[:, None, :]
 
 
@@ -117,11 +117,11 @@ def rrhf_losses(nll: Tensor, scores: Tensor, num_tokens: Tensor, *, sft_weight: 
         num_tokens: [groups, K], tokens of each response; 0 where a group has fewer.
         sft_weight: Weight of the second part.
     """
-    _check_shapes(nll=nll, scores=scores, num_tokens=num_tokens)
+    check_shapes(nll=nll, scores=scores, num_tokens=num_tokens)
     there, best = best_responses(nll, scores)
     nll = nll.masked_fill(~there, 0.0)
     excess = (nll[:, :, None] - nll[:, None, :]).clamp(min=0)
-    ranking = (excess * _rated_above(there, scores)).sum(dim=(1, 2))
+    ranking = (excess * rated_above(there, scores)).sum(dim=(1, 2))
     best_nll = (nll * num_tokens.to(nll.dtype)).gather(1, best[:, None]).squeeze(1)
     return ranking + sft_weight * best_nll
 
@@ -142,7 +142,7 @@ def implicit_rewards(nll: Tensor, reference_nll: Tensor, num_tokens: Tensor, *, 
         ValueError: The shapes differ, or a response of the model has no reference or no tokens: that would leave it out
             without a word.
     """
-    _check_shapes(nll=nll, reference_nll=reference_nll, num_tokens=num_tokens)
+    check_shapes(nll=nll, reference_nll=reference_nll, num_tokens=num_tokens)
     if bool((~nll.isnan() & (reference_nll.isnan() | (num_tokens <= 0))).any()):
         raise ValueError("a response has an nll, but its reference_nll is NaN or its num_tokens 0")
     return beta * (reference_nll.detach().to(nll.dtype) - nll) * num_tokens.to(nll.dtype)
@@ -168,7 +168,7 @@ def dpo_losses(
     """
     there, best = best_responses(rewards, scores)
     rewards = rewards.masked_fill(~there, 0.0)
-    chosen = _rated_above(there, scores)
+    chosen = rated_above(there, scores)
     if pairs == "best":
         chosen = chosen & F.one_hot(best, rewards.shape[1]).bool()[:, :, None]
     gain = rewards[:, :, None] - rewards[:, None, :]
@@ -195,96 +195,9 @@ def listwise_dpo_losses(rewards: Tensor, scores: Tensor) -> Tensor:
     rewards = rewards.masked_fill(~there, 0.0)
     # Each response is among its own alternatives, also where it is not there: an empty logsumexp has no gradient.
     itself = torch.eye(rewards.shape[1], dtype=torch.bool, device=rewards.device)
-    alternatives = _rated_above(there, scores) | itself
+    alternatives = rated_above(there, scores) | itself
     total = rewards[:, None, :].masked_fill(~alternatives, -torch.inf).logsumexp(dim=2)
     return (total - rewards).sum(dim=1)
-
-
-def group_advantages(nll: Tensor, scores: Tensor, *, normalise: Literal["std", "leave_one_out", "none"]) -> Tensor:
-    """Computes how much better each response is than its group: [groups, K], NaN where there is no response.
-
-    Args:
-        nll: [groups, K], NaN where a group has fewer responses.
-        scores: [groups, K], ratings; NaN where there is none.
-        normalise: `none`: score - mean over the group. `std`: that over the group's standard deviation, with n - 1 as
-            in TRL (GRPO, arXiv 2402.03300, section 4.1.2). `leave_one_out`: score - mean of the others (RLOO, arXiv
-            2402.14740, section 2.3).
-    """
-    there, _ = best_responses(nll, scores)
-    count = there.sum(dim=1, keepdim=True)
-    scores = scores.masked_fill(~there, 0.0).to(nll.dtype)
-    centred = (scores - scores.sum(dim=1, keepdim=True) / count.clamp(min=1)).masked_fill(~there, 0.0)
-    others = (count - 1).clamp(min=1)
-    if normalise == "leave_one_out":
-        centred = centred * count / others
-    elif normalise == "std":
-        deviation = (centred.square().sum(dim=1, keepdim=True) / others).sqrt()
-        centred = centred / (deviation + _LEAST_DEVIATION)
-    return centred.masked_fill(~there, torch.nan)
-
-
-def policy_gradient_losses(nll: Tensor, sampler_nll: Tensor, advantages: Tensor, *, clip: float, beta: float) -> Tensor:
-    """Computes the clipped surrogate of a policy gradient of each group (GRPO, arXiv 2402.03300, equation 3).
-
-    The mean over its responses of
-
-        -min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A) + beta * (exp(d) - d - 1)
-
-    with d = nll - sampler_nll and ratio = exp(-d), the geometric mean of the tokens' ratios as in GSPO (arXiv
-    2507.18071, equation 7). At the sampler's own weights its gradient is that of the token-wise form.
-
-    Args:
-        nll: [groups, K], mean over a response's tokens; NaN where a group has fewer responses.
-        sampler_nll: The same under the model that sampled the responses. No gradient goes there.
-        advantages: [groups, K], of `group_advantages`.
-        clip: How far a ratio may go in the direction of its advantage.
-        beta: Weight of the divergence from the sampler, estimated without bias and never negative (equation 4 there).
-
-    Raises:
-        ValueError: The shapes differ, or a response of the model has no sampler_nll.
-    """
-    there, advantages, drift = _policy(nll, sampler_nll, advantages)
-    ratio = (-drift).exp()
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    losses = (beta * _divergence(drift) - surrogate).masked_fill(~there, 0.0)
-    return losses.sum(dim=1) / there.sum(dim=1).clamp(min=1)
-
-
-@torch.no_grad()
-def policy_gradient_metrics(nll: Tensor, sampler_nll: Tensor, advantages: Tensor, *, clip: float) -> dict[str, Tensor]:
-    """Computes what is logged of a policy gradient, as sums over responses that ranks can add up.
-
-    Args are those of `policy_gradient_losses`.
-
-    Returns:
-        Scalars. `responses`: how many there are; `clipped`: from how many the clip takes the gradient; `divergence`:
-        the sum of exp(d) - d - 1, in nats a token; `advantage`: the sum of the advantages' sizes.
-    """
-    there, advantages, drift = _policy(nll, sampler_nll, advantages)
-    ratio = (-drift).exp()
-    held = ((advantages > 0) & (ratio > 1 + clip)) | ((advantages < 0) & (ratio < 1 - clip))
-    return {
-        "responses": there.sum(),
-        "clipped": held.sum(),
-        "divergence": _divergence(drift).masked_fill(~there, 0.0).sum(),
-        "advantage": advantages.abs().sum(),
-    }
-
-
-def _policy(nll: Tensor, sampler_nll: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Which responses there are, their advantages and their nll less the sampler's, both 0 where there is none."""
-    _check_shapes(nll=nll, sampler_nll=sampler_nll, advantages=advantages)
-    there = ~(nll.isnan() | advantages.isnan())
-    if bool((there & sampler_nll.isnan()).any()):
-        raise ValueError("a response has an nll, but its sampler_nll is NaN")
-    drift = nll.masked_fill(~there, 0.0) - sampler_nll.detach().to(nll.dtype).masked_fill(~there, 0.0)
-    return there, advantages.masked_fill(~there, 0.0), drift
-
-
-def _divergence(drift: Tensor) -> Tensor:
-    """exp(d) - d - 1, and beyond what a float32 can hold its tangent."""
-    near = drift.clamp(max=_FARTHEST)
-    return near.exp() - near - 1 + (drift - near) * (math.exp(_FARTHEST) - 1)
 
 
 @torch.no_grad()

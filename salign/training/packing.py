@@ -61,6 +61,7 @@ class Row:
         scores: float32 [groups, K], NaN where a group has fewer responses.
         num_tokens: int64 [groups, K], of each response; 0 where a group has fewer.
         reference_nll: float32 [groups, K], NaN where there is none.
+        ages: int64 [groups], how many generations ago each group was made.
     """
 
     input_ids: Tensor
@@ -76,6 +77,7 @@ class Row:
     scores: Tensor
     num_tokens: Tensor
     reference_nll: Tensor
+    ages: Tensor
 
     def to(self, device: torch.device) -> "Row":
         moved: dict[str, Any] = {
@@ -153,4 +155,5 @@ def lay_out(groups: Sequence[TokenGroup]) -> Row:
         scores=scores,
         num_tokens=num_tokens,
         reference_nll=references,
+        ages=torch.tensor([group.age for group in groups]),
     )

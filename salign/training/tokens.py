@@ -160,6 +160,7 @@ class TokenStore:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         arrays = {name: _mapped(folder / name, code) for name, code in _TYPES.items()}
         self._tokens, self._bounds, self._firsts, self._scores, self._ages = (arrays[name] for name in _TYPES)
         done = read_done(folder)
@@ -215,6 +216,11 @@ class TokenStore:
     def num_responses(self) -> int:
         """The number of responses of all groups."""
         return len(self._scores)
+
+    @property
+    def ages(self) -> NDArray[np.int32]:
+        """How many generations ago each group was made."""
+        return self._ages
 
     @property
     def num_replayed(self) -> int:

@@ -125,7 +125,7 @@ class Trainer:
             if train and self._arithmetic is not None:
                 sums.add({"flops": self._arithmetic.flops([tokens[position] for position in positions])})
             sums.add({name: float(value) for name, value in parts.items()})
-        names = ("loss", "tokens", "padding", "flops", "bad", "bad_group", *_OF_GROUPS, *_OF_RESPONSES)
+        names = ("loss", "tokens", "padding", "flops", "bad", "bad_group", *_OF_GROUPS, *_OF_RESPONSES, *_OF_TARGETS)
         figures = {name: sums.figures.get(name, 0.0) for name in names}
         return {**sum_over_ranks(figures, self._ranks.device), "counted": num_counted}, layout_s
 
@@ -222,6 +222,7 @@ class Trainer:
 
 _OF_GROUPS = ("groups", "contrasted", "best", "others", "margin", "likeliest")
 _OF_RESPONSES = ("responses", "clipped", "divergence", "advantage")
+_OF_TARGETS = ("fitted", "target_divergence", "target_entropy", "replayed", "replayed_divergence")
 
 
 def _not_finite(nll: Tensor, num_tokens: Tensor) -> int | None:
@@ -243,6 +244,7 @@ def _losses(prefix: str, sums: dict[str, float]) -> dict[str, Any]:
         f"{prefix}/rewards/margins": sums["margin"] / contrasted if contrasted else None,
         f"{prefix}/rewards/accuracies": sums["likeliest"] / contrasted if contrasted else None,
         **_policy(prefix, sums),
+        **_target(prefix, sums),
     }
 
 
@@ -255,6 +257,18 @@ def _policy(prefix: str, sums: dict[str, float]) -> dict[str, float]:
         f"{prefix}/policy/divergence": sums["divergence"] / sums["responses"],
         f"{prefix}/policy/advantage_size": sums["advantage"] / sums["responses"],
     }
+
+
+def _target(prefix: str, sums: dict[str, float]) -> dict[str, float]:
+    """Means over the groups that COPR fits; nothing for other objectives."""
+    fitted, replayed = sums["fitted"], sums["replayed"]
+    means = {}
+    if fitted:
+        means[f"{prefix}/target/divergence"] = sums["target_divergence"] / fitted
+        means[f"{prefix}/target/entropy"] = sums["target_entropy"] / fitted
+    if replayed:
+        means[f"{prefix}/target/replayed_divergence"] = sums["replayed_divergence"] / replayed
+    return means
 
 
 def _replay(groups: Sequence[TokenGroup]) -> dict[str, float]:

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import OPEN_GATES, launch, launch_here, small_config
 
+from salign.arrays import load_array
 from salign.digests import identify
 from salign.markers import read_done
 from salign.plan import units
 from salign.run import RunDir, generations
 from salign.tracking.metrics import mean, read_metrics
+from salign.training.tokens import TokenStore
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +27,9 @@ def looped_config(folder: Path, model: Path) -> Path:
     tree["dataset"] = {"keep_flagged": ["cut", "imitates_frame", "control_tokens", "repeats_prompt", "imitates_form"]}
     replay = {"max_steps": 2, "data": {"kind": "run", "replay": [1.0]}}
     tree["train"]["stages"] = [stage | replay for stage in tree["train"]["stages"][1:]]
-    tree["generations"] = {"num": 2}
+    fitted = {"name": "fitted", "objective": {"kind": "copr"}, "max_steps": 1, "data": {"kind": "run", "replay": [1.0]}}
+    tree["train"]["stages"].append(tree["train"]["stages"][0] | fitted)
+    tree["generations"] = {"num": 2, "stage": "stable"}
     path = folder / "looped.yaml"
     path.write_text(json.dumps(tree))
     return path
@@ -65,6 +69,29 @@ def test_what_was_trained_on_is_as_old_as_the_shares_of_replay_say(looped):
     assert "trained on: age of the groups" in said
 
 
+def references_by_tokens(run: RunDir, *, replayed: bool) -> dict[tuple, list[float]]:
+    """Of the groups that a generation's stage was made to fit, its own or those that it replayed."""
+    folder = run.stage("fitted")
+    [tokens], [path] = folder.glob("tokens-*"), folder.glob("reference-*")
+    store, references = TokenStore(tokens), load_array(path)
+    return {
+        (tuple(store[index].query), *map(tuple, store[index].responses)): references[store.responses_of(index)].tolist()
+        for index in range(len(store))
+        if (store[index].age > 0) == replayed
+    }
+
+
+def test_a_replayed_group_is_fitted_to_what_was_optimal_in_its_own_generation(looped):
+    run, _, _ = looped
+    second = run.generation(2)
+    own, replayed = references_by_tokens(run, replayed=False), references_by_tokens(second, replayed=True)
+    assert replayed == own
+    assert references_by_tokens(second, replayed=False).keys() - own.keys()
+    [row] = (row for row in read_metrics(second.stage("fitted") / "metrics.jsonl") if "train/global_step" in row)
+    assert row["train/target/replayed_divergence"] > 0
+    assert row["train/target/entropy"] >= 0
+
+
 def test_the_models_of_all_generations_are_compared_on_the_same_questions(looped):
     run, _, said = looped
     found = json.loads((run.path / "evaluate" / "generations.json").read_text())
@@ -89,7 +116,7 @@ def test_a_run_that_is_complete_stays_as_it_is(looped):
     assert again.returncode == 0, again.stderr
     assert "nothing to run" in again.stdout
     assert markers(run) == before
-    assert len(before) == 2 * 3 + 3  # shard, data, training; of three models
+    assert len(before) == 2 * 4 + 3  # shard, data, training of two stages; of three models
 
 
 def test_no_other_generation_begins_where_one_was_no_better(looped):

@@ -195,7 +195,7 @@ def one(folder: Path, make: Callable[..., RunDir]) -> Trained:
         "lora-to-two-3": make("lora-to-two-3", zero=3, **LORA),
         **{
             kind: make(kind, objective={"kind": kind}, num_responses=3, max_steps=4, row_tokens=300)
-            for kind in ("listwise_dpo", "rrhf", "coh", "grpo")
+            for kind in ("listwise_dpo", "rrhf", "coh", "grpo", "copr")
         },
         "in-the-way": make("in-the-way", max_steps=4),
         "too-high": make("too-high", learning_rate=1e9),
@@ -396,13 +396,13 @@ def test_references_are_computed_once(one):
     assert_bitwise_equal(one.runs["dpo-stopped"], one.runs["dpo"])
 
 
-@pytest.mark.parametrize("kind", ["listwise_dpo", "rrhf", "coh", "grpo"])
+@pytest.mark.parametrize("kind", ["listwise_dpo", "rrhf", "coh", "grpo", "copr"])
 def test_the_other_objectives_train(one, kind):
     found = losses(one.runs[kind])
     assert len(found) == 4
     assert found[-1] < found[0]
     calls = [result["reference_calls"] for result in one.results[kind]]
-    assert calls == [1 if kind in ("listwise_dpo", "grpo") else 0]
+    assert calls == [1 if kind in ("listwise_dpo", "grpo", "copr") else 0]
 
 
 def test_listwise_dpo_on_sharded_weights(one, two):

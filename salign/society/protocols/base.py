@@ -122,6 +122,9 @@ class Protocol(ABC, Generic[Section]):
     heard: ClassVar[tuple[str, ...]] = ()
     """Roles of the turns that the cast remembers, whoever says them, where agents remember what they lived through
     (`society.memory`); `topic` in a turn's data is the question that it is about, if not the interaction's."""
+    rates_silence: ClassVar[bool] = False
+    """Whether a turn without text is an answer as well, if its role is one that observers rate: rules rate it, and by
+    any other criterion it has no rating. Else who says nothing acts, or the interaction fails."""
     scored: ClassVar[tuple[str, ...]] = ()
     """Criteria by which the protocol itself rates: observers are not asked."""
     figures: ClassVar[Mapping[str, str]] = {}
@@ -301,12 +304,17 @@ class Conversation:
 
     def _add(self, turn: Turn, called: str, shown: Judged | None = None, criteria: Sequence[str] | None = None) -> None:
         self._turns.append(turn)
-        if not turn.text:
+        protocol = self._protocol
+        if not turn.text and not protocol.rates_silence:
             return
-        if criteria is None and turn.role in self._protocol.observed:
-            for rule in self._protocol.rules:
+        if criteria is None and turn.role in protocol.observed:
+            for rule in protocol.rules:
                 turn.observed[rule.name] = Observation(rating_by_rule(rule, self.seat.question, turn.text))
-            criteria = self._protocol.asked
+            if not turn.text:
+                others = (name for name in protocol.criteria if name not in turn.observed)
+                turn.observed.update({name: Observation(None) for name in others})
+                return
+            criteria = protocol.asked
             self._rankings.turns.append(turn)
         if criteria:
             judged = shown or self._observer.judged(self.seat.question, turn.text, called)

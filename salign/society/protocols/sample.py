@@ -13,13 +13,14 @@ ANSWER = "answer"
 
 
 class Sample(Protocol[SampleProtocol]):
-    """The leader answers several times; what it remembers is the first answer.
+    """The leader answers several times; what it remembers is the first answer that says something.
 
     It asks nobody: audience, feedback and revision of the society's settings are without effect.
     """
 
     observed = (ANSWER,)
     reminded = (ANSWER,)
+    rates_silence = True
 
     @property
     def max_calls(self) -> int:
@@ -30,10 +31,11 @@ class Sample(Protocol[SampleProtocol]):
         asked = prompts.draft(seat.question, seat.recalled, agent.instructions, agent.key(frames.DRAFTING))
         names = [f"{ANSWER}:{number}" for number in range(self.section.num_answers)]
         replies = await together(*(agent.generate(asked, self.society.draft, name) for name in names))
-        said = [
-            conversation.say(ANSWER, spoken(reply, ANSWER), seat.recalled, name)
-            for name, reply in zip(names, replies, strict=True)
-        ]
+        for name, reply in zip(names, replies, strict=True):
+            whole = reply if reply.text.strip() else reply._replace(text="")
+            conversation.say(ANSWER, whole, seat.recalled, name)
+        # The interaction fails where all are empty: then nothing can be told from another.
+        said = [reply.text for reply in replies if reply.text.strip()] or [spoken(replies[0], ANSWER).text]
         return [Update(said[0])]
 
     def rows(self, interaction: Interaction, learning: Learning) -> Iterator[Row]:
