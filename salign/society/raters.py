@@ -101,19 +101,23 @@ class Rankings:
     def __init__(self, criteria: Sequence[Criterion]) -> None:
         self._criteria = criteria
         self._tasks: dict[str, asyncio.Task[list[Ranked]]] = {}
-        self.turns: list[Turn] = []
-        """Those that are ranked, which have a text."""
+        self._turns: list[Turn] = []
+
+    def add(self, turn: Turn) -> None:
+        """Takes up a turn; one without text is ranked by nobody."""
+        if turn.text:
+            self._turns.append(turn)
 
     def begin(self, group: asyncio.TaskGroup, calls: Calls, question: str) -> None:
         """Has observers rank the turns that there are, by each criterion."""
-        texts = [turn.text for turn in self.turns]
+        texts = [turn.text for turn in self._turns]
         for criterion in self._criteria if texts else ():
             self._tasks[criterion.name] = group.create_task(rank(calls, criterion, question, texts))
 
     def write(self) -> None:
         """Writes the rankings, which are there, into the turns."""
         for criterion, task in self._tasks.items():
-            for turn, one in zip(self.turns, task.result(), strict=True):
+            for turn, one in zip(self._turns, task.result(), strict=True):
                 turn.observed[criterion] = one.observation
                 if one.shares is not None:
                     turn.data.setdefault(RANKED, {})[criterion] = one.shares

@@ -138,7 +138,7 @@ def test_a_later_generation_is_a_run_of_its_own(looped):
     assert run.generation(2).config().run.seed != run.config().run.seed
     assert run.generation(2).config().model == str(run.model("stable"))
     logged = list((run.generation(2).wandb / "wandb").glob("*run-*"))
-    assert len(logged) == 3
+    assert len(logged) == 4  # the society, two stages, the evaluation
 
 
 def test_a_model_that_changes_under_a_later_generation_is_noticed(looped, tmp_path):

@@ -123,14 +123,12 @@ class Protocol(ABC, Generic[Section]):
     """Roles of the turns that the cast remembers, whoever says them, where agents remember what they lived through
     (`society.memory`); `topic` in a turn's data is the question that it is about, if not the interaction's."""
     rates_silence: ClassVar[bool] = False
-    """Whether a turn without text is an answer as well, if its role is one that observers rate: rules rate it, and by
-    any other criterion it has no rating. Else who says nothing acts, or the interaction fails."""
+    """Whether a turn without text is an answer that rules rate, and by other criteria has no rating; else an act."""
     scored: ClassVar[tuple[str, ...]] = ()
     """Criteria by which the protocol itself rates: observers are not asked."""
     figures: ClassVar[Mapping[str, str]] = {}
     """What a round is measured by beside ratings: each figure's name, which ends in `_share` or `_mean`, and what it
     says, as the report's title."""
-
     relations: ClassVar[Mapping[str, Relation]] = {}
     """What the report draws of all interactions, by name: the mean of one thing at each value of another."""
 
@@ -304,19 +302,14 @@ class Conversation:
 
     def _add(self, turn: Turn, called: str, shown: Judged | None = None, criteria: Sequence[str] | None = None) -> None:
         self._turns.append(turn)
-        protocol = self._protocol
-        if not turn.text and not protocol.rates_silence:
-            return
-        if criteria is None and turn.role in protocol.observed:
-            for rule in protocol.rules:
-                turn.observed[rule.name] = Observation(rating_by_rule(rule, self.seat.question, turn.text))
+        if criteria is None and turn.role in self._protocol.observed and (turn.text or self._protocol.rates_silence):
             if not turn.text:
-                others = (name for name in protocol.criteria if name not in turn.observed)
-                turn.observed.update({name: Observation(None) for name in others})
-                return
-            criteria = protocol.asked
-            self._rankings.turns.append(turn)
-        if criteria:
+                turn.observed.update(dict.fromkeys(self._protocol.criteria, Observation(None)))
+            for rule in self._protocol.rules:
+                turn.observed[rule.name] = Observation(rating_by_rule(rule, self.seat.question, turn.text))
+            criteria = self._protocol.asked
+            self._rankings.add(turn)
+        if criteria and turn.text:
             judged = shown or self._observer.judged(self.seat.question, turn.text, called)
             for criterion in criteria:
                 task = self._observing.create_task(self._observer.observe(judged, called, criterion))
