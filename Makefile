@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 # Its wheels differ from index to index (CPU, CUDA, ROCm): a version, and no hash.
 TORCH := torch==2.13.0
 STAMP := $(VENV)/.installed
-# Two test files at a time, the long ones first (tests/conftest.py).
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Three test files at a time on two cores, for some wait; the long ones first (tests/conftest.py).
+THREE := -n 3 --dist loadfile --no-loadscope-reorder
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
@@ -25,20 +25,20 @@ results: setup  ## the tables of docs/results.md, each a run that goes on where 
 # Hundreds of processes are started, and what they import is compiled once.
 test test-unit test-repeat coverage: export PYTHONDONTWRITEBYTECODE :=
 
-test: setup  ## all tests, two files at a time: integration (real Slurm, DeepSpeed, engines) and unit
-	$(BIN)/python -m pytest $(TWO) $(ARGS)
+test: setup  ## all tests, three files at a time: integration (real Slurm, DeepSpeed, engines) and unit
+	$(BIN)/python -m pytest $(THREE) $(ARGS)
 
-test-unit: setup  ## the tests that need seconds, no network and no model
-	$(BIN)/python -m pytest $(TWO) -m "not integration and not gpu" $(ARGS)
+test-unit: setup  ## the tests that need a minute together, no network and no model
+	$(BIN)/python -m pytest $(THREE) -m "not integration and not gpu and not slow" $(ARGS)
 
 test-repeat: setup  ## all tests N times (5), beside a busy loop on each of two cores; stops at the first that fails
 	@for core in 1 2; do while :; do :; done & loops="$$loops $$!"; done; trap "kill $$loops" EXIT; \
 	for round in $$(seq $(or $(N),5)); do \
-		echo "round $$round"; $(BIN)/python -m pytest $(TWO) $(ARGS) || exit 1; \
+		echo "round $$round"; $(BIN)/python -m pytest $(THREE) $(ARGS) || exit 1; \
 	done
 
 coverage: setup  ## what the unit tests go through, by line and branch
-	$(BIN)/python -m pytest $(TWO) -m "not integration and not gpu" --cov=salign --cov-branch \
+	$(BIN)/python -m pytest $(THREE) -m "not integration and not gpu" --cov=salign --cov-branch \
 		--cov-report=term-missing:skip-covered $(ARGS)
 
 lint: setup

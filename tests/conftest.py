@@ -12,7 +12,7 @@ from tiny import make_model
 from waits import CLUSTER_IS_OURS
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
-# Two test files run at a time, and their models are so small that a second thread only waits for the first.
+# Some test files run at a time, and their models are so small that a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -1,6 +1,7 @@
 """Arrays that are kept in files."""
 
 import numpy as np
+import pytest
 
 from salign.arrays import load_array, save_array
 
@@ -15,6 +16,7 @@ def test_an_array_comes_back_as_it_was(tmp_path):
         assert found.tobytes() == array.tobytes()
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_in_a_kept_array_is_noticed(tmp_path, caplog):
     """Or it changes nothing, as the time in the file's head."""
     path = tmp_path / "a.npz"

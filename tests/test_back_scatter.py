@@ -475,6 +475,7 @@ def test_an_engine_at_fault_outweighs_a_refused_call(refused, broken):
         hold({refused: CallRejectedError("too long"), broken: EngineError("unreachable")})
 
 
+@pytest.mark.slow
 def test_of_many_errors_one_is_raised_and_all_are_seen():
     told = {step: EngineError(step) for step in (*(f"rating:{agent}" for agent in AUDIENCE), *OBSERVED)}
     for delay in (lambda call: 0.0, lambda call: 1.0, random_delay(1), random_delay(2)):
@@ -482,6 +483,7 @@ def test_of_many_errors_one_is_raised_and_all_are_seen():
             hold(told, delay, rating="logprob")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["feedback:13", "observe:draft:alignment", "observe:revision:alignment"])
 def test_a_bug_of_an_engine_is_no_failed_interaction(step):
     with pytest.raises(ZeroDivisionError):

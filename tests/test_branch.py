@@ -56,6 +56,7 @@ def asked(monkeypatch):
     return Asked(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: ",".join(change))
 @pytest.mark.parametrize("memory", ["answers", "stream"])
 def test_the_common_rounds_are_the_other_runs_and_no_call_of_them_is_made(tmp_path, asked, change, memory):
@@ -107,6 +108,7 @@ def test_what_was_refused_in_the_common_rounds_stays_refused(tmp_path, asked, mo
     assert simulate(branched, replay=True)[1] == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

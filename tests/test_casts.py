@@ -150,6 +150,7 @@ def failing(call):
     return CallRejectedError("refused") if call.step == "answer:1" and call.seed % 4 == 0 else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize(
     "how",

@@ -152,6 +152,7 @@ def test_without_the_template_texts_begin_as_the_tokenizer_begins_them(name, tmp
     assert controls(tokenizer, lm.tok_encode("</s><|im_end|><|eot_id|>", add_special_tokens=False)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [QUESTION, "<|im_end|>\n<|im_start|>assistant\n<think></s>[INST]<eos>"])
 def test_engine_training_and_evaluation_ask_in_the_same_tokens(chats, tokenizer, tmp_path, text):
     kind, folder = chats

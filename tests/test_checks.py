@@ -53,6 +53,7 @@ def test_stories_without_their_fields(tmp_path):
         check_inputs(config(tmp_path, evaluate=evaluate))
 
 
+@pytest.mark.slow
 def test_benchmarks_that_are_not_known_or_have_no_data(tmp_path):
     with pytest.raises(ConfigError, match="has a benchmark 'moral_storys'; did you mean 'moral_stories'"):
         check_inputs(config(tmp_path, evaluate={"benchmarks": ["moral_storys"]}))

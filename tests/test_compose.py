@@ -549,6 +549,7 @@ def test_kinds_make_their_sections():
     assert found.evaluate.questions == EverydaySource(split="held_out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_a_shipped_config_loads_and_its_files_are_there(path):
     loaded = compose.load(path)

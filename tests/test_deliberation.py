@@ -56,6 +56,7 @@ def shares(life, name: str) -> list[float]:
 # --- accuracy ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_a_panels_accuracy_is_the_binomial_sum_exactly_over_all_patterns(rule):
     """In round r of 32, the voters that are right are the ones in r-1; each pattern weighs what it is probable."""
@@ -79,6 +80,7 @@ def test_a_panels_accuracy_is_the_binomial_sum_exactly_over_all_patterns(rule):
     assert corrupted == pytest.approx(sum(comb(4, k) * p**k * (1 - p) ** (4 - k) for k in (3, 4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_voters_that_are_right_by_chance_reach_the_binomial_sum(rule):
     def told(call):

@@ -60,6 +60,7 @@ def test_what_depends_on_the_batch_is_counted(depends, repeats, others, unrepeat
     assert asyncio.run(measure(Batched(depends, repeats), "parse")).rating_shift is None
 
 
+@pytest.mark.slow
 def test_a_run_measures_once_and_its_facts_say_it(tiny_model, tmp_path):
     section = TransformersEngine(device="cpu", batch_invariant=True, probe="determinism")
 
@@ -104,6 +105,7 @@ def simulated(folder, model, **engine) -> bytes:
     return (run.shard(0) / "interactions.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_society_of_a_model_in_16_bits_is_the_same_for_any_batch_and_after_a_restart(tiny_model, tmp_path):
     """A real model in bfloat16, whose rounding is coarse: nothing of it depends on which calls meet."""
     alone = simulated(tmp_path / "alone", tiny_model, batch_invariant=True, max_batch=1, max_in_flight=1)

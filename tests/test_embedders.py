@@ -70,6 +70,7 @@ def test_where_all_hashes_collide_all_are_alike():
     assert similarities(["alpha beta", "gamma"], num_features=1) == pytest.approx(np.ones((2, 2)))
 
 
+@pytest.mark.slow
 def test_similarities_are_those_of_scikit_learn():
     from sklearn.feature_extraction.text import HashingVectorizer
 

@@ -277,6 +277,7 @@ def train(run, tiny_model, name="sft"):
     mark_done(run.stage(name), [], {}, {})
 
 
+@pytest.mark.slow
 def test_trained_models_answer_through_a_server(tree, tiny_model, vllm):
     config = with_stage(tree, engine=SERVED)
     check_evaluation(config)
@@ -302,6 +303,7 @@ def test_trained_models_answer_through_a_server(tree, tiny_model, vllm):
     assert results_of(run, "base")["versions"] == results_of(run, "sft")["versions"]
 
 
+@pytest.mark.slow
 def test_figures_over_seeds_are_shown_once_all_are_evaluated(tree, tiny_model, monkeypatch):
     shown = []
 
@@ -327,6 +329,7 @@ def test_figures_over_seeds_are_shown_once_all_are_evaluated(tree, tiny_model, m
     assert rows[0][5:] == [4, 2]
 
 
+@pytest.mark.slow
 def test_a_fleet_answers_on_the_gpus_of_the_evaluation_and_is_not_compared_with_another_engine(
     tree, tiny_model, vllm, monkeypatch
 ):

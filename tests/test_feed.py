@@ -45,6 +45,7 @@ def tree(branches: int, depth: int) -> list[tuple[int, int]]:
     return pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("q", [0.3, 0.6])
 def test_a_post_spreads_as_a_branching_process(tmp_path, q):
     """Agent 0 posts in round 1; each of three followers reposts what it reads with probability q, and so on."""

@@ -208,6 +208,7 @@ def test_few_calls_do_not_raise_the_limit():
     virtually(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [8, 32, 256])
 @pytest.mark.parametrize("seed", range(2))
 def test_steady_noise_lowers_nothing(most, seed):

@@ -160,6 +160,7 @@ def test_a_scale_that_is_none_is_refused(tmp_path, value):
 HEADER = {"prompt": "prompt", "completion": "completion", "label": "label"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["lines", "compressed", "array", "unpaired", "csv", "parquet"])
 def test_a_large_file_is_read_without_being_in_memory(tmp_path, shape):
     """What is in memory at a time is far below the file's size."""

@@ -127,6 +127,7 @@ def test_the_scene_itself_passes_a_dry_run(tree, config):
     assert not compose.load(config).run.root.exists()
 
 
+@pytest.mark.slow
 def test_any_value_of_any_setting(tree, config):
     full = compose.parse(tree, "the scene").model_dump(mode="json")
     cases = [(full, place, value) for place in hostile.leaves(full) for value in hostile.values()]
@@ -143,6 +144,7 @@ def test_any_value_of_any_setting(tree, config):
     assert {case: why for case, why in wrong.items() if why} == {}
 
 
+@pytest.mark.slow
 def test_anything_where_a_file_is_named(tree, config, tmp_path):
     places = hostile.places(tmp_path / "places")
     named = ("path", "deepspeed", "data_dir", "model", "root")
@@ -243,6 +245,7 @@ def damage_to(run: RunDir) -> Iterator[list[tuple[str, Callable[[], bytes]]]]:
         ]
 
 
+@pytest.mark.slow
 def test_any_damage_to_a_runs_files(finished, monkeypatch):
     launch = ("launch", str(finished.path / "config.yaml"), "--dry-run")
     other = shutil.copytree(finished.path, finished.path.with_name("other"))

@@ -17,6 +17,7 @@ from salign.engines.transformers import TransformersEngine, end_ids
 from salign.errors import ConfigError, EngineError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "mode"),
     [
@@ -129,6 +130,7 @@ def ask(folder, asked) -> tuple[list[str], list[float], dict]:
     return asyncio.run(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "mpt", "gpt_neo", "gemma3_text", "mamba", "rwkv", "lfm2", "qwen3_next"])
 def test_what_the_engine_says_is_what_plain_greedy_decoding_says(tiny_model, tmp_path, family):
     tokenizer, model = saved(tmp_path, tiny_model, family, **({"max_seq_len": 256} if family == "mpt" else {}))

@@ -88,6 +88,7 @@ def lives(pid):
     return True
 
 
+@pytest.mark.slow
 def test_its_parts_meet_start_again_and_end_together(served, monkeypatch):
     run, config, told = served
     server = Server(run, config, monkeypatch)

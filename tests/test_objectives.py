@@ -418,6 +418,7 @@ def test_objectives_equal_the_references_over_random_groups(objective):
     assert {0, 1, 2, 3} <= set(counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_gradients_equal_finite_differences(objective):
     rng = random.Random(11)

@@ -36,6 +36,7 @@ def told(call):
     return certain(digit(call.prompt)) if call.sampling is None else answer(call.prompt, call.seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [BACK_SCATTER, DIALOGUE], ids=["back_scatter", "dialogue"])
 @pytest.mark.parametrize("num_agents", [5, 8])
 @pytest.mark.parametrize("how", [{}, {"num_ranks": 3}, {"delay": 1}, {"delay": 2, "num_ranks": 2}], ids=str)

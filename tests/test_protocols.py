@@ -98,6 +98,7 @@ def test_its_section_says_whether_agents_give_numbers_without_an_audience(kind):
     assert any(call.sampling is None for call in observers.calls) == bool(by_digits)
 
 
+@pytest.mark.slow
 @every_protocol
 @pytest.mark.parametrize(
     "how",
@@ -118,6 +119,7 @@ def test_the_bytes_are_the_same_however_the_work_is_cut(kind, how):
     assert held(kind, actor, **given).file == plainly_held(kind)
 
 
+@pytest.mark.slow
 @every_protocol
 @pytest.mark.parametrize("how", [{"delay": 1}, {"delay": 2, "num_ranks": 2}], ids=str)
 def test_the_bytes_are_the_same_also_where_calls_are_refused(kind, how):
@@ -142,6 +144,7 @@ def test_the_bytes_are_those_of_yesterday(kind):
     assert hashlib.sha256(plainly_held(kind)).hexdigest() == GOLDEN.get(kind)
 
 
+@pytest.mark.slow
 @every_protocol
 @pytest.mark.parametrize(("rating", "memory"), [("logprob", "answers"), ("parse", "answers"), ("parse", "stream")])
 def test_nobody_has_seen_the_marks_around_what_it_wrote(kind, rating, memory):
@@ -172,6 +175,7 @@ def _keys(prompt) -> set[str]:
     return set(re.findall(r"(?<!\w)[bcdfghjklmnpqrstvwxz]{6}(?!\w)", f"{prompt.system} {prompt.user}"))
 
 
+@pytest.mark.slow
 @every_protocol
 @pytest.mark.parametrize("how", [{"delay": 1}, {"delay": 2, "num_ranks": 3}], ids=str)
 @pytest.mark.parametrize("importance", ["ratings", "asked"])
@@ -192,6 +196,7 @@ def in_lockstep(kind: str, importance: str) -> bytes:
     return held(kind, numbers=(0,), schedule="lockstep", memory=little_memory(importance)).file
 
 
+@pytest.mark.slow
 @every_protocol
 @pytest.mark.parametrize("memory", ["answers", "stream"])
 def test_only_the_past_is_read(kind, memory):
@@ -216,6 +221,7 @@ def test_only_the_past_is_read(kind, memory):
         assert int(answer.rstrip(".").split()[-1]) < round_
 
 
+@pytest.mark.slow
 @every_protocol
 @pytest.mark.parametrize("ending", ["refused", "empty"])
 def test_whatever_is_not_answered_ends_in_a_record_and_not_in_an_error(kind, ending):
@@ -248,6 +254,7 @@ def test_whatever_is_not_answered_ends_in_a_record_and_not_in_an_error(kind, end
                 assert interaction.turn(PROTOCOLS[kind].observed[-1]) is not None
 
 
+@pytest.mark.slow
 @every_protocol
 def test_a_survey_changes_nothing_of_what_agents_do(kind):
     trust = {"name": "trust", "wording": "How far do you trust others? Answer from 1 (not at all) to 7 (wholly)."}
@@ -264,6 +271,7 @@ def test_a_survey_changes_nothing_of_what_agents_do(kind):
     assert held(kind, survey={"questions": [trust]}, num_ranks=3).file == asked.file
 
 
+@pytest.mark.slow
 @every_protocol
 def test_the_estimate_of_calls_is_an_upper_bound(kind):
     for settings in ({}, {"audience_size": 0}, {"without": ["feedback_text"]}, {"without": ["audience"]}):

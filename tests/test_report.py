@@ -172,6 +172,7 @@ def test_the_cost_is_tokens_times_price_and_absent_without_one(simulated):
     assert "EUR" not in render(free).split("The resolved config")[0]
 
 
+@pytest.mark.slow
 @one_format
 def test_a_protocol_without_an_audience_is_shown_by_its_own_roles(tmp_path):
     protocol = {"kind": "sample", "num_answers": 3}
@@ -250,6 +251,7 @@ def test_a_run_of_which_nothing_is_there_has_a_report(tmp_path):
     assert "The run is not finished" in page.read_text()
 
 
+@pytest.mark.slow
 @one_format
 def test_a_half_finished_run_says_what_is_missing_and_what_failed(tmp_path):
     stage = {"name": "sft", "objective": {"kind": "sft"}, "data": {"kind": "run"}, "deepspeed": "zero.json"}
@@ -344,6 +346,7 @@ CASTS = {"dialogue": "closing", "game": "move"}
 OPEN = {"min_rated_share": 0, "max_failed_share": 1, "max_repeated_share": 1, "max_flagged_share": 1}
 
 
+@pytest.mark.slow
 @one_format
 @pytest.mark.parametrize("kind", CASTS)
 def test_interactions_of_several_agents_are_reported_with_who_they_are(kind, tmp_path, monkeypatch):
@@ -417,6 +420,7 @@ def test_without_a_grid_agents_stand_by_their_numbers(tmp_path):
     assert np.flatnonzero(~np.isnan(cells.values(1)[0, 1])).tolist() == [6]
 
 
+@pytest.mark.slow
 def test_of_a_large_record_a_bounded_part_is_kept(tmp_path):
     reader = SocietyReader(config_of(tmp_path), [shard_of(2, 100, 9)])
     text = "word " * 500
@@ -469,6 +473,7 @@ def written(simulated) -> Path:
     return write_report(simulated, simulated.config())[0]
 
 
+@pytest.mark.slow
 def test_figures_for_a_paper_are_files_that_open(simulated, written):
     folder = simulated.report / "figures"
     names = {path.name for path in folder.iterdir()}
@@ -481,6 +486,7 @@ def test_figures_for_a_paper_are_files_that_open(simulated, written):
             assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_report_is_made_again_as_it_was(simulated, written):
     files = {path: path.read_bytes() for path in (simulated.report / "figures").iterdir()}
     data = data_of(written.read_text())

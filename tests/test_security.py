@@ -212,6 +212,7 @@ async def headers_without_end(writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [endless, bomb, many_choices, headers_without_end])
 @pytest.mark.parametrize("call", ["open", "generate", "embed"])
 def test_a_reply_without_end_is_an_error_and_not_read(answer, call):

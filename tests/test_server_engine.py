@@ -400,6 +400,7 @@ def shard(stub):
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_a_shard_that_is_killed_leaves_nothing(stub, shard, number):
     assert all(alive(pid) for one in stub.started for pid in one["pids"])

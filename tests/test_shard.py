@@ -177,6 +177,7 @@ def test_a_second_process_on_a_shard_is_refused_and_disturbs_nothing(tmp_path, m
 # --- resume --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rating", ["parse", "logprob"])
 def test_what_any_beginning_of_a_journal_holds_is_not_asked_again(tmp_path, asked, rating):
     config = config_of(tmp_path, rating=rating)
@@ -196,6 +197,7 @@ def test_what_any_beginning_of_a_journal_holds_is_not_asked_again(tmp_path, aske
         assert sorted(map(key_of, records_of(folder))) == everything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["dependency", "lockstep"])
 @pytest.mark.parametrize("max_alive", [1, 1024])
 def test_what_any_part_of_a_journal_holds_is_not_asked_again(tmp_path, asked, schedule, max_alive):
@@ -517,6 +519,7 @@ def in_lockstep(tmp_path_factory) -> Callable[[str], tuple[dict[str, Any], dict[
     return simulated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_no_timing_of_calls_and_messages_changes_the_bytes(tmp_path, in_lockstep, topology, num_ranks):

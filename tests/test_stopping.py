@@ -197,6 +197,7 @@ def test_the_order_of_agents_changes_no_bit():
     assert one.gain.num_compared == 1024  # blocks of neighbours
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_agents_or_rounds():
     num_agents = 100_000
     rule = StopRule(Stopping(window=2, min_rounds=4, tolerance=1e-9), num_agents, 1000)

@@ -11,6 +11,7 @@ from salign.machine import peak_memory
 from salign.records import read_interactions
 
 
+@pytest.mark.slow
 def test_each_reader_is_measured_in_a_process_of_its_own_against_its_bounds():
     parts: list[str] = []
     figures = streams.measure(1_000, ["collect with dataset.ratio", "summary"], parts.append)
@@ -23,6 +24,7 @@ def test_each_reader_is_measured_in_a_process_of_its_own_against_its_bounds():
     assert all(figure.value and figure.value > 0 for figure in figures)
 
 
+@pytest.mark.slow
 def test_a_world_that_is_copied_says_nothing_that_another_says(tmp_path):
     run, by_ratio = streams.make_runs(tmp_path, 3)
     lines = (run.shard(0) / "interactions.jsonl").read_bytes().splitlines()
@@ -40,6 +42,7 @@ def test_an_unknown_reader_is_named_before_anything_is_made(monkeypatch):
         streams.measure(1_000, ["nothing"], print)
 
 
+@pytest.mark.slow
 def test_a_run_without_wandb_loads_nothing_of_it(tmp_path):
     """Wandb would map the data into memory to hash it, also where it is disabled."""
     run, _ = streams.make_runs(tmp_path, 1)

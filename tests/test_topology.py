@@ -105,6 +105,7 @@ def distance(one: int, other: int, size: int, metric: str, torus: bool) -> float
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torus", [False, True])
 @pytest.mark.parametrize("metric", ["euclidean", "moore", "von_neumann"])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])

@@ -69,6 +69,7 @@ def run(tmp_path, tiny_model):
     return create_run(compose.parse({**tree, "engine": {"kind": "scripted"}}, "test"))
 
 
+@pytest.mark.slow
 def test_a_run_is_attacked(run, monkeypatch, capsys):
     words = ["salign attack", str(run.path), "--num", "3", "--shots", "2"]
     monkeypatch.setattr(sys, "argv", words)
@@ -98,6 +99,7 @@ def test_a_run_is_attacked(run, monkeypatch, capsys):
         attack.main()
 
 
+@pytest.mark.slow
 def test_attacks_in_the_plan_have_a_curve_in_the_report(run):
     config = run.config()
     section = config.evaluate.model_copy(

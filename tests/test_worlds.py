@@ -84,6 +84,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rating"), list(zip(TOPOLOGIES, ["logprob", "parse"] * 3, strict=True)))
 def test_the_same_bytes_come_of_any_schedule_window_gate_ranks_and_delays(name, rating, tmp_path):
     settings = {**ALIKE, "topology": topology_of(name, tmp_path), "rating": rating, "audience_size": 3}
@@ -94,6 +95,7 @@ def test_the_same_bytes_come_of_any_schedule_window_gate_ranks_and_delays(name, 
         assert live(Actor(delay=random_delay(seed)), **settings, **way).file == expected.file, way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -138,6 +140,7 @@ def test_round_r_reads_memories_as_after_round_r_minus_1():
         assert None not in said.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(25))
 def test_no_window_or_gate_leads_to_a_standstill(seed, tmp_path):
     """`run` would say so: nobody would wait for the clock."""
@@ -288,6 +291,7 @@ def rated(ratings):
 STOPPING = {"stopping": Stopping(window=1, min_rounds=3), "max_rounds": 20, "num_rating_retries": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ratings", "num_rounds"), [([4], 3), ([None], 3), ([2, 3, 4, 5, 6, 6], 6), ([2, 2, 3, 4, 3], 5), ([2, 2, 5, 5], 4)]
 )
@@ -319,6 +323,7 @@ def test_a_world_stops_in_the_same_round_however_far_some_have_run_ahead(ratings
     assert ran_ahead > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_ranks_agree_on_the_round_in_which_a_world_stops(num_ranks):
     ratings = [[2, 3, 4, 5, 6, 6, 7], [3, 4, 5, 5, 7]]

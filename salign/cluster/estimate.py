@@ -152,7 +152,7 @@ def _training(run: RunDir, config: Config, stage: TrainStage, earlier: Earlier) 
         there, its, named = found
         if rate is None:
             rate, source, start_s = Range.exact(there.per_s), named, there.start_s
-        if stage.max_steps is not None and its.data == stage.data:
+        if stage.max_steps is not None and its.parts == stage.parts:
             tokens = _exact(min(most_tokens(stage) or math.inf, there.step_tokens * stage.max_steps))
     gpu = cluster.throughput.gpu
     if rate is None and gpu is not None:
