@@ -30,6 +30,8 @@ GROUPS = [
     TokenGroup(words(3, 5), [words(12, 6)], [1.0]),
     TokenGroup(words(9, 7), [words(20, 8), words(4, 9)], [1.0, 2.0]),
 ]
+# As many responses, of several lengths, that they are put beside each other.
+MANY = TokenGroup(words(9, 1), [words(n, n) for n in (5, 12, 14, 1, 13, 14)], [3.0, 2.0, 1.0, 4.0, 5.0, 6.0])
 WINDOWED = ["mistral", "phi3", "gemma2", "gemma3_text", "gpt_oss", "olmo3", "cohere2", "exaone4", "llama4_text"]
 
 
@@ -115,18 +117,22 @@ def test_each_kind_of_layer_gets_its_mask_and_one_mask_serves_where_they_agree(k
 # --- nll and gradients ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", WINDOWED)
-def test_nll_and_gradients_beyond_a_window_are_those_of_each_response_alone(family):
+@pytest.mark.parametrize("family", ["llama", *WINDOWED])
+@pytest.mark.parametrize("groups", [GROUPS, [MANY, *GROUPS]], ids=["few", "many"])
+def test_nll_and_gradients_beyond_a_window_are_those_of_each_response_alone(family, groups):
     # gpt_oss' experts are computed in float32 at most.
     exact = family != "gpt_oss"
     model = families.build(family, torch.float64 if exact else torch.float32)
     other = copy.deepcopy(model)
     prepare(model, "sdpa")
-    nll = response_nll(model, lay_out(GROUPS))
-    alone = [torch.stack(naive_nll(other, group)) for group in GROUPS]
+    row = lay_out(groups)
+    if "row_groups" in (given := mask_of(model, row)):
+        assert [fold is not None for fold in given["row_groups"].folds] == [group is MANY for group in groups]
+    nll = response_nll(model, row)
+    alone = [torch.stack(naive_nll(other, group)) for group in groups]
     for packed, expected in zip(nll, alone, strict=True):
         torch.testing.assert_close(packed[: len(expected)], expected, rtol=1e-5, atol=1e-5)
-    weights = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0, 0], [-1.0, 2.0, 0]], dtype=nll.dtype)
+    weights = torch.linspace(-1, 1.3, nll.numel(), dtype=nll.dtype).view_as(nll)
     (nll.nan_to_num() * weights).sum().backward()
     sum((expected * weights[number, : len(expected)]).sum() for number, expected in enumerate(alone)).backward()
     # Norms and softmax compute in float32 in most of these families, which sets the floor.

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,51 @@ _ALIGNMENT = 16
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
+# Responses are folded where those of a group, as one sequence, would look at so many times as many pairs of tokens.
+_FOLDS_ABOVE = 2.0
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A group's K responses beside each other, each of the length L of the longest: its last token stands in for more.
+
+    No token of a response sees what stands in, which is behind it.
+
+    Attributes:
+        places: int64 [K, L], of the tokens in the row.
+        real: int64 [responses' tokens], which of the K * L are tokens and no stand-ins.
+        longest: Which response is the longest.
+    """
+
+    places: Tensor
+    real: Tensor
+    longest: int
+
+    @staticmethod
+    def of(row: Row, span: tuple[int, int, int]) -> "_Fold | None":
+        """The fold of a group; None where it would not save much."""
+        start, middle, end = span
+        lengths = torch.bincount(row.segment_of[middle:end])[1:]
+        longest = int(lengths.argmax())
+        length = int(lengths[longest])
+        if (end - middle) * (end - start) < _FOLDS_ABOVE * len(lengths) * length * (middle - start + length):
+            return None
+        offsets = torch.arange(length)
+        starts = middle + lengths.cumsum(0) - lengths
+        places = starts[:, None] + torch.minimum(offsets, lengths[:, None] - 1)
+        real = (offsets < lengths[:, None]).flatten().nonzero().flatten()
+        return _Fold(places, real, longest)
+
+    def fold(self, row: Tensor) -> Tensor:
+        """[K, heads, L, width] of [1, heads, tokens of the row, width]."""
+        taken = row[0].index_select(1, self.places.flatten())
+        return taken.view(len(taken), *self.places.shape, -1).transpose(0, 1)
+
+    def unfold(self, folded: Tensor) -> Tensor:
+        """[1, heads, responses' tokens, width] of [K, heads, L, width]."""
+        return folded.transpose(0, 1).flatten(1, 2).index_select(1, self.real)[None]
+
+
 class _Groups:
     """A row's groups, and what each sees: parts of the row's masks, cut out once for all layers.
 
@@ -33,9 +79,12 @@ class _Groups:
     address". What is cut begins where memory does, its rows at multiples of 16 elements.
     """
 
-    def __init__(self, spans: tuple[tuple[int, int, int], ...], *, reaches: bool) -> None:
-        self.spans = spans
+    def __init__(self, row: Row, *, reaches: bool) -> None:
+        self.spans = row.spans
         self.reaches = reaches
+        # On CUDA, what it saves has not been measured.
+        on_cpu = row.input_ids.device.type == "cpu"
+        self.folds = [_Fold.of(row, span) if on_cpu else None for span in row.spans]
         self._cut: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def cut(self, mask: Tensor, tokens: slice, seen: slice) -> Tensor:
@@ -47,6 +96,15 @@ class _Groups:
             whole = part.new_zeros((*part.shape[:-1], -(-width // _ALIGNMENT) * _ALIGNMENT))
             whole[..., :width] = part
             self._cut[place] = mask, whole[..., :width]
+        return self._cut[place][1]
+
+    def folded(self, mask: Tensor, query: slice, fold: _Fold) -> Tensor:
+        """The mask [1, 1, L, query and L] of each response of a fold: that of the longest, which begins as all do."""
+        tokens = fold.places[fold.longest]
+        place = (id(mask), query.start, -1)
+        if place not in self._cut:
+            seen = torch.cat([torch.arange(query.start, query.stop), tokens])
+            self._cut[place] = mask, mask[:, :, tokens[:, None], seen]
         return self._cut[place][1]
 
 
@@ -65,7 +123,8 @@ def _attend_by_group(
     """Scaled dot product attention of each group by itself, its query (which sees no response) and then its responses.
 
     So a row of several groups costs what they cost in rows of their own. As transformers' own where no row is given.
-    A query's tokens see all before them, unless some layers' do not: then by the mask.
+    A query's tokens see all before them, unless some layers' do not: then by the mask. Responses are one sequence, most
+    of which the mask hides, or where that costs too much beside each other, with the query's keys before each.
     """
     if row_groups is None or any(kwargs.get(name) is not None for name in _EXTRAS):
         result: tuple[Tensor, None] = sdpa_attention_forward(
@@ -81,11 +140,24 @@ def _attend_by_group(
         asked, keys, values = query[:, :, tokens], key[:, :, seen], value[:, :, seen]
         return F.scaled_dot_product_attention(asked, keys, values, mask, dropout, causal, scale=scaling)
 
+    def attend_beside(asking: slice, fold: _Fold) -> Tensor:
+        mask = row_groups.folded(attention_mask, asking, fold)
+
+        def seen(row: Tensor) -> Tensor:
+            return torch.cat([row[:, :, asking].expand(len(fold.places), -1, -1, -1), fold.fold(row)], dim=2)
+
+        folded = F.scaled_dot_product_attention(fold.fold(query), seen(key), seen(value), mask, dropout, scale=scaling)
+        return fold.unfold(folded)
+
     found = []
     with sdpa_kernel(_KERNELS):
-        for start, middle, end in row_groups.spans:
-            found.append(attend(slice(start, middle), slice(start, middle), causal=not row_groups.reaches))
-            found.append(attend(slice(middle, end), slice(start, end)))
+        for (start, middle, end), fold in zip(row_groups.spans, row_groups.folds, strict=True):
+            asking = slice(start, middle)
+            found.append(attend(asking, asking, causal=not row_groups.reaches))
+            if fold is None:
+                found.append(attend(slice(middle, end), slice(start, end)))
+            else:
+                found.append(attend_beside(asking, fold))
     return torch.cat([part.transpose(1, 2) for part in found], dim=1), None
 
 
@@ -139,7 +211,7 @@ def mask_of(model: PreTrainedModel, row: Row) -> dict[str, Any]:
     by_layers = {layers: masks[reach] for layers, reach in found.items()}
     given: dict[str, Any] = {"attention_mask": by_layers if len(masks) > 1 else next(iter(masks.values()))}
     if kind == _BY_GROUP:
-        given["row_groups"] = _Groups(row.spans, reaches=set(masks) != {EVERYTHING})
+        given["row_groups"] = _Groups(row, reaches=set(masks) != {EVERYTHING})
     elif kind == "flex_attention":
         # A row under 128 tokens would be taken for a step of decoding, whose kernel cannot be made for all lengths.
         given["kernel_options"] = {"FORCE_USE_FLEX_ATTENTION": True}
