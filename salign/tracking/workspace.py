@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,10 @@ def build(entity: str, project: str, curves: Curves) -> Any:
 def _sections(wr: Any, curves: Curves) -> dict[str, list[Any]]:
     """The panels of each section, made of `wandb_workspaces.reports.v2`."""
 
-    def over_rounds(title: str, *metrics: str, **how: Any) -> Any:
-        return wr.LinePlot(title=title, x="sim/round", y=list(metrics), **how)
+    def over(step: str, title: str, *metrics: str, **how: Any) -> Any:
+        return wr.LinePlot(title=title, x=step, y=list(metrics), **how)
 
-    def over_steps(title: str, *metrics: str, **how: Any) -> Any:
-        return wr.LinePlot(title=title, x="train/global_step", y=list(metrics), **how)
+    over_rounds, over_steps = partial(over, "sim/round"), partial(over, "train/global_step")
 
     def both(title: str, name: str, **how: Any) -> Any:
         return over_steps(title, f"train/{name}", f"eval/{name}", **how)
