@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -81,6 +82,18 @@ def test_the_second_launch_finds_everything_done(finished):
     assert again.returncode == 0
     assert "there is nothing to run" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in run.path.rglob("done.json")}
+
+
+def test_the_next_run_is_estimated_by_what_this_one_took(finished):
+    run, config, _ = finished
+    planned = launch_here(str(config), "run.name=next", "--dry-run")
+    assert planned.returncode == 0
+    estimated = planned.stdout.split("Estimate")[1]
+    for unit in ("simulate", "train sft", "train stable"):
+        assert re.search(rf"{unit}: [\d,.]+ (calls|tokens)/s, measured in run small", estimated), estimated
+    for model in ("base", "stable"):
+        took_s = read_done(run.evaluation(model)).took_s
+        assert f"evaluate {model}: {took_s:,.0f} s, measured in run small" in estimated
 
 
 def test_offline_wandb_runs_mirror_the_metrics(finished):
