@@ -269,6 +269,14 @@ def test_a_run_that_is_damaged_is_passed_over(tmp_path, first, of, how):
         assert found["simulate"].source == "2.0 calls/s, measured in run first"
 
 
+def test_a_single_value_that_cannot_be_makes_a_stage_unknown(tmp_path, first):
+    path = first.stage("stable") / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for name in ("train/global_step", "train/num_tokens", "perf/step_time_s"):
+        path.write_text("".join(json.dumps({**row, name: -1}) + "\n" for row in rows))
+        assert estimate(config(tmp_path))["train stable"].hours is None, name
+
+
 def test_only_the_newest_runs_are_looked_at(tmp_path, first, monkeypatch):
     launched(first, 1.0)
     for number in range(20):

@@ -136,11 +136,11 @@ def training_in(run: RunDir, config: Config, stage: TrainStage) -> Trained | Non
     seconds = float(sum(row.get("perf/step_time_s") or 0.0 for row in rows[1:]))
     if not trained:
         trained, seconds = last.get("perf/tokens_per_s") or 0.0, 1.0
-    if not _are_sane(trained, seconds, tokens):
+    step = last["train/global_step"]
+    if not _are_sane(trained, seconds, tokens, step):
         return None
     took = None if done is None else done.took_s
     beside = [] if took is None else [took - tokens * seconds / trained]
-    step = last["train/global_step"]
     return Trained(trained / seconds, tokens / step, last.get("train/steps_most") or step, _start(beside))
 
 
