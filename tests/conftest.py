@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import make_model
@@ -33,6 +34,23 @@ _LONG = (
     *("test_shard", "test_worlds", "test_report", "test_protocols", "test_evaluation", "test_transformers_engine"),
     *("test_embedders", "test_server_engine", "test_streams", "test_modes", "test_engines", "test_chat", "test_reach"),
 )
+
+
+# They share the session's run (`finished` in integration/conftest.py), which takes a minute to make.
+_TOGETHER = ("test_launch", "test_report_page", "test_wandb")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each file has a process to itself, but for those that share what is made once for a process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return _TOGETHER[0] if Path(file).stem in _TOGETHER else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -204,8 +204,10 @@ def test_the_quickstart_in_small(gguf, tmp_path):
         "evaluate.num_questions=2",
         "evaluate.num_documents=4",
         "evaluate.answer.max_tokens=16",
+        "cluster.num_ranks=1",  # two are trained with elsewhere
     ]
     env = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"}  # a user has none
+    env["OMP_WAIT_POLICY"] = "passive"  # threads that wait for each other leave the cores to other tests
     done = launch(f"run.root={tmp_path}", *less, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "stable - base: pairs/margin" in done.stdout
@@ -238,7 +240,7 @@ def test_ratings_of_the_embedded_model_tell_good_answers_from_bad_ones(gguf, tmp
     from salign.society.frames import draw_key
     from salign.society.prompts import Judged, Wording
 
-    exemplars = sources.load(EverydaySource(split="held_out"))
+    exemplars = sources.load(EverydaySource(split="held_out"))[:48]
     wording = Wording(SocietySection())
 
     async def rate():
@@ -249,5 +251,5 @@ def test_ratings_of_the_embedded_model_tell_good_answers_from_bad_ones(gguf, tmp
 
     ratings = asyncio.run(rate())
     above = [good > bad for good, bad in zip(ratings[::2], ratings[1::2], strict=True)]
-    assert len(above) == 36
-    assert sum(above) >= 23  # by chance 18
+    assert len(above) == 24
+    assert sum(above) >= 16  # by chance 12; so many in one of 13 cases
