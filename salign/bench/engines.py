@@ -1,4 +1,4 @@
-"""Measures how servers are used: a fleet of them, of which one dies and one comes late."""
+"""Measures how servers are used: by a society and its client beside a bare one, with a prefix cache, and as a fleet."""
 
 import asyncio
 import contextlib
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from salign.bench import bare
 from salign.bench.figures import Figure, measure_parts
 from salign.bench.society import mock_engine
 from salign.config import Fleet, FleetEngine, Sampling
@@ -123,4 +124,12 @@ def measure(script: Path, only: Sequence[str], say: Callable[[str], None]) -> li
         ConfigError: There is no such part.
         StageError: The mock engine does not start.
     """
-    return measure_parts("engines", {"fleet": functools.partial(_fleet, script)}, only, say)
+    bodies = bare.Bodies(script)
+    parts: dict[str, Callable[[], list[Figure]]] = {
+        "fleet": functools.partial(_fleet, script),
+        "society": functools.partial(bare.over_mock, bodies),
+        "llama": bare.over_llama,
+        "client": functools.partial(bare.client, bodies),
+        "prefixes": functools.partial(bare.prefixes, bodies),
+    }
+    return measure_parts("engines", parts, only, say)

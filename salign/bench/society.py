@@ -76,7 +76,8 @@ class Bench:
         return seconds, run, done.facts
 
 
-_OPEN = {"min_rated_share": 0.0, "max_failed_share": 1.0, "max_refused_call_share": 1.0, "max_repeated_share": 1.0}
+_OPEN = dict.fromkeys(("min_rated_share", "min_initial_recall_share", "min_digit_mass", "min_rating_sd"), 0.0)
+_OPEN |= {f"max_{what}_share": 1.0 for what in ("failed", "refused_call", "repeated", "flagged", "cut")}
 
 
 def _throughput(bench: Bench) -> list[Figure]:

@@ -26,6 +26,7 @@ class Engine:
         self._in_flight = 0
         self._answered: dict[bytes, list[float]] = {}
         self._over = asyncio.Event()
+        self._slots = asyncio.Semaphore(args.slots)
 
     def _every(self, number: int) -> bool:
         return number > 0 and self._num_requests % number == 0
@@ -37,17 +38,19 @@ class Engine:
             return web.json_response({"error": {"message": "the quota is used up"}}, status=402)
         slow = 10 if self._every(args.slow_every) else 1
         fails = self._every(args.fail_every)
+        said = answer(json.loads(body), args)
+        ms = args.ms_per_call + args.ms_per_token * said["usage"]["completion_tokens"]
         self._in_flight += 1
         try:
             if self._every(args.hang_every):
                 await self._over.wait()
-            await asyncio.sleep(slow * args.ms_per_call / 1000)
+            async with self._slots:
+                await asyncio.sleep(slow * ms / 1000)
         finally:
             self._in_flight -= 1
         if fails:
             return web.json_response({"error": {"message": "injected failure"}}, status=500)
         self._answered.setdefault(body, []).append(time.time())
-        said = answer(json.loads(body), args)
         if args.exchange_at and self._num_requests >= args.exchange_at:
             said["model"] = "other"
             said["choices"][0]["message"]["content"] += " So says another."
@@ -90,6 +93,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", default="mock")
     parser.add_argument("--ms-per-call", type=float, default=0.0)
+    parser.add_argument("--ms-per-token", type=float, default=0.0, help="of the reply, beside that")
+    parser.add_argument("--slots", type=int, default=1 << 16, help="replies that are made at a time")
     parser.add_argument("--slow-every", type=int, default=0, help="every so many requests, one takes ten times as long")
     parser.add_argument("--fail-every", type=int, default=0, help="... one is answered with HTTP 500")
     parser.add_argument("--hang-every", type=int, default=0, help="... one is never answered")
@@ -101,6 +106,7 @@ def main() -> None:
     app = web.Application(client_max_size=1 << 24)
     app.router.add_post("/v1/chat/completions", engine.chat)
     app.router.add_get("/v1/models", engine.models)
+    app.router.add_get("/health", engine.models)
     app.router.add_get("/stats", engine.stats)
     app.on_shutdown.append(engine.end)
     web.run_app(app, host="127.0.0.1", port=args.port, print=None, access_log=None)
