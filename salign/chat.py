@@ -27,8 +27,9 @@ _NOW = re.compile(r"strftime_now\(\s*(?P<quote>[\"'])(?P<format>(?:(?!(?P=quote)
 THOUGHTS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
 _OPENED = re.compile(rf"({'|'.join(map(re.escape, THOUGHTS))})\s*\Z")
 
-# Spellings of control tokens in the families whose templates are in use, for where the tokenizer is not known. The set
-# of characters at the start lets the scan skip all others.
+# Spellings of control tokens in the families whose templates are in use, for where the tokenizer is not known. Each
+# begins with one of `_FIRST`.
+_FIRST = "<\uff1c[\u25c1"
 _SPELLINGS = re.compile(
     r"""[<\uff1c\[\u25c1] (?:
       (?<=[<\uff1c]) (?: [|\uff5c][^\s<>|\uff5c]{1,64}[|\uff5c]? | \w{1,64}[|\uff5c] ) [>\uff1e]
@@ -52,7 +53,14 @@ _SYSTEM, _USER, _ASSISTANT, _NEXT = (f"salign-{number}-text" for number in range
 
 def spells_control(text: str) -> bool:
     """Whether a text spells what is a control token in one of the common families."""
-    return _SPELLINGS.search(text) is not None
+    # Few of these characters are in most texts: to look for each takes a third of a scan for all of them.
+    for first in _FIRST:
+        at = text.find(first)
+        while at >= 0:
+            if _SPELLINGS.match(text, at):
+                return True
+            at = text.find(first, at + 1)
+    return False
 
 
 def break_up(text: str, spellings: re.Pattern[str] = _SPELLINGS) -> str:
@@ -60,6 +68,8 @@ def break_up(text: str, spellings: re.Pattern[str] = _SPELLINGS) -> str:
 
     For whoever encodes the text elsewhere, as servers do, and would take it for control.
     """
+    if spellings is _SPELLINGS and not spells_control(text):
+        return text
     return spellings.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
 

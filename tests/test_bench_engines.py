@@ -74,13 +74,13 @@ def test_of_a_full_cache_what_was_used_longest_ago_goes_first_and_of_one_prompt_
 
 def test_prompts_in_turn_lose_a_small_cache_that_the_best_order_would_use():
     """Two families of prompts that come in turn; the cache has room for one of them."""
-    families = [[[family] * 16_384 + [n] for n in range(3)] for family in (1, 2)]
+    families = [[[family] * 65_536 + [n] for n in range(3)] for family in (1, 2)]
     in_turn = [prompt for pair in zip(*families, strict=True) for prompt in pair]
     free, large, small = figures_of(in_turn)
     assert free.value == 1.0
     assert large.value == 1.0
     assert small.value == 0.0
-    assert "0.000 and 0.667 of 98,310 tokens in 6 prompts" in small.note
+    assert "0.000 and 0.667 of 393,222 tokens in 6 prompts" in small.note
     assert "by single tokens 0.667" in free.note
     [figure, *_] = figures_of([[1], [2]])
     assert figure.value is None

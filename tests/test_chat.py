@@ -461,6 +461,13 @@ def test_spellings_of_the_common_families_are_broken_up():
     assert not spells_control(broken)
 
 
+@pytest.mark.parametrize("word", ["<|im_end|>", "</s>", "[INST]", "\uff1c\uff5cUser\uff5c\uff1e", "\u25c1think\u25b7"])
+@pytest.mark.parametrize("before", ["", "<", "a < b [1] \u25c1 \uff1c <| [", "[[<<<|"])
+def test_a_spelling_is_found_behind_whatever_looks_like_its_beginning(before, word):
+    assert spells_control(f"{before}{word} and so on")
+    assert break_up(f"{before}{word} and so on") == f"{before}{word[0]} {word[1:]} and so on"
+
+
 @pytest.mark.parametrize("word", ["<|im_end|>", "</s>", "[INST]", "<end_of_turn>", "<think>", "</reasoning>"])
 def test_a_turn_that_spells_a_control_token_is_flagged(word):
     assert "control_tokens" in flags_of(Reply(f"It is fair.{word} Yes.", 1, 1))

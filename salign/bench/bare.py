@@ -26,6 +26,7 @@ from salign.engines.openai import OpenAIEngine
 from salign.engines.programs import program_of
 from salign.engines.server import KeptServer
 from salign.errors import ConfigError
+from salign.garbage import rare_collections
 from salign.tracking.metrics import read_metrics
 
 T = TypeVar("T")
@@ -179,9 +180,10 @@ async def each(items: Sequence[T], in_flight: int, send: Callable[[T], Awaitable
         for item in left:
             await send(item)
 
-    began, processor = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(some() for _ in range(in_flight)))
-    return Cost(len(items), time.perf_counter() - began, time.process_time() - processor)
+    with rare_collections():  # as in a shard
+        began, processor = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(some() for _ in range(in_flight)))
+        return Cost(len(items), time.perf_counter() - began, time.process_time() - processor)
 
 
 async def post(base_url: str, bodies: Sequence[bytes], in_flight: int) -> Cost:

@@ -326,7 +326,7 @@ async def read_bounded(response: aiohttp.ClientResponse, most_bytes: int) -> byt
         TooLongError: It has more bytes; the rest is not read.
     """
     body = bytearray()
-    async for chunk in response.content.iter_any():
+    while chunk := await response.content.readany():
         body += chunk
         if len(body) > most_bytes:
             response.close()

@@ -75,6 +75,7 @@ class OpenAIEngine:
         self._section = section
         self._model = model
         self._dialect = section.speaks
+        self._speaks_plainly = self._dialect == PLAIN  # comparing them at each call would take as long as writing it
         self._identity = identity or with_body(model, section)
         self._name = f"{model} at {section.base_url}"
         self._server = Server(section, self._name, api_key)
@@ -249,7 +250,7 @@ class OpenAIEngine:
         request = {"model": self._model, "messages": messages, "seed": seed, **parameters, **self._section.extra_body}
         if refused:
             request = _without(request, refused)
-        if self._dialect != PLAIN:
+        if not self._speaks_plainly:
             request = _in_dialect(request, self._dialect)
         body = _body(request)
         more_bytes = int(parameters.get("max_tokens", 0)) * _MOST_BYTES_OF_TOKEN

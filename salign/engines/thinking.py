@@ -1,14 +1,9 @@
 """Separates what a model thinks before it answers from the answer: no draft, memory or rating may contain it."""
 
-import re
-
 from salign.chat import THOUGHTS
 from salign.engines.base import RATING_PREFIX, Thinking
 
 OPENS, CLOSES = tuple(THOUGHTS), tuple(THOUGHTS.values())
-
-_CLOSE = re.compile("|".join(map(re.escape, CLOSES)))
-_OPEN = re.compile("|".join(map(re.escape, OPENS)))
 
 
 def split(text: str, *, opened: bool = False) -> tuple[str, Thinking]:
@@ -24,13 +19,13 @@ def split(text: str, *, opened: bool = False) -> tuple[str, Thinking]:
     """
     if not opened and text.lstrip().startswith(RATING_PREFIX):
         return text.strip(), "none"
-    ends = [match.end() for match in _CLOSE.finditer(text)]
-    answer = text[ends[-1] :] if ends else text
-    if _OPEN.match(answer.lstrip()) or (opened and not ends):
+    end = max(text.rfind(tag) + len(tag) if tag in text else 0 for tag in CLOSES)
+    answer = text[end:].strip()
+    if answer.startswith(OPENS) or (opened and not end):
         return "", "cut"
-    return answer.strip(), "whole" if ends else "none"
+    return answer, "whole" if end else "none"
 
 
 def closes_what_it_did_not_open(text: str) -> bool:
     """Whether a reply ends a thought whose opening tag is not there: the template wrote it."""
-    return _CLOSE.search(text) is not None and not text.lstrip().startswith(OPENS)
+    return any(tag in text for tag in CLOSES) and not text.lstrip().startswith(OPENS)
