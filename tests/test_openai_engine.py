@@ -441,6 +441,50 @@ def test_an_error_of_null_beside_an_answer_is_none():
     assert Server(lambda: says(error=None)).ask().text == "Hello."
 
 
+# --- of LiteLLM, which stands before another server (its words as of 1.108; test_litellm asks it itself) ---
+
+
+def behind_litellm(error, said, status):
+    adds = "\n\nLiteLLM: model group 'm' failed with the error above. No fallback was attempted."
+    message = f"litellm.{error}: {error}: OpenAIException - {said}{adds}"
+    return in_body({"error": {"message": message, "code": str(status)}}, status)
+
+
+def test_what_litellm_adds_to_the_words_of_the_server_behind_it_is_left_out():
+    with pytest.raises(CallRejectedError) as raised:
+        Server(behind_litellm("BadRequestError", "too long", 400)).ask()
+    assert str(raised.value).endswith("HTTP 400: litellm.BadRequestError: BadRequestError: OpenAIException - too long")
+
+
+@pytest.mark.parametrize("said", ["Connection error.", "Cannot connect to host x:1 [...]", "Server disconnected"])
+def test_a_server_behind_litellm_is_waited_for(quick, said):
+    server = Server(*[behind_litellm("InternalServerError", said, 500)] * 9, says)
+    assert server.ask(num_retries=1, patience_s=60).text == "Hello."
+    assert len(server.times) == 10
+
+
+def test_a_server_behind_litellm_that_errs_is_not_waited_for(quick):
+    server = Server(behind_litellm("InternalServerError", "out of memory", 500))
+    with pytest.raises(EngineError, match="out of memory"):
+        server.ask(num_retries=1, patience_s=60)
+    assert len(server.times) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_litellm_has_for_the_server_behind_it_is_not_the_user_s(status):
+    with pytest.raises(
+        EngineError, match=rf"refused by the server behind it: HTTP {status}: .*bad key\. Give"
+    ) as raised:
+        Server(behind_litellm("AuthenticationError", "bad key", status)).ask()
+    assert "OPENAI_API_KEY" not in str(raised.value)
+
+
+def test_a_wrong_key_of_a_litellm_without_a_database_is_told_as_one():
+    error = {"message": "No connected db.", "type": "no_db_connection", "param": None, "code": "400"}
+    with pytest.raises(ConfigError, match=r"refuses the key \(HTTP 400: No connected db\.\).* OPENAI_API_KEY"):
+        Server(in_body({"error": error})).ask()
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_refused_call_is_rejected_at_once(status):
     server = Server(lambda: refuses(status, "the prompt is\ntoo long"))

@@ -260,7 +260,9 @@ class Server:
     def _failure(self, status: int, refusal: Refusal, number: int, asked_pause_s: float | None) -> Exception:
         """What a refusal means: that the call may be made again, or what the user is told."""
         said = self._said(status, refusal)
-        if status < 400:
+        if refusal.meant is not None:
+            status = refusal.meant
+        elif status < 400:
             status = refusal.status or 500
         limited = status == 429 and asked_pause_s is not None
         if not limited and status not in _AWAY:
@@ -271,7 +273,7 @@ class Server:
                 f"{self._section.api_key_env}; what is complete is kept."
             )
         if status not in _MAY_PASS and status < 500:
-            return self._refusal(status, said)
+            return self._refusal(status, said, is_from_behind=refusal.is_from_behind)
         if limited:  # which fewer calls in flight do not cure
             self._pace.limited(asked_pause_s or 0.0)
             asked_pause_s = 0.0  # the pace makes it
@@ -292,7 +294,11 @@ class Server:
         waited_s = time.monotonic() - self._silent_since
         return f" in {waited_s:.0f} s ({self._setting}.patience_s = {self._section.patience_s:g})"
 
-    def _refusal(self, status: int, said: str) -> SalignError:
+    def _refusal(self, status: int, said: str, *, is_from_behind: bool) -> SalignError:
+        if status in (401, 403) and is_from_behind:
+            return EngineError(
+                f"{self._where} is refused by the server behind it: {said}. Give it a key there that may use the model."
+            )
         if status in (401, 403):
             return ConfigError(
                 f"{self._where} refuses the key ({said}). Put a valid one into the environment variable "

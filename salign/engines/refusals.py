@@ -21,6 +21,15 @@ _REFUSED = re.compile(
     re.IGNORECASE,
 )
 
+# LiteLLM, which stands before other servers: whose words follow, what it adds to them, how it says that it reached none
+# (with status 500), and the error of a key that is not its own where it keeps keys in no database (with status 400).
+_LITELLM = re.compile(r"litellm\.\w+: ")
+_LITELLM_ADDS = re.compile(r"\s*LiteLLM: model group .{1,200}? failed with the error above\..*", re.DOTALL)
+_LITELLM_REACHED_NONE = re.compile(
+    r"litellm\.\w+: .*?Exception - (?:Connection error|Cannot connect|Server disconnected)"
+)
+_LITELLM_UNKNOWN_KEY = "no_db_connection"
+
 
 class Refusal(NamedTuple):
     """What a server says.
@@ -29,11 +38,15 @@ class Refusal(NamedTuple):
         words: Its own, without what they are wrapped in.
         status: The HTTP status that the body names, where it does.
         is_spent: An account has no credit left, which no pause cures.
+        meant: The HTTP status that means what is said, where a server is known to give another.
+        is_from_behind: The words are those of a server behind this one.
     """
 
     words: str
     status: int | None = None
     is_spent: bool = False
+    meant: int | None = None
+    is_from_behind: bool = False
 
 
 def refusal_in(answer: bytes) -> Refusal:
@@ -48,10 +61,13 @@ def refusal_in(answer: bytes) -> Refusal:
         error = inner
     fields = error if isinstance(error, dict) else {}
     codes = {value for part in (fields, body) if isinstance(part, dict) for value in _codes(part)}
+    words = _LITELLM_ADDS.sub("", _words(body))
     return Refusal(
-        _words(body),
+        words,
         next((code for code in codes if isinstance(code, int) and 400 <= code < 600), None),
         not _SPENT.isdisjoint(code for code in codes if isinstance(code, str)),
+        401 if _LITELLM_UNKNOWN_KEY in codes else 502 if _LITELLM_REACHED_NONE.match(words) else None,
+        _LITELLM.match(words) is not None,
     )
 
 
