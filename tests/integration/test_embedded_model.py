@@ -2,14 +2,9 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import urllib.request
 
 import pytest
 from conftest import environment, launch, run_job, small_config
-from waits import HANG_S, wait_until
 
 from salign import models
 from salign.errors import ConfigError
@@ -18,14 +13,6 @@ from salign.records import read_interactions
 from salign.run import RunDir
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def gguf():
-    try:
-        return models.embedded_gguf("smollm2-135m")
-    except ConfigError as error:
-        pytest.skip(f"the embedded model cannot be had here: {error}")
 
 
 def test_it_loads_with_plain_transformers_and_speaks(gguf):
@@ -97,42 +84,6 @@ def test_a_damaged_download_is_refused(tmp_path, gguf, monkeypatch):
     damaged.write_bytes(gguf.read_bytes()[:-1] + b"x")
     with pytest.raises(ConfigError, match="is damaged"):
         models.resolve("smollm2-135m")
-
-
-SERVER = """
-import signal, sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.port, params.hostnames = sys.argv[1], int(sys.argv[2]), ["127.0.0.1"]
-params.n_ctx, params.n_parallel = 4096, 4
-# Two threads that wait for each other by spinning stand still where other tests have the cores.
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-server = xllamacpp.Server(params)
-signal.pause()
-"""
-
-
-@pytest.fixture
-def llama_cpp(gguf, tmp_path):
-    """llama.cpp's own server with the embedded model's GGUF."""
-    pytest.importorskip("xllamacpp")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-c", SERVER, str(gguf), str(port)], stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/v1"
-
-    def answers() -> bool:
-        try:
-            urllib.request.urlopen(f"{url}/models", timeout=HANG_S).close()
-        except OSError:  # it loads the model
-            return False
-        return True
-
-    assert wait_until(answers, server), (tmp_path / "server.log").read_text()
-    yield url
-    server.kill()
-    server.wait()
 
 
 @pytest.fixture

@@ -5,25 +5,21 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from actors import audience_of, observed_of
 from conftest import ROOT, environment, launch
 from journals import files_of, records_of
+from servers import MAX_IN_FLIGHT, Mock
 from waits import HANG_S, wait_until
 
 from salign import compose
 from salign.blocks import read_blocks
 from salign.cluster import status
-from salign.config import Sampling
-from salign.engines.base import Prompt
-from salign.engines.journal import CallKeys
 from salign.manifest import create_run
 from salign.markers import read_done, read_failure
 from salign.records import read_interactions
@@ -66,7 +62,6 @@ SERVED = {
     "observer_check": None,
 }
 NUM_CALLS = 486
-MAX_IN_FLIGHT = 8
 
 
 # --- what the tests are made of ------------------------------------------------------------------
@@ -161,81 +156,6 @@ def said_once(text, *words):
     for word in words:
         assert word in line
     return line
-
-
-class Mock:
-    """The mock engine as a process, on a port of its own."""
-
-    def __init__(self, *words, port=None):
-        if port is None:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-        self.port = port
-        self.start(*words)
-
-    def start(self, *words):
-        script = str(Path(__file__).parent / "mock_engine.py")
-        self._process = subprocess.Popen([sys.executable, script, "--port", str(self.port), *map(str, words)])
-        wait_until(self._answers)
-
-    def _answers(self):
-        assert self._process.poll() is None
-        try:
-            self.get("v1/models")
-        except OSError:
-            return False
-        return True
-
-    @contextlib.contextmanager
-    def paused(self):
-        """It answers nobody in the block."""
-        self._process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
-
-    def get(self, path):
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{self.port}/{path}", timeout=10) as answer:
-            return json.load(answer)
-
-    def answered(self):
-        """When each call of the society was answered, by the journal's key, when nothing is being answered any more.
-
-        What an engine asks when it opens is not among them: under a system text of its own, or for a schema, which is
-        not held to.
-        """
-        wait_until(lambda: self.get("stats")["in_flight"] == 0)
-        keys = CallKeys("mock")
-        found = {}
-        for item in self.get("stats")["answered"]:
-            payload = item["payload"]
-            *before, message = payload["messages"]
-            system = before[0]["content"] if before else None
-            if "response_format" in payload or not (system is None or system.startswith("You judge answers.")):
-                continue
-            form = "rating" if "Reply in the form" in message["content"] else "text"
-            sampling = Sampling(**{name: payload[name] for name in ("temperature", "top_p", "max_tokens")})
-            found[keys.of(Prompt(message["content"], system, form=form), sampling, payload["seed"]).hex()] = item[
-                "times"
-            ]
-        return found
-
-    def section(self, **settings):
-        url = f"http://127.0.0.1:{self.port}/v1"
-        return {"kind": "openai", "base_url": url, "max_in_flight": MAX_IN_FLIGHT, **settings}
-
-    def kill(self):
-        self._process.kill()
-        self._process.wait()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.kill()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """vLLM itself, on CPUs: a society that is killed and goes on, ratings by probabilities, a trained model that answers.
 
-It takes minutes, and is not part of `make test`: `make test-vllm` installs vLLM and says where, in SALIGN_VLLM.
+It takes minutes, and is not part of `make test`: `make test-vllm` installs vLLM and says where, in SALIGN_SERVER.
 """
 
 import json
@@ -32,9 +32,9 @@ VLLM = {
 
 @pytest.fixture
 def env() -> dict[str, str]:
-    if "SALIGN_VLLM" not in os.environ:
+    if not (Path(os.environ.get("SALIGN_SERVER", ".")) / "bin" / "vllm").exists():
         pytest.skip("make test-vllm tries vLLM itself")
-    path = f"{os.environ['PATH']}{os.pathsep}{os.environ['SALIGN_VLLM']}/bin"  # `vllm` is found there, after all else
+    path = f"{os.environ['PATH']}{os.pathsep}{os.environ['SALIGN_SERVER']}/bin"  # `vllm` is found there, after all else
     return {**environment(), "PATH": path, "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
