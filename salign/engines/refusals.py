@@ -24,7 +24,7 @@ _REFUSED = re.compile(
 # LiteLLM, which stands before other servers: whose words follow, what it adds to them, how it says that it reached none
 # (with status 500), and the error of a key that is not its own where it keeps keys in no database (with status 400).
 _LITELLM = re.compile(r"litellm\.\w+: ")
-_LITELLM_ADDS = re.compile(r"\s*LiteLLM: model group .{1,200}? failed with the error above\..*", re.DOTALL)
+_LITELLM_ADDS = re.compile(r"LiteLLM: model group .{1,200}? failed with the error above\..*", re.DOTALL)
 _LITELLM_REACHED_NONE = re.compile(
     r"litellm\.\w+: .*?Exception - (?:Connection error|Cannot connect|Server disconnected)"
 )
