@@ -59,6 +59,29 @@ def test_each_response_gets_its_own_and_old_files_go(tmp_path, ranks, store):
     assert len({reference_path(*place) for place in places}) == 12
 
 
+def test_a_copy_for_another_seed_takes_those_that_are_there(tmp_path, ranks, store):
+    """Which are of the same data and model; where they are damaged, it computes its own."""
+    computed = []
+
+    def nll_of(groups):
+        computed.append(len(groups))
+        return [[float(group.query[0]), 0.5] for group in groups]
+
+    paths = []
+    for name in ("dpo", "dpo-seed1", "dpo-seed2"):
+        tokens = shutil.copytree(store.folder, tmp_path / "train" / name / "tokens-1")
+        paths.append(reference_path(tokens, {"model": "m"}, "float32"))
+    first, second, third = paths
+    for path in (first, second):
+        assert with_references(store, path, ranks, nll_of)[4].references == [7.0, 0.5]
+    assert computed == [5]
+    assert first.read_bytes() == second.read_bytes()
+    for path in (first, second):
+        path.write_bytes(path.read_bytes()[:-9])
+    assert with_references(store, third, ranks, nll_of)[0].references == [3.0, 0.5]
+    assert computed == [5, 5]
+
+
 # --- groups of earlier generations -----------------------------------------------------------------
 
 

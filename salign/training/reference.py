@@ -95,6 +95,17 @@ def _not_kept(folder: Path, why: str) -> StageError:
     )
 
 
+def _load(path: Path) -> NDArray[np.float32] | None:
+    """What this stage has kept, or another of the run with the same data and model, such as a copy for another seed."""
+    kept: NDArray[np.float32] | None = load_array(path)
+    others = sorted(path.parent.parent.glob(f"*/{path.name}")) if kept is None else []
+    for other in others:
+        if other != path and (kept := load_array(other)) is not None:
+            save_array(path, kept)
+            break
+    return kept
+
+
 def with_references(
     store: TokenStore,
     path: Path,
@@ -102,7 +113,7 @@ def with_references(
     nll_of: Callable[[Sequence[TokenGroup]], list[list[float] | None]],
     known: NDArray[np.float32] | None = None,
 ) -> ReferencedGroups:
-    """Adds references to the store's groups, computed unless that is done; every rank calls it.
+    """Adds references to the store's groups, computed unless a stage of the run has them; every rank calls it.
 
     Args:
         store: The stage's data.
@@ -111,7 +122,7 @@ def with_references(
         nll_of: Gives the mean nll of each response of those groups that this rank computed, None for the others'.
         known: [responses of the store], those that are not computed, as `earlier_references` has them; NaN elsewhere.
     """
-    kept = share_from_main((load_array(path),) if ranks.is_main else None)[0]
+    kept = share_from_main((_load(path),) if ranks.is_main else None)[0]
     if kept is None:
         kept = np.full(store.num_responses, np.nan, dtype=np.float32) if known is None else known.copy()
         unknown = [index for index in range(len(store)) if np.isnan(kept[store.responses_of(index)]).any()]
