@@ -256,7 +256,7 @@ class OpenAIEngine:
         more_bytes = int(parameters.get("max_tokens", 0)) * _MOST_BYTES_OF_TOKEN
         answer = await self._server.ask("POST", "chat/completions", body, more_bytes)
         try:
-            return Completion.model_validate(_parsed(answer))
+            return _parsed(answer)
         except ValueError:  # no JSON, or (pydantic's ValidationError) not of this form
             raise EngineError(
                 f"{self._name} answered with something other than a chat completion: {self._server.short(answer)!r}. "
@@ -333,11 +333,11 @@ def _body(request: dict[str, Any]) -> bytes:
         return _writable(json.dumps(request, ensure_ascii=False))
 
 
-def _parsed(answer: bytes) -> Any:
+def _parsed(answer: bytes) -> Completion:
     try:
-        return orjson.loads(answer)
-    except ValueError:  # half an emoji, as servers that cut replies send it; or no JSON
-        return json.loads(answer)
+        return Completion.model_validate_json(answer)
+    except ValidationError:  # half an emoji, as servers that cut replies send it; or no completion
+        return Completion.model_validate(json.loads(answer))
 
 
 def _writable(text: str) -> bytes:
