@@ -103,6 +103,7 @@ def bodies():
     return found
 
 
+@pytest.mark.slow
 def test_the_bare_client_and_ours_send_what_the_society_sent(bodies, tmp_path):
     with bodies.engine(0.0) as url:
         with recording(url) as (through, society):
@@ -137,6 +138,7 @@ def test_a_server_that_refuses_ends_the_bare_client(bodies):
         asyncio.run(post(f"{url}/nowhere", bodies.sent[:1], 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [bare.over_mock, bare.client])
 def test_a_part_gives_a_ratio_and_the_two_rates(bodies, part):
     [figure] = part(bodies)

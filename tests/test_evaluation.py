@@ -37,6 +37,8 @@ from salign.seeds import derive
 from salign.society.refusals import refusal_position
 from salign.training.distributed import Ranks
 
+pytestmark = pytest.mark.slow  # an evaluation of a model
+
 STORIES = [
     {
         "norm": "It is good to be patient.",

@@ -398,6 +398,7 @@ def test_shapes_that_differ_are_an_error():
         stable_loss(torch.zeros(2, 3), torch.zeros(2, 2), ratio=0.2, margin=1.0, scale=7.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_objectives_equal_the_references_over_random_groups(objective):
     rng = random.Random(str(objective))

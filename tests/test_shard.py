@@ -215,6 +215,7 @@ def test_what_any_part_of_a_journal_holds_is_not_asked_again(tmp_path, asked, sc
         assert sorted(asked.keys) == sorted(map(key_of, set(records) - set(kept)))
 
 
+@pytest.mark.slow
 def test_a_society_that_stops_is_resumed_to_the_same_bytes(tmp_path, asked):
     config = config_of(tmp_path, **STOPPING)
     folder, content = simulate(config)

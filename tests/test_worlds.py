@@ -613,6 +613,7 @@ def test_an_engine_at_fault_ends_all_at_once(step, schedule):
         assert when == min(call.end for call in actor.calls if broken(call) and call.end is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_where_one_rank_fails_all_end_and_say_why(rank):
     def told(call):
