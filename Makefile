@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 STAMP := $(VENV)/.installed
 # Three test files at a time on two cores, for some wait; the long ones first (tests/conftest.py).
-THREE := -n 3 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
@@ -26,10 +26,10 @@ results: setup  ## the tables of docs/results.md, each a run that goes on where 
 test test-unit test-vllm test-litellm test-repeat coverage: export PYTHONDONTWRITEBYTECODE :=
 
 test: setup  ## all tests, three files at a time: integration (real Slurm, DeepSpeed, engines) and unit
-	$(BIN)/python -m pytest $(THREE) $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-unit: setup  ## the tests that need a minute together, no network and no model
-	$(BIN)/python -m pytest $(THREE) -m "not integration and not gpu and not slow" $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not integration and not gpu and not slow" $(ARGS)
 
 # Servers themselves, each in an environment of its own: vLLM's has 3.4 GB, LiteLLM's 0.8. That one cannot be installed is a
 # warning; that its tests fail, or take more than LIMIT_S, is an error.
@@ -46,11 +46,11 @@ test-vllm test-litellm: test-%: setup  ## the server itself (vLLM on CPUs, LiteL
 test-repeat: setup  ## all tests N times (5), beside a busy loop on each of two cores; stops at the first that fails
 	@for core in 1 2; do while :; do :; done & loops="$$loops $$!"; done; trap "kill $$loops" EXIT; \
 	for round in $$(seq $(or $(N),5)); do \
-		echo "round $$round"; $(BIN)/python -m pytest $(THREE) $(ARGS) || exit 1; \
+		echo "round $$round"; $(BIN)/python -m pytest $(PARALLEL) $(ARGS) || exit 1; \
 	done
 
 coverage: setup  ## what the unit tests go through, by line and branch
-	$(BIN)/python -m pytest $(THREE) -m "not integration and not gpu" --cov=salign --cov-branch \
+	$(BIN)/python -m pytest $(PARALLEL) -m "not integration and not gpu" --cov=salign --cov-branch \
 		--cov-report=term-missing:skip-covered $(ARGS)
 
 lint: setup

@@ -28,7 +28,8 @@ from salign.society import frames, prompts
 from salign.society.calls import Calls, Speaker
 from salign.society.prompts import Judged, Wording
 from salign.society.protocols import protocol_of
-from salign.society.protocols.base import Conversation, Query, Seat, State, Update
+from salign.society.protocols.base import Conversation
+from salign.society.protocols.messages import Query, Seat, State, Update
 from salign.society.topology import make_topology
 
 QUESTION = "How do I apologise to my sister?"

@@ -183,6 +183,11 @@ def test_what_cannot_be_served_here_is_said(monkeypatch):
     assert (figure.value, figure.note) == (None, "xllamacpp is not installed")
 
 
+def test_without_the_mock_engine_the_error_says_how_to_name_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"no mock engine .*nowhere\.py.*--mock-engine"):
+        engines.measure(tmp_path / "nowhere.py", ["client"], lambda _: None)
+
+
 def test_an_unknown_part_is_named():
     with pytest.raises(ConfigError, match=r"no part nothing .*fleet, society, llama, client, prefixes"):
         engines.measure(MOCK, ["nothing"], lambda _: None)

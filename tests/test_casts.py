@@ -14,7 +14,7 @@ from salign.society.calls import spoken
 from salign.society.casts import Casts
 from salign.society.check import check_society
 from salign.society.protocols import PROTOCOLS, protocol_of
-from salign.society.protocols.base import Update
+from salign.society.protocols.messages import Update
 from salign.society.protocols.sample import Sample
 from salign.society.stopping import Stop
 from salign.society.topology import Isolated, make_topology

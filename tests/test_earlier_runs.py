@@ -1,5 +1,6 @@
 """What a run will cost, by what runs before it took."""
 
+import copy
 import io
 import json
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from test_estimate import CALLS, SOCIETY, STAGE
 
 from salign import compose
 from salign.cluster import estimate as estimates
@@ -18,24 +20,12 @@ from salign.plan import units
 from salign.run import RunDir
 from salign.tracking.metrics import MetricsLog
 
-CALLS = 8 * 100 * 5 * 14  # worlds, agents, rounds; a draft, 4 x 2 calls of the audience, a revision, 4 ratings
-
 
 def config(tmp_path, name="second", **changes):
-    stage = {
-        "name": "stable",
-        "objective": {"kind": "stable"},
-        "data": {"kind": "run"},
-        "deepspeed": "ds.json",
-        "max_steps": 10,
-        "groups_per_step": 4,
-        "num_responses": 3,
-        "max_tokens": 100,
-    }
     tree = {
         "run": {"root": str(tmp_path), "name": name},
-        "society": {"num_worlds": 8, "num_shards": 4, "topology": {"size": 10}, "max_rounds": 5, "audience_size": 4},
-        "train": {"stages": [stage]},
+        "society": copy.deepcopy(SOCIETY),
+        "train": {"stages": [copy.deepcopy(STAGE)]},
         "evaluate": {"models": ["base", "stable"]},
         "engine": {"kind": "transformers"},
     }

@@ -16,18 +16,22 @@ from salign.plan import units
 from salign.run import RunDir
 from salign.tracking.metrics import MetricsLog
 
+SOCIETY = {"num_worlds": 8, "num_shards": 4, "topology": {"size": 10}, "max_rounds": 5, "audience_size": 4}
+CALLS = 8 * 100 * 5 * 14
+"""Worlds, agents, rounds; a draft, 4 x 2 calls of the audience, a revision, 4 ratings."""
+STAGE = {
+    "name": "stable",
+    "objective": {"kind": "stable"},
+    "data": {"kind": "run"},
+    "deepspeed": "ds.json",
+    "max_steps": 10,
+    "groups_per_step": 4,
+    "num_responses": 3,
+    "max_tokens": 100,
+}
+
 
 def config(tmp_path, **throughput):
-    stage = {
-        "name": "stable",
-        "objective": {"kind": "stable"},
-        "data": {"kind": "run"},
-        "deepspeed": "ds.json",
-        "max_steps": 10,
-        "groups_per_step": 4,
-        "num_responses": 3,
-        "max_tokens": 100,
-    }
     cluster = {
         "kind": "slurm",
         "max_parallel": 2,
@@ -35,8 +39,7 @@ def config(tmp_path, **throughput):
         "train": {"nodes": 2, "tasks_per_node": 2, "gpus_per_node": 2},
         "throughput": throughput,
     }
-    society = {"num_worlds": 8, "num_shards": 4, "topology": {"size": 10}, "max_rounds": 5, "audience_size": 4}
-    tree = {"run": {"root": str(tmp_path)}, "society": society, "train": {"stages": [stage]}, "cluster": cluster}
+    tree = {"run": {"root": str(tmp_path)}, "society": SOCIETY, "train": {"stages": [STAGE]}, "cluster": cluster}
     return compose.parse(tree, "test")
 
 
@@ -44,12 +47,10 @@ def test_from_stated_rates(tmp_path):
     made = config(tmp_path, calls_per_s=10, tokens_per_call=300, train_tokens_per_s=1000)
     run = RunDir(tmp_path / "quickstart")
     simulate, train = estimate(run, made, units(run, made))
-    # 8 worlds, 100 agents, 5 rounds; a draft, 4 x 2 calls of the audience, a revision, 4 ratings
-    calls = 8 * 100 * 5 * 14
-    assert simulate.amount == f"{calls:,} calls"
-    assert simulate.tokens == Range.exact(300 * calls)
-    assert simulate.gpu_hours == pytest.approx(Range.exact(calls / 10 / 3600))
-    assert simulate.hours == pytest.approx(Range.exact(calls / 10 / 3600 / 2))  # two tasks at a time
+    assert simulate.amount == f"{CALLS:,} calls"
+    assert simulate.tokens == Range.exact(300 * CALLS)
+    assert simulate.gpu_hours == pytest.approx(Range.exact(CALLS / 10 / 3600))
+    assert simulate.hours == pytest.approx(Range.exact(CALLS / 10 / 3600 / 2))  # two tasks at a time
     assert train.tokens == Range.exact(10 * 4 * 3 * 100)
     assert train.gpu_hours == pytest.approx(Range.exact(4 * 12 / 3600))
     assert "cluster.throughput" in train.source
@@ -65,7 +66,7 @@ def test_a_run_that_has_begun_is_measured(tmp_path, monkeypatch):
         log.log({"sim/calls": 1000, "sim/tokens": 200_000})
     simulate = estimate(run, made, units(run, made))[0]
     assert "20.0 calls/s, measured in this run" in simulate.source
-    assert simulate.tokens == Range.exact(200 * 8 * 100 * 5 * 14)
+    assert simulate.tokens == Range.exact(200 * CALLS)
 
 
 def test_what_a_journal_answers_at_once_is_no_rate(tmp_path, monkeypatch):
@@ -79,7 +80,7 @@ def test_what_a_journal_answers_at_once_is_no_rate(tmp_path, monkeypatch):
         log.log({"sim/calls": 1000, "sim/calls_journaled": 900, "sim/tokens": 200_000})
     simulate = estimate(run, made, units(run, made))[0]
     assert "2.0 calls/s, measured in this run" in simulate.source
-    assert simulate.tokens == Range.exact(200 * 8 * 100 * 5 * 14)
+    assert simulate.tokens == Range.exact(200 * CALLS)
 
 
 def test_what_was_in_flight_at_the_first_answer_does_not_slow_the_rate(tmp_path, monkeypatch):
@@ -125,7 +126,6 @@ def test_a_rate_by_hand(tmp_path):
     """Qwen2.5-7B on an A100. Few replies at a time are bound by the memory that is read, many by the arithmetic."""
     parameters = 7.615616512e9  # as its card has it
     keys = 2 * 28 * 4 * 128 * 2  # keys and values of 28 layers with 4 heads of 128, two bytes each
-    calls = 8 * 100 * 5 * 14
     prompt = 150 + 1.5 * 50
     short, long = (6 * 50 + 8) / 14, (6 * 256 + 8) / 14  # draft, four reasons, revision; a rating is one token
 
@@ -134,13 +134,13 @@ def test_a_rate_by_hand(tmp_path):
         return 2 * parameters * prompt * (1 - cached) / (312e12 * arithmetic) + reply * step / 16
 
     simulate, train = by_sheet(tmp_path, {**QWEN, "num_slots": 16})
-    assert simulate.gpu_hours.low == pytest.approx(calls * bound_by_memory(short, 0.45, 0.7, 0.5) / 3600, rel=1e-3)
-    assert simulate.gpu_hours.high == pytest.approx(calls * bound_by_memory(long, 0.25, 0.4) / 3600, rel=1e-3)
-    assert simulate.tokens == Range(pytest.approx(calls * (prompt + short)), pytest.approx(calls * (prompt + long)))
+    assert simulate.gpu_hours.low == pytest.approx(CALLS * bound_by_memory(short, 0.45, 0.7, 0.5) / 3600, rel=1e-3)
+    assert simulate.gpu_hours.high == pytest.approx(CALLS * bound_by_memory(long, 0.25, 0.4) / 3600, rel=1e-3)
+    assert simulate.tokens == Range(pytest.approx(CALLS * (prompt + short)), pytest.approx(CALLS * (prompt + long)))
     assert "A100 by its data sheet" in simulate.source
     many = by_sheet(tmp_path)[0]
     seconds = 2 * parameters * (prompt / 2 + short) / (312e12 * 0.45)
-    assert many.gpu_hours.low == pytest.approx(calls * seconds / 3600, rel=1e-3)
+    assert many.gpu_hours.low == pytest.approx(CALLS * seconds / 3600, rel=1e-3)
     # the embedded model: 6 FLOPs a parameter and token, in float32, on 4 GPUs
     assert train.hours is not None
     assert train.hours.low == pytest.approx(12_000 * 6 * 134.515008e6 / (4 * 19.5e12 * 0.45) / 3600, rel=1e-3)

@@ -9,7 +9,7 @@ from salign.society import prompts
 from salign.society.calls import spoken
 from salign.society.notes import Notes
 from salign.society.protocols import PROTOCOLS, protocol_of
-from salign.society.protocols.base import Update
+from salign.society.protocols.messages import Update
 from salign.society.protocols.sample import Sample
 
 

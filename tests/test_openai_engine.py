@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -10,6 +9,7 @@ from email.utils import format_datetime
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from ports import free_port
 
 from salign.config import OpenAIEngine as OpenAISection
 from salign.config import Sampling
@@ -222,12 +222,6 @@ async def ask_at(port: int, **settings):
         yield engine
         yield await call
         yield engine
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def test_a_server_that_nobody_reaches_is_waited_for_however_many_tries_it_takes(quick, caplog, monkeypatch):

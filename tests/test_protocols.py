@@ -17,7 +17,8 @@ from salign.report.society import SocietyReader
 from salign.society import prompts
 from salign.society.calls import Speaker, UnansweredError, spoken
 from salign.society.protocols import PROTOCOLS, protocol_of
-from salign.society.protocols.base import Protocol, Update
+from salign.society.protocols.base import Protocol
+from salign.society.protocols.messages import Update
 from salign.society.protocols.sample import Sample
 
 KINDS = sorted(PROTOCOLS)

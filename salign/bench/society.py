@@ -173,7 +173,17 @@ def _start(bench: Bench) -> list[Figure]:
 
 @contextmanager
 def mock_engine(script: Path, ms_per_token: float, slots: int) -> Iterator[str]:
-    """The yardstick's engine on a free loopback port; its base URL."""
+    """The yardstick's engine on a free loopback port; its base URL.
+
+    Raises:
+        ConfigError: There is no such script.
+        StageError: It does not answer.
+    """
+    if not script.is_file():
+        raise ConfigError(
+            f"no mock engine {script}. Name one with --mock-engine; tests/integration/mock_engine.py is one, for few "
+            "calls."
+        )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

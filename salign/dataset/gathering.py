@@ -67,8 +67,7 @@ def build_groups(
     Left out are empty responses, unless the protocol takes them for answers; those without a rating; flagged ones with
     what was said of them (a flagged text's rating is no better than none); those that are cut or empty and are as good
     as the best whole one, and groups in which such a one is better than that: another would be learnt as the best. A
-    response that is given to one query several times
-    stands in its group once, with the mean of its ratings.
+    response that is given to one query several times stands in its group once, with the mean of its ratings.
 
     Rows wait in temporary files, one for each kind: memory holds one group at a time, and 16 bytes of each row (some 80
     while those of a kind are sorted).
@@ -111,7 +110,7 @@ def _joined(rows: Sequence[_Gathered], left_out: Counter[str]) -> dict[str, floa
     whole = {text for text, _, is_whole in given if is_whole}
     if len(whole) == len(means):
         return means
-    learnt = _without_best_parts(means, whole)
+    learnt = _without_partial_best(means, whole)
     silent = "" in means and "" not in learnt
     left_out["empty"] += silent
     left_out["cut"] += len(means) - len(learnt) - silent
@@ -119,7 +118,7 @@ def _joined(rows: Sequence[_Gathered], left_out: Counter[str]) -> dict[str, floa
     return learnt
 
 
-def _without_best_parts(scores: dict[str, float], whole: Collection[str]) -> dict[str, float]:
+def _without_partial_best(scores: dict[str, float], whole: Collection[str]) -> dict[str, float]:
     """Scores by text, without those that are not whole and as good as the best; none where no whole one is the best."""
     best = max(scores.values())
     if not any(score == best and text in whole for text, score in scores.items()):

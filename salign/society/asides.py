@@ -14,7 +14,7 @@ from salign.records import Interaction, Turn
 from salign.society import prompts
 from salign.society.calls import OBSERVED, Calls, Tally, together
 from salign.society.frames import frame
-from salign.society.protocols.base import State
+from salign.society.protocols.messages import State
 from salign.society.replies import flags_of
 from salign.society.studies import SURVEY
 from salign.society.wordings import reflection as wordings

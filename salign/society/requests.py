@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from salign.society.protocols.base import Query, Update
+from salign.society.protocols.messages import Query, Update
 
 
 @dataclass(frozen=True, slots=True)

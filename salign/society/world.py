@@ -20,7 +20,8 @@ from salign.society.phases import Phase, Setting
 from salign.society.population import initial_memories, labels, parts
 from salign.society.profiles import draw_profiles
 from salign.society.prompts import persona
-from salign.society.protocols.base import Conversation, Seat, State, Update
+from salign.society.protocols.base import Conversation
+from salign.society.protocols.messages import Seat, State, Update
 from salign.society.questions import QuestionOrder
 from salign.society.requests import Ask, Elsewhere, Join, Look, Published
 from salign.society.stream import Stream, within

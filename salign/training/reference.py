@@ -128,9 +128,10 @@ def with_references(
         unknown = [index for index in range(len(store)) if np.isnan(kept[store.responses_of(index)]).any()]
         for start in range(0, len(unknown), _WINDOW):
             numbers = unknown[start : start + _WINDOW]
-            sizes = np.cumsum([0, *(len(store[index].responses) for index in numbers)]).tolist()
+            groups = [store[index] for index in numbers]
+            sizes = np.cumsum([0, *(len(group.responses) for group in groups)]).tolist()
             own = torch.zeros(sizes[-1], dtype=torch.float64, device=ranks.device)
-            for place, values in enumerate(nll_of([store[index] for index in numbers])):
+            for place, values in enumerate(nll_of(groups)):
                 if values is not None:
                     own[sizes[place] : sizes[place + 1]] = torch.tensor(values, dtype=own.dtype)
             dist.all_reduce(own)

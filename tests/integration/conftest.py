@@ -19,7 +19,8 @@ from unittest import mock
 
 import pytest
 from forks import python
-from servers import answers, free_port
+from ports import free_port
+from servers import answers
 from waits import CLUSTER_IS_OURS, HANG_S, wait_until
 
 from salign import models

@@ -3,12 +3,12 @@
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
+from ports import free_port
 from waits import HANG_S, wait_until
 
 from salign.config import Sampling
@@ -16,19 +16,14 @@ from salign.engines.base import Prompt
 from salign.engines.journal import CallKeys
 
 MAX_IN_FLIGHT = 8
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+# What the environment names as a proxy is not asked.
+_HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def answers(url: str) -> bool:
     """Whether a server on this machine answers there with success."""
     try:
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=HANG_S).close()
+        _HERE.open(url, timeout=HANG_S).close()
     except OSError:
         return False
     return True
@@ -67,8 +62,7 @@ class Mock:
             self._process.send_signal(signal.SIGCONT)
 
     def get(self, path):
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{self.port}/{path}", timeout=10) as answer:
+        with _HERE.open(f"http://127.0.0.1:{self.port}/{path}", timeout=10) as answer:
             return json.load(answer)
 
     def answered(self):

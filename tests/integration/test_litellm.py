@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, environment, launch_afresh, small_config
 from journals import records_of
-from servers import MAX_IN_FLIGHT, Mock, answers, free_port
+from ports import free_port
+from servers import MAX_IN_FLIGHT, Mock, answers
 from waits import HANG_S, wait_until
 
 from salign.config import OpenAIEngine as OpenAISection
@@ -91,19 +92,6 @@ def litellm(program, mock, llama_cpp, outside, tmp_path_factory):
     finally:
         process.terminate()
         process.wait(timeout=HANG_S)
-
-
-def section(url: str, model: str, **settings: Any) -> OpenAISection:
-    settings = {"dialect": "litellm", "num_retries": 1, **settings}
-    return OpenAISection(kind="openai", base_url=url, model=model, **settings)
-
-
-def opened(url: str, model: str, folder: Path, call, ratings=None, **settings):
-    async def run():
-        async with open_engine(section(url, model, **settings), model, folder, ratings=ratings) as engine:
-            return engine.facts(), await call(engine)
-
-    return asyncio.run(run())
 
 
 @pytest.fixture(autouse=True)

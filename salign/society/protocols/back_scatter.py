@@ -6,8 +6,9 @@ from salign.records import Interaction, Turn
 from salign.society import frames, prompts, queries
 from salign.society.calls import Calls, UnansweredError, spoken, together
 from salign.society.prompts import Judged
-from salign.society.protocols.base import Conversation, Protocol, Query, Section, State, Update
+from salign.society.protocols.base import Conversation, Protocol, Section
 from salign.society.protocols.learning import Learning, Row
+from salign.society.protocols.messages import Query, State, Update
 from salign.society.replies import flags_of
 
 DRAFT, FEEDBACK, REVISION = "draft", "feedback", "revision"

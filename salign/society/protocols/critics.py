@@ -8,8 +8,9 @@ from salign.config import CriticsProtocol
 from salign.records import Interaction, Turn
 from salign.society import frames, prompts, queries
 from salign.society.calls import UnansweredError, spoken
-from salign.society.protocols.base import Conversation, Protocol, Update
+from salign.society.protocols.base import Conversation, Protocol
 from salign.society.protocols.learning import Learning, Row
+from salign.society.protocols.messages import Update
 from salign.society.wordings.critics import Critic, Critique, answer_anew, critique, summary
 
 DRAFT, CRITIQUE, SUMMARY, MIDDLE, FINAL = "draft", "critique", "summary", "middle", "final"

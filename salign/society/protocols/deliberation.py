@@ -15,8 +15,9 @@ from salign.records import MAX_SCORE, MIN_SCORE, Interaction, Turn
 from salign.society import frames, prompts, queries
 from salign.society.aggregation import Ballot, places, winner
 from salign.society.calls import Calls, UnansweredError
-from salign.society.protocols.base import Conversation, Protocol, Query, Relation, State, Update
+from salign.society.protocols.base import Conversation, Protocol, Relation
 from salign.society.protocols.learning import Learning, Row
+from salign.society.protocols.messages import Query, State, Update
 from salign.society.replies import flags_of, without_reasoning
 from salign.society.wordings import ballots
 from salign.tracking.metrics import mean

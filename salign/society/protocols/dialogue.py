@@ -12,8 +12,9 @@ from salign.engines.base import Reply
 from salign.records import Interaction, Turn
 from salign.society import prompts
 from salign.society.calls import UnansweredError, spoken, together
-from salign.society.protocols.base import Conversation, Protocol, State, Update
+from salign.society.protocols.base import Conversation, Protocol
 from salign.society.protocols.learning import Learning, Row
+from salign.society.protocols.messages import State, Update
 from salign.society.wordings import dialogue
 from salign.society.wordings.dialogue import Said, Side
 

@@ -11,8 +11,9 @@ from salign.engines.base import Form, Prompt, Reply
 from salign.records import Interaction, Turn
 from salign.society import frames, prompts, queries
 from salign.society.calls import Calls, UnansweredError, spoken
-from salign.society.protocols.base import Conversation, Protocol, Relation, Seat, Update
+from salign.society.protocols.base import Conversation, Protocol, Relation
 from salign.society.protocols.learning import Learning, Row
+from salign.society.protocols.messages import Seat, Update
 from salign.society.replies import flags_of
 from salign.society.wordings import feed
 

@@ -10,8 +10,9 @@ from salign.config import GameProtocol
 from salign.engines.base import Reply
 from salign.records import MAX_SCORE, MIN_SCORE, Interaction, Turn
 from salign.society.calls import Calls, UnansweredError, together
-from salign.society.protocols.base import Conversation, Protocol, Update
+from salign.society.protocols.base import Conversation, Protocol
 from salign.society.protocols.learning import Learning, Row
+from salign.society.protocols.messages import Update
 from salign.society.replies import without_reasoning
 from salign.society.wordings import game
 

@@ -9,8 +9,9 @@ from salign.records import Interaction, Turn
 from salign.society import frames, prompts
 from salign.society.calls import Calls, spoken, together
 from salign.society.protocols.back_scatter import DRAFT, FEEDBACK, REVISION, BackScatter, rated_or_fail
-from salign.society.protocols.base import Conversation, Query, State, Update
+from salign.society.protocols.base import Conversation
 from salign.society.protocols.learning import Learning, Row
+from salign.society.protocols.messages import Query, State, Update
 from salign.society.replies import flags_of
 from salign.society.wordings import norms as wordings
 from salign.society.wordings.rehearsal import lines_of

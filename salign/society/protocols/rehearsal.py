@@ -9,8 +9,9 @@ from salign.engines.base import Reply
 from salign.records import Interaction
 from salign.society import frames, prompts, queries
 from salign.society.calls import Calls, UnansweredError, spoken, together
-from salign.society.protocols.base import Conversation, Protocol, Update
+from salign.society.protocols.base import Conversation, Protocol
 from salign.society.protocols.learning import Learning, Row
+from salign.society.protocols.messages import Update
 from salign.society.wordings import rehearsal as wordings
 from salign.society.wordings.rehearsal import HARM, PLAUSIBILITY, Person, Scene
 

@@ -10,8 +10,9 @@ from salign.engines.base import Reply
 from salign.records import Interaction
 from salign.society import frames, prompts, queries
 from salign.society.calls import spoken
-from salign.society.protocols.base import Conversation, Protocol, Relation, Update
+from salign.society.protocols.base import Conversation, Protocol, Relation
 from salign.society.protocols.learning import Learning, Row
+from salign.society.protocols.messages import Update
 from salign.society.topology import Topology
 from salign.society.wordings import relay
 

@@ -6,8 +6,9 @@ from salign.config import SampleProtocol
 from salign.records import Interaction
 from salign.society import frames, prompts
 from salign.society.calls import spoken, together
-from salign.society.protocols.base import Conversation, Protocol, Update
+from salign.society.protocols.base import Conversation, Protocol
 from salign.society.protocols.learning import Learning, Row
+from salign.society.protocols.messages import Update
 
 ANSWER = "answer"
 
