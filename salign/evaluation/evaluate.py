@@ -268,10 +268,10 @@ def _judge_answers(means: Means, model: str, asked: list[Item]) -> _Judged:
 
 def _free_memory(ranks: Ranks) -> None:
     """Gives back the GPU memory of models that are done: a server that is started next needs it."""
-    import torch
-
-    gc.collect()
     if ranks.device.type == "cuda":
+        import torch
+
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -2,9 +2,10 @@
 
 Importing them takes four seconds of processor time, a process of a small test much less. `python()` names a program
 that is called as Python is. Where it is to run a file or a module, it asks a server that has imported all that, and has
-started no thread, to fork. The fork has the caller's arguments, environment, folder and open files, and starts its own
-processes in the same way, and is listed by its words like any process. The program stays in its place: it hands on the
-signals that it gets, ends as the fork does, and the fork ends with it. Everything else is done by Python itself.
+started no thread, to fork. The fork has the caller's arguments, environment, folder, open files and, on a node of the
+cluster, namespaces, starts its own processes in the same way, and is listed by its words like any process. The program
+stays in its place: it hands on the signals that it gets, ends as the fork does, and the fork ends with it. Everything
+else is done by Python itself.
 
 What a test says of processes themselves (which signals they get, what they load) it says of `sys.executable`.
 """
@@ -34,6 +35,7 @@ from typing import Any
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _MAX_FILES = 200
 _HIGH = 512  # above any number of an open file of a caller
+_NAMESPACES = ("net", "uts", "mnt")
 _ROOM = " " * 4096  # the server's last argument: where its forks write theirs
 # What a unit of any stage imports, at once or when it comes to it. None of it starts a thread or asks for a GPU.
 _IMPORTED = (
@@ -150,6 +152,7 @@ class _Server:
             return None
         asked, files = json.loads(said), array.array("i", ancillary[0][2])
         if (child := os.fork()) == 0:
+            _enter_namespaces(caller)
             for of_server in (caller, self._listener, *self._callers.values()):
                 of_server.detach()  # their numbers are about to be others'
             self._become(asked, files)
@@ -195,6 +198,18 @@ class _Server:
         for child in self._callers:
             os.kill(child, signal.SIGKILL)
         os._exit(0)
+
+
+def _enter_namespaces(caller: socket.socket) -> None:
+    """Enters those of the process at the other end, where they are others than this one's."""
+    pid = int.from_bytes(caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), sys.byteorder)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for name in _NAMESPACES:
+        place = Path(f"/proc/{pid}/ns/{name}")
+        if place.readlink() != Path(f"/proc/self/ns/{name}").readlink():
+            with place.open() as namespace:
+                if libc.setns(namespace.fileno(), 0):  # 0: of whichever kind
+                    raise OSError(ctypes.get_errno(), f"setns {place}")
 
 
 def _import() -> None:

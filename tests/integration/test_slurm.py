@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import OPEN_GATES, ROOT, Devcluster, environment, launch_afresh
+from conftest import OPEN_GATES, ROOT, Devcluster, environment, launch, launch_afresh, run_job
+from forks import python
 from waits import HANG_S, wait_until
 
 from salign.cluster.slurm.submission import submissions
@@ -46,14 +47,11 @@ def tasks(run: RunDir) -> dict[str, list[str]]:
 
 def simulated_here(config: Path, *overrides: str) -> str:
     """The digest of the same society simulated in one process on this machine."""
-    assert launch_afresh(str(config), *overrides, "run.name=here", "--prepare").returncode == 0
+    assert launch(str(config), *overrides, "run.name=here", "--prepare").returncode == 0
     run = RunDir(config.parent / "runs" / "here")
-    shards = [("simulate", str(shard)) for shard in range(run.config().society.num_shards)]
-    code = f"import sys; from pathlib import Path; from salign.work import do_all; do_all(Path(sys.argv[1]), {shards})"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, env=environment(), check=False
-    )
-    assert done.returncode == 0, done.stderr
+    for shard in range(run.config().society.num_shards):
+        done = run_job("simulate", str(run.path), "--shard", str(shard))
+        assert done.returncode == 0, done.stderr
     return digest(run, run.config())
 
 
@@ -201,12 +199,12 @@ def test_the_chain_survives_kills_a_crash_a_preemption_and_what_time_limits_send
 def test_a_shard_that_fails_for_good(slurm, slurm_config):
     run = RunDir(slurm_config.parent / "runs" / "small")
     broken = run.shard(1) / "journal-00000.jsonl"
-    assert launch_afresh(str(slurm_config), "--prepare").returncode == 0
+    assert launch(str(slurm_config), "--prepare").returncode == 0
     broken.parent.mkdir(parents=True)
     broken.write_text('{"journal": 2, "of": {"model": "another"}}\n')
     secret = {**environment(), "WANDB_API_KEY": "secret-of-the-test-0123", "NOT_NAMED": "1"}
     secret["WANDB_MODE"] = "offline"
-    done = launch_afresh(str(slurm_config), "--wait", env=secret)
+    done = launch(str(slurm_config), "--wait", env=secret)
     assert done.returncode == 1, done.stdout + done.stderr
     log = submissions(run)[0].log(run, 1)
     assert "simulate 1 failed" in done.stderr
@@ -220,7 +218,7 @@ def test_a_shard_that_fails_for_good(slurm, slurm_config):
     assert not any(b"secret-of-the-test" in path.read_bytes() for path in run.path.rglob("*") if path.is_file())
 
     # With what is there.
-    done = launch_afresh(str(slurm_config), "cluster.min_shards=1", "--wait")
+    done = launch(str(slurm_config), "cluster.min_shards=1", "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continued without: simulate 1 failed" in done.stdout
     assert json.loads((run.dataset / "card.json").read_text())["missing_shards"] == [1]
@@ -230,7 +228,7 @@ def test_a_shard_that_fails_for_good(slurm, slurm_config):
     # Mended; the log folder, the pickles and the list of jobs are lost besides.
     broken.unlink()
     shutil.rmtree(run.slurm)
-    done = launch_afresh(str(slurm_config), "--wait")
+    done = launch(str(slurm_config), "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     assert tasks(run) == {
         "simulate": ["simulate/1"],
@@ -240,7 +238,7 @@ def test_a_shard_that_fails_for_good(slurm, slurm_config):
     }
     assert read_done(run.dataset).digest != before
     assert status(run, "--digest").strip() == simulated_here(slurm_config)
-    assert "nothing to run" in launch_afresh(str(slurm_config)).stdout
+    assert "nothing to run" in launch(str(slurm_config)).stdout
 
 
 LAUNCH_AND_MEASURE = """
@@ -252,7 +250,7 @@ print(done.stdout, done.stderr, resource.getrusage(resource.RUSAGE_CHILDREN).ru_
 
 def test_the_jobs_of_all_generations_are_submitted_at_once(slurm, slurm_config):
     """The second society waits for the training of the first, and everything ends without another launch."""
-    done = launch_afresh(str(slurm_config), "generations.num=2", "--wait")
+    done = launch(str(slurm_config), "generations.num=2", "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDir(slurm_config.parent / "runs" / "small")
     first, second = ({one.name: one for one in submissions(run.generation(number))} for number in (1, 2))
@@ -278,12 +276,12 @@ def test_an_array_of_1000_shards(slurm, slurm_config, tmp_path):
     assert "1x squeue" not in asked  # the run was new
 
     run.slurm.rename(tmp_path / "lost")  # their logs, pickles and the list of them
-    refused = launch_afresh(*words)
+    refused = launch(*words)
     assert refused.returncode == 1
     assert first[0].job_id in refused.stderr
     assert "--replace" in refused.stderr
 
-    done = launch_afresh(*words, "--replace", "--wait", "cluster.shards_per_task=125", "cluster.max_parallel=4")
+    done = launch(*words, "--replace", "--wait", "cluster.shards_per_task=125", "cluster.max_parallel=4")
     assert done.returncode == 0, done.stdout + done.stderr
     states = ["sacct", "-X", "-n", "-P", "-o", "State", "-j", first[1].job_id]
     slurm.wait_for("what the accounting has of it", lambda: "CANCELLED" in slurm.ask(*states))
@@ -297,13 +295,13 @@ def test_an_array_of_1000_shards(slurm, slurm_config, tmp_path):
 
 def test_a_shard_over_ranks_of_mpi_and_launches_of_parts(slurm, slurm_config):
     words = [str(slurm_config), "train.stages=[]", "evaluate.models=[base]", "run.name=mpi", "cluster.simulate.nodes=2"]
-    done = launch_afresh(*words, "--wait", "cluster.simulate.tasks_per_node=2", "--until=simulate")
+    done = launch(*words, "--wait", "cluster.simulate.tasks_per_node=2", "--until=simulate")
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDir(slurm_config.parent / "runs" / "mpi")
     assert f"left in {run.path}: collect, evaluate" in done.stdout
     assert list(tasks(run)) == ["simulate"]
     assert "2 to do" in status(run)
-    done = launch_afresh(*words, "--wait", "--only=collect")
+    done = launch(*words, "--wait", "--only=collect")
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(tasks(run)) == ["simulate", "collect"]
     assert f"left in {run.path}: evaluate" in done.stdout
@@ -344,7 +342,8 @@ def test_the_pipeline_in_one_job(slurm, config_file, tmp_path):
     del tree["train"]["stages"][0]
     config_file.write_text(json.dumps(tree))
     log = tmp_path / "pipeline.out"
-    job = slurm.submit("-o", str(log), "slurm/pipeline.sbatch", str(config_file), "cluster.num_ranks=1")
+    words = ["slurm/pipeline.sbatch", str(config_file), "cluster.num_ranks=1"]
+    job = slurm.submit("-o", str(log), *words, env={**environment(), "PYTHON": python()})
     run = RunDir(tmp_path / "runs" / "small")
     slurm.wait_for("the first stage of training", lambda: (run.stage("stable") / ".lock").exists())
     slurm.ask("scancel", "--signal=USR2", job)
@@ -401,10 +400,10 @@ def test_without_slurm(slurm_config, tmp_path):
     assert "#SBATCH --dependency=" in dry.stdout
 
 
-def train_by_hand(slurm: Devcluster, run: RunDir, **variables: str) -> str:
+def train_by_hand(slurm: Devcluster, run: RunDir, program: str, **variables: str) -> str:
     """The training stage on two nodes, by srun; what it said."""
     command = ["srun", "-w", "n1,n2", "-N2", "-n2", "--cpus-per-task=1", "--kill-on-bad-exit=1", "--job-name=by-hand"]
-    command += [sys.executable, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stable"]
+    command += [program, str(ROOT / "jobs" / "train.py"), str(run.path), "--stage", "stable"]
     env = {**environment(), **variables}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=HANG_S, check=False)
     assert done.returncode != 0
@@ -413,16 +412,16 @@ def train_by_hand(slurm: Devcluster, run: RunDir, **variables: str) -> str:
 
 def test_ranks_that_cannot_meet_or_are_not_alike(slurm, slurm_config, tmp_path):
     words = [str(slurm_config), "train.stages.stable.data={kind: answers}", "run.name=ranks"]
-    assert launch_afresh(*words, "--prepare").returncode == 0
+    assert launch(*words, "--prepare").returncode == 0
     run = RunDir(tmp_path / "runs" / "ranks")
-    said = train_by_hand(slurm, run, MASTER_ADDR="no-such-host.invalid")
+    said = train_by_hand(slurm, run, python(), MASTER_ADDR="no-such-host.invalid")
     assert "'no-such-host.invalid', which does not resolve" in said
     # In the first node's network, as what uses the port there would be.
     code = "import socket, time\ns = socket.create_server(('', 23456))\nprint(1, flush=True)\ntime.sleep(99)"
     command = ["srun", "-w", "n1", sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline().strip() == "1"
-        said = train_by_hand(slurm, run, MASTER_PORT="23456", MASTER_ADDR="n1")
+        said = train_by_hand(slurm, run, python(), MASTER_PORT="23456", MASTER_ADDR="n1")
         other.terminate()
     assert "port 23456" in said
     assert "is in use" in said
@@ -431,7 +430,7 @@ def test_ranks_that_cannot_meet_or_are_not_alike(slurm, slurm_config, tmp_path):
     slurm.ask(
         "srun", "-w", "n2", "sh", "-c", "echo 'Version: 0.0.1' > /dev/shm/other/deepspeed-0.0.1.dist-info/METADATA"
     )
-    said = train_by_hand(slurm, run, PYTHONPATH="/dev/shm/other")
+    said = train_by_hand(slurm, run, sys.executable, PYTHONPATH="/dev/shm/other")
     slurm.ask("srun", "-w", "n2", "rm", "-r", "/dev/shm/other")
     assert "the ranks differ: deepspeed: " in said
     assert "0.0.1 on n2" in said
@@ -439,7 +438,7 @@ def test_ranks_that_cannot_meet_or_are_not_alike(slurm, slurm_config, tmp_path):
 
 def test_a_cluster_without_accounting(slurm, slurm_config, tmp_path):
     run = RunDir(tmp_path / "runs" / "small")
-    done = launch_afresh(str(slurm_config), "train.stages=[]", "evaluate.models=[base]")
+    done = launch(str(slurm_config), "train.stages=[]", "evaluate.models=[base]")
     assert done.returncode == 0, done.stderr
     ids = [one.job_id for one in submissions(run)]
     slurm.ask("scancel", *ids)

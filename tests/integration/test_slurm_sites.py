@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import OPEN_GATES, Devcluster, environment, launch_afresh
+from conftest import OPEN_GATES, Devcluster, environment, launch
 from journals import records_of
 from vllm_stand_in import path_with_vllm
 
@@ -47,12 +47,12 @@ def on_node(node: str, *command: str) -> None:
 def test_a_node_that_does_not_see_the_runs_folder_is_left_out(slurm, slurm_config):
     """It would eat every shard: it is always free."""
     run = run_of(slurm_config)
-    assert launch_afresh(str(slurm_config), "--prepare").returncode == 0
+    assert launch(str(slurm_config), "--prepare").returncode == 0
     busy = slurm.submit("-p", "high", "-w", "n1", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 20")
     slurm.wait_for("a job on n1", lambda: slurm.ask("squeue", "-h", "-t", "R", "-j", busy))
     on_node("n2", "mount", "-t", "tmpfs", "none", str(run.path))
     try:
-        done = launch_afresh(str(slurm_config), *SHORT, "--wait", "cluster.sbatch.exclude=n[3-4]")
+        done = launch(str(slurm_config), *SHORT, "--wait", "cluster.sbatch.exclude=n[3-4]")
     finally:
         on_node("n2", "umount", str(run.path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,14 +75,14 @@ def test_a_controller_that_goes_between_two_jobs(slurm, slurm_config, tmp_path):
         (stubs / name).write_text(f"#!/bin/bash\n{code}\n")
         (stubs / name).chmod(0o755)
     env = {**environment(), "PATH": f"{stubs}:{os.environ['PATH']}"}
-    broken = launch_afresh(str(slurm_config), *SHORT, "cluster.sbatch.begin=now+5", env=env)
+    broken = launch(str(slurm_config), *SHORT, "cluster.sbatch.begin=now+5", env=env)
     assert broken.returncode == 1
     assert "Unable to contact slurm controller" in broken.stderr
     run = run_of(slurm_config)
     (array,) = submissions(run)
     assert f"In the queue are {array.job_id} (simulate)" in broken.stderr
 
-    done = launch_afresh(str(slurm_config), *SHORT, "--wait")
+    done = launch(str(slurm_config), *SHORT, "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [(one.name, one.after) for one in submissions(run)[1:]] == [
         ("collect", (array.job_id,)),
@@ -92,7 +92,7 @@ def test_a_controller_that_goes_between_two_jobs(slurm, slurm_config, tmp_path):
 
 
 def test_jobs_that_are_held_are_not_waited_for(slurm, slurm_config):
-    done = launch_afresh(str(slurm_config), *SHORT, "--wait", "cluster.simulate.sbatch.hold=true")
+    done = launch(str(slurm_config), *SHORT, "--wait", "cluster.simulate.sbatch.hold=true")
     assert done.returncode == 1
     assert "nothing of the run" in done.stderr
     array = submissions(run_of(slurm_config))[0].job_id
@@ -104,7 +104,7 @@ def test_several_shards_at_once_in_a_task_and_no_login_for_any(slurm, slurm_conf
     """The log of each process is its own; nothing of it counts as a rank; the login profile is not read."""
     words = [*SHORT, "society.num_worlds=4", "society.num_shards=4", "cluster.shards_per_task=4"]
     words += ["cluster.shards_at_once=2", 'cluster.setup=["echo get_user_env=$SLURM_GET_USER_ENV."]']
-    done = launch_afresh(str(slurm_config), *words, "--wait")
+    done = launch(str(slurm_config), *words, "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     run = run_of(slurm_config)
     task = submissions(run)[0].job_id
@@ -124,7 +124,7 @@ def test_shards_go_on_with_the_servers_of_a_fleet_that_are_there(slurm, slurm_co
         "cluster.more_environment=[VLLM_STAND_IN_S, VLLM_STAND_IN_TOLD]",
     ]
     words += ["cluster.serve={nodes: 2, cpus_per_task: 1, timeout_min: 20}", "--only", "simulate"]
-    done = launch_afresh(str(slurm_config), *words, env=env)
+    done = launch(str(slurm_config), *words, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     run = run_of(slurm_config)
     servers, shards = submissions(run)
@@ -158,7 +158,7 @@ status.main()
 
 def test_the_status_as_another_user(slurm, slurm_config):
     """Who may read the run's folder, and has no jobs there."""
-    assert launch_afresh(str(slurm_config), *SHORT, "cluster.sbatch.hold=true").returncode == 0
+    assert launch(str(slurm_config), *SHORT, "cluster.sbatch.hold=true").returncode == 0
     run = run_of(slurm_config)
     for folder in run.path.parents:
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
