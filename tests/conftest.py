@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pytest
 from tiny import make_model
 from waits import CLUSTER_IS_OURS
 
+# A shell ignores it in what it starts in the background, and so would all processes of tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 # Some test files run at a time, and their models are so small that a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,6 +26,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 _LONG = (
     *(
         "test_slurm",
+        "test_slurm_sites",
         "test_launch",
         "test_training",
         "test_embedded_model",
@@ -36,19 +40,20 @@ _LONG = (
 )
 
 
-# They share the session's run (`finished` in integration/conftest.py), which takes a minute to make.
-_TOGETHER = ("test_launch", "test_report_page", "test_wandb")
+# Files in one process: they share the session's run (`finished` in integration/conftest.py), which takes a minute to
+# make, or would wait for each other at the cluster.
+_TOGETHER = {"test_report_page": "test_launch", "test_wandb": "test_launch", "test_slurm_sites": "test_slurm"}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Each file has a process to itself, but for those that share what is made once for a process."""
+    """Each file has a process to itself, but for those that are better off in one."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return _TOGETHER[0] if Path(file).stem in _TOGETHER else file
+            return _TOGETHER.get(Path(file).stem, Path(file).stem)
 
     return Scheduling(config, log)
 

@@ -219,6 +219,7 @@ def _import() -> None:
     assert threading.active_count() == 1
     gc.collect()
     gc.freeze()  # what no collection goes through is not copied
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _show(words: Sequence[str]) -> None:

@@ -88,15 +88,16 @@ def test_a_damaged_download_is_refused(tmp_path, gguf, monkeypatch):
 
 @pytest.fixture
 def llama_config(llama_cpp, tmp_path, tiny_model):
-    """One world of four agents that speak through llama.cpp."""
+    """One world of four agents that speak through llama.cpp, and are rated in one thing."""
     config = small_config(tmp_path, tiny_model)
     config["engine"] = {"kind": "openai", "base_url": llama_cpp}
     short = {"max_tokens": 16, "max_sentences": 1, "temperature": 0.7}
-    config["society"] |= {"topology": {"size": 2}, "audience_size": 2, "max_rounds": 1}
+    config["society"] |= {"topology": {"size": 2}, "audience_size": 1, "max_rounds": 1}
+    config["society"] |= {"criteria": [{"name": "alignment"}], "stopping": None}
     config["society"] |= {"num_worlds": 1, "num_shards": 1, "populations": ["mixed_half_half"]}
     config["society"] |= {"draft": short, "feedback": short, "revision": short, "observer_check": None}
     config["society"] |= {"gates": {"max_failed_share": 0.5, "max_cut_share": 1, "max_flagged_share": 1}}
-    config["evaluate"] |= {"num_questions": 2, "judge_check": {"num_pairs": 4}}
+    config["evaluate"] |= {"models": ["stable"], "num_questions": 2, "judge_check": {"num_pairs": 2}}
     return config
 
 
@@ -129,7 +130,7 @@ def test_ratings_in_words_of_a_model_that_seldom_keeps_to_the_form(llama_config,
     ratings = [turn.rating for turn in turns if turn.role == "feedback"]
     ratings += [observation.rating for turn in turns for observation in turn.observed.values()]
     facts = read_done(run.shard(0)).facts
-    assert facts["num_ratings"] == len(ratings) == 4 * (2 + 4)
+    assert facts["num_ratings"] == len(ratings) == 4 * (1 + 2)
     assert facts["num_missing_ratings"] == ratings.count(None)
     assert all(rating in range(1, 8) for rating in ratings if rating is not None)
 
