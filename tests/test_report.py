@@ -172,6 +172,22 @@ def test_the_cost_is_tokens_times_price_and_absent_without_one(simulated):
     assert "EUR" not in render(free).split("The resolved config")[0]
 
 
+def test_calls_and_time_stand_by_what_they_were_for(simulated):
+    record = read_run(simulated, simulated.config())
+    done = [read_done(simulated.shard(shard)) for shard in range(2)]
+    for kind in ("draft", "revision", "observe"):
+        first, second = (one.facts["calls_by_kind"][kind] for one in done)
+        assert record.calls_by_kind[kind] == [a + b for a, b in zip(first, second, strict=True)]
+    page = render(record)
+    num, prompt, reply = record.calls_by_kind["observe"]
+    share = (prompt + reply) / (record.society.prompt_tokens + record.society.completion_tokens)
+    cells = "".join(f"<td>{cell}</td>" for cell in (f"{num:,}", f"{prompt:,}", f"{reply:,}", f"{share:.0%}"))
+    assert f'<th scope="row">observe</th>{cells}' in page
+    assert "What the stages took" not in page  # this process simulated, and is none of a launch
+    record.took_s["simulate"] = 1234.4
+    assert '<th scope="row">simulate</th><td>1,234 s</td>' in render(record)
+
+
 @pytest.mark.slow
 @one_format
 def test_a_protocol_without_an_audience_is_shown_by_its_own_roles(tmp_path):

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from salign.config import Sampling
@@ -10,8 +11,20 @@ from salign.engines.gate import Gate
 from salign.engines.sentences import shorten
 from salign.errors import CallRejectedError, EngineError
 
+CallsByKind = Mapping[str, Sequence[int]]
+"""What calls were for; how many there were, tokens of their prompts, and tokens of their replies."""
+
 # Of different words with which calls are refused, so many are kept.
 _MOST_WORDS = 20
+
+
+def add_up(counts: Iterable[CallsByKind]) -> dict[str, list[int]]:
+    """The calls of several engines, ranks or shards."""
+    total: dict[str, list[int]] = {}
+    for one in counts:
+        for kind, numbers in one.items():
+            total[kind] = [before + more for before, more in zip(total.get(kind, (0, 0, 0)), numbers, strict=True)]
+    return dict(sorted(total.items()))
 
 
 class MeteredEngine:
@@ -27,6 +40,7 @@ class MeteredEngine:
         num_cut: Replies that `max_tokens` ended, as far as the engine says it.
         num_thinking: Replies from which thinking was taken off.
         num_thinking_cut: Those of them that were cut off while the model thought, which leaves them without text.
+        by_kind: Calls, tokens of prompts and tokens of replies, by what the calls were for.
     """
 
     def __init__(self, handler: Handler, engine: Engine, gate: Gate) -> None:
@@ -54,6 +68,7 @@ class MeteredEngine:
         self.prompt_characters = 0
         self.shared_characters = 0
         self.served: Counter[str] = Counter()
+        self.by_kind: dict[str, list[int]] = {}
 
     @property
     def identity(self) -> str:
@@ -69,7 +84,9 @@ class MeteredEngine:
         """What the engine itself has answered; what the journal did costs nothing, and says nothing of the rest."""
         return (self.num_calls - self.num_journaled) / max(time.monotonic() - self._start, 1e-9)
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, seed: int, priority: Priority = FIRST) -> Reply:
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, seed: int, priority: Priority = FIRST, kind: str = ""
+    ) -> Reply:
         """Samples one reply; of the calls that wait for their turn, the lowest priority goes first."""
         call = Call(prompt, sampling, seed, priority)
         try:
@@ -79,13 +96,13 @@ class MeteredEngine:
             raise
         assert isinstance(reply, Reply)
         reply = shorten(reply, sampling.max_sentences)
-        self._count(call, reply)
+        self._count(call, reply, kind)
         self.num_cut += reply.finish == "length"
         self.num_thinking += reply.thinking != "none"
         self.num_thinking_cut += reply.thinking == "cut"
         return reply
 
-    async def rate(self, prompt: Prompt, seed: int, priority: Priority = FIRST) -> RatingReply:
+    async def rate(self, prompt: Prompt, seed: int, priority: Priority = FIRST, kind: str = "") -> RatingReply:
         """Asks for one digit of the prompt's scale."""
         call = Call(prompt, None, seed, priority)
         try:
@@ -94,7 +111,7 @@ class MeteredEngine:
             self._count_refusal(call, error)
             raise
         assert isinstance(reply, RatingReply)
-        self._count(call, reply)
+        self._count(call, reply, kind)
         return reply
 
     def said_of_refusals(self) -> str:
@@ -108,8 +125,14 @@ class MeteredEngine:
         self.num_journaled += call.is_journaled
         self.num_refused += 1
 
-    def _count(self, call: Call, reply: Reply | RatingReply) -> None:
+    def _count(self, call: Call, reply: Reply | RatingReply, kind: str) -> None:
         self.num_calls += 1
+        of_kind = self.by_kind.get(kind)
+        if of_kind is None:
+            of_kind = self.by_kind[kind] = [0, 0, 0]
+        of_kind[0] += 1
+        of_kind[1] += reply.prompt_tokens
+        of_kind[2] += reply.completion_tokens
         self.num_journaled += call.is_journaled
         if call.reused_from is not None:
             self.reused[call.reused_from] += 1

@@ -57,6 +57,8 @@ def render(record: RunRecord) -> str:
         bounds=_bounds(record),
         config=compose.dump(record.config),
         facts=_facts(record),
+        calls=_calls(record),
+        took=_took(record),
         made=_now(),
         generations_note=GENERATIONS_NOTE,
         max_rows=figures.MAX_TABLE_ROWS,
@@ -204,6 +206,21 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
         mean, _, interval = shown.partition(" ")
         tiles.append((f"{task}: {models[-1]} - {models[0]}", mean, f"{interval}: {verdict}"))
     return tiles
+
+
+def _calls(record: RunRecord) -> list[tuple[str, list[str]]]:
+    """The model calls by what they were for, those with most tokens first: how many, tokens, and the share of all."""
+    total = sum(prompt + reply for _, prompt, reply in record.calls_by_kind.values()) or 1
+    rows = sorted(record.calls_by_kind.items(), key=lambda row: -sum(row[1][1:]))
+    return [
+        (kind, [f"{num:,}", f"{prompt:,}", f"{reply:,}", f"{(prompt + reply) / total:.0%}"])
+        for kind, (num, prompt, reply) in rows
+    ]
+
+
+def _took(record: RunRecord) -> list[tuple[str, str]]:
+    """The stages and what their processes took together."""
+    return [(stage, f"{seconds:,.0f} s") for stage, seconds in record.took_s.items()]
 
 
 def _difference(estimate: Estimate) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from salign.config import KINDS, Config
 from salign.documents import read_json
+from salign.engines.meter import add_up
 from salign.errors import DataError
 from salign.evaluation.compare import compare
 from salign.evaluation.statistics import Estimate
@@ -92,6 +93,10 @@ class RunRecord:
     trials: dict[str, Any] = field(default_factory=dict)
     """What the trials of the judges found."""
     generations: GenerationsTable | None = None
+    calls_by_kind: dict[str, list[int]] = field(default_factory=dict)
+    """As `salign.engines.meter.CallsByKind`, of all shards that are complete."""
+    took_s: dict[str, float] = field(default_factory=dict)
+    """Seconds that the complete units of a stage took together, by its name."""
 
     def missing(self, section: str, what: str, folder: Path) -> None:
         """Notes what is not there, with the error if it failed."""
@@ -135,6 +140,9 @@ def _note_machine(record: RunRecord, unit: str, folder: Path) -> bool:
         return False
     check_files(folder, done, unit)
     record.machines[unit] = done.machine
+    stage = unit.partition(" ")[0]
+    if done.took_s is not None:
+        record.took_s[stage] = record.took_s.get(stage, 0.0) + done.took_s
     return True
 
 
@@ -178,6 +186,7 @@ def _read_society(run: RunDir, config: Config, record: RunRecord) -> None:
         # Interactions that ran ahead of a stop are in no record; their tokens were paid for.
         for name in ("num_calls", "prompt_tokens", "completion_tokens"):
             setattr(record.society, name, sum(shard.done.facts[name] for shard in shards))
+        record.calls_by_kind = add_up(shard.done.facts.get("calls_by_kind", {}) for shard in shards)
         record.society.num_discarded = sum(shard.done.facts["num_discarded_interactions"] for shard in shards)
 
 

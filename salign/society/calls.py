@@ -116,7 +116,8 @@ class Calls:
             urgency: See `Priority`.
         """
         seed = derive(*self._place, name, attempt)
-        reply = await self._engine.generate(prompt, sampling, seed, Priority(self._round + urgency, urgency))
+        turn = Priority(self._round + urgency, urgency)
+        reply = await self._engine.generate(prompt, sampling, seed, turn, _kind(name))
         self.tally.count(reply)
         return reply
 
@@ -154,7 +155,7 @@ class Calls:
                         return Observation(rating, text=reason), reply
                     continue
                 seed = derive(*self._place, name, attempt)
-                digits = await self._engine.rate(prompt, seed, Priority(self._round + urgency, urgency))
+                digits = await self._engine.rate(prompt, seed, Priority(self._round + urgency, urgency), _kind(name))
             except CallRejectedError:
                 break  # it would be refused again
             self.tally.count(digits)
@@ -166,7 +167,7 @@ class Calls:
         """How probable each of the numbers of a prompt's scale is as the choice; None where the engine says none."""
         seed = derive(*self._place, name, 0)
         try:
-            digits = await self._engine.rate(prompt, seed, Priority(self._round + urgency, urgency))
+            digits = await self._engine.rate(prompt, seed, Priority(self._round + urgency, urgency), _kind(name))
         except CallRejectedError:
             return None
         self.tally.count(digits)
@@ -208,13 +209,19 @@ class Calls:
         """A scorer's share of the scale, as a rating on it."""
         seed = derive(*self._place, f"observe:{role}:{criterion}", 0)
         prompt = Prompt(judged.question, scale=SHARES, scored=judged.answer)
+        turn = Priority(self._round + OBSERVED, OBSERVED)
         try:
-            share = await self._scorers[criterion].rate(prompt, seed, Priority(self._round + OBSERVED, OBSERVED))
+            share = await self._scorers[criterion].rate(prompt, seed, turn, "observe")
         except CallRejectedError:
             return Observation(None)
         self.tally.count(share)
         there = share.expectation
         return Observation(None if there is None else self.society.criterion(criterion).at_share(there))
+
+
+def _kind(name: str) -> str:
+    """What calls of a name are for: `feedback` of `feedback:3`."""
+    return name.partition(":")[0]
 
 
 def spoken(reply: Reply, role: str) -> Reply:

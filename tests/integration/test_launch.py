@@ -48,6 +48,8 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
     interactions = [i for shard in range(2) for i in read_interactions(run.shard(shard) / "interactions.jsonl")]
     assert [i.key for i in interactions] == [(w, r, a) for w in range(2) for r in (1, 2) for a in range(9)]
     assert load_groups(run.dataset / "groups.jsonl").groups
+    taken = [read_done(run.stage(stage)).took_s for stage in ("sft", "stable")]
+    assert f'<th scope="row">train</th><td>{sum(taken):,.0f} s</td>' in (run.report / "index.html").read_text()
     manifest = json.loads(run.manifest.read_text())
     assert manifest["packages"]["torch"]
     assert manifest["inputs"]
