@@ -45,6 +45,7 @@ _RESULTS = (
 def make_config(folder: Path, model: Path) -> Path:
     tree = small_config(folder, model)
     tree["tracking"] = {"wandb": False}
+    tree["evaluate"]["models"] = ["stable"]
     tree["cluster"] = {"num_ranks": 1}
     for stage in tree["train"]["stages"]:
         stage["checkpoint_every_steps"] = 1
@@ -69,7 +70,7 @@ def digests(run: RunDir) -> dict[str, str]:
             if path.suffix == ".json":
                 content = json.dumps(_result(json.loads(content)), sort_keys=True).encode()
             found[str(path.relative_to(run.path))] = hashlib.sha256(content).hexdigest()
-    assert len(found) >= 10, f"results are missing: {sorted(found)}"
+    assert len(found) >= 8, f"results are missing: {sorted(found)}"
     return found
 
 
