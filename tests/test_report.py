@@ -6,6 +6,7 @@ import html
 import json
 import re
 import tracemalloc
+from dataclasses import asdict, astuple
 from html.parser import HTMLParser
 from pathlib import Path
 from unittest import mock
@@ -177,9 +178,9 @@ def test_calls_and_time_stand_by_what_they_were_for(simulated):
     done = [read_done(simulated.shard(shard)) for shard in range(2)]
     for kind in ("draft", "revision", "observe"):
         first, second = (one.facts["calls_by_kind"][kind] for one in done)
-        assert record.calls_by_kind[kind] == [a + b for a, b in zip(first, second, strict=True)]
+        assert asdict(record.calls_by_kind[kind]) == {name: first[name] + second[name] for name in first}
     page = render(record)
-    num, prompt, reply = record.calls_by_kind["observe"]
+    num, prompt, reply = astuple(record.calls_by_kind["observe"])
     share = (prompt + reply) / (record.society.prompt_tokens + record.society.completion_tokens)
     cells = "".join(f"<td>{cell}</td>" for cell in (f"{num:,}", f"{prompt:,}", f"{reply:,}", f"{share:.0%}"))
     assert f'<th scope="row">observe</th>{cells}' in page

@@ -111,11 +111,12 @@ def test_the_marker_says_what_was_held(tmp_path, asked, rating):
     kinds = {"draft": 1, "feedback": 3, "observe": 4, "revision": 1}
     if rating == "logprob":  # digits first, then words
         kinds = {"draft": 1, "observe": 4, "rating": 3, "reason": 3, "revision": 1}
-    assert {kind: num for kind, (num, _, _) in facts["calls_by_kind"].items()} == {
+    by_kind = facts["calls_by_kind"]
+    assert {kind: tally["num_calls"] for kind, tally in by_kind.items()} == {
         kind: 54 * num for kind, num in kinds.items()
     }
-    sums = [sum(numbers) for numbers in zip(*facts["calls_by_kind"].values(), strict=True)]
-    assert sums == [facts["num_calls"], facts["prompt_tokens"], facts["completion_tokens"]]
+    for name in ("num_calls", "prompt_tokens", "completion_tokens"):
+        assert sum(tally[name] for tally in by_kind.values()) == facts[name]
     assert facts["num_ratings"] == 54 * (3 + 4)
     names = ("num_journaled_calls", "num_refused_calls", "num_failed", "num_missing_ratings")
     assert [facts[name] for name in (*names, "num_discarded_interactions")] == [0] * 5

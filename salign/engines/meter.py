@@ -1,8 +1,9 @@
 """An engine as societies and judges call it: through its handlers, with counts of what was answered."""
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from salign.config import Sampling
@@ -11,19 +12,41 @@ from salign.engines.gate import Gate
 from salign.engines.sentences import shorten
 from salign.errors import CallRejectedError, EngineError
 
-CallsByKind = Mapping[str, Sequence[int]]
-"""What calls were for; how many there were, tokens of their prompts, and tokens of their replies."""
-
 # Of different words with which calls are refused, so many are kept.
 _MOST_WORDS = 20
 
 
-def add_up(counts: Iterable[CallsByKind]) -> dict[str, list[int]]:
-    """The calls of several engines, ranks or shards."""
-    total: dict[str, list[int]] = {}
-    for one in counts:
-        for kind, numbers in one.items():
-            total[kind] = [before + more for before, more in zip(total.get(kind, (0, 0, 0)), numbers, strict=True)]
+@dataclass(slots=True)
+class Tally:
+    """Calls that were answered, and their tokens."""
+
+    num_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def add(self, other: "Tally") -> None:
+        """Adds another's calls and tokens."""
+        self.num_calls += other.num_calls
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+
+    def count(self, reply: Reply | RatingReply) -> None:
+        """Adds one call."""
+        self.num_calls += 1
+        self.prompt_tokens += reply.prompt_tokens
+        self.completion_tokens += reply.completion_tokens
+
+
+def merge_by_kind(parts: Iterable[Mapping[str, Tally]]) -> dict[str, Tally]:
+    """Calls by what they were for, of several engines, ranks or shards, in the order of the kinds' names."""
+    total = defaultdict[str, Tally](Tally)
+    for part in parts:
+        for kind, tally in part.items():
+            total[kind].add(tally)
     return dict(sorted(total.items()))
 
 
@@ -40,7 +63,7 @@ class MeteredEngine:
         num_cut: Replies that `max_tokens` ended, as far as the engine says it.
         num_thinking: Replies from which thinking was taken off.
         num_thinking_cut: Those of them that were cut off while the model thought, which leaves them without text.
-        by_kind: Calls, tokens of prompts and tokens of replies, by what the calls were for.
+        by_kind: Calls that were answered, by what they were for.
     """
 
     def __init__(self, handler: Handler, engine: Engine, gate: Gate) -> None:
@@ -63,16 +86,22 @@ class MeteredEngine:
         self.num_cut = 0
         self.num_thinking = 0
         self.num_thinking_cut = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
         self.prompt_characters = 0
         self.shared_characters = 0
         self.served: Counter[str] = Counter()
-        self.by_kind: dict[str, list[int]] = {}
+        self.by_kind = defaultdict[str, Tally](Tally)
 
     @property
     def identity(self) -> str:
         return self._engine.identity
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(tally.prompt_tokens for tally in self.by_kind.values())
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(tally.completion_tokens for tally in self.by_kind.values())
 
     @property
     def waiting_since(self) -> float | None:
@@ -127,17 +156,10 @@ class MeteredEngine:
 
     def _count(self, call: Call, reply: Reply | RatingReply, kind: str) -> None:
         self.num_calls += 1
-        of_kind = self.by_kind.get(kind)
-        if of_kind is None:
-            of_kind = self.by_kind[kind] = [0, 0, 0]
-        of_kind[0] += 1
-        of_kind[1] += reply.prompt_tokens
-        of_kind[2] += reply.completion_tokens
+        self.by_kind[kind].count(reply)
         self.num_journaled += call.is_journaled
         if call.reused_from is not None:
             self.reused[call.reused_from] += 1
-        self.prompt_tokens += reply.prompt_tokens
-        self.completion_tokens += reply.completion_tokens
         self.prompt_characters += len(call.prompt.user)
         self.shared_characters += call.prompt.num_shared
         if reply.served is not None:

@@ -210,16 +210,24 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
 
 def _calls(record: RunRecord) -> list[tuple[str, list[str]]]:
     """The model calls by what they were for, those with most tokens first: how many, tokens, and the share of all."""
-    total = sum(prompt + reply for _, prompt, reply in record.calls_by_kind.values()) or 1
-    rows = sorted(record.calls_by_kind.items(), key=lambda row: -sum(row[1][1:]))
+    total = sum(tally.tokens for tally in record.calls_by_kind.values()) or 1
+    rows = sorted(record.calls_by_kind.items(), key=lambda row: -row[1].tokens)
     return [
-        (kind, [f"{num:,}", f"{prompt:,}", f"{reply:,}", f"{(prompt + reply) / total:.0%}"])
-        for kind, (num, prompt, reply) in rows
+        (
+            kind,
+            [
+                f"{tally.num_calls:,}",
+                f"{tally.prompt_tokens:,}",
+                f"{tally.completion_tokens:,}",
+                f"{tally.tokens / total:.0%}",
+            ],
+        )
+        for kind, tally in rows
     ]
 
 
 def _took(record: RunRecord) -> list[tuple[str, str]]:
-    """The stages and what their processes took together."""
+    """The stages, and what all units of each took."""
     return [(stage, f"{seconds:,.0f} s") for stage, seconds in record.took_s.items()]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from salign.config import KINDS, Config
 from salign.documents import read_json
-from salign.engines.meter import add_up
+from salign.engines.meter import Tally, merge_by_kind
 from salign.errors import DataError
 from salign.evaluation.compare import compare
 from salign.evaluation.statistics import Estimate
@@ -93,8 +93,8 @@ class RunRecord:
     trials: dict[str, Any] = field(default_factory=dict)
     """What the trials of the judges found."""
     generations: GenerationsTable | None = None
-    calls_by_kind: dict[str, list[int]] = field(default_factory=dict)
-    """As `salign.engines.meter.CallsByKind`, of all shards that are complete."""
+    calls_by_kind: dict[str, Tally] = field(default_factory=dict)
+    """The model calls of all shards that are complete, by what they were for."""
     took_s: dict[str, float] = field(default_factory=dict)
     """Seconds that the complete units of a stage took together, by its name."""
 
@@ -186,7 +186,10 @@ def _read_society(run: RunDir, config: Config, record: RunRecord) -> None:
         # Interactions that ran ahead of a stop are in no record; their tokens were paid for.
         for name in ("num_calls", "prompt_tokens", "completion_tokens"):
             setattr(record.society, name, sum(shard.done.facts[name] for shard in shards))
-        record.calls_by_kind = add_up(shard.done.facts.get("calls_by_kind", {}) for shard in shards)
+        record.calls_by_kind = merge_by_kind(
+            {kind: Tally(**tally) for kind, tally in shard.done.facts.get("calls_by_kind", {}).items()}
+            for shard in shards
+        )
         record.society.num_discarded = sum(shard.done.facts["num_discarded_interactions"] for shard in shards)
 
 

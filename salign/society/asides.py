@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from salign.config import Survey
+from salign.engines.meter import Tally
 from salign.records import Interaction, Turn
 from salign.society import prompts
-from salign.society.calls import OBSERVED, Calls, Tally, together
+from salign.society.calls import OBSERVED, Calls, together
 from salign.society.frames import frame
 from salign.society.protocols.messages import State
 from salign.society.replies import flags_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from salign.config import Sampling, SocietySection
 from salign.engines.base import SHARES, Priority, Prompt, RatingReply, Reply
-from salign.engines.meter import MeteredEngine
+from salign.engines.meter import MeteredEngine, Tally
 from salign.errors import CallRejectedError
 from salign.records import Observation
 from salign.seeds import derive, rng
@@ -29,27 +29,6 @@ class Speaker:
     instructions: str | None = None
     scorers: Mapping[str, MeteredEngine] = field(default_factory=dict)
     """By criterion, of an observer: what rates by it instead."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """Calls and tokens of one interaction."""
-
-    num_calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def add(self, other: "Tally") -> None:
-        """Adds another's calls and tokens."""
-        self.num_calls += other.num_calls
-        self.prompt_tokens += other.prompt_tokens
-        self.completion_tokens += other.completion_tokens
-
-    def count(self, reply: Reply | RatingReply) -> None:
-        """Adds one call."""
-        self.num_calls += 1
-        self.prompt_tokens += reply.prompt_tokens
-        self.completion_tokens += reply.completion_tokens
 
 
 class UnansweredError(Exception):

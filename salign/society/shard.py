@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from salign.config import Config, SocietySection
 from salign.engines.check import models_of_society
 from salign.engines.journal import Journal, written_header
-from salign.engines.meter import MeteredEngine, add_up
+from salign.engines.meter import MeteredEngine, merge_by_kind
 from salign.engines.opening import metered
 from salign.engines.reuse import open_reused
 from salign.errors import REQUEUE, SalignError
@@ -239,7 +239,7 @@ def _facts(worlds: Sequence[World], engines: Sequence[MeteredEngine], simulation
         "engines": {engine.identity: engine.facts() for engine in distinct},
         "prompts_version": PROMPTS_VERSION,
         "num_calls": sum(engine.num_calls for engine in distinct),
-        "calls_by_kind": add_up(engine.by_kind for engine in distinct),
+        "calls_by_kind": merge_by_kind(engine.by_kind for engine in distinct),
         "num_journaled_calls": sum(engine.num_journaled for engine in distinct),
         "reused_calls": dict(sorted(sum((engine.reused for engine in distinct), Counter[str]()).items())),
         "num_refused_calls": sum(engine.num_refused for engine in distinct),
@@ -264,10 +264,10 @@ def _summed(everybody: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name, value in facts.items():
             if isinstance(value, int):
                 total[name] += value
-        total["calls_by_kind"] = add_up([total["calls_by_kind"], facts["calls_by_kind"]])
         total["reused_calls"] = dict(Counter(total["reused_calls"]) + Counter(facts["reused_calls"]))
         for identity, names in facts["served"].items():
             total["served"][identity] = sorted({*total["served"].get(identity, []), *names})
+    total["calls_by_kind"] = merge_by_kind(facts["calls_by_kind"] for facts in everybody)
     shared, characters = total.pop("shared_prompt_characters"), total.pop("prompt_characters")
     total["shared_prompt_share"] = round(shared / characters, 4) if characters else 0.0
     return total

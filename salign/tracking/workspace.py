@@ -19,6 +19,7 @@ _NAME = "Society and training"
 # The view's name on the server: fixed, so that its address stays what it is.
 _VIEW = "salign"
 _TASKS = ("alignment", "engagement", "moral_stories")
+_RECALLED = tuple(f"sim/recalled_{source}_share" for source in ("initial", "own", "heard"))
 
 
 def build(entity: str, project: str, curves: Curves) -> Any:
@@ -58,11 +59,7 @@ def _sections(wr: Any, curves: Curves) -> dict[str, list[Any]]:
             wr.LinePlot(title="All that observers rate", x="sim/round", metric_regex="sim/.*_mean"),
             over_rounds("Ratings that could be read", "sim/parse_rate", range_y=(0, 1)),
             over_rounds("Interactions that failed", "sim/failed"),
-            over_rounds(
-                "What agents recall first, by source",
-                *(f"sim/recalled_{source}_share" for source in ("initial", "own", "heard")),
-                range_y=(0, 1),
-            ),
+            over_rounds("What agents recall first, by source", *_RECALLED, range_y=(0, 1)),
             wr.BarPlot(title="Groups of alignment data", metrics=[f"data/{kind}" for kind in KINDS]),
             wr.BarPlot(title="Shards", metrics=["sim/shards_done", "sim/shards_failed"]),
         ],

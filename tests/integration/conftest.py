@@ -51,7 +51,7 @@ def run_job(
 launch = functools.partial(run_job, "launch")
 """As a user launches a run."""
 launch_afresh = functools.partial(run_job, "launch", program=sys.executable)
-"""The same, where processes themselves matter: they are killed, or are on another machine."""
+"""The same, where processes themselves matter: what they load, or that they are killed."""
 
 
 def launch_here(*words: str) -> subprocess.CompletedProcess[str]:

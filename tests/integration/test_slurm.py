@@ -46,7 +46,7 @@ def tasks(run: RunDir) -> dict[str, list[str]]:
 
 
 def simulated_here(config: Path, *overrides: str) -> str:
-    """The digest of the same society simulated in one process on this machine."""
+    """The digest of the same society simulated on this machine, shard after shard."""
     assert launch(str(config), *overrides, "run.name=here", "--prepare").returncode == 0
     run = RunDir(config.parent / "runs" / "here")
     for shard in range(run.config().society.num_shards):

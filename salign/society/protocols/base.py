@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from salign.config import SocietySection
 from salign.engines.base import Reply
+from salign.engines.meter import Tally
 from salign.errors import CallRejectedError
 from salign.records import Interaction, Observation, Recalled, Turn
-from salign.society.calls import Calls, Tally, UnansweredError, together
+from salign.society.calls import Calls, UnansweredError, together
 from salign.society.lived import lived_through
 from salign.society.prompts import Judged
 from salign.society.protocols.learning import Learning, Row
