@@ -6,6 +6,7 @@ import pytest
 
 from salign import compose
 from salign.errors import ConfigError, DataError, StageError
+from salign.evaluation.check import visible
 from salign.launch import check_inputs
 
 
@@ -51,6 +52,20 @@ def test_stories_without_their_fields(tmp_path):
     evaluate = {"benchmarks": ["moral_stories"], "data_dir": str(tmp_path)}
     with pytest.raises(DataError, match=r"moral_stories_test\.jsonl, line 1: no text in norm, intention, moral_action"):
         check_inputs(config(tmp_path, evaluate=evaluate))
+
+
+def test_a_folder_of_benchmarks_that_is_not_there(tmp_path):
+    evaluate = {"benchmarks": ["moral_stories"], "data_dir": str(tmp_path / "evil")}
+    with pytest.raises(ConfigError, match=r"evaluate\.data_dir .*/evil is no folder"):
+        check_inputs(config(tmp_path, evaluate=evaluate))
+    check_inputs(config(tmp_path, evaluate={**evaluate, "allow_missing": True}))
+
+
+def test_a_dry_run_says_whose_data_must_come_from_the_hubs_cache(tmp_path):
+    evaluate = {"benchmarks": ["moral_stories", "general"], "data_dir": str(tmp_path)}
+    from_cache, ours = visible(config(tmp_path, evaluate=evaluate))
+    assert f"hub's cache: moral_stories_test.jsonl is not in evaluate.data_dir ({tmp_path})" in from_cache
+    assert "cache" not in ours
 
 
 @pytest.mark.slow

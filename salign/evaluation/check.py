@@ -30,19 +30,7 @@ def check_evaluation(config: Config) -> list[Path]:
     """
     if not config.evaluated_models:
         return []
-    mistakes: list[SalignError] = []
-    for benchmark in config.evaluate.benchmarks:
-        try:
-            if benchmark in JUDGED:
-                items(config, benchmark)
-            else:
-                check_known(benchmark)
-                local_rows(benchmark, config.evaluate)
-        except MissingDataError as error:
-            if not config.evaluate.allow_missing:
-                mistakes.append(error)
-        except (ConfigError, DataError) as error:
-            mistakes.append(error)
+    mistakes = list(_mistakes_in_data(config))
     if (check := config.evaluate.judge_check) is not None and criteria_to_try(config):
         try:
             pairs_of(check)
@@ -59,6 +47,25 @@ def check_evaluation(config: Config) -> list[Path]:
         raise type(mistakes[0])("\n".join(map(str, mistakes)))
     tried = sources.files_of(check.pairs) if check is not None else []
     return [*config.evaluate.files, *sources.files_of(config.evaluate.questions), *tried]
+
+
+def _mistakes_in_data(config: Config) -> Iterator[SalignError]:
+    """What is wrong with the benchmarks' names, their folder and their files."""
+    folder, allow_missing = config.evaluate.data_dir, config.evaluate.allow_missing
+    if folder is not None and not folder.is_dir() and not allow_missing:
+        yield ConfigError(f"evaluate.data_dir {folder} is no folder; name the one that has the benchmarks' files.")
+    for benchmark in config.evaluate.benchmarks:
+        try:
+            if benchmark in JUDGED:
+                items(config, benchmark)
+            else:
+                check_known(benchmark)
+                local_rows(benchmark, config.evaluate)
+        except MissingDataError as error:
+            if not allow_missing:
+                yield error
+        except (ConfigError, DataError) as error:
+            yield error
 
 
 _DISAGREE = 0.25
@@ -84,13 +91,21 @@ def visible(config: Config) -> Iterator[str]:
         except MissingDataError:
             rows = None
         if not rows:
-            yield f"{benchmark}: n is not known before its data is loaded"
+            yield f"{benchmark}: n is not known before its data is loaded{_from_where(config, benchmark)}"
             continue
         n = len(rows) if asks or most is None else min(most, len(rows))
         if RATED.get(benchmark):
             yield f"{benchmark}: n = {n}, {_ERRORS / math.sqrt(n):.2f} standard deviations of the difference"
         else:
             yield f"{benchmark}: n = {n}, {visible_share(n):.3f} of {'refusals' if asks else 'accuracy'}"
+
+
+def _from_where(config: Config, benchmark: str) -> str:
+    """Where a benchmark's data must be by then, if it could have been in `evaluate.data_dir` and is not."""
+    names, folder = config.evaluate.wanted_files(benchmark), config.evaluate.data_dir
+    if not names or folder is None:
+        return ""
+    return f" from the hub's cache: {' or '.join(names)} is not in evaluate.data_dir ({folder})"
 
 
 def print_visible(config: Config, console: Console) -> None:
