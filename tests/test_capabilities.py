@@ -395,7 +395,7 @@ def test_what_was_measured_once_counts_for_all(tmp_path):
     assert second.requests == []
     assert second.measured("parse", kept=tmp_path)["json_schema"] is True
     assert second.measured(kept=tmp_path, rating_way="schema")["rating_way"] == "schema"
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("*.json"))) == 3
 
 
 def test_of_those_that_measure_at_once_one_counts(tmp_path):
@@ -404,6 +404,40 @@ def test_of_those_that_measure_at_once_one_counts(tmp_path):
     assert kept.publish(path, one) == one
     assert kept.publish(path, other) == one
     assert [found.name for found in tmp_path.iterdir()] == ["engine.json"]
+
+
+def test_of_those_that_ask_at_once_one_measures_and_the_others_wait(tmp_path):
+    path, begun = tmp_path / "engine.json", []
+
+    async def ask(number):
+        async def measure():
+            begun.append(number)
+            await asyncio.sleep(0.05)
+            if len(begun) == 1:
+                raise EngineError("gone")
+            return Capabilities(ways={"begun": Measured(mass=number / 10, digits=7)})
+
+        return await kept.once(path, Capabilities, measure)
+
+    async def ask_all():
+        return await asyncio.gather(*map(ask, range(4)), return_exceptions=True)
+
+    failed, *found = sorted(asyncio.run(ask_all()), key=lambda one: not isinstance(one, EngineError))
+    assert str(failed) == "gone"  # and one of the others measures
+    assert len(begun) == 2
+    assert found == [found[0]] * 3 == [kept.read(path, Capabilities)] * 3
+
+
+def test_what_is_not_to_be_kept_is_measured_again(tmp_path):
+    path, begun = tmp_path / "engine.json", []
+
+    async def measure():
+        begun.append(None)
+        return Capabilities()
+
+    for answer in (lambda: False, lambda: True, lambda: True):
+        assert asyncio.run(kept.once(path, Capabilities, measure, answer)) == Capabilities()
+    assert len(begun) == 2
 
 
 def test_what_decides_is_the_same_whoever_says_it():
@@ -417,7 +451,7 @@ def test_what_decides_is_the_same_whoever_says_it():
 
 def test_a_damaged_file_is_named(tmp_path):
     Server(begun=DIGITS).measured(kept=tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.json")
     path.write_text('{"rating_way": "by guess"}')
     with pytest.raises(ConfigError, match=rf"{path.name} is not a valid measurement"):
         Server(begun=DIGITS).measured(kept=tmp_path)

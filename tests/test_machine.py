@@ -4,7 +4,7 @@ import pytest
 
 from salign import compose
 from salign.cluster import local
-from salign.cluster.local import LocalScheduler
+from salign.cluster.local import LocalScheduler, batches_of_models
 from salign.machine import multiplies_in_bfloat16
 from salign.manifest import create_run
 from salign.plan import units
@@ -43,3 +43,31 @@ def test_a_launch_says_what_is_slow_here_in_bfloat16(tmp_path, monkeypatch):
     [note] = notes(has_instructions=False, gpus=[])
     assert note.startswith("train a and 2 more: dtype is bfloat16")  # both models are evaluated in it
     assert notes(has_instructions=True, gpus=[]) == notes(has_instructions=False, gpus=["0"]) == []
+
+
+@pytest.mark.parametrize(
+    ("models", "num_ranks", "expected"),
+    [
+        ("b", 2, ["b"]),
+        ("bs", 2, ["bs"]),
+        ("bst", 2, ["bs", "t"]),
+        ("bst", 4, ["bs", "t"]),  # of four ranks three models would leave one without work
+        ("bstuv", 4, ["bstu", "v"]),
+        ("bst", 3, ["bst"]),
+        ("bs", 1, ["b", "s"]),
+        ("", 2, []),
+    ],
+)
+def test_models_are_evaluated_side_by_side_on_all_ranks(monkeypatch, models, num_ranks, expected):
+    monkeypatch.setattr(local, "visible_devices", list)
+    config = compose.parse({"cluster": {"num_ranks": num_ranks}}, "test")
+    assert batches_of_models(config, models) == list(map(list, expected))
+
+
+def test_models_are_evaluated_one_by_one_where_each_may_need_all_of_the_machine(monkeypatch):
+    served = {"kind": "server", "program": "llama_cpp"}
+    judged = {"judges": [{"name": "j", "engine": served}]}
+    for gpus, evaluate in ([["0", "1"], {}], [[], {"engine": served}], [[], judged]):
+        monkeypatch.setattr(local, "visible_devices", lambda gpus=gpus: gpus)
+        config = compose.parse({"cluster": {"num_ranks": 2}, "evaluate": evaluate}, "test")
+        assert batches_of_models(config, "bs") == [["b"], ["s"]]

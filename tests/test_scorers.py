@@ -140,7 +140,7 @@ def test_the_map_onto_the_scale_is_made_once_in_a_run(rewarding, tmp_path, monke
     assert asyncio.run(facts()) == first
     with pytest.raises(TypeError):
         asyncio.run(facts(PAIRS[1:]))  # other pairs
-    [file] = (tmp_path / "kept").iterdir()
+    [file] = (tmp_path / "kept").glob("*.json")
     file.write_text(file.read_text().replace('"slope": ', '"slope": -'))
     with pytest.raises(ConfigError, match="is not a valid measurement of how scores are mapped onto the scale"):
         asyncio.run(facts())

@@ -6,13 +6,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
 from salign.cluster.scheduler import Scheduler
 from salign.config import Config, LocalCluster
+from salign.engines.kinds import kind_of
 from salign.errors import ConfigError, StageError, explain_os_error
 from salign.machine import multiplies_in_bfloat16, share_out, visible_devices
 from salign.markers import forget, read_failure
@@ -23,14 +25,16 @@ from salign.storage import full_disk
 from salign.tracking.mirror import prepare_environment
 from salign.tracking.progress import watching
 
+T = TypeVar("T")
+
 _POLL_S = 0.1
 # A training stage saves first.
 _STOP_S = 60.0
 
 
-def _command(unit: Unit, run: RunDir, config: Config) -> list[str]:
+def _command(unit: Unit, run: RunDir, config: Config, num_ranks: int) -> list[str]:
     work = ["-m", "salign.work", "--attended", unit.stage, str(run.path), *filter(None, [unit.argument])]
-    if (num_ranks := _num_ranks(unit, config)) > 1:
+    if num_ranks > 1:
         ranks = ["--standalone", "--nproc-per-node", str(num_ranks)]
         return [sys.executable, "-m", "torch.distributed.run", *ranks, *work]
     if _is_by_mpi(unit, config):
@@ -42,12 +46,37 @@ def _is_by_mpi(unit: Unit, config: Config) -> bool:
     return stage_of(unit).ranks == "mpi" and config.cluster.ranks_per_shard > 1
 
 
-def _num_ranks(unit: Unit, config: Config) -> int:
-    """Ranks of torch; an evaluation, which comes out the same for any number, takes no more than there are GPUs."""
+def _num_ranks(unit: Unit, config: Config, num_at_once: int) -> int:
+    """Ranks of torch for each of the units that run at a time.
+
+    Evaluations, which come out the same for any number of ranks, share them out, and have no more than there are GPUs.
+    """
     if stage_of(unit).ranks != "torch":
         return 1
     devices = visible_devices() if unit.stage == "evaluate" else []
-    return min(config.cluster.num_ranks, len(devices)) if devices else config.cluster.num_ranks
+    most = min(config.cluster.num_ranks, len(devices)) if devices else config.cluster.num_ranks
+    return most // num_at_once
+
+
+def batches_of_models(config: Config, models: Sequence[T]) -> list[list[T]]:
+    """Divides what is evaluated into what is evaluated side by side, which starts fewer processes than one by one does.
+
+    With GPUs it is one model at a time, as where an engine starts a server: that may need all of the machine.
+
+    Args:
+        config: The run's.
+        models: Their names, or what there is one of for each.
+    """
+    engines = [config.answering, *(judge.engine for judge in config.judges)]
+    is_one_by_one = visible_devices() or any(kind_of(engine).starts_servers for engine in engines)
+    num_ranks = 1 if is_one_by_one else config.cluster.num_ranks
+    batches, left = list[list[T]](), list(models)
+    while left:
+        # Ranks that are shared out evenly are all at work.
+        size = max(size for size in range(1, min(num_ranks, len(left)) + 1) if num_ranks % size == 0)
+        batches.append(left[:size])
+        left = left[size:]
+    return batches
 
 
 def _mpiexec() -> str:
@@ -135,11 +164,12 @@ def _dtype(unit: Unit, config: Config) -> str | None:
     return config.evaluate.dtype if unit.stage == "evaluate" else None
 
 
-def _start(unit: Unit, run: RunDir, config: Config, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    unit: Unit, run: RunDir, config: Config, environment: Mapping[str, str], num_ranks: int = 1
+) -> subprocess.Popen[bytes]:
+    command = _command(unit, run, config, num_ranks)
     with (run.logs / unit.log_name).open("wb") as log:
-        return subprocess.Popen(
-            _command(unit, run, config), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
-        )
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 def _run_all(
@@ -152,18 +182,17 @@ def _run_all(
     """
     waiting = list(pending)
     running: dict[subprocess.Popen[bytes], tuple[Unit, int]] = {}
-    num_at_once = max(_num_ranks(pending[0], config), min(num_workers, len(pending)))
     places = list(range(min(num_workers, len(pending))))
+    num_ranks = _num_ranks(pending[0], config, len(places))
+    num_processes = len(places) * (config.cluster.ranks_per_shard if _is_by_mpi(pending[0], config) else num_ranks)
     devices = visible_devices() if len(places) > 1 else []
-    if _is_by_mpi(pending[0], config):
-        num_at_once *= config.cluster.ranks_per_shard
     try:
         while waiting or running:
             while waiting and len(running) < num_workers:
                 unit, place = waiting.pop(0), places.pop(0)
                 forget(unit.folder)
-                environment = _environment(num_at_once, share_out(devices, num_workers)[place])
-                running[_start(unit, run, config, environment)] = unit, place
+                environment = _environment(num_processes, share_out(devices, num_workers)[place])
+                running[_start(unit, run, config, environment, num_ranks)] = unit, place
             if servers is not None:
                 servers.check()
             for process in [process for process in running if process.poll() is not None]:
@@ -174,6 +203,13 @@ def _run_all(
             time.sleep(_POLL_S)
     finally:
         _stop(list(running))
+
+
+def _groups(everything: Sequence[Unit], config: Config, wanted: Collection[str]) -> list[list[Unit]]:
+    """The units that run at a time, group after group; of the evaluations, which come last, those that are wanted."""
+    before = [group for group in groups_of(everything) if group[0].stage != "evaluate"]
+    evaluations = [unit for unit in everything if unit.stage == "evaluate" and unit.key in wanted]
+    return [*before, *batches_of_models(config, evaluations)]
 
 
 class LocalScheduler(Scheduler):
@@ -199,7 +235,7 @@ class LocalScheduler(Scheduler):
         assert isinstance(config.cluster, LocalCluster)
         run, everything, wanted = self.run, units(self.run, config), {unit.key for unit in left}
         prepare_environment(run, config)
-        for group in groups_of(everything):
+        for group in _groups(everything, config, wanted):
             # Some of what was left may be complete after all: what it needs came out as before.
             done = complete(everything)
             pending = [unit for unit in group if unit.key in wanted and unit.key not in done]
@@ -213,5 +249,6 @@ class LocalScheduler(Scheduler):
                 _run_all(pending, run, config, 1)
                 continue
             servers = _Servers(run, config) if stage.is_array else contextlib.nullcontext()
+            num_workers = config.cluster.num_workers if stage.is_array else len(pending)
             with servers as serving, watching(stage.watch(group), console):
-                _run_all(pending, run, config, config.cluster.num_workers, serving)
+                _run_all(pending, run, config, num_workers, serving)

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from salign.cluster.local import batches_of_models
 from salign.config import Config, EngineSection, FleetEngine, LocalCluster, OpenAIEngine, TrainStage
 from salign.errors import SalignError, presentable
 from salign.machine import this_machine
@@ -145,11 +146,18 @@ def training_in(run: RunDir, config: Config, stage: TrainStage) -> Trained | Non
 
 
 def evaluation_in(run: RunDir, config: Config, model: str) -> float | None:
-    """How many seconds the evaluation of a model took in a run, or of another where that one has not been evaluated."""
-    for name in sorted(config.evaluated_models, key=lambda name: name != model):
+    """How many seconds the evaluation of a model took in a run, or of another where that one has not been evaluated.
+
+    Of models that this machine evaluates side by side, each took its share of the seconds.
+    """
+    models = config.evaluated_models
+    is_local = isinstance(config.cluster, LocalCluster)
+    batches = batches_of_models(config, models) if is_local else [[name] for name in models]
+    num_beside = {name: len(batch) for batch in batches for name in batch}
+    for name in sorted(models, key=lambda name: name != model):
         done = read_done(run.evaluation(name))
         if done is not None and done.took_s is not None and _fits_here(config, done):
-            return done.took_s
+            return done.took_s / num_beside[name]
     return None
 
 

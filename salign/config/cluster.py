@@ -84,7 +84,7 @@ class LocalCluster(_Cluster):
     ranks_per_shard: Processes = 1
     """MPI processes that simulate one shard together; each world is divided among them."""
     num_ranks: Processes = 2
-    """Ranks that train a stage, or evaluate a model, together."""
+    """Ranks that train a stage together; models that are evaluated side by side share them out."""
 
     @property
     def min_shards(self) -> None:

@@ -204,12 +204,8 @@ async def prepare(engine: Measurable, asked: Mapping[str, Any], ratings: Ratings
         ConfigError: It cannot rate in any way.
         EngineError: It does not answer.
     """
-    known = None if folder is None else read(folder, engine.identity, asked, ratings)
-    if known is None:
-        known = await engine.probe(ratings)
-        if folder is not None:
-            known = kept.publish(folder / kept.file_name(_KEPT, engine.identity, asked, ratings), known)
-    engine.capabilities = known
+    path = None if folder is None else folder / kept.file_name(_KEPT, engine.identity, asked, ratings)
+    engine.capabilities = await kept.once(path, Capabilities, lambda: engine.probe(ratings))
 
 
 def read(folder: Path, identity: str, asked: Mapping[str, Any], ratings: Ratings | None) -> Capabilities | None:

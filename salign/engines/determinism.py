@@ -101,11 +101,7 @@ async def determinism_of(
         EngineError: The engine does not answer.
     """
     path = None if folder is None else folder / kept.file_name("determinism", engine.identity, asked, ratings)
-    found = None if path is None else kept.read(path, Determinism)
-    if found is None:
-        found = await measure(engine, ratings)
-        if path is not None:
-            found = kept.publish(path, found)
+    found = await kept.once(path, Determinism, lambda: measure(engine, ratings))
     _log(engine.identity, found)
     return found
 

@@ -1,15 +1,20 @@
-"""What is measured of an engine once in a run, and kept there: the first measurement of all processes counts."""
+"""What is measured of an engine once in a run, by one of its processes, and kept there."""
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from salign.errors import ConfigError
+from salign.errors import ConfigError, HeldError
+from salign.locks import lock
+
+_LOOK_EVERY_S = 0.2
 
 
 class Measurement(BaseModel):
@@ -34,6 +39,35 @@ def file_name(prefix: str, identity: str, asked: Mapping[str, Any], ratings: str
     """
     text = json.dumps([identity, ratings, asked], sort_keys=True)
     return f"{prefix}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
+
+
+async def once(
+    path: Path | None, kind: type[M], measure: Callable[[], Awaitable[M]], is_kept: Callable[[], bool] = lambda: True
+) -> M:
+    """What is kept in a file; where there is none, one of all processes that ask measures it, and the others wait.
+
+    Args:
+        path: The file; None where nothing is kept.
+        kind: What is measured.
+        measure: Measures it.
+        is_kept: Whether what was measured is kept; asked after it.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    if path is None:
+        return await measure()
+    while (found := read(path, kind)) is None:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock(path.with_suffix(".lock"), f"{kind.measured} in {path}", patience_s=0.0))
+            except HeldError:
+                await asyncio.sleep(_LOOK_EVERY_S)
+                continue
+            if (found := read(path, kind)) is None:
+                found = await measure()
+                return publish(path, found) if is_kept() else found
+    return found
 
 
 def read(path: Path, kind: type[M]) -> M | None:

@@ -187,10 +187,7 @@ class ScorerEngine(ABC):
                 kept is damaged.
         """
         path = None if folder is None else folder / kept.file_name("scale", self.identity, {"pairs": list(pairs)}, None)
-        self._map = None if path is None else kept.read(path, Calibration)
-        if self._map is None:
-            found = await self._mapped(pairs)
-            self._map = found if path is None else kept.publish(path, found)
+        self._map = await kept.once(path, Calibration, lambda: self._mapped(pairs))
 
     async def _mapped(self, pairs: Sequence[tuple[str, str, str]]) -> Calibration:
         found: list[tuple[float, float]] = []

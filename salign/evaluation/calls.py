@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from salign.evaluation.trial import (
     check_trial,
     criteria_to_try,
     pairs_of,
-    rate_answers,
+    rate_another,
     self_preference,
     trial_results,
     try_judge,
@@ -179,19 +179,27 @@ def _kept_at(means: Means, prefix: str, judge: str, identity: str, criteria: Seq
 async def _tried(
     means: Means, named: JudgeSection, engine: MeteredEngine, judge: Judge, criteria: Sequence[str]
 ) -> Trial:
-    """The trial of a judge: what the run keeps of it, or a new one.
-
-    One in which calls were refused as they may not be is not kept: a later launch may have mended what was refused.
-    """
+    """The trial of a judge: what the run keeps of it, or a new one."""
     config = means.config
     path = _kept_at(means, "trial", named.name, engine.identity, criteria)
-    found = kept.read(path, Trial)
-    if found is None:
-        found = await try_judge(judge, engine, criteria, config.evaluate, config.evaluation_seed)
+    new = functools.partial(try_judge, judge, engine, criteria, config.evaluate, config.evaluation_seed)
+    return await _once(means, engine, path, Trial, new)
+
+
+async def _once(
+    means: Means, engine: MeteredEngine, path: Path, kind: type[kept.M], measure: Callable[[], Awaitable[kept.M]]
+) -> kept.M:
+    """What a judge says once in a run.
+
+    Where calls were refused as they may not be, it is not kept: a later launch may have mended what was refused.
+    """
+
+    async def measure_and_sync() -> kept.M:
+        found = await measure()
         await means.measured.journal.sync()
-        if not _refuses_too_much(engine):
-            found = kept.publish(path, found)
-    return found
+        return found
+
+    return await kept.once(path, kind, measure_and_sync, lambda: not _refuses_too_much(engine))
 
 
 async def results_of_trials(
@@ -241,11 +249,8 @@ async def _rated_of(
         assert check is not None
         async with _open_judge(means, named) as (engine, judge):
             for author in paths.keys() - found.keys():
-                ratings = {by: await rate_answers(judge, pairs_of(check), answers[author], by) for by in criteria}
-                found[author] = RatingsOfAnother(ratings=ratings)
-                if not _refuses_too_much(engine):
-                    found[author] = kept.publish(paths[author], found[author])
-            await means.measured.journal.sync()
+                new = functools.partial(rate_another, judge, pairs_of(check), answers[author], criteria)
+                found[author] = await _once(means, engine, paths[author], RatingsOfAnother, new)
     return {author: one.ratings for author, one in found.items()}
 
 

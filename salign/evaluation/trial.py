@@ -129,6 +129,13 @@ async def rate_answers(judge: Judge, pairs: Sequence[Pair], answers: Sequence[st
     return list(await asyncio.gather(*(judge.rate_by(criterion, sample) for sample in samples)))
 
 
+async def rate_another(
+    judge: Judge, pairs: Sequence[Pair], answers: Sequence[str | None], criteria: Sequence[str]
+) -> RatingsOfAnother:
+    """A judge's ratings of another one's answer to each of the pairs' questions, by some criteria."""
+    return RatingsOfAnother(ratings={by: await rate_answers(judge, pairs, answers, by) for by in criteria})
+
+
 def trial_results(trial: Trial, pairs: Sequence[Pair]) -> dict[str, Any]:
     """What a trial found of a judge.
 

@@ -71,15 +71,14 @@ def watch_training(units: Sequence[Unit]) -> Watched:
 
 
 def watch_evaluation(units: Sequence[Unit]) -> Watched:
-    """Returns how to show the progress of an evaluation."""
+    """Returns how to show the progress of evaluations."""
     return Watched(
-        units[0].name,
+        f"evaluate {', '.join(unit.argument for unit in units)}",
         _metrics(units),
         "eval/calls",
         "eval/calls_most",
         "calls",
-        sums={"eval/tokens": "{:.0f} tokens"},
-        lasts={"eval/calls_per_s": "{:.1f} calls/s"},
+        sums={"eval/tokens": "{:.0f} tokens", "eval/calls_per_s": "{:.1f} calls/s"},
     )
 
 
