@@ -647,15 +647,18 @@ def test_a_judge_that_refuses_is_quoted_and_not_called_weak(tmp_path, monkeypatc
         pass
 
     monkeypatch.setattr(calls, "open_engine", opened)
-    config = compose.parse({"society": {"rating": "parse"}, "run": {"root": str(tmp_path)}}, "test")
+    judges = [{"name": "mild", "engine": {"kind": "scripted"}}]
+    tree = {"society": {"rating": "parse"}, "run": {"root": str(tmp_path)}, "evaluate": {"judges": judges}}
+    config = compose.parse(tree, "test")
     means = SimpleNamespace(
         config=config,
         counter=SimpleNamespace(heard=lambda *_: None, tokens=None),
         measured=SimpleNamespace(journal=SimpleNamespace(sync=nothing)),
+        ranks=SimpleNamespace(is_main=False),
         logs=tmp_path,
     )
     samples = [Sample(Item("questions", 0, "Why?", "Why?"), "Because.")]
     with pytest.raises(
         StageError, match=r"judge mild \(judge\) refused (\d+) of \1 calls .*HTTP 400: Unsupported param"
     ):
-        asyncio.run(calls.rated(means, [SimpleNamespace(name="mild", engine=None)], samples))
+        asyncio.run(calls.rated(means, config.evaluate.judges, samples))

@@ -71,3 +71,6 @@ def test_models_are_evaluated_one_by_one_where_each_may_need_all_of_the_machine(
         monkeypatch.setattr(local, "visible_devices", lambda gpus=gpus: gpus)
         config = compose.parse({"cluster": {"num_ranks": 2}, "evaluate": evaluate}, "test")
         assert batches_of_models(config, "bs") == [["b"], ["s"]]
+    scorer = {"kind": "implicit", "model": "smollm2-135m", "reference": "smollm2-135m"}
+    config = compose.parse({"evaluate": {"judges": [{"name": "j", "scorer": scorer}]}}, "test")
+    assert batches_of_models(config, "bs") == [["b", "s"]]

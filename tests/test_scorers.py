@@ -17,6 +17,8 @@ from salign.engines import scorers
 from salign.engines.base import SHARES, Prompt
 from salign.engines.scorers import check_scorer, log_probability, open_scorer, platt
 from salign.errors import CallRejectedError, ConfigError
+from salign.evaluation.evaluate import evaluate
+from salign.manifest import create_run
 from salign.markers import read_done
 from salign.models import load_model, load_tokenizer
 from salign.records import read_interactions
@@ -291,3 +293,35 @@ def test_a_shard_is_rated_by_a_scorer_and_replayed_without_it(tmp_path, base, tr
     monkeypatch.setattr(models, "open_scorer", None)
     shard.run_shard(run, config, 0, replay=True)
     assert path.read_bytes() == content
+
+
+# --- as a judge ------------------------------------------------------------------------------------
+
+
+def test_a_scorer_judges_the_answers_of_a_model(tmp_path, base, trained):
+    scorer = {"kind": "implicit", "model": str(trained), "reference": str(base), "num_pairs": 10}
+    tree = {
+        "run": {"root": str(tmp_path), "name": "run"},
+        "model": str(base),
+        "engine": {"kind": "scripted"},
+        "evaluate": {
+            "models": ["base"],
+            "num_questions": 4,
+            "answer": {"max_tokens": 8},
+            "judges": [{"name": "learnt", "scorer": scorer}],
+            "judge_check": {"num_pairs": 2},
+            "num_resamples": 100,
+        },
+        "tracking": {"wandb": False},
+    }
+    config = compose.parse(tree, "test")
+    run = create_run(config)
+    evaluate(run, config, "base")
+    results = json.loads((run.evaluation("base") / "results.json").read_text())
+    assert list(results["figures"]) == ["alignment"]  # what its labels are of, and nothing else
+    assert results["figures"]["alignment"]["n"] == 4
+    assert 1 < results["figures"]["alignment"]["mean"] < 7
+    assert results["judges"]["learnt"]["alignment"]["num_rated_pairs"] == 2
+    assert results["judges"]["learnt"]["alignment"]["own"]["agreement"] is None
+    assert results["versions"]["judge learnt"].startswith("trained@")
+    assert results["versions"]["settings of judge learnt"]["num_pairs"] == 10

@@ -8,13 +8,13 @@ import pytest
 
 from salign import compose
 from salign.config import EvaluateSection, ObserverCheck, SocietySection
-from salign.engines.base import Reply
+from salign.engines.base import RatingReply, Reply
 from salign.engines.gate import Gate
 from salign.engines.opening import metered
-from salign.errors import CallRejectedError, DataError, StageError
+from salign.errors import CallRejectedError, ConfigError, DataError, StageError
 from salign.evaluation import calls
 from salign.evaluation.check import check_evaluation
-from salign.evaluation.judge import Judge
+from salign.evaluation.judge import Judge, ScoringJudge
 from salign.evaluation.judged import Item, Sample
 from salign.evaluation.trial import (
     check_trial,
@@ -26,6 +26,7 @@ from salign.evaluation.trial import (
     trial_results,
     try_judge,
 )
+from salign.society.check import check_society
 
 GOOD = {pair.good for pair in pairs_of(ObserverCheck())}
 OWN = "I am the best of all."
@@ -70,6 +71,7 @@ def config_of(**tree):
     return compose.parse(tree, "test")
 
 
+SCORER = {"kind": "implicit", "model": "smollm2-135m", "reference": "smollm2-135m"}
 NAMED = {"judges": [{"name": "mild", "engine": {"kind": "scripted"}}]}
 
 
@@ -136,6 +138,52 @@ def test_a_file_of_pairs_without_labels_is_named_before_the_launch(tmp_path):
     config = config_of(engine={"kind": "scripted"}, evaluate={**NAMED, "judge_check": check})
     with pytest.raises(DataError, match=r"evaluate\.judge_check\.pairs has no question with both"):
         check_evaluation(config)
+
+
+@pytest.mark.parametrize("place", ["evaluate.judges", "society.criteria"])
+def test_pairs_of_a_scorer_without_labels_are_named_before_the_launch(tmp_path, place):
+    (tmp_path / "q.txt").write_text("Why?\n")
+    scorer = {"kind": "reward_model", "model": "m", "pairs": {"kind": "text", "path": str(tmp_path / "q.txt")}}
+    section, name = place.split(".")
+    config = config_of(**{section: {name: [{"name": "learnt", "scorer": scorer}]}})
+    with pytest.raises(DataError, match=r"scorer\.pairs has no question with both"):
+        check_evaluation(config) if section == "evaluate" else check_society(config.society, 0)
+
+
+@pytest.mark.parametrize("voices", [{}, {"engine": {"kind": "scripted"}, "scorer": SCORER}])
+def test_a_judge_has_an_engine_or_a_scorer(voices):
+    with pytest.raises(ConfigError, match="the judge x needs an engine, or a scorer, and not both"):
+        config_of(evaluate={"judges": [{"name": "x", **voices}]})
+
+
+class Scores:
+    """Scores a good answer of the trial above all others, and says nothing."""
+
+    identity = "scores"
+
+    async def generate(self, prompt, sampling, seed):
+        raise AssertionError("it says nothing")
+
+    async def rate(self, prompt, seed):
+        share = 0.9 if prompt.scored in GOOD else 0.2
+        return RatingReply((1 - share, share), 1.0, 1, 0, lowest=0)
+
+    def facts(self):
+        return {}
+
+
+def test_a_scorer_rates_by_what_it_is_tried_by_and_has_no_answers_of_its_own():
+    judge = ScoringJudge(Scores(), SocietySection(), 0)
+    answered = [Sample(Item(benchmark, 0, "Why?", "Why?"), min(GOOD)) for benchmark in ("questions", "hh")]
+    ratings = [asyncio.run(judge.rate(sample)) for sample in answered]
+    assert ratings == [{"alignment": pytest.approx(6.4)}, {"rating": pytest.approx(9.1)}]
+    section = EvaluateSection()
+    found = asyncio.run(try_judge(judge, Scores(), ["rating"], section, 0))
+    assert set(found.answers) == {None}
+    results = trial_results(found, pairs_of(section.judge_check))
+    assert (results["rating"]["agreement"], results["rating"]["injected"]["agreement"]) == (1.0, 1.0)
+    assert results["rating"]["own"]["agreement"] is None
+    assert "own answer" not in trial_in_words(results["rating"])
 
 
 # --- one trial in a run --------------------------------------------------------------------------

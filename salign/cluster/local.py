@@ -68,7 +68,7 @@ def batches_of_models(config: Config, models: Sequence[T]) -> list[list[T]]:
         models: Their names, or what there is one of for each.
     """
     engines = [config.answering, *(judge.engine for judge in config.judges)]
-    is_one_by_one = visible_devices() or any(kind_of(engine).starts_servers for engine in engines)
+    is_one_by_one = visible_devices() or any(one is not None and kind_of(one).starts_servers for one in engines)
     num_ranks = 1 if is_one_by_one else config.cluster.num_ranks
     batches, left = list[list[T]](), list(models)
     while left:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from salign.cluster.local import batches_of_models
-from salign.config import Config, EngineSection, FleetEngine, LocalCluster, OpenAIEngine, TrainStage
+from salign.config import Config, EngineSection, FleetEngine, Judge, LocalCluster, OpenAIEngine, TrainStage
 from salign.errors import SalignError, presentable
 from salign.machine import this_machine
 from salign.markers import Done, read_done
@@ -213,7 +213,7 @@ def speed_of_evaluation(config: Config) -> list[Any]:
         config.model,
         config.evaluate.model_dump(mode="json", exclude={"models", "engine", "judges"}),
         _engine(config.answering, ""),
-        [(judge.name, _engine(judge.engine, config.model)) for judge in config.judges],
+        [(judge.name, _judge(judge, config.model)) for judge in config.judges],
         config.society.model_dump(mode="json", include={"rating", "criteria"}),
         _resources(config, "evaluate"),
     ]
@@ -223,6 +223,10 @@ def _engine(section: EngineSection, base: str) -> dict[str, Any]:
     """A section as the config has it, with the model that it stands for."""
     plain = section.model_dump(mode="json")
     return {**plain, "model": plain["model"] or base} if "model" in plain else plain
+
+
+def _judge(judge: Judge, base: str) -> dict[str, Any]:
+    return judge.model_dump(mode="json") if judge.engine is None else _engine(judge.engine, base)
 
 
 def _resources(config: Config, stage: str) -> dict[str, Any]:

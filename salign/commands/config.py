@@ -140,8 +140,8 @@ def _parts() -> list[str]:
         kind = part.model_fields.get("kind")
         of_kind = "" if kind is None else f", kind `{_kind_of(kind.annotation)}`"
         lines += [f"## `{first}`{of_kind}", ""]
-        if others:
-            lines += [f"Also {', '.join(f'`{place}`' for place, _ in others)}.", ""]
+        if elsewhere := dict.fromkeys(place for place, _ in others if place != first):
+            lines += [f"Also {', '.join(f'`{place}`' for place in elsewhere)}.", ""]
         about = inspect.getdoc(part) if part.__doc__ and part.__doc__ != BaseModel.__doc__ else ""
         lines += [*([about, ""] if about else []), *_table(part, effect), ""]
     return lines

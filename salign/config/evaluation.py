@@ -9,6 +9,7 @@ from salign.config.base import AbsolutePath, Count, Name, NotBool, Sampling, Sec
 from salign.config.effects import Effect
 from salign.config.engines import EngineSection
 from salign.config.gates import ObserverCheck
+from salign.config.scorers import Scorer
 from salign.config.sources import EverydaySource, Source
 
 JUDGED = ("questions", "hh", "hh_a", "over_refusal")
@@ -36,12 +37,19 @@ SUFFIXES = "adversarial_suffixes.txt"
 
 
 class Judge(Section):
-    """Who rates answers."""
+    """Who rates answers: a model that is asked in words, or one that scores what it reads."""
 
     name: Name
     """Appears in the results."""
-    engine: EngineSection
+    engine: EngineSection | None = None
     """What the judge speaks through."""
+    scorer: Scorer | None = None
+    """What scores an answer instead, and says nothing; its score is the rating by `alignment` and `rating` alike."""
+
+    @model_validator(mode="after")
+    def _has_one_voice(self) -> "Judge":
+        both = (self.engine is None) == (self.scorer is None)
+        return unless(self, [f"the judge {self.name} needs an engine, or a scorer, and not both"] if both else [])
 
 
 class EvaluateSection(Section):

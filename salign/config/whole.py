@@ -146,6 +146,7 @@ class Config(Section):
     def scorers(self) -> dict[str, Scorer]:
         """Every scorer that the config names, by its place."""
         named = {f"society.criteria.{one.name}.scorer": one.scorer for one in self.society.scored_criteria}
+        named |= {f"evaluate.judges.{judge.name}.scorer": judge.scorer for judge in self.evaluate.judges}
         return {place: scorer for place, scorer in named.items() if scorer is not None}
 
     @property
@@ -181,7 +182,8 @@ class Config(Section):
         if not models and self.evaluate.models != ():
             models = (self.stage_of_generation,)
         judges = tuple(
-            judge.model_copy(update={"engine": _with_model(judge.engine, self.model)}) for judge in self.judges
+            judge.model_copy(update={"engine": judge.engine and _with_model(judge.engine, self.model)})
+            for judge in self.judges
         )
         evaluate = {"models": models, "judges": judges, "seed": self.evaluation_seed}
         return self.model_copy(

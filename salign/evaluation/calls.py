@@ -15,10 +15,10 @@ from salign.engines import kept
 from salign.engines.capabilities import Ratings
 from salign.engines.kinds import kind_of
 from salign.engines.meter import MeteredEngine
-from salign.engines.opening import open_engine
+from salign.engines.opening import metered, open_engine
 from salign.errors import StageError
 from salign.evaluation.figures import MAX_UNRATED_SHARE
-from salign.evaluation.judge import JUDGE_VERSION, Judge, settings_of_asking
+from salign.evaluation.judge import JUDGE_VERSION, Judge, ScoringJudge, settings_of_asking
 from salign.evaluation.judged import RATED, Item, Sample, answer_all
 from salign.evaluation.resume import Measured
 from salign.evaluation.trial import (
@@ -35,6 +35,7 @@ from salign.evaluation.trial import (
 )
 from salign.evaluation.versions import code_digest, settings_of_judges
 from salign.seeds import derive
+from salign.society.models import open_mapped
 from salign.tracking.metrics import MetricsLog
 from salign.training.distributed import Ranks
 
@@ -90,8 +91,12 @@ def by_all_ranks(config: Config, ranks: Ranks) -> tuple[bool, list[JudgeSection]
     """
     alone = ranks.size == 1
     answers = alone or not kind_of(config.answering).starts_servers
-    judges = [judge for judge in config.judges if alone or not kind_of(judge.engine).starts_servers]
+    judges = [judge for judge in config.judges if alone or not _starts_servers(judge)]
     return answers, judges if answers else []
+
+
+def _starts_servers(judge: JudgeSection) -> bool:
+    return judge.engine is not None and kind_of(judge.engine).starts_servers
 
 
 async def answered(means: Means, asked: Sequence[Item], model: str) -> tuple[list[Sample], str]:
@@ -108,6 +113,12 @@ async def answered(means: Means, asked: Sequence[Item], model: str) -> tuple[lis
 @contextlib.asynccontextmanager
 async def _open_judge(means: Means, named: JudgeSection) -> AsyncIterator[tuple[MeteredEngine, Judge]]:
     config, journal = means.config, means.measured.journal
+    if named.scorer is not None:
+        async with open_mapped(named.scorer, means.trials) as opened:
+            scorer = metered(*opened, journal)
+            yield scorer, ScoringJudge(scorer, config.society, config.evaluation_seed)
+        return
+    assert named.engine is not None
     ratings = _how_rated(config)
     async with open_engine(named.engine, config.model, means.logs, ratings=ratings, journal=journal) as engine:
         yield engine, Judge(engine, config.society, config.evaluation_seed)
@@ -219,7 +230,8 @@ async def results_of_trials(
     others: dict[str, dict[str, dict[str, list[float | None]]]] = {name: {} for name in trials}
     for named in config.judges if len(trials) > 1 else ():
         criteria = [criterion for criterion, one in found[named.name].items() if why_poor(one) is None]
-        authors = [name for name in trials if identities[name] != identities[named.name]]
+        speaking = [name for name, trial in trials.items() if any(trial.answers)]
+        authors = [name for name in speaking if identities[name] != identities[named.name]]
         if criteria and authors:
             answers = {author: trials[author].answers for author in authors}
             for author, ratings in (await _rated_of(means, named, identities[named.name], criteria, answers)).items():

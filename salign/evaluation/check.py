@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -12,9 +12,10 @@ from salign.engines.kinds import kind_of
 from salign.errors import ConfigError, DataError, SalignError
 from salign.evaluation.judged import RATED, items
 from salign.evaluation.tasks import MissingDataError, check_known, local_rows
-from salign.evaluation.trial import criteria_to_try, pairs_of
+from salign.evaluation.trial import TRIAL_PAIRS, criteria_to_try
 from salign.run import RunDir
 from salign.society import sources
+from salign.society.observer import files_of_pairs
 
 
 def check_evaluation(config: Config) -> list[Path]:
@@ -31,9 +32,10 @@ def check_evaluation(config: Config) -> list[Path]:
     if not config.evaluated_models:
         return []
     mistakes = list(_mistakes_in_data(config))
-    if (check := config.evaluate.judge_check) is not None and criteria_to_try(config):
+    tried = []
+    for read_pairs in _pairs(config):
         try:
-            pairs_of(check)
+            tried += read_pairs()
         except DataError as error:
             mistakes.append(error)
     answering, run = config.answering, RunDir(config.run.root / config.run.name)
@@ -45,8 +47,16 @@ def check_evaluation(config: Config) -> list[Path]:
         mistakes.append(error)
     if mistakes:
         raise type(mistakes[0])("\n".join(map(str, mistakes)))
-    tried = sources.files_of(check.pairs) if check is not None else []
     return [*config.evaluate.files, *sources.files_of(config.evaluate.questions), *tried]
+
+
+def _pairs(config: Config) -> Iterator[Callable[[], list[Path]]]:
+    """What reads the labelled pairs of judges' trials and of judges that score, and says in which files they are."""
+    if (check := config.evaluate.judge_check) is not None and criteria_to_try(config):
+        yield functools.partial(files_of_pairs, check, TRIAL_PAIRS)
+    for judge in config.judges:
+        if judge.scorer is not None:
+            yield functools.partial(files_of_pairs, judge.scorer)
 
 
 def _mistakes_in_data(config: Config) -> Iterator[SalignError]:

@@ -42,7 +42,8 @@ def sample_row(sample: Sample, rules: Sequence[Criterion] = ()) -> dict[str, Any
         rules: Criteria of the society that have a rule, by which held-out questions' answers are rated too.
     """
     benchmark, refusal = sample.item.benchmark, sample.refusal
-    metrics: dict[str, float | None] = {name: sample.rating(name) for name in RATED[benchmark]}
+    rated = [name for name in RATED[benchmark] if any(name in row for row in sample.ratings.values())]
+    metrics: dict[str, float | None] = {name: sample.rating(name) for name in rated}
     if benchmark in _REFUSED:
         metrics["refused"] = None if sample.answer is None else float(refusal is not None)
     if sample.item.family is not None:
@@ -174,7 +175,7 @@ def _about_criterion(group: Sequence[Sample], criterion: str, judges: Sequence[s
     words = [None if sample.answer is None else float(len(sample.answer.split())) for sample in group]
     about: dict[str, Any] = {"length_bias": spearman([sample.rating(criterion) for sample in group], words)}
     if len(judges) > 1:
-        rated = {judge: [sample.ratings[judge][criterion] for sample in group] for judge in judges}
+        rated = {judge: [sample.ratings[judge].get(criterion) for sample in group] for judge in judges}
         pairs = itertools.combinations(judges, 2)
         about["agreement"] = {
             "krippendorff_alpha": krippendorff_alpha(list(rated.values())),

@@ -5,9 +5,9 @@ from typing import Any
 
 from salign.config import Sampling, Scale, SocietySection
 from salign.config.criteria import known
-from salign.engines.base import Engine, Prompt
+from salign.engines.base import SHARES, Engine, Prompt
 from salign.errors import CallRejectedError
-from salign.evaluation.judged import AS_OBSERVERS, RATED, Sample
+from salign.evaluation.judged import AS_OBSERVERS, RATED, TRIED, Sample
 from salign.seeds import derive
 from salign.society import frames
 from salign.society.prompts import Judged, Wording, judging
@@ -47,11 +47,16 @@ def settings_of_asking(society: SocietySection) -> dict[str, Any]:
 class Judge:
     """An engine that rates answers.
 
+    Attributes:
+        says_nothing: Whether it has no answers of its own.
+
     Args:
         engine: Who answers.
         society: How observers rate held-out questions, and how often a reply without a rating is asked for again.
         seed: Of the run.
     """
+
+    says_nothing = False
 
     def __init__(self, engine: Engine, society: SocietySection, seed: int) -> None:
         self._engine = engine
@@ -60,9 +65,13 @@ class Judge:
         self._wording = Wording(society.model_copy(update={"criteria": None}))
         self._seed = seed
 
+    def criteria(self, benchmark: str) -> tuple[str, ...]:
+        """By which it rates the answers of a benchmark."""
+        return RATED[benchmark]
+
     async def rate(self, sample: Sample) -> dict[str, float | None]:
         """Rates an answer by each criterion of its benchmark; None where there is no answer or no rating."""
-        criteria = RATED[sample.item.benchmark]
+        criteria = self.criteria(sample.item.benchmark)
         ratings = await asyncio.gather(*(self.rate_by(criterion, sample) for criterion in criteria))
         return dict(zip(criteria, ratings, strict=True))
 
@@ -110,3 +119,26 @@ class Judge:
         said = (await self._engine.generate(prompt, self._society.feedback, seed)).text
         parsed = parse_rating(said, prompt.scale, answer)
         return None if parsed is None else parsed[0]
+
+
+class ScoringJudge(Judge):
+    """A scorer that rates answers: its score says how good one is, by whichever of these criteria.
+
+    Args:
+        engine: The scorer, mapped onto the scale.
+        society: As of a judge.
+        seed: Of the run.
+    """
+
+    says_nothing = True
+
+    def criteria(self, benchmark: str) -> tuple[str, ...]:
+        return tuple(name for name in RATED[benchmark] if name in TRIED)
+
+    def _num_tries(self, criterion: str) -> int:
+        return 1
+
+    async def _ask(self, sample: Sample, answer: str, criterion: str, seed: int, attempt: int) -> float | None:
+        share = (await self._engine.rate(Prompt(sample.item.question, scale=SHARES, scored=answer), seed)).expectation
+        low, high = self.scale(criterion)
+        return None if share is None else low + share * (high - low)

@@ -17,6 +17,9 @@ from salign.society.refusals import refusal_position
 AS_OBSERVERS = ("alignment", "engagement")
 """Criteria by which a judge is asked as the society's observers are."""
 
+TRIED = ("alignment", "rating")
+"""What the labels of a judge's trial are of. Who is poor at one of these is poor at what is rated beside it."""
+
 # What a judge rates in each.
 RATED: dict[str, tuple[str, ...]] = {
     "questions": AS_OBSERVERS,

@@ -61,8 +61,9 @@ def settings_of_answers(config: Config) -> dict[str, Any]:
 
 
 def settings_of_judges(config: Config) -> dict[str, dict[str, Any]]:
-    """Returns each judge's engine settings that ratings depend on beside the model, such as its number format."""
-    return {judge.name: selected(judge.engine, Effect.DECIDES) for judge in config.judges}
+    """Returns each judge's settings that ratings depend on beside the model, such as its number format."""
+    sections = {judge.name: judge.engine or judge.scorer for judge in config.judges}
+    return {name: selected(one, Effect.DECIDES) for name, one in sections.items() if one is not None}
 
 
 # Beside the package `evaluation`: how a model is loaded and asked, and how its rows are laid out.

@@ -8,6 +8,7 @@ from salign.errors import ConfigError
 from salign.society import sources
 from salign.society.casts import Casts
 from salign.society.functions import check_functions
+from salign.society.observer import files_of_pairs
 from salign.society.population import answers_by_label
 from salign.society.profiles import draw_profiles, files_of, load_profiles
 from salign.society.recall import check_recall
@@ -27,7 +28,7 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
         The files that were read.
 
     Raises:
-        DataError: A file is missing or malformed, or has too little in it.
+        DataError: A file is missing or malformed, or has too little in it, such as no labelled pair for a scorer.
         ConfigError: A part of the mixture rounds to no agent, agents would hardly recall their initial memories, or
             nobody has enough neighbours for the protocol; a function that rates is not allowed, or none.
     """
@@ -39,6 +40,7 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
             ", ".join(society.populations[society.num_worlds :]),
         )
     functions = check_functions(society.observed_criteria)
+    labelled = [file for one in society.scored_criteria if one.scorer for file in files_of_pairs(one.scorer)]
     profiles = load_profiles(society)
     questions = sources.questions(society.questions)
     prior = sources.load(society.prior) if society.num_initial_memories else []
@@ -58,7 +60,7 @@ def check_society(society: SocietySection, seed: int) -> list[Path]:
     check_recall(society, seed, questions, prior)
     links = [society.topology.path] if isinstance(society.topology, EdgesTopology) else []
     asked = [*sources.files_of(society.questions), *sources.files_of(society.prior), *files_of(society.profiles)]
-    return [*asked, *links, *functions]
+    return [*asked, *links, *functions, *labelled]
 
 
 def _check_casts(society: SocietySection, seed: int) -> None:

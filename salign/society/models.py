@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from salign.config import Config, EngineSection, SocietySection
+from salign.config import Config, EngineSection, Scorer, SocietySection
 from salign.engines.capabilities import Ratings, deciding
 from salign.engines.gate import Gate
 from salign.engines.journal import Journal, ReplayEngine, written_header
@@ -73,11 +73,23 @@ async def open_engines(config: Config, logs: Path, kept: Path) -> AsyncIterator[
             else:
                 opened = open_unmetered(section, config.model, logs / name, ratings=ratings, kept=kept)
                 engines.append(await stack.enter_async_context(opened))
-        for scorer in config.scorers().values():
-            pairs = [(one.question, one.good, one.bad) for one in labelled_pairs(scorer)]
-            engine = await stack.enter_async_context(open_scorer(scorer, pairs, kept))
-            engines.append(OpenEngine(engine, Gate(scorer.max_in_flight, adaptive=False)))
+        for criterion in config.society.scored_criteria:
+            assert criterion.scorer is not None
+            engines.append(await stack.enter_async_context(open_mapped(criterion.scorer, kept)))
         yield engines
+
+
+@contextlib.asynccontextmanager
+async def open_mapped(section: Scorer, kept: Path) -> AsyncIterator[OpenEngine]:
+    """A scorer whose scores are mapped onto the scale by its labelled pairs; the map is kept in `kept`.
+
+    Raises:
+        ConfigError: As `open_scorer`.
+        DataError: There are no pairs.
+    """
+    pairs = [(one.question, one.good, one.bad) for one in labelled_pairs(section)]
+    async with open_scorer(section, pairs, kept) as engine:
+        yield OpenEngine(engine, Gate(section.max_in_flight, adaptive=False))
 
 
 @contextlib.asynccontextmanager

@@ -7,6 +7,7 @@ two answers, and so no bias for a place.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import Any
 
@@ -61,6 +62,16 @@ def labelled_pairs(check: ObserverCheck | Scorer, place: str = "society.observer
             "scale; name a source with labels, such as {kind: everyday}."
         )
     return pairs[: check.num_pairs]
+
+
+def files_of_pairs(section: ObserverCheck | Scorer, place: str = "society.observer_check") -> list[Path]:
+    """The files of the labelled pairs, which are read.
+
+    Raises:
+        DataError: As `labelled_pairs`.
+    """
+    labelled_pairs(section, place)
+    return sources.files_of(section.pairs)
 
 
 async def measure(observer: Speaker, society: SocietySection, check: ObserverCheck, seed: int) -> dict[str, Any]:
