@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Its wheels differ from index to index (CPU, CUDA, ROCm): a version, and no hash.
 TORCH := torch==2.13.0
 STAMP := $(VENV)/.installed
-# Four test files at a time on two cores, for some wait; the long ones first (tests/conftest.py).
+# Five test files at a time on two cores, for some wait; the long ones first (tests/conftest.py).
 PARALLEL := -n 5 --dist loadfile --no-loadscope-reorder
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
