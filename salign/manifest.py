@@ -148,6 +148,7 @@ def write_manifest(
                 f"{', '.join(changed)} changed since a part of the run {run.path} was made from it. Choose another "
                 "run.name, or restore the file."
             )
+        manifest["inputs"] |= inputs  # other benchmarks have other files
         known = manifest.setdefault("models", {})
         for name, model in (models or {}).items():
             _check_model(run, name, known.get(name), model)

@@ -1,10 +1,12 @@
 """The units of work in a run, and which of them are complete, judging by their markers alone."""
 
+import hashlib
+import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from salign.config import Config, Fleet
+from salign.config import NOT_FREE, Config, Fleet, given
 from salign.errors import ConfigError
 from salign.locks import is_locked
 from salign.markers import Done, damaged, read_done, read_failure
@@ -24,6 +26,7 @@ class Unit:
         folder: Where its results and its marker are.
         needs: Keys of the units whose results it reads.
         max_rounds: Of a shard: one that was simulated for fewer is not complete.
+        asked: Of an evaluation, the digest of what it measures: one that measured something else is not complete.
         replayed: Datasets of earlier generations that it reads as well, by the names under which its marker knows them.
     """
 
@@ -32,6 +35,7 @@ class Unit:
     folder: Path
     needs: tuple[str, ...] = ()
     max_rounds: int = 0
+    asked: str = ""
     replayed: tuple[tuple[str, Path], ...] = ()
 
     @property
@@ -54,6 +58,19 @@ class Unit:
         return "-".join(self.words) + ".log"
 
 
+ASKED = "evaluate"
+"""Under this name the marker of an evaluation has the digest of what was measured."""
+
+# Which models are evaluated, and whether benchmarks without data are left out, changes nothing of what is measured.
+_NOT_ASKED = {"models", "allow_missing"}
+
+
+def asked_of(config: Config) -> str:
+    """The digest of all that `evaluate` says of what is measured of a model."""
+    asked = {name: value for name, value in given(config.evaluate, *NOT_FREE).items() if name not in _NOT_ASKED}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def units(run: RunDir, config: Config) -> list[Unit]:
     """Returns every unit of a run, each after those that it needs; no society if nothing is trained on its data."""
     plan: list[Unit] = []
@@ -72,7 +89,7 @@ def units(run: RunDir, config: Config) -> list[Unit]:
         plan.append(Unit("train", stage.name, run.stage(stage.name), needs, replayed=tuple(replayed.items())))
     for model in config.evaluated_models:
         needs = () if model == "base" else (f"train/{model}",)
-        plan.append(Unit("evaluate", model, run.evaluation(model), needs))
+        plan.append(Unit("evaluate", model, run.evaluation(model), needs, asked=asked_of(config)))
     return plan
 
 
@@ -124,7 +141,7 @@ def complete(everything: Sequence[Unit]) -> set[str]:
     digests: dict[str, str] = {}
     for unit in everything:
         done = read_done(unit.folder)
-        if done is None or is_short(done, unit.max_rounds):
+        if done is None or is_short(done, unit.max_rounds) or done.inputs.get(ASKED, "") != unit.asked:
             continue
         # A unit whose inputs were made anew with another result is to be made anew as well.
         earlier = {key: read_done(folder) for key, folder in unit.replayed}

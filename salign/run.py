@@ -293,7 +293,8 @@ def _keep_private(run: RunDir, config: Config) -> None:
 def check_run(config: Config) -> RunDir:
     """The run that a config names, not created yet, or one of the same config to go on with.
 
-    A run in which nothing is complete yet may still change its config; any may be extended by more rounds.
+    A run in which nothing is complete yet may still change its config; any may be extended by more rounds, and measure
+    something else of its models.
 
     Raises:
         ConfigError: The place holds a run of another config, or something that is no run.
@@ -301,7 +302,8 @@ def check_run(config: Config) -> RunDir:
     run = RunDir(config.run.root / config.run.name)
     if run.config_file.exists():
         before = run.config()
-        changed = compose.differences(before, config, *NOT_FREE)
+        differing = compose.differences(before, config, *NOT_FREE)
+        changed = [name for name in differing if not name.startswith("evaluate.")]
         if changed and not _extends(before, config, changed) and next(run.path.rglob(DONE), None) is not None:
             raise ConfigError(
                 f"{run.path} holds a run of another config; it differs in {', '.join(changed)}. Choose another "

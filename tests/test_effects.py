@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from salign import compose
-from salign.config import NOT_FREE, Config, Effect, EngineSection, SocietySection, TrainStage, selected, settings_of
+from salign.config import (
+    NOT_FREE,
+    Config,
+    Effect,
+    EngineSection,
+    SocietySection,
+    TrainStage,
+    given,
+    selected,
+    settings_of,
+)
 from salign.config.effects import mark_of, sections_in
 from salign.errors import ConfigError
 from salign.manifest import create_run
@@ -107,7 +117,6 @@ def config(tmp_path, engine=SERVER, stage=None, **sections) -> Config:
         ({"society": {"stopping": None}}, "society.stopping"),
         ({"society": {"observer": REMOTE}}, "society.observer"),
         ({"model": "somebody/other"}, "model"),
-        ({"evaluate": {"judges": [{"name": "mild", "engine": REMOTE}]}}, "evaluate.judges"),
     ],
 )
 def test_what_decides_may_not_change_inside_a_run(tmp_path, changed, names):
@@ -126,6 +135,8 @@ def test_what_decides_may_not_change_inside_a_run(tmp_path, changed, names):
         {"society": {"schedule": "lockstep", "max_alive": 7}},
         {"cluster": {"kind": "slurm", "simulate": {"timeout_min": 5}}},
         {"tracking": {"wandb": False}},
+        # what is measured of its models, which are then evaluated anew
+        {"evaluate": {"judges": [{"name": "mild", "engine": REMOTE}], "data_dir": "/data", "benchmarks": ["hh"]}},
     ],
 )
 def test_where_and_how_it_is_done_may_change_inside_a_run(tmp_path, changed):
@@ -135,6 +146,13 @@ def test_where_and_how_it_is_done_may_change_inside_a_run(tmp_path, changed):
 
 
 # --- its readers -----------------------------------------------------------------------------------
+
+
+def test_what_is_given_is_what_is_not_as_by_default(tmp_path):
+    judges = [{"name": "mild", "engine": {**REMOTE, "model": "m", "max_in_flight": 3}}]
+    section = config(tmp_path, evaluate={"judges": judges, "num_questions": 3, "judge_check": None}).evaluate
+    engine = {"kind": "openai", "model": "m"}  # and what is free, such as the address, is left out
+    assert given(section, *NOT_FREE) == {"num_questions": 3, "judges": [{"name": "mild", "engine": engine}]}
 
 
 def test_selected_keeps_the_shape_of_the_config(tmp_path):

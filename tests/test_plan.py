@@ -17,7 +17,7 @@ from salign.launch import print_plan
 from salign.locks import lock
 from salign.manifest import create_run
 from salign.markers import forget, mark_done, read_done, read_failure, recording_failure
-from salign.plan import Unit, complete, find_unit, require_needs, state, to_run, units
+from salign.plan import ASKED, Unit, complete, find_unit, require_needs, state, to_run, units
 from salign.run import RunDir
 from salign.stages import STAGES
 from salign.tracking.metrics import MetricsLog
@@ -46,6 +46,8 @@ def finish(run, config, key: str, text: str = "result") -> None:
     unit.folder.mkdir(parents=True, exist_ok=True)
     (unit.folder / "file").write_text(text)
     inputs = {need: read_done(everything[need].folder).digest for need in unit.needs}
+    if unit.asked:
+        inputs[ASKED] = unit.asked
     mark_done(unit.folder, ["file"], inputs, {})
 
 
@@ -94,6 +96,18 @@ def test_a_unit_is_named_by_stage_and_argument(run, config):
     }.items():
         with pytest.raises(ConfigError, match=message):
             find_unit(everything, *words)
+
+
+def test_what_was_measured_otherwise_is_to_be_measured_anew(run, config):
+    finish_all(run, config)
+
+    def left(**given):
+        changed = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=given)})
+        return [unit.key for unit in to_run(units(run, changed))]
+
+    assert left() == left(models=("stable",), allow_missing=True) == []
+    assert left(models=("sft", "stable")) == ["evaluate/sft"]
+    assert left(benchmarks=("questions", "pairs")) == left(num_documents=3) == ["evaluate/base", "evaluate/stable"]
 
 
 def test_no_model_need_be_evaluated(config):

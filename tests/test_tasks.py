@@ -14,7 +14,7 @@ from salign.dataset.leaks import prompts_in
 from salign.errors import ConfigError, DataError
 from salign.evaluation.figures import values_of
 from salign.evaluation.lm import RowLM
-from salign.evaluation.resume import Scores, forget_measured, open_measured
+from salign.evaluation.resume import Scores, open_measured
 from salign.evaluation.sides import METRICS_OF_SHARES
 from salign.evaluation.tasks import check_known, load_task, local_rows, task_files
 from salign.training.distributed import Ranks
@@ -305,5 +305,3 @@ def test_measurements_of_another_model_are_not_taken(tmp_path):
     with open_measured(tmp_path, {"model": "b"}, 0) as measured:
         assert measured.scores.find([1], [2]) is None
     assert len(list(tmp_path.iterdir())) == 1
-    forget_measured(tmp_path)
-    assert not list(tmp_path.iterdir())

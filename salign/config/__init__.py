@@ -5,7 +5,7 @@ from salign.config.base import Sampling, Section
 from salign.config.cluster import ClusterSection, LocalCluster, SlurmCluster, SlurmResources, Throughput
 from salign.config.criteria import SCALE, WORDINGS, Criterion, Scale
 from salign.config.dialects import DIALECTS, Dialect
-from salign.config.effects import NOT_FREE, Effect, selected, settings_of
+from salign.config.effects import NOT_FREE, Effect, given, selected, settings_of
 from salign.config.embedders import Embedder, HashingEmbedder, OpenAIEmbedder, TransformersEmbedder
 from salign.config.engines import (
     EngineSection,
@@ -250,6 +250,7 @@ __all__ = [
     "TransformersEmbedder",
     "TransformersEngine",
     "empty_parts",
+    "given",
     "num_agents_of",
     "part_sizes",
     "selected",

@@ -67,6 +67,22 @@ def _selected(section: BaseModel, plain: Any, effects: Collection[Effect], holde
     return found
 
 
+def given(section: BaseModel, *effects: Effect) -> dict[str, Any]:
+    """As `selected`, but only what is not as by default: a setting that a later version adds changes nothing here."""
+    found: dict[str, Any] = _in_both(
+        selected(section, *effects), section.model_dump(mode="json", exclude_defaults=True)
+    )
+    return found
+
+
+def _in_both(chosen: Any, there: Any) -> Any:
+    if isinstance(chosen, dict) and isinstance(there, dict):
+        return {name: _in_both(chosen[name], there[name]) for name in chosen if name in there}
+    if isinstance(chosen, list) and isinstance(there, list) and len(chosen) == len(there):
+        return [_in_both(*both) for both in zip(chosen, there, strict=True)]
+    return chosen
+
+
 # --- of the types alone --------------------------------------------------------------------------
 
 

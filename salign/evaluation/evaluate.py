@@ -23,7 +23,7 @@ from salign.evaluation.calls import Means, by_all_ranks
 from salign.evaluation.compare import compare
 from salign.evaluation.figures import about_answers, about_judging, check_answered, check_rated, estimates, sample_row
 from salign.evaluation.judged import RATED, Item, Sample, items
-from salign.evaluation.resume import forget_measured, open_measured
+from salign.evaluation.resume import open_measured
 from salign.evaluation.sides import METRICS_OF_SHARES
 from salign.evaluation.tasks import MissingDataError, load_task
 from salign.evaluation.trial import Trial, trial_figures
@@ -32,6 +32,7 @@ from salign.evaluation.versions import code_digest, settings_of_answers, setting
 from salign.locks import lock
 from salign.manifest import code_version, require_model
 from salign.markers import mark_done, read_done, recording_failure, require_done
+from salign.plan import ASKED, asked_of
 from salign.records import AlignmentGroup
 from salign.run import RunDir
 from salign.storage import write_atomic
@@ -224,11 +225,10 @@ def evaluate(
             results["leak_check"] = leaks
             _write(folder, rows, results)
             _mirror(run, config, judged.samples, results)
-            mark_done(folder, ["results.json", "samples.jsonl"], inputs, results["figures"])
-    if ranks.is_main:
-        forget_measured(folder)
-        if is_planned:
-            _mirror_seeds(run, config, name)
+            made_from = {**inputs, ASKED: asked_of(config)}
+            mark_done(folder, ["results.json", "samples.jsonl"], made_from, results["figures"])
+    if ranks.is_main and is_planned:
+        _mirror_seeds(run, config, name)
 
 
 @dataclass(frozen=True)

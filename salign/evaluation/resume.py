@@ -1,4 +1,4 @@
-"""What an evaluation has measured so far, so that a stopped one continues from there."""
+"""What an evaluation has measured: a stopped one goes on from there, and one of more benchmarks asks what is new."""
 
 import contextlib
 import hashlib
@@ -78,9 +78,3 @@ def open_measured(folder: Path, of: Mapping[str, Any], rank: int) -> Iterator[Me
         scores = Scores(place / "scores", rank)
         stack.callback(scores.close)
         yield Measured(journal, scores)
-
-
-def forget_measured(folder: Path) -> None:
-    """Removes the records of a complete evaluation: its samples hold them all."""
-    for place in folder.glob("measured-*"):
-        shutil.rmtree(place)

@@ -151,6 +151,28 @@ def test_another_config_for_the_same_folder_is_refused(finished):
     assert launch(str(config), "cluster.num_workers=1").returncode == 0
 
 
+def test_more_benchmarks_are_asked_of_what_is_trained(finished, tmp_path):
+    run, first = RunDir(tmp_path / "small"), finished[0]
+    shutil.copytree(first.path, run.path)
+    made = {path: path.stat().st_mtime_ns for path in run.path.glob("[std]*/**/done.json")}
+
+    def judged(run: RunDir, model: str) -> list[bytes]:
+        return [path.read_bytes() for path in sorted(run.evaluation(model).glob("measured-*/calls/*"))]
+
+    more = "evaluate.benchmarks=[questions,pairs]"
+    done = launch(str(run.config_file), f"run.root={tmp_path}", more, "evaluate.num_documents=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "stable - base: pairs/margin" in done.stdout
+    assert made == {path: path.stat().st_mtime_ns for path in made}
+    for model in ("base", "stable"):
+        figures, before = (
+            json.loads((one.evaluation(model) / "results.json").read_text())["figures"] for one in (run, first)
+        )
+        assert figures["pairs/margin"]["n"] == 3
+        assert {name: figures[name] for name in before} == before
+        assert judged(run, model) == judged(first, model) != []  # no call was made again
+
+
 def test_a_file_that_changed_is_noticed_by_the_next_stage_and_by_verify(finished, tmp_path):
     run = RunDir(tmp_path / "small")
     shutil.copytree(finished[0].path, run.path)
