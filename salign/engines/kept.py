@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from salign.errors import ConfigError, HeldError
 from salign.locks import lock
 
-_LOOK_EVERY_S = 0.2
+logger = logging.getLogger(__name__)
+
+# Who waits for another's measurement looks after a pause that grows: a thousand shards may begin at once.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
 
 class Measurement(BaseModel):
@@ -57,12 +61,16 @@ async def once(
     """
     if path is None:
         return await measure()
+    pause = _FIRST_PAUSE_S
     while (found := read(path, kind)) is None:
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(lock(path.with_suffix(".lock"), f"{kind.measured} in {path}", patience_s=0.0))
-            except HeldError:
-                await asyncio.sleep(_LOOK_EVERY_S)
+            except HeldError as held:
+                if pause == _FIRST_PAUSE_S:
+                    logger.info("waits for another process: %s", held)
+                await asyncio.sleep(pause)
+                pause = min(1.5 * pause, _LONGEST_PAUSE_S)
                 continue
             if (found := read(path, kind)) is None:
                 found = await measure()
