@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         DataError: As `check_target`.
     """
-    with _part_of(path) as file:
+    with _new_part(path) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -43,18 +44,22 @@ def check_target(path: Path) -> None:
         DataError: Something else than a file has the name: a device, which root could replace for all, or a folder; or
             its folder takes no files.
     """
-    with _part_of(path):
+    with _new_part(path):
         pass
 
 
+def part_of(path: Path) -> Path:
+    """The name under which what is to be at a path is made beside it: nobody else's, on no node and in no thread."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
 @contextlib.contextmanager
-def _part_of(path: Path) -> Iterator[IO[bytes]]:
+def _new_part(path: Path) -> Iterator[IO[bytes]]:
     """A file beside the one that is to be, which is gone after the block unless it was renamed."""
     _check_replaceable(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.unlink(missing_ok=True)
         # Made here, so not through a link that somebody put there.
         file = part.open("xb", buffering=_BUFFER_BYTES)
     except FileNotFoundError:  # /proc, where nobody makes anything
@@ -90,7 +95,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     for left in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     part.mkdir(parents=True)
     try:
         yield part

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from actors import SMALL_RUN
@@ -14,7 +15,7 @@ from salign import compose
 from salign.engines import nodes as nodes_module
 from salign.engines import serving
 from salign.engines.nodes import Nodes, nodes_of
-from salign.errors import ConfigError, EngineError
+from salign.errors import ConfigError
 from salign.markers import mark_done
 from salign.plan import servers_of, units
 from salign.run import RunDir
@@ -41,22 +42,22 @@ class Server:
         [unit] = servers_of(run, config)
         self.file = run.fleet(config.fleets[0].name) / "0.json"
         unit.folder.mkdir(parents=True)
-        self.errors = {}
 
         def serve(number):
             rank.number = number
-            try:
-                serving.serve(run, config, unit.argument)
-            except (ConfigError, EngineError) as error:
-                self.errors[number] = error
+            serving.serve(run, config, unit.argument)
 
-        self.threads = [threading.Thread(target=serve, args=(number,)) for number in (0, 1)]
-        for thread in self.threads:
-            thread.start()
+        pool = ThreadPoolExecutor()
+        self._parts = {number: pool.submit(serve, number) for number in (0, 1)}
+
+    @property
+    def errors(self):
+        """What parts have ended with, by their numbers."""
+        ended = {number: part.exception() for number, part in self._parts.items() if part.done()}
+        return {number: error for number, error in ended.items() if error is not None}
 
     def join(self):
-        for thread in self.threads:
-            thread.join()
+        wait(self._parts.values())
 
 
 @pytest.fixture

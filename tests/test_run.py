@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,20 @@ def test_a_file_is_written_whole_with_its_folders(tmp_path):
     write_atomic(path, "two ✓\n")
     assert path.read_text(encoding="utf-8") == "two ✓\n"
     assert names_in(path.parent) == ["b.json"]
+
+
+def test_processes_of_one_number_on_several_nodes_may_write_the_same_file(tmp_path):
+    """As threads do, which have one number here."""
+    texts = [letter * 100_000 for letter in "abcd"]
+
+    def write(text):
+        for _ in range(50):
+            write_atomic(tmp_path / "x", text)
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(write, texts)) == [None] * 4
+    assert (tmp_path / "x").read_text() in texts
+    assert names_in(tmp_path) == ["x"]
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
-from salign import compose
+from salign import compose, storage
 from salign.config import OpenAIEmbedder, OpenAIEngine, Sampling, ServerEngine
 from salign.engines.base import Prompt
 from salign.engines.openai import OpenAIEngine as Engine
@@ -86,13 +86,15 @@ def test_a_private_run_is_for_its_user_alone(tmp_path):
         os.umask(before)
 
 
-def test_nothing_is_written_through_a_planted_link(tmp_path):
-    victim = tmp_path / "victim"
+def test_nothing_is_written_through_a_planted_link(tmp_path, monkeypatch):
+    victim, planted = tmp_path / "victim", tmp_path / "planted"
     victim.write_text("mine")
-    (tmp_path / f".x.json.{os.getpid()}.part").symlink_to(victim)
-    write_atomic(tmp_path / "x.json", "theirs")
+    planted.symlink_to(victim)
+    monkeypatch.setattr(storage, "part_of", lambda path: planted)  # whoever could guess its name
+    with pytest.raises(FileExistsError):
+        write_atomic(tmp_path / "x.json", "theirs")
     assert victim.read_text() == "mine"
-    assert not (tmp_path / "x.json").is_symlink()
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_no_file_takes_the_place_of_what_is_none(tmp_path):

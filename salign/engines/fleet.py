@@ -22,7 +22,7 @@ from salign.engines import openai
 from salign.engines.loads import Loads
 from salign.engines.proxy import Client, ProxyEngine
 from salign.errors import CallRejectedError, ConfigError, EngineError, EngineUnavailableError
-from salign.storage import write_atomic
+from salign.storage import part_of, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def unregister(file: Path) -> None:
 def agree_on(folder: Path, identity: str) -> str:
     """What the first server of a fleet said that it serves, which may be this one."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".identity.{os.uname().nodename}.{os.getpid()}.part"
+    part = part_of(folder / "identity")
     part.write_text(identity, encoding="utf-8")
     try:
         with contextlib.suppress(FileExistsError):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from salign.errors import ConfigError, HeldError
 from salign.locks import lock
+from salign.storage import part_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def read(path: Path, kind: type[M]) -> M | None:
 def publish(path: Path, mine: M) -> M:
     """Keeps a measurement; what the first of all processes has measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
+    part = part_of(path)
     part.write_text(mine.model_dump_json(indent=1) + "\n", encoding="utf-8")
     try:
         os.link(part, path)  # fails where there is one, and nobody ever sees half of it
