@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 # Its wheels differ from index to index (CPU, CUDA, ROCm): a version, and no hash.
 TORCH := torch==2.13.0
 STAMP := $(VENV)/.installed
-# Five test files at a time on two cores, for some wait; the long ones first (tests/conftest.py).
-PARALLEL := -n 5 --dist loadfile --no-loadscope-reorder
+# Four test files at a time on two cores, for some wait; the long ones first (tests/conftest.py).
+PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 # pip's bars would fill a log; a user in a terminal waits about a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
@@ -25,7 +25,7 @@ results: setup  ## the tables of docs/results.md, each a run that goes on where 
 # Hundreds of processes are started, and what they import is compiled once.
 test test-unit test-vllm test-litellm test-repeat coverage: export PYTHONDONTWRITEBYTECODE :=
 
-test: setup  ## all tests, five files at a time: integration (real Slurm, DeepSpeed, engines) and unit
+test: setup  ## all tests, four files at a time: integration (real Slurm, DeepSpeed, engines) and unit
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-unit: setup  ## the tests that need a minute together, no network and no model
