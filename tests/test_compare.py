@@ -76,6 +76,23 @@ def test_only_a_difference_that_holds_is_bold(run, config):
     assert "judge's prompt 1" in text
 
 
+def test_what_a_coin_has_rated_is_not_bold(run, config):
+    """However clear a difference is: it may be in what such a judge likes, such as short answers."""
+    pair = {"num_pairs": 100, "num_rated_pairs": 100, "agreement": 0.5, "agreement_interval": [0.4, 0.6], "chance": 0.5}
+    trial = {**pair, "length_correlation": -0.66, "injected": pair, "own": {**pair, "agreement": None}}
+    for model, rating in (("base", 5.0), ("stable_1", 6.0)):
+        put(run, config, model, **{"hh/rating": [rating, rating + 0.1] * 40, "a/acc": [rating > 5] * 40})
+        path = run.evaluation(model) / "results.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "judges": {"learnt": {"rating": trial}}}))
+        mark_done(path.parent, ["results.json", "samples.jsonl"], {}, {})
+    found = compare(run, config, ["base", "stable_1"])
+    assert found.differences["hh/rating"][0].holds
+    assert {figure: found.best(figure) for figure in found.figures} == {"hh/rating": None, "a/acc": "stable_1"}
+    text = write_tables(run, found)
+    assert [line for line in text.splitlines() if "hh/rating" in line and "**" in line] == []
+    assert "It is not shown to be a judge, and nothing that it rated is bold." in text
+
+
 def test_tables_are_written_in_three_forms(run, config):
     text = write_tables(run, compare(run, config, ["base", "stable_1"]))
     folder = run.path / "evaluate"

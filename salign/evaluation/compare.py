@@ -22,7 +22,7 @@ from salign.evaluation.statistics import (
     paired_difference,
     permutation_p,
 )
-from salign.evaluation.trial import trial_in_words
+from salign.evaluation.trial import criterion_of, trial_in_words, why_poor
 from salign.files import read_rows
 from salign.markers import require_done
 from salign.run import RunDir, generations
@@ -76,9 +76,15 @@ class Comparison:
     versions: dict[str, Any]
     facts: dict[str, Any]
 
+    def is_rated_poorly(self, figure: str) -> bool:
+        """Whether a figure's ratings are by a judge that its trial does not show to be one."""
+        criterion = criterion_of(figure)
+        trials = (trial for of_model in self.facts["judges"].values() for trial in of_model.values())
+        return any(criterion in trial and why_poor(trial[criterion]) is not None for trial in trials)
+
     def best(self, figure: str) -> str | None:
         """Returns the model that is better than every other, if all those differences hold; else None."""
-        if neither_is_better(figure):
+        if neither_is_better(figure) or self.is_rated_poorly(figure):
             return None
         lower = lower_is_better(figure)
         won = Counter(row.lower_one if lower else row.higher_one for row in self.differences[figure] if row.holds)
@@ -244,7 +250,7 @@ def markdown(found: Comparison) -> str:
         for difference in differences:
             p = "-" if difference.p is None else f"{difference.p:.4f}"
             what = neutral(f"{_name(figure)}: {difference.second} - {difference.first}", "markdown")
-            mark = "**" if difference.holds else ""
+            mark = "**" if difference.holds and not found.is_rated_poorly(figure) else ""
             smallest = difference.estimate.visible
             visible = "-" if smallest is None else f"{smallest:.3f}"
             lines.append(
@@ -256,7 +262,8 @@ def markdown(found: Comparison) -> str:
         lines += ["", neutral(f"Expected calibration error of {task}: {said}.", "markdown")]
     for judge, trial in found.facts["judges"][found.models[-1]].items():
         for criterion, one in trial.items():
-            lines += ["", neutral(f"Judge {judge}, {criterion}: {trial_in_words(one)}.", "markdown")]
+            poor = "" if why_poor(one) is None else " It is not shown to be a judge, and nothing that it rated is bold."
+            lines += ["", neutral(f"Judge {judge}, {criterion}: {trial_in_words(one)}.{poor}", "markdown")]
     leaks = found.facts["leak_check"][found.models[0]]
     versions = ", ".join(f"{name} {value}" for name, value in found.versions.items() if value is not None)
     skipped = neutral(", ".join(found.facts["skipped"]), "markdown")
