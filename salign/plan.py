@@ -87,9 +87,10 @@ def units(run: RunDir, config: Config) -> list[Unit]:
         parts = (part.replay for part in stage.parts if part.kind == "run")
         replayed = {its.dataset_key: its.dataset for shares in parts for _, _, its in run.replayed(shares)}
         plan.append(Unit("train", stage.name, run.stage(stage.name), needs, replayed=tuple(replayed.items())))
+    asked = asked_of(config)
     for model in config.evaluated_models:
         needs = () if model == "base" else (f"train/{model}",)
-        plan.append(Unit("evaluate", model, run.evaluation(model), needs, asked=asked_of(config)))
+        plan.append(Unit("evaluate", model, run.evaluation(model), needs, asked=asked))
     return plan
 
 
